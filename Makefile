@@ -1,0 +1,65 @@
+# make reproduce   set up .venv, run the zero-shot notebooks on the mini world, write rows, tables, figures and README
+# make test        set up .venv, check that notebooks and package agree, run every notebook and every test, offline, CPU only
+# PYTHON=...       another Python 3.11 to 3.13;  VENV=...  another place for the environment
+
+SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OFFLINE := env -u OODNB_DATA OODNB_HOME="$(CURDIR)/runs/.test-home" OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=agg PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup hooks reproduce readme test check lint export docs clean distclean
+
+help:
+	@sed -n 's/^# //p' Makefile
+	@echo "also: setup hooks check lint export readme docs clean distclean"
+
+$(STAMP): settings.ini setup.py pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 to 3.13 found; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c '$(SUPPORTED)' || { echo "$(PYTHON) is not Python 3.11 to 3.13; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP) hooks
+
+hooks:
+	@git config core.hooksPath .githooks 2>/dev/null || echo "not a git checkout: no hooks to set"
+
+reproduce: $(STAMP)
+	$(BIN)/oodnb run zeroshot_imagenet --accept
+	$(BIN)/oodnb table
+	$(MAKE) --no-print-directory readme
+
+readme: $(STAMP)
+	mkdir -p runs/readme
+	env PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter nbconvert --execute --to markdown --output-dir runs/readme --output README nbs/index.ipynb
+	sed -e 's|](\.\./|](|g' -e 's|src="\.\./|src="|g' runs/readme/README.md > README.md
+
+test: $(STAMP)
+	$(BIN)/python tools/check.py
+	$(OFFLINE) $(BIN)/nbdev_test --n_workers 2
+	$(OFFLINE) $(BIN)/python -m pytest -q
+
+check: $(STAMP)
+	$(BIN)/python tools/check.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+export: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_export
+
+docs: $(STAMP)
+	mkdir -p runs/html
+	$(BIN)/jupyter nbconvert --to html --output-dir runs/html --RegexRemovePreprocessor.patterns='^#\|\s*(hide|default_exp)' nbs/index.ipynb nbs/*/*.ipynb
+	@echo "open runs/html/index.html"
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache _proc _docs runs/readme runs/html
+	find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
