@@ -275,7 +275,7 @@ class _RealSet:
     licence: str
 
 
-_MOS = "https://github.com/deeplearning-wisc/large_scale_ood"
+_MOS = "https://pages.cs.wisc.edu/~huangrui/imagenet_ood_dataset"
 _MOS_TERMS = "terms of the source images; a 10,000 picture list by Huang and Li (2021)"
 _REAL = {row.name: row for row in [
     _RealSet("ImageNet", "id", ("ImageNet/val", "imagenet/val", "imagenet/images/val", "ILSVRC2012/val"), "n01440764/ILSVRC2012_val_00000293.JPEG, 1,000 WordNet id folders of 50",

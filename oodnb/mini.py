@@ -8,6 +8,7 @@ __all__ = ['HELD_OUT', 'FLAT', 'SHIFTED', 'SPLITS', 'MINI_OOD', 'PIXELS', 'ARCHI
            'preprocessing', 'vocabulary', 'compact_rows', 'save_clip', 'unfold_clip', 'load_clip', 'load_curve']
 
 # %% ../nbs/library/24_mini.ipynb #7396515b
+import difflib
 import inspect
 import io
 import json
@@ -188,7 +189,9 @@ def load_split(
     recipe = SPLITS.get((name, split))
     if recipe is None:
         have = "; ".join(f"{n}: {', '.join(s for m, s in SPLITS if m == n)}" for n in dict.fromkeys(n for n, _ in SPLITS))
-        raise ValueError(f"the mini world has no split {split!r} of {name!r}. It has {have}")
+        close = difflib.get_close_matches(name, [n for n, _ in SPLITS], n=1)
+        hint = f" Did you mean {close[0]!r}?" if close and close[0] != name else ""
+        raise ValueError(f"The mini world has no split {split!r} of {name!r}.{hint} It has {have}.")
     names, _ = _classes(recipe)
     key = f"{name}-{split}-{_recipe()}"
     def make():
