@@ -210,7 +210,7 @@ def save_scores(
     plain.attrs = {}
     table = pa.Table.from_pandas(plain, preserve_index=False)
     facts = {"format": 1, "rows": len(scores), "columns": list(map(str, scores.columns)), "attrs": scores.attrs}
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"oodnb_scores": json.dumps(facts, ensure_ascii=False).encode()})
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"oodnb_scores": json.dumps(facts, ensure_ascii=False, default=str).encode()})
     with atomic_path(path) as temporary: pq.write_table(table, temporary, compression="zstd")
     return Path(path)
 

@@ -7,6 +7,7 @@ __all__ = ['ID_COLOUR', 'COLOURS', 'style', 'DataFigure', 'save_figure', 'plot_s
            'plot_metric_intervals', 'worst_mistakes']
 
 # %% ../nbs/library/72_figures.ipynb #0d972017
+import base64
 import io
 import math
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ _STYLE = {
     "axes.labelsize": 7.5, "xtick.labelsize": 6.5, "ytick.labelsize": 7, "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": .6, "xtick.major.width": .6, "ytick.major.width": .6, "xtick.major.size": 2.5, "ytick.major.size": 2.5, "axes.edgecolor": "#444444", "axes.labelcolor": "#222222",
     "xtick.color": "#444444", "ytick.color": "#444444", "text.color": "#222222", "lines.linewidth": 1.3, "axes.prop_cycle": mpl.cycler(color=(ID_COLOUR, *COLOURS)),
-    "figure.dpi": 100, "savefig.dpi": 200, "svg.hashsalt": "oodnb", "svg.fonttype": "none", "figure.facecolor": "white", "axes.facecolor": "white"}
+    "figure.dpi": 100, "savefig.dpi": 200, "svg.hashsalt": "oodnb", "svg.fonttype": "none", "text.hinting": "none", "figure.facecolor": "white", "axes.facecolor": "white"}
 
 
 @contextmanager
@@ -45,17 +46,20 @@ def style():
 class DataFigure(Figure):
     "A matplotlib figure that carries the numbers drawn in it."
     data = None # DataFrame
-    save_dpi = 200 # dots per inch of a saved PNG
+    pictures = False # True when it shows photographs: smaller when saved, and never with few colours
 
-    def _repr_png_(self):
-        with style(), io.BytesIO() as buffer:
-            FigureCanvasAgg(self)
-            self.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
-            return buffer.getvalue()
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        "PNG for the notebook, small enough to be committed: line art needs no more than 64 colours."
+        with style(), io.BytesIO() as drawn, io.BytesIO() as small:
+            self.savefig(drawn, format="png", dpi=90, metadata={"Software": None})
+            image = Image.open(drawn).convert("RGB")
+            (image if self.pictures else image.quantize(64)).save(small, format="png", optimize=True)
+            return {"image/png": base64.b64encode(small.getvalue()).decode(), "text/plain": f"{type(self).__name__}({'no data' if self.data is None else f'{len(self.data)} rows of data'})"}
 
 
 def _figure(width, height, rows, columns, **options): # inches; (figure, axes [rows, columns])
     figure = DataFigure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=.06, h_pad=.05)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
@@ -77,14 +81,14 @@ def _picked(scores, detectors): # names to draw
 # %% ../nbs/library/72_figures.ipynb #86e44a34
 def save_figure(
     figure, # DataFigure, or any matplotlib figure
-    path, # .png, .svg or .pdf
-    dpi=None, # dots per inch of a PNG; None takes 200, and 120 for contact sheets
+    path, # .png, .svg, .pdf, .webp or .jpg
+    dpi=None, # dots per inch of pixel formats; None takes 200, and 100 for contact sheets
 ) -> Path: # the picture
     "Write a figure, and its numbers as CSV beside it, atomically."
     path = Path(path)
-    clock = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    clock = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".webp": None, ".jpg": None}
     if path.suffix.lower() not in clock: raise ValueError(f"{path.name!r} is no picture format used here; end it in {', '.join(clock)}.")
-    dpi = dpi or getattr(figure, "save_dpi", 200)
+    dpi = dpi or (100 if getattr(figure, "pictures", False) else 200)
     with style(), atomic_path(path) as temporary: figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi, metadata=clock[path.suffix.lower()])
     if getattr(figure, "data", None) is not None:
         with atomic_path(path.with_suffix(".csv")) as temporary: figure.data.to_csv(temporary, index=False, float_format="%.5g", lineterminator="\n")
@@ -221,7 +225,10 @@ def plot_metric_intervals(
 def _mistakes(scores, detector, n): # rows of both kinds, worst first
     known, ood = by_role(scores)
     others = pd.concat(ood.values())
-    return {"OOD images that look most like ID": others.nlargest(n, detector), "ID images that look least like ID": known.nsmallest(n, detector)}
+    def above(rows, other, side): # percent of the other scores below those of the rows
+        return 100 * np.searchsorted(np.sort(other[detector]), rows[detector].to_numpy(), side=side) / len(other)
+    high, low = others.nlargest(n, detector), known.nsmallest(n, detector)
+    return {"OOD images that look most like ID": high.assign(percent=above(high, known, "left")), "ID images that look least like ID": low.assign(percent=100 - above(low, others, "right"))}
 
 
 def _class_of(names, index): return str(names[index]) if 0 <= index < len(names) else ""
@@ -248,7 +255,7 @@ def worst_mistakes(
     scores, # score table
     detector, # whose mistakes
     image_sets, # dict: data set name -> ImageSet, or a list of ImageSets
-    n=16, # pictures of either kind
+    n=8, # pictures of either kind
     columns=8, # pictures side by side
 ) -> DataFigure:
     "Contact sheet of the OOD images with the highest scores and the ID images with the lowest."
@@ -257,22 +264,22 @@ def worst_mistakes(
     blocks, classes, data = _mistakes(scores, detector, n), scores.attrs.get("class_names", []), []
     found = {title: _find_pictures(rows, sets) for title, rows in blocks.items()}
     lines = {title: math.ceil(len(rows) / columns) for title, rows in blocks.items()}
+    notes = dict(zip(blocks, ("% of the ID images score lower", "% of the OOD images score higher")))
     with style():
         figure = DataFigure(figsize=(.92 * columns, 1.36 * sum(lines.values()) + .5), layout="constrained")
         FigureCanvasAgg(figure)
         for part, (title, rows) in zip(figure.subfigures(2, 1, height_ratios=[lines[t] for t in blocks], hspace=.02), blocks.items()):
-            part.suptitle(f"{title}, by {detector}", x=.005, ha="left", fontsize=8.5, fontweight="bold")
+            part.suptitle(f"{title}, by {detector}  ({notes[title]})", x=.005, ha="left", fontsize=8)
             axes = part.subplots(lines[title], columns, squeeze=False)
             for axis in axes.flat: axis.set_axis_off()
             guesses = rows.get(f"prediction:{detector}", rows.get("prediction", pd.Series(-1, rows.index)))
             for axis, (image_set, i), (_, row), guess in zip(axes.flat, found[title], rows.iterrows(), guesses):
                 axis.imshow(np.asarray(_thumbnail(image_set.read(i))))
                 true, guessed = _class_of(image_set.class_names, int(row["label"])), _class_of(classes, int(guess))
-                known = row["role"] == "id"
-                axis.set_title("\n".join([_cut(true or row["image_id"]), _cut(f"→ {guessed}" if guessed else ""), f"{row[detector]:.4g}" if known else _cut(f"{row[detector]:.3g} · {row['dataset']}")]),
-                               fontsize=5.8, fontweight="normal", loc="center", pad=2, color="#222222", linespacing=1.15)
-                data.append({"block": title, "dataset": row["dataset"], "image_id": row["image_id"], "true": true, "predicted": guessed, "score": row[detector]})
-        figure.save_dpi = 120
+                share = f"{row['percent']:.3g} %" + (f" · {row['dataset']}" if row["role"] == "ood" else "")
+                axis.set_title("\n".join(_cut(t) for t in (true or str(row["image_id"]), f"→ {guessed}" if guessed else "", share)), fontsize=5.8, fontweight="normal", loc="center", pad=2, linespacing=1.15)
+                data.append({"block": title, "dataset": row["dataset"], "image_id": row["image_id"], "true": true, "predicted": guessed, "score": row[detector], "percent": row["percent"]})
+        figure.pictures = True
         return _finished(figure, pd.DataFrame(data))
 
 
