@@ -193,8 +193,8 @@ def plot_roc(
         return _finished(figure, pd.concat(data, ignore_index=True))
 
 # %% ../nbs/library/72_figures.ipynb #6c0c9646
-_LABELS = {"auroc": "AUROC, %\nhigher is better", "fpr95_id_positive": "FPR95 (ID pos.), %\nlower is better", "fpr95_ood_positive": "FPR95 (OOD pos.), %\nlower is better",
-           "aupr_in": "AUPR (ID), %\nhigher is better", "aupr_out": "AUPR (OOD), %\nhigher is better"}
+_LABELS = {"auroc": "AUROC, %\nhigher is better", "fpr95_id_positive": "FPR95, ID pos., %\nlower is better", "fpr95_ood_positive": "FPR95, OOD pos., %\nlower is better",
+           "aupr_in": "AUPR, ID, %\nhigher is better", "aupr_out": "AUPR, OOD, %\nhigher is better"}
 
 
 def plot_metric_intervals(
@@ -206,7 +206,7 @@ def plot_metric_intervals(
     if unknown: raise ValueError(f"No metric {unknown[0]!r} in this table; choose from {', '.join(n for n in _LABELS if n in metrics)}.")
     sets, detectors = list(metrics["dataset"].unique()), list(metrics["detector"].unique())
     with style():
-        figure, axes = _figure(1.1 + 1.05 * len(sets), (.42 + .15 * len(detectors)) * len(names) + .15, len(names), len(sets), sharex="row", sharey=True)
+        figure, axes = _figure(1.1 + 1.05 * len(sets), max(1.15, .42 + .15 * len(detectors)) * len(names) + .2, len(names), len(sets), sharex="row", sharey=True)
         for column, dataset in enumerate(sets):
             part = metrics[metrics["dataset"] == dataset].set_index("detector").reindex(detectors)
             for axis, name in zip(axes[:, column], names):
@@ -218,7 +218,8 @@ def plot_metric_intervals(
                 axis.xaxis.set_major_locator(MaxNLocator(3))
                 axis.tick_params(axis="y", length=0)
             axes[0, column].set_title(dataset)
-        for axis, name in zip(axes[:, 0], names): axis.set(yticks=range(len(detectors)), yticklabels=detectors, ylim=(len(detectors) - .4, -.6), ylabel=_LABELS[name])
+        for axis, name in zip(axes[:, 0], names): axis.set(yticks=range(len(detectors)), yticklabels=detectors, ylim=(len(detectors) - .4, -.6))
+        for axis, name in zip(axes[:, 0], names): axis.set_ylabel(_LABELS[name], fontsize=6.5)
         return _finished(figure, metrics[["detector", "dataset", *(f"{n}{end}" for n in names for end in ("", "_low", "_high"))]].copy())
 
 # %% ../nbs/library/72_figures.ipynb #32b2ca57
@@ -264,9 +265,9 @@ def worst_mistakes(
     blocks, classes, data = _mistakes(scores, detector, n), scores.attrs.get("class_names", []), []
     found = {title: _find_pictures(rows, sets) for title, rows in blocks.items()}
     lines = {title: math.ceil(len(rows) / columns) for title, rows in blocks.items()}
-    notes = dict(zip(blocks, ("% of the ID images score lower", "% of the OOD images score higher")))
+    notes = dict(zip(blocks, ("number: % of the ID images that score lower", "number: % of the OOD images that score higher")))
     with style():
-        figure = DataFigure(figsize=(.92 * columns, 1.36 * sum(lines.values()) + .5), layout="constrained")
+        figure = DataFigure(figsize=(.92 * columns, 1.3 * sum(lines.values()) + .5), layout="constrained")
         FigureCanvasAgg(figure)
         for part, (title, rows) in zip(figure.subfigures(2, 1, height_ratios=[lines[t] for t in blocks], hspace=.02), blocks.items()):
             part.suptitle(f"{title}, by {detector}  ({notes[title]})", x=.005, ha="left", fontsize=8)
@@ -276,7 +277,7 @@ def worst_mistakes(
             for axis, (image_set, i), (_, row), guess in zip(axes.flat, found[title], rows.iterrows(), guesses):
                 axis.imshow(np.asarray(_thumbnail(image_set.read(i))))
                 true, guessed = _class_of(image_set.class_names, int(row["label"])), _class_of(classes, int(guess))
-                share = f"{row['percent']:.3g} %" + (f" · {row['dataset']}" if row["role"] == "ood" else "")
+                share = f"{math.floor(10 * row['percent']) / 10:g}" + (f" · {row['dataset']}" if row["role"] == "ood" else "")
                 axis.set_title("\n".join(_cut(t) for t in (true or str(row["image_id"]), f"→ {guessed}" if guessed else "", share)), fontsize=5.8, fontweight="normal", loc="center", pad=2, linespacing=1.15)
                 data.append({"block": title, "dataset": row["dataset"], "image_id": row["image_id"], "true": true, "predicted": guessed, "score": row[detector], "percent": row["percent"]})
         figure.pictures = True
