@@ -112,7 +112,9 @@ def _score_range(values): # (low, high) without the last half percent on either 
 def _ridge(axis, values, low, high, line, base, colour, accept): # one density standing on `base`
     x, y = _density(values, low, high)
     axis.fill_between(x, base, base + .88 * y, color=colour, alpha=.28, linewidth=0)
-    if accept: axis.fill_between(x, base, base + .88 * y, where=x >= line, color=colour, alpha=.75, linewidth=0)
+    if accept:
+        right = np.concatenate([[line], x[x > line]])
+        axis.fill_between(right, base, base + .88 * np.interp(right, x, y), color=colour, alpha=.75, linewidth=0)
     axis.plot(x, base + .88 * y, color=colour, linewidth=.9)
     axis.axhline(base, color="#BBBBBB", linewidth=.4, zorder=0)
     return x, y
@@ -153,7 +155,7 @@ def plot_score_distributions(
         data = [_score_panel(axis, scores, name, known, ood, short) for axis, name in zip(axes.flat, names)]
         for axis in axes.flat[len(names):]: axis.set_axis_off()
         for axis in axes[:, 1:].flat: axis.tick_params(labelleft=False)
-        figure.supxlabel("score (higher = more in-distribution); dashed: accepts 95 % of the ID images; solid area: OOD images accepted there", fontsize=6.5, color="#666666")
+        figure.supxlabel("score (higher = more in-distribution); dashed: accepts 95 % of the ID images; solid area: OOD images accepted there, their share is FPR95 (ID positive)", fontsize=6.5, color="#666666")
         return _finished(figure, pd.concat(data, ignore_index=True))
 
 # %% ../nbs/library/72_figures.ipynb #0d4de795
