@@ -202,19 +202,20 @@ _LABELS = {"auroc": "AUROC, %\nhigher is better", "fpr95_id_positive": "FPR95, I
 def plot_metric_intervals(
     metrics, # metrics_table(...)
     names=("auroc", "fpr95_id_positive", "fpr95_ood_positive"), # metrics, one row of panels each
+    same_scale=False, # one axis for all sets, to compare sets rather than detectors
 ) -> DataFigure:
     "Dot and whisker for every detector, OOD set and metric."
     unknown = [n for n in names if n not in _LABELS or n not in metrics]
     if unknown: raise ValueError(f"No metric {unknown[0]!r} in this table; choose from {', '.join(n for n in _LABELS if n in metrics)}.")
     sets, detectors = list(metrics["dataset"].unique()), list(metrics["detector"].unique())
     with style():
-        figure, axes = _figure(1.1 + 1.05 * len(sets), max(1.15, .42 + .15 * len(detectors)) * len(names) + .2, len(names), len(sets), sharex="row", sharey=True)
+        figure, axes = _figure(1.1 + 1.05 * len(sets), max(1.15, .42 + .15 * len(detectors)) * len(names) + .2, len(names), len(sets), sharex="row" if same_scale else False, sharey=True)
         for column, dataset in enumerate(sets):
             part = metrics[metrics["dataset"] == dataset].set_index("detector").reindex(detectors)
             for axis, name in zip(axes[:, column], names):
                 colour, y = "#222222" if dataset == "mean" else ID_COLOUR, np.arange(len(detectors))
-                if part[f"{name}_low"].notna().any(): axis.hlines(y, part[f"{name}_low"], part[f"{name}_high"], color=colour, linewidth=1.6, alpha=.45)
-                axis.plot(part[name], y, "o", color=colour, markersize=3)
+                if part[f"{name}_low"].notna().any(): axis.hlines(y, part[f"{name}_low"], part[f"{name}_high"], color=colour, linewidth=1.5, alpha=.5)
+                axis.plot(part[name], y, "o", color=colour, markersize=2.6)
                 axis.grid(axis="x", color="#E4E4E4", linewidth=.5)
                 axis.set_axisbelow(True)
                 axis.xaxis.set_major_locator(MaxNLocator(3))
