@@ -67,6 +67,12 @@ def _sync(path):
     finally: os.close(handle)
 
 
+def _share(path): # some writers (safetensors) make files that only their owner may read
+    mask = os.umask(0o022)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+
+
 @contextmanager
 def atomic_path(
     path, # the file to be written; its folder is created
@@ -79,6 +85,7 @@ def atomic_path(
     try:
         yield temporary
         if not temporary.is_file(): raise RuntimeError(f"Nothing was written for {path}: the block must write to the path it was given.")
+        _share(temporary)
         _sync(temporary)
         os.replace(temporary, path)
         if os.name == "posix": _sync(path.parent)
