@@ -234,13 +234,15 @@ def footer(
 def list_runs(
     notebooks=None, # folder with paper notebooks; None is nbs/papers of the checkout
     out=None, # folder for the runs; None is runs/ of the checkout
-) -> pd.DataFrame: # run, state (done, failed, not run), about
+) -> pd.DataFrame: # run, state (done, failed, not run; faulty: its parameters cell cannot be read), about
     "The paper notebooks, what they show, and whether their default run is done."
     rows = []
     for name, notebook in find_notebooks(notebooks).items():
         text = json.loads(notebook.read_text("utf-8"))["cells"][0]["source"]
         about = [line.lstrip("> ") for line in "".join(text).splitlines() if line.startswith(">")]
-        job = plan_run(name, notebooks=notebooks, out=out)
-        state = "done" if job.done else "failed" if (job.folder / "failure.json").is_file() else "not run"
+        try:
+            job = plan_run(name, notebooks=notebooks, out=out)
+            state = "done" if job.done else "failed" if (job.folder / "failure.json").is_file() else "not run"
+        except ValueError: state = "faulty"
         rows.append((name, state, about[0] if about else ""))
     return pd.DataFrame(rows, columns=["run", "state", "about"])
