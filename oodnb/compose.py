@@ -78,6 +78,29 @@ def _placement(rng, scale, x, y, turn, flip, jitter):
     return _tensor(maps)
 
 
+def _bend(rng, scale, size, strength):
+    "Smooth random displacements of sprite coordinates, [n, size, size, 2], drawn at 4 x 4 points."
+    points = _tensor(rng.normal(0, .05 * strength, (len(scale), 2, 4, 4)) / scale[:, None, None, None])
+    return F.interpolate(points, (size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+
+
+def _relight(rng, colours, strength):
+    "The colours [n, 3, s, s] with another contrast, lit from one side."
+    n, _, size, _ = colours.shape
+    axis = torch.linspace(-1, 1, size)
+    slope = _tensor(rng.normal(0, .2 * strength, (2, n, 1, 1, 1)))
+    contrast = _tensor(np.exp(rng.normal(0, .3 * strength, (n, 1, 1, 1))))
+    return (colours.clamp(min=1e-3) ** contrast * (1 + slope[0] * axis + slope[1] * axis[:, None])).clamp(0, 1)
+
+
+def _coarsen(rng, sprites):
+    "The sprites [n, 4, s, s]; every second one is drawn at half its resolution."
+    chosen = np.flatnonzero(rng.random(len(sprites)) < .5)
+    if len(chosen):
+        sprites[chosen] = F.interpolate(F.avg_pool2d(sprites[chosen], 2), scale_factor=2, mode="bilinear", align_corners=False)
+    return sprites
+
+
 def _shadow(alpha):
     size = alpha.shape[-1]
     soft = F.interpolate(F.interpolate(alpha, (size // 16,) * 2, mode="area"), (size, size), mode="bilinear", align_corners=False)
@@ -93,6 +116,7 @@ def lay_object(
     scale, x, y, turn, flip,  # placement, each [m]: size, centre, angle in radians, -1 or 1
     jitter=1.,  # strength of tint, stretch and shear
     shadow=.35,  # darkness of the shadow
+    restyle=0.,  # strength of bends, contrast and light from one side; 0: the drawing as it is
 ):
     "The canvas with one object laid on each named picture, and the object's transparency [n, 1, S, S] (zeros elsewhere)."
     n, _, size, _ = canvas.shape
@@ -103,9 +127,13 @@ def lay_object(
     if jitter:
         mix = torch.eye(3) * (1 - jitter) + jitter * tint_matrices(rng, len(where))
         sprites = torch.cat([tint(sprites[:, :3], mix), sprites[:, 3:]], 1)
+    if restyle:
+        sprites = torch.cat([_relight(rng, sprites[:, :3], restyle), sprites[:, 3:]], 1)
     sprites = torch.cat([sprites[:, :3] * sprites[:, 3:], sprites[:, 3:]], 1)
+    if restyle and sprites.shape[-1] > 48:
+        sprites = _coarsen(rng, sprites)
     grid = F.affine_grid(_placement(rng, scale, x, y, turn, flip, jitter), (len(where), 4, size, size), align_corners=False)
-    laid = F.grid_sample(sprites, grid, align_corners=False)
+    laid = F.grid_sample(sprites, grid + _bend(rng, np.asarray(scale), size, restyle) if restyle else grid, align_corners=False)
     colour, alpha = laid[:, :3], laid[:, 3:]
     canvas = canvas.clone()
     canvas[where] = canvas[where] * (1 - shadow * _shadow(alpha)) * (1 - alpha) + colour

@@ -210,8 +210,8 @@ def _section(name, scale, file):
         detection = part[part["metric"].isin(results.METRICS)]
         lines = [f"**{name}, scale {scale}** (backbone {backbone}; {setting}; run {run or 'unnamed'}; `{where}`)"]
         if len(detection): lines.append(results.to_markdown(_as_metrics(detection, intervals, results.METRICS)).strip().replace(" nan", " –"))
-        other = part[~part["metric"].isin(results.METRICS)].groupby(["metric", "dataset", "value"], sort=False)["method"].agg(", ".join)
-        lines.append("\n".join(f"- {metric} on {dataset}: {value:.1f} ({methods})" for (metric, dataset, value), methods in other.items()))
+        other = part[~part["metric"].isin(results.METRICS)].groupby(["metric", "dataset", "value"], sort=False)["method"].agg(list)
+        lines.append("\n".join(f"- {metric} on {dataset}: {value:.1f} ({', '.join(methods) if len(methods) < part['method'].nunique() else 'all methods'})" for (metric, dataset, value), methods in other.items()))
         parts.append("\n\n".join(filter(None, lines)))
     return "\n\n".join(parts)
 

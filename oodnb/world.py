@@ -85,13 +85,14 @@ class Look:
     reach: float = 1.1  # 1: the main object stays inside the picture; more: it may be cut
     turn: float = .22  # standard deviation of the tilt in radians
     jitter: float = 1.  # strength of tint, stretch and shear of the objects
+    restyle: float = 1.  # strength of bends, contrast and light on the objects, so that few artists look like many
     strength: float = 1.  # strength of light, blur and noise
     equals: float = .3  # share of the pictures with company in which main and second object are of one size
     oversample: int = 1  # painted this much larger, then reduced
 
 
 WEB = Look()
-TEST = Look(scale=(.38, .85), beside=(.18, .34), reach=1., turn=.2, jitter=.5, strength=.8, equals=0., oversample=2)
+TEST = Look(scale=(.38, .85), beside=(.18, .34), reach=1., turn=.2, jitter=.5, restyle=0., strength=.8, equals=0., oversample=2)
 
 
 def draw_contents(
@@ -254,7 +255,7 @@ def paint(
     for chosen, s, px, py, tilt, share in layers:
         at = np.flatnonzero(chosen >= 0)
         turn, flip = np.clip(rng.normal(0, tilt, n), -.8, .8), rng.choice([-1., 1.], n)
-        canvas, cover = lay_object(rng, canvas, sprites[chosen[at]], at, s[at], px[at], py[at], turn[at], flip[at], look.jitter * (1. if look.oversample == 1 else share))
+        canvas, cover = lay_object(rng, canvas, sprites[chosen[at]], at, s[at], px[at], py[at], turn[at], flip[at], look.jitter * (1. if look.oversample == 1 else share), restyle=look.restyle)
         covers.append(cover)
     visible = covers[1] * (1 - covers[2])
     if look.oversample > 1:
