@@ -93,14 +93,6 @@ def _relight(rng, colours, strength):
     return (colours.clamp(min=1e-3) ** contrast * (1 + slope[0] * axis + slope[1] * axis[:, None])).clamp(0, 1)
 
 
-def _coarsen(rng, sprites):
-    "The sprites [n, 4, s, s]; every second one is drawn at half its resolution."
-    chosen = np.flatnonzero(rng.random(len(sprites)) < .5)
-    if len(chosen):
-        sprites[chosen] = F.interpolate(F.avg_pool2d(sprites[chosen], 2), scale_factor=2, mode="bilinear", align_corners=False)
-    return sprites
-
-
 def _shadow(alpha):
     size = alpha.shape[-1]
     soft = F.interpolate(F.interpolate(alpha, (size // 16,) * 2, mode="area"), (size, size), mode="bilinear", align_corners=False)
@@ -130,8 +122,6 @@ def lay_object(
     if restyle:
         sprites = torch.cat([_relight(rng, sprites[:, :3], restyle), sprites[:, 3:]], 1)
     sprites = torch.cat([sprites[:, :3] * sprites[:, 3:], sprites[:, 3:]], 1)
-    if restyle and sprites.shape[-1] > 48:
-        sprites = _coarsen(rng, sprites)
     grid = F.affine_grid(_placement(rng, scale, x, y, turn, flip, jitter), (len(where), 4, size, size), align_corners=False)
     laid = F.grid_sample(sprites, grid + _bend(rng, np.asarray(scale), size, restyle) if restyle else grid, align_corners=False)
     colour, alpha = laid[:, :3], laid[:, 3:]
