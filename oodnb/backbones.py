@@ -13,6 +13,7 @@ import math
 import re
 import warnings
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from threading import get_ident
 
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from .checkpoints import ACTIVATIONS, fill_model, infer_config, read_checkpoint
 from .paths import content_hash, embedded_world, home
+from .prefix import encode_tokens, text_tower
 from .towers import TINY_CONFIGS, tiny_model, value_path
 
 # %% ../nbs/library/21_backbones.ipynb #e6f6440d
@@ -108,10 +110,14 @@ class Backbone:
         return self._fingerprint
 
     @contextmanager
-    def _running(self):
+    def running(
+        self,
+        grad=False, # whether gradients may be recorded inside
+    ):
+        "Evaluation mode and this backbone's precision, for code that goes through the towers itself."
         self.model.eval()
         with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.set_grad_enabled(grad and torch.is_grad_enabled()))
             stack.enter_context(_exact_convolutions() if self.precision == "fp32" else torch.autocast(self.device.type, dtype=_PRECISIONS[self.precision]))
             yield
 
@@ -139,7 +145,7 @@ def _encode_images(backbone, pixels, local):
         empty = torch.empty(0, backbone.embed_dim, device=backbone.device)
         return (empty, empty[:, None].expand(0, math.prod(backbone.grid), -1)) if local else empty
     pixels, entering, thread = pixels.to(backbone.device, torch.float32), [], get_ident()
-    with backbone._running():
+    with backbone.running():
         if not local: return backbone.model.encode_image(pixels, normalize=False).float()
         hook = backbone._tap.register_forward_pre_hook(lambda module, args: entering.append(args[0]) if get_ident() == thread else None)
         try: image_features = backbone.model.encode_image(pixels, normalize=False)
@@ -155,6 +161,13 @@ def _warn_if_cut(backbone, texts, tokens):
     if cut: warnings.warn(f"{len(cut)} of {len(texts)} texts are longer than {tokens.shape[1] - 2} tokens and were cut; the first is {texts[cut[0]]!r:.80}.", stacklevel=4)
 
 
+def _text_encoder(model, device):
+    "Tokens to features, without waste where the tower is causal."
+    try: text_tower(model)
+    except ValueError: return lambda tokens: model.encode_text(tokens.to(device), normalize=False)
+    return partial(encode_tokens, model)
+
+
 def _encode_texts(backbone, texts, batch_size):
     texts = _check_texts(texts)
     if batch_size < 1: raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
@@ -162,8 +175,9 @@ def _encode_texts(backbone, texts, batch_size):
     tokens = backbone.tokenizer(texts)
     _warn_if_cut(backbone, texts, tokens)
     starts = tqdm(range(0, len(texts), batch_size), desc="texts", unit="batch", delay=5, leave=False)
-    with backbone._running():
-        return torch.cat([backbone.model.encode_text(tokens[i:i + batch_size].to(backbone.device), normalize=False).float() for i in starts])
+    encode = _text_encoder(backbone.model, backbone.device)
+    with backbone.running():
+        return torch.cat([encode(tokens[i:i + batch_size]).float() for i in starts])
 
 # %% ../nbs/library/21_backbones.ipynb #272099e9
 def _plain_preprocess(image_size, config=None):

@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -195,8 +195,10 @@ def _digest(path):
 def _fingerprint(
     ids, # relative names [N]
     paths, # where they are now [N]
+    contents=True, # False: sizes and times of the files stand for their contents
 ): # hash over ids and contents
     stats = np.array([_stat(path) for path in paths], dtype=np.int64)
+    if not contents: return content_hash("sizes and times", ids, stats[:, :2])
     memo = home() / "fingerprints" / f"{content_hash(list(map(os.path.abspath, paths)), ids, stats)}.json"
     try: return json.loads(memo.read_text("utf-8"))["fingerprint"]
     except (OSError, ValueError, KeyError): pass
@@ -241,6 +243,7 @@ def _load_folder(
     split, # name of the split, see _split_folder
     classes=None, # None, False, list or dict, see _label
     name=None, # name of the set; default: name of the folder
+    contents=True, # see _fingerprint
 ): # ImageSet
     top, other = Path(folder), Counter()
     folder = _split_folder(top, split)
@@ -258,7 +261,7 @@ def _load_folder(
     if notes: warnings.warn(f"{folder}: {'; '.join(notes)}.", stacklevel=3)
     kept = [i for i, label in enumerate(labels) if label != -2]
     ids, paths = [_readable(files[i][0]) for i in kept], [files[i][1] for i in kept]
-    return ImageSet(name or top.resolve().name, split, ids, labels[kept], class_names, lambda i: open_rgb(paths[i]), _fingerprint(ids, paths), about=about)
+    return ImageSet(name or top.resolve().name, split, ids, labels[kept], class_names, lambda i: open_rgb(paths[i]), _fingerprint(ids, paths, contents), about=about)
 
 # %% ../nbs/library/23_datasets.ipynb #e48e584e
 @dataclass(frozen=True)
@@ -290,6 +293,15 @@ _REAL = {row.name: row for row in [
 ]}
 
 # %% ../nbs/library/23_datasets.ipynb #cc2b56f2
+_IMAGENET_TRAIN = replace(_REAL["ImageNet"], folders=("ImageNet/train", "imagenet/train", "imagenet/images/train", "ILSVRC2012/train"), layout="n01440764/n01440764_10026.JPEG, 1,000 WordNet id folders",
+                          images=1_281_167, archive="ILSVRC2012_img_train.tar", md5="1d675b47d978889d74fa0da5fadfb00e")
+
+
+def _named(name, split="test"): # what is known about a named benchmark, or None
+    row = None if isinstance(name, os.PathLike) else next((r for r in _REAL.values() if r.name.casefold() == str(name).casefold()), None)
+    return _IMAGENET_TRAIN if row and row.name == "ImageNet" and split == "train" else row
+
+
 def _find(row, root): # (existing folder or None, places looked at)
     places = [Path(root).expanduser() / prefix / folder for folder in row.folders for prefix in ("", "ImageNet_OOD_dataset")]
     return next((place for place in places if place.is_dir()), None), places
@@ -322,7 +334,8 @@ def _imagenet_names(
 
 
 def _load_real(row, root, allow_different): # ImageSet
-    images = _load_folder(_locate(row, root), "test", None if row.classes else False, row.name)
+    train = row is _IMAGENET_TRAIN
+    images = _load_folder(_locate(row, root), "train" if train else "test", None if row.classes else False, row.name, contents=not train)
     folder, found = images.about["folder"], len(images.class_names)
     wrong = [f"{len(images):,} images instead of {row.images:,}"] if len(images) != row.images else []
     if found != row.classes: wrong.append(f"{found:,} class folders instead of {row.classes:,}")
@@ -356,19 +369,19 @@ def _folder_named(name): # the folder meant by `name`, or None when it is a plai
 # %% ../nbs/library/23_datasets.ipynb #c771543d
 def load_dataset(
     name, # "mini", "mini-...", "ImageNet", "iNaturalist", ... (see list_datasets), or the path of a folder
-    split="test", # named benchmarks have only "test"; for ImageNet that is the official validation list, as in the papers
+    split="test", # named benchmarks have only "test"; for ImageNet that is the official validation list, as in the papers, and "train" is there to draw few shots from
     root=None, # folder that holds the named benchmarks; default $OODNB_DATA
     classes=None, # for folders: list of class folders, dict folder -> class name, or False to ignore folders
     allow_different=False, # take a named benchmark whose counts are not the published ones
 ) -> ImageSet:
     "Any set of pictures. `FileNotFoundError` says what is missing and where it goes, `ValueError` what does not fit."
     if not isinstance(name, (str, os.PathLike)) or not os.fspath(name).strip(): raise ValueError(f"name is {name!r}; give the name of a data set (list_datasets() shows them) or the path of a folder.")
-    row = None if isinstance(name, os.PathLike) else next((r for r in _REAL.values() if r.name.casefold() == str(name).casefold()), None)
-    world = embedded_world(name)
+    row, world = _named(name, split), embedded_world(name)
     if classes is not None and (row or world): raise ValueError(f"classes belongs to folders of yours; {name} has its own. Choose pictures with .subset(...).")
     if world: return world.load_split(name, split)
     if row:
-        if split != "test": raise ValueError(f"{row.name} has only the split 'test', not {split!r}" + (": its official validation images are what every paper tests on, so nothing may be chosen on them." if row.role == "id" else "."))
+        has = "'test' and 'train': its official validation images are what every paper tests on, so nothing may be chosen on them" if row.role == "id" else "only 'test'"
+        if split != "test" and row is not _IMAGENET_TRAIN: raise ValueError(f"{row.name} has no split {split!r}; it has {has}.")
         return _load_real(row, root, allow_different)
     folder = _folder_named(name)
     if folder is None: raise ValueError(_unknown("data set", name, [*_REAL, *(r["name"] for r in _world_rows())]) + f" A folder of that name does not exist here; write a path as './{name}'.")
@@ -406,12 +419,12 @@ def check_dataset(
 ) -> dict: # ok, problems, found, expected, missing, extra, unreadable, other_files
     "Read every picture of a set once and compare with what is known about it. `missing` and `extra` are names where the list of names is known, else counts."
     report = {"name": str(name), "split": split, "ok": False, "found": 0, "expected": None, "missing": [], "extra": [], "unreadable": [], "other_files": {}, "problems": []}
-    row = next((r for r in _REAL.values() if r.name.casefold() == str(name).casefold()), None)
+    row = _named(name, split)
     try: images = load_dataset(name, split, root, allow_different=True)
     except FileNotFoundError as error: return {**report, "expected": row and row.images, "missing": row.images if row else [], "problems": [str(error)]}
     report.update(found=len(images), other_files=images.about.get("other_files", {}))
     if row: report.update(expected=row.images, missing=max(0, row.images - len(images)), extra=max(0, len(images) - row.images))
-    if row and row.name == "ImageNet":
+    if row is _REAL["ImageNet"]:
         due, there = {f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, row.images + 1)}, {name.split("/")[-1] for name in images.ids}
         report.update(missing=sorted(due - there), extra=sorted(there - due))
     with ThreadPoolExecutor(max(1, workers)) as pool:

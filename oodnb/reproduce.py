@@ -208,8 +208,9 @@ def _section(name, scale, file):
     where = file.relative_to(repository()) if repository() and file.is_relative_to(repository()) else file
     for (backbone, setting, run), part in rows.groupby(["backbone", "setting", "run"], sort=False):
         detection = part[part["metric"].isin(results.METRICS)]
+        ends = intervals[intervals["setting"] == setting] if intervals is not None and "setting" in intervals else intervals
         lines = [f"**{name}, scale {scale}** (backbone {backbone}; {setting}; run {run or 'unnamed'}; `{where}`)"]
-        if len(detection): lines.append(results.to_markdown(_as_metrics(detection, intervals, results.METRICS)).strip().replace(" nan", " –"))
+        if len(detection): lines.append(results.to_markdown(_as_metrics(detection, ends, results.METRICS)).strip().replace(" nan", " –"))
         other = part[~part["metric"].isin(results.METRICS)].groupby(["metric", "dataset", "value"], sort=False)["method"].agg(list)
         lines.append("\n".join(f"- {metric} on {dataset}: {value:.1f} ({', '.join(methods) if len(methods) < part['method'].nunique() else 'all methods'})" for (metric, dataset, value), methods in other.items()))
         parts.append("\n\n".join(filter(None, lines)))
