@@ -1,4 +1,4 @@
-# make reproduce   set up .venv, run the zero-shot notebooks on the mini world, write rows, tables, figures and README
+# make reproduce   set up .venv, run the zero-shot and LoCoOp notebooks on the mini world, write rows, tables, figures and README
 # make test        set up .venv, check that notebooks and package agree, run every notebook and every test, offline, CPU only
 # PYTHON=...       another Python 3.11 to 3.13;  VENV=...  another place for the environment
 

@@ -11,6 +11,7 @@ import difflib
 import warnings
 from collections import Counter
 from functools import cached_property
+from numbers import Integral
 
 import open_clip
 import torch
@@ -118,7 +119,7 @@ def _first_words(backbone, tower, words, length):
     "Placeholder text and first vectors [M, W], float32 on the CPU."
     if not isinstance(backbone.tokenizer, open_clip.SimpleTokenizer): raise ValueError(f"The backbone {backbone.name!r} has the tokenizer {type(backbone.tokenizer).__name__}; prompts are learned with CLIP's own.")
     if words is None:
-        if not isinstance(length, int) or length < 1: raise ValueError(f"length is {length!r}; a context has at least one word to learn.")
+        if not isinstance(length, Integral) or length < 1: raise ValueError(f"length is {length!r}; a context has at least one word to learn.")
         return " ".join(["X"] * length), torch.empty(length, tower.positional_embedding.shape[1])
     placeholder = " ".join(words.replace("_", " ").split())
     ids = backbone.tokenizer.encode(placeholder)

@@ -279,10 +279,11 @@ def plot_regions(
 
 
 def _legend(figure, axes): # scale of the heat view
-    bar = figure.colorbar(ScalarMappable(Normalize(-1, 1), _HEAT), ax=axes, location="bottom", fraction=.04, aspect=40, pad=.02)
-    bar.set_ticks([-1, 0, 1], labels=["class comes first", "rank K: the cut", "class comes last"])
+    width, height = figure.get_size_inches()
+    bar = figure.colorbar(ScalarMappable(Normalize(-1, 1), _HEAT), ax=axes, location="bottom", fraction=.12 / height, aspect=width / .09, pad=.12 / height)
+    bar.set_ticks([-1, 0, 1], labels=["class comes first", "cut at K", "class comes last"])
     bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0)
+    bar.ax.tick_params(length=0, labelsize=6)
     for text, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right")): text.set_horizontalalignment(side)
 
 # %% ../nbs/library/74_regions.ipynb #60eed4ed

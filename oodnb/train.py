@@ -93,13 +93,13 @@ def _save_state(path, optimizer, settings, history):
     for i, p in enumerate(_learned(optimizer)):
         memory = {name: t for name, t in optimizer.state[p].items() if isinstance(t, torch.Tensor)}
         tensors |= {f"{i}.{name}": t.detach().cpu().contiguous() for name, t in {"parameter": p, **memory}.items()}
-    with atomic_path(path) as temporary: save_file(tensors, temporary, {"settings": json.dumps(settings), "history": json.dumps(history)})
+    with atomic_path(path) as temporary: save_file(tensors, temporary, {"training": json.dumps({"settings": settings, "history": history})})
 
 
 def _load_state(path, optimizer, settings): # history; fills parameters and the optimiser's memory
     try:
         with safe_open(path, "pt") as file:
-            about, tensors = {name: json.loads(text) for name, text in file.metadata().items()}, {name: file.get_tensor(name) for name in file.keys()}
+            about, tensors = json.loads(file.metadata()["training"]), {name: file.get_tensor(name) for name in file.keys()}
         kept, history = about["settings"], about["history"]
     except FileNotFoundError: return []
     except Exception as error: raise RuntimeError(f"The training state {path} cannot be read ({error}). Delete it to start again, or give another folder.") from error

@@ -35,15 +35,15 @@ def same(a, b):
     return torch.equal(a.vectors, b.vectors) and a.history == b.history
 
 
-def test_killed_training_resumes_and_ends_with_the_same_bits(tmp_path, straight):
-    command = [sys.executable, str(Path(learner.__file__)), str(tmp_path), "0.5"]
+@pytest.mark.parametrize("epoch", [0, 2, 3])
+def test_killed_training_resumes_and_ends_with_the_same_bits(tmp_path, straight, epoch):
+    command = [sys.executable, str(Path(learner.__file__)), str(tmp_path), str(epoch)]
     killed = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    for line in killed.stdout:
-        if line == "2 1\n": break
+    assert killed.stdout.readline()
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     killed.stdout.close()
-    assert [row["epoch"] for row in learn(folder=tmp_path, stop_after=0).history] == [0, 1]
+    assert [row["epoch"] for row in learn(folder=tmp_path, stop_after=0).history] == list(range(epoch))
     assert same(learn(folder=tmp_path), straight[0])
     assert (tmp_path / "training.safetensors").read_bytes() == straight[1]
 
@@ -121,7 +121,7 @@ def test_half_precision_towers_train_a_full_precision_context(straight, precisio
     assert torch.cosine_similarity(moved.flatten(), wanted.flatten(), dim=0) > 0.9
 
 
-@pytest.mark.parametrize("options", [dict(config="rn_a"), dict(position="middle"), dict(position="front", class_specific=True, lr=2e-4), dict(words="a photo of a"), dict(batch_size=64)])
+@pytest.mark.parametrize("options", [dict(config="rn_a"), dict(position="middle"), dict(position="front", class_specific=True, lr=1e-5), dict(words="a photo of a"), dict(batch_size=64)])
 def test_variants_learn(options):
     context = learn(**options, epochs=3)
     assert context.history[-1]["loss"] < context.history[0]["loss"] and all(np.isfinite(list(row.values())).all() for row in context.history)
@@ -143,6 +143,10 @@ def test_contexts_are_kept_and_imported(tmp_path, specific):
     else: assert len(encode_prompts(load_context(tmp_path / "context.safetensors", context.backbone, ["cat", "dog"]))) == 2
 
 
+def spring(path):
+    Path(path).touch()
+
+
 class Trap:
     def __init__(self, function, *arguments): self.call = function, arguments
     def __reduce__(self): return self.call
@@ -150,7 +154,7 @@ class Trap:
 
 def test_import_runs_no_code_of_the_file(tmp_path):
     context = learn(epochs=1)
-    for name, trap in (("own", Trap(Path.touch, tmp_path / "sprung")), ("system", Trap(os.mkdir, str(tmp_path / "sprung")))):
+    for name, trap in (("own", Trap(spring, str(tmp_path / "sprung"))), ("system", Trap(os.mkdir, str(tmp_path / "sprung")))):
         torch.save({"state_dict": {"ctx": context.vectors.detach()}, "scheduler": trap}, tmp_path / name)
         if name == "own": assert torch.equal(import_context(tmp_path / name, context.backbone, learner.NAMES).vectors, context.vectors)
         else:
