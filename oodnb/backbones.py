@@ -24,6 +24,7 @@ from open_clip.factory import get_model_config
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from tqdm import tqdm
 
+from .blip import BLIP_MODELS, is_blip, load_blip
 from .checkpoints import ACTIVATIONS, fill_model, infer_config, read_checkpoint
 from .paths import content_hash, embedded_world, home
 from .prefix import encode_tokens, text_tower
@@ -211,6 +212,7 @@ def _check_activation(name, trained_with, weights):
 
 # %% ../nbs/library/21_backbones.ipynb #67a278e0
 _TINY_NAMES = {"tiny-vit": "vit_a", "tiny-resnet": "rn_a"}
+_OWN_NAMES = ("mini", *_TINY_NAMES, *BLIP_MODELS)
 
 
 def _tag_activation(name, tag):
@@ -226,10 +228,10 @@ def _tags(name):
 
 def list_backbones(
     contains="", # only names that contain this, upper or lower case
-) -> dict: # name to its pretrained tags; the first three come without
+) -> dict: # name to its pretrained tags; the first five come without
     "Every name `load_backbone` knows, with the published weights that fit."
-    names = {name: () for name in ("mini", *_TINY_NAMES)} | {name: _tags(name) for name in open_clip.list_models()}
-    return {name: tags for name, tags in names.items() if contains.lower() in name.lower() and (tags or name == "mini" or name in _TINY_NAMES)}
+    names = {name: () for name in _OWN_NAMES} | {name: _tags(name) for name in open_clip.list_models()}
+    return {name: tags for name, tags in names.items() if contains.lower() in name.lower() and (tags or name in _OWN_NAMES)}
 
 # %% ../nbs/library/21_backbones.ipynb #2b02c078
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -238,7 +240,7 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 def _check_name(name):
     name, known = name.replace("/", "-"), open_clip.list_models()
     if name in known: return name
-    by_lower = {other.lower(): other for other in ("mini", *_TINY_NAMES, *known)}
+    by_lower = {other.lower(): other for other in (*_OWN_NAMES, *known)}
     close = [by_lower[other] for other in difflib.get_close_matches(name.lower(), by_lower, n=5, cutoff=.5)]
     hint = f" Did you mean {', '.join(close)}?" if close else ""
     raise ValueError(f"There is no model {name!r}.{hint} list_backbones() names all of them, for instance 'ViT-B-16-quickgelu' with the weights 'openai'; 'mini' ships with oodnb; a checkpoint is given by its path ({', '.join(_SUFFIXES)}).")
@@ -334,8 +336,15 @@ def _from_name(name, pretrained, activation):
     return fill_model(model, state, file), _named_preprocess(name, tag, model.visual.image_size), tokenizer, tag or file.name
 
 # %% ../nbs/library/21_backbones.ipynb #08dd5d0a
+def _from_blip(name, pretrained, device, precision):
+    if pretrained is not None: raise ValueError(f"{str(name)!r} comes with its own weights; leave pretrained={str(pretrained)!r} out. A folder with a BLIP is loaded by its path.")
+    model, tokenizer = load_blip(name, place=home() / "weights" / name if name in BLIP_MODELS else None)
+    preprocess = _plain_preprocess(model.visual.image_size, {"resize_mode": "squash"})
+    return Backbone(model, preprocess, tokenizer, Path(name).name, BLIP_MODELS.get(name, Path(name).name), device, precision)
+
+
 def load_backbone(
-    name, # open_clip name ("ViT-B-16-quickgelu"), path of a checkpoint, "mini", "tiny-vit" or "tiny-resnet"
+    name, # open_clip name ("ViT-B-16-quickgelu"), path of a checkpoint, "blip-base", "blip-large" or the folder of a BLIP, "mini", "tiny-vit" or "tiny-resnet"
     pretrained=None, # tag of published weights ("openai"), or path of a file, for open_clip names
     device=None, # torch.device or str; None takes CUDA if there is one, else the CPU
     precision="fp32", # "fp32", "bf16" or "fp16" inside the towers; features are float32 always
@@ -351,6 +360,7 @@ def load_backbone(
         backbone.name = name
         return backbone
     if not isinstance(name, (str, Path)): raise ValueError(f"name is {name!r}; give the name of a model or the path of a checkpoint. list_backbones() shows names.")
+    if name in BLIP_MODELS or is_blip(name): return _from_blip(name, pretrained, device, precision)
     path = Path(name).expanduser()
     if isinstance(name, Path) or path.suffix in _SUFFIXES or name.startswith((".", "/", "~")) or (path.exists() and name not in open_clip.list_models()):
         if pretrained is not None: raise ValueError(f"{str(name)!r} is a file, so pretrained={str(pretrained)!r} has no meaning. To name the architecture of a file: load_backbone('ViT-B-16', pretrained={str(name)!r}).")
