@@ -56,7 +56,8 @@ def start(papers, *words):
     root = str(Path(oodnb.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     return subprocess.Popen([sys.executable, "-m", "oodnb.reproduce", *words, *where(papers)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, env=environment, cwd=papers.parent)
+                            stderr=subprocess.STDOUT, text=True, env=environment, cwd=papers.parent,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background jobs ignore it
 
 
 def wait_for(condition, what, seconds=240):
