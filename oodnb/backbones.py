@@ -6,7 +6,6 @@
 __all__ = ['Backbone', 'tiny_clip', 'list_backbones', 'load_backbone']
 
 # %% ../nbs/library/21_backbones.ipynb #a50d7b40
-import difflib
 import itertools
 import logging
 import math
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from .blip import BLIP_MODELS, is_blip, load_blip
 from .checkpoints import ACTIVATIONS, fill_model, infer_config, read_checkpoint
-from .paths import content_hash, embedded_world, home
+from .paths import content_hash, did_you_mean, embedded_world, home
 from .prefix import encode_tokens, text_tower
 from .towers import TINY_CONFIGS, tiny_model, value_path
 
@@ -240,10 +239,7 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 def _check_name(name):
     name, known = name.replace("/", "-"), open_clip.list_models()
     if name in known: return name
-    by_lower = {other.lower(): other for other in (*_OWN_NAMES, *known)}
-    close = [by_lower[other] for other in difflib.get_close_matches(name.lower(), by_lower, n=5, cutoff=.5)]
-    hint = f" Did you mean {', '.join(close)}?" if close else ""
-    raise ValueError(f"There is no model {name!r}.{hint} list_backbones() names all of them, for instance 'ViT-B-16-quickgelu' with the weights 'openai'; 'mini' ships with oodnb; a checkpoint is given by its path ({', '.join(_SUFFIXES)}).")
+    raise ValueError(f"There is no model {name!r}.{did_you_mean(name, (*_OWN_NAMES, *known))} list_backbones() names all of them, for instance 'ViT-B-16-quickgelu' with the weights 'openai'; 'mini' ships with oodnb; a checkpoint is given by its path ({', '.join(_SUFFIXES)}).")
 
 
 def _offer(name):
@@ -265,9 +261,7 @@ def _weights_of(name, pretrained):
         _check_activation(name, _tag_activation(name, tag), tag)
         return next((path for path in _places(name, tag) if path.is_file()), None), tag
     if Path(pretrained).suffix in _SUFFIXES or Path(pretrained).expanduser().exists(): return Path(pretrained).expanduser(), None
-    close = difflib.get_close_matches(tag, open_clip.list_pretrained_tags_by_model(family), n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"{name!r} has no published weights {str(pretrained)!r}.{hint} {_offer(name)}")
+    raise ValueError(f"{name!r} has no published weights {str(pretrained)!r}.{did_you_mean(tag, open_clip.list_pretrained_tags_by_model(family))} {_offer(name)}")
 
 # %% ../nbs/library/21_backbones.ipynb #55a17e6a
 def _missing_help(name, tag, error):

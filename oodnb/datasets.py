@@ -26,7 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import ImageNetInfo
 from tqdm.auto import tqdm
 
-from .paths import atomic_path, content_hash, data_root, embedded_world, home
+from .paths import atomic_path, content_hash, data_root, did_you_mean, embedded_world, home
 
 # %% ../nbs/library/23_datasets.ipynb #6234e33f
 def _wide_to_grey(image): # 16-bit, 32-bit or floating-point picture
@@ -154,11 +154,8 @@ def _walk(
 
 # %% ../nbs/library/23_datasets.ipynb #689425d1
 def _unknown(kind, name, known): # error text with close matches
-    spelled = {str(k).casefold(): str(k) for k in known}
-    near = difflib.get_close_matches(str(name).casefold(), spelled, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(repr(spelled[n]) for n in near)}? " if near else ""
     shown = sorted(map(str, known))
-    return f"Unknown {kind} {name!r}. {hint}There are: {', '.join(shown[:20])}{', ...' if len(shown) > 20 else ''}."
+    return f"Unknown {kind} {name!r}.{did_you_mean(name, known)} There are: {', '.join(shown[:20])}{', ...' if len(shown) > 20 else ''}."
 
 
 def _label(

@@ -7,7 +7,6 @@ __all__ = ['sample_shots', 'few_shot', 'save_few_shot', 'load_few_shot', 'readab
            'input_size']
 
 # %% ../nbs/library/25_fewshot.ipynb #1e22b368
-import difflib
 import json
 import math
 import random
@@ -22,7 +21,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .datasets import ImageSet
-from .paths import atomic_path, content_hash
+from .paths import atomic_path, content_hash, did_you_mean
 
 # %% ../nbs/library/25_fewshot.ipynb #46c94b86
 def sample_shots(
@@ -46,8 +45,7 @@ def _only(images, classes): # the pictures of some classes, with new labels
     names = images.class_names
     for name in classes:
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=3)
-            raise ValueError(f"{images!r} has no class {name!r}. " + (f"Did you mean {' or '.join(map(repr, near))}? " if near else "") + f"There are: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}.")
+            raise ValueError(f"{images!r} has no class {name!r}.{did_you_mean(name, names)} There are: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}.")
         if names.count(name) > 1: raise ValueError(f"{names.count(name)} classes of {images!r} are called {name!r}, so the name does not choose one; use .subset(...) with their labels.")
     if len(set(classes)) != len(classes): raise ValueError("classes names one class twice.")
     new = {names.index(name): i for i, name in enumerate(classes)}

@@ -8,7 +8,6 @@ __all__ = ['HELD_OUT', 'FLAT', 'SHIFTED', 'SPLITS', 'MINI_OOD', 'PIXELS', 'ARCHI
            'preprocessing', 'vocabulary', 'compact_rows', 'save_clip', 'unfold_clip', 'load_clip', 'load_curve']
 
 # %% ../nbs/library/24_mini.ipynb #7396515b
-import difflib
 import inspect
 import io
 import json
@@ -30,7 +29,7 @@ from torch.nn import functional as F
 from .backbones import Backbone
 from .backgrounds import SCENES, TEXTURES
 from .datasets import ImageSet
-from .paths import atomic_path, content_hash, home, locked, shipped
+from .paths import atomic_path, content_hash, did_you_mean, home, locked, shipped
 from .world import AT, STYLES, TEST, WEB, Concept, Contents, World, background_bank, caption, draw_contents, paint, with_article
 
 # %% ../nbs/library/24_mini.ipynb #59db62e3
@@ -189,9 +188,7 @@ def load_split(
     recipe = SPLITS.get((name, split))
     if recipe is None:
         have = "; ".join(f"{n}: {', '.join(s for m, s in SPLITS if m == n)}" for n in dict.fromkeys(n for n, _ in SPLITS))
-        close = difflib.get_close_matches(name, [n for n, _ in SPLITS], n=1)
-        hint = f" Did you mean {close[0]!r}?" if close and close[0] != name else ""
-        raise ValueError(f"The mini world has no split {split!r} of {name!r}.{hint} It has {have}.")
+        raise ValueError(f"The mini world has no split {split!r} of {name!r}.{did_you_mean(name, [n for n, _ in SPLITS])} It has {have}.")
     names, _ = _classes(recipe)
     key = f"{name}-{split}-{_recipe()}"
     def make():

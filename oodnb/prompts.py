@@ -7,7 +7,6 @@ __all__ = ['TEMPLATES', 'POSITIONS', 'resolve_templates', 'clean_names', 'zero_s
            'encode_prompts']
 
 # %% ../nbs/library/22_prompts.ipynb #28920e8d
-import difflib
 import warnings
 from collections import Counter
 from functools import cached_property
@@ -17,6 +16,7 @@ import open_clip
 import torch
 from torch import nn
 
+from .paths import did_you_mean
 from .prefix import encode_packed, encode_tokens, pack_tokens, text_tower
 from .scores import normalize
 
@@ -37,9 +37,7 @@ def resolve_templates(
     "Templates by name or written out. Raises `ValueError` for unknown names and for templates without {}."
     if isinstance(templates, str) and templates in TEMPLATES: return TEMPLATES[templates]
     if isinstance(templates, str) and "{}" not in templates:
-        close = difflib.get_close_matches(templates, TEMPLATES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"There is no template {templates!r}.{hint} Known are {', '.join(map(repr, TEMPLATES))}; or write one with {{}} where the class name goes, such as 'a drawing of a {{}}'.")
+        raise ValueError(f"There is no template {templates!r}.{did_you_mean(templates, TEMPLATES)} Known are {', '.join(map(repr, TEMPLATES))}; or write one with {{}} where the class name goes, such as 'a drawing of a {{}}'.")
     chosen = (templates,) if isinstance(templates, str) else tuple(templates)
     if not chosen: raise ValueError(f"The list of templates is empty; give at least one, or a name: {', '.join(map(repr, TEMPLATES))}.")
     wrong = next((i for i, template in enumerate(chosen) if not isinstance(template, str) or "{}" not in template), None)

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['repository', 'find_notebooks', 'Parameter', 'read_parameters', 'check_parameters', 'parse_value', 'run_key', 'Run',
-           'runs_folder', 'plan_run', 'write_json', 'run_folder', 'footer', 'list_runs']
+           'runs_folder', 'plan_run', 'write_json', 'run_folder', 'gather', 'footer', 'list_runs']
 
 # %% ../nbs/library/88_runs.ipynb #e01e14cb
 import ast
-import difflib
 import importlib.metadata
 import importlib.util
 import io
@@ -23,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 import oodnb
-from .paths import atomic_path, content_hash, shipped
+from .paths import atomic_path, content_hash, did_you_mean, shipped
 
 # %% ../nbs/library/88_runs.ipynb #2c0d2bb9
 def repository() -> Path | None: # root of the checkout, None when oodnb is an installed wheel
@@ -121,8 +120,7 @@ def check_parameters(
     "The full parameters of a run. Raises `ValueError` for an unknown name or a wrong type."
     for name in given:
         if name not in declared:
-            near = difflib.get_close_matches(name, declared, n=3, cutoff=.6)
-            raise ValueError(f"{where} has no parameter {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ".") + f" It has: {', '.join(declared)}.")
+            raise ValueError(f"{where} has no parameter {name!r}.{did_you_mean(name, declared)} It has: {', '.join(declared)}.")
     return {name: _checked(p, given.get(name, p.default), where) for name, p in declared.items()}
 
 # %% ../nbs/library/88_runs.ipynb #592fd3a9
@@ -185,8 +183,7 @@ def plan_run(
     "Check a run and name its folder. Raises `ValueError` or `FileNotFoundError` before anything long starts."
     known = find_notebooks(notebooks)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=.6)
-        raise ValueError(f"There is no run {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ".") + f" There are: {', '.join(known) or 'none'}.")
+        raise ValueError(f"There is no run {name!r}.{did_you_mean(name, known)} There are: {', '.join(known) or 'none'}.")
     declared, given = read_parameters(known[name]), dict(parameters or {})
     if "out" in given: raise ValueError("The parameter out is set by the runner. To put the results elsewhere pass --out DIR (in Python: out=DIR).")
     if scale is not None and given.setdefault("scale", scale) != scale: raise ValueError(f"scale is given twice, as {scale!r} and as {given['scale']!r}. Give it once.")
@@ -211,6 +208,19 @@ def run_folder(
     folder = Path(out).expanduser().absolute() if out else runs_folder() / "interactive" / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+# %% ../nbs/library/88_runs.ipynb #cd533f5d
+def gather(
+    wanted, # dict: name → function without arguments that loads it
+    scale, # "mini" or "paper", for the message
+) -> dict: # name → what was loaded, in the same order
+    "Call every loader; raise one `FileNotFoundError` that names all that is missing."
+    found, missing = {}, []
+    for name, load in wanted.items():
+        try: found[name] = load()
+        except (FileNotFoundError, ImportError, RuntimeError, ValueError) as error: missing.append(f"- {name}: {error}")
+    if missing: raise FileNotFoundError(f"{len(missing)} of {len(wanted)} things are missing at scale {scale!r}:\n\n" + "\n\n".join(missing))
+    return found
 
 # %% ../nbs/library/88_runs.ipynb #8c0ccc86
 def footer(

@@ -77,8 +77,8 @@ def gone(pid):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["run", "cuont"], "did you mean count?"),
-    (["run", "count", "-p", "sede", "1"], "did you mean seed?"),
+    (["run", "cuont"], "Did you mean 'count'?"),
+    (["run", "count", "-p", "sede", "1"], "Did you mean 'seed'?"),
     (["run", "count", "-p", "seed", "1.5"], "seed is int (default 0), but got 1.5 (float)"),
     (["run", "count", "-p", "seed", "many"], "got 'many' (str)"),
     (["run", "count", "-p", "seed", "true"], "got True (bool)"),

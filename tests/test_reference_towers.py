@@ -314,7 +314,7 @@ def test_archives_are_read_without_running_code(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name, pretrained, error, message", [
-    ("vit-b16", "openai", ValueError, "Did you mean ViT-B-16"),
+    ("vit-b16", "openai", ValueError, "Did you mean 'ViT-B-16"),
     ("ViT-B-16", None, ValueError, "as 'ViT-B-16-quickgelu': openai"),
     ("ViT-B-16", "openia", ValueError, "Did you mean 'openai'"),
     ("ViT-B-16", "openai", ValueError, r"'ViT-B-16' computes GELU, but the weights 'openai' were trained with QuickGELU.*Use load_backbone\('ViT-B-16-quickgelu', 'openai'\)"),

@@ -11,7 +11,7 @@ from functools import partial
 from numbers import Integral
 
 from ..losses import locoop_terms as _terms
-from .coop import coop_terms, fit_context, import_context, load_context, prompt_detectors, save_context, train_context
+from .coop import coop_terms, fit_coop, import_context, load_context, prompt_detectors, save_context, train_context
 
 # %% ../../nbs/methods/51_locoop.ipynb #ea82ca80
 _all_ = ["import_context", "load_context", "prompt_detectors", "save_context", "train_context"] # what LoCoOp shares with CoOp
@@ -40,28 +40,14 @@ def fit_locoop(
     backbone, # Backbone with local features; stays frozen, may run in fp32, bf16 or fp16
     few_shot_set, # ImageSet with labels, from `few_shot`
     class_names=None, # names for the prompts, in the order of the labels; None takes those of the set
-    epochs=50, # of which the first warms up
-    length=16, # learned vectors M
-    position="end", # of the class name: "end", "middle" or "front"
-    class_specific=False, # a context of its own for every class
-    batch_size=32, # pictures per step
-    lr=0.002, # after the warm-up
-    views=None, # encoded crops per picture, kept and reused; None: new crops in every epoch, as in the paper
-    seed=1, # of initial values, crops and order
-    folder=None, # keeps the state after every epoch and goes on from it
-    progress=True, # show bars
     top_k=None, # a region that ranks its class among the first top_k is in-distribution; None: a fifth of the classes
     weight=0.25, # lambda
-    words=None, # start from these words instead of random vectors
-    cache=True, # where views are kept, see `extract`
-    workers=None, # threads that decode, see `extract`
-    stop_after=None, # stop when so many epochs are finished; a later call with the same folder goes on
-    watch=None, # function of a dict, called after every step
+    **options, # epochs, length, views, seed, folder, ...: those of `fit_coop`
 ): # PromptContext, trained; with .settings and .history
     "LoCoOp with the published protocol. Its defaults are the paper's (16 shots come from `few_shot`)."
     classes = len(getattr(few_shot_set, "class_names", ()))
     top_k = default_top_k(classes) if top_k is None else top_k
     if isinstance(top_k, bool) or not isinstance(top_k, Integral) or not 0 <= top_k <= classes: raise ValueError(f"top_k is {top_k!r}, but there are {classes} classes; possible are 0 (every region is background) to {classes} (none is). top_k=None takes a fifth of the classes, {default_top_k(classes)}.")
     if not 0 <= weight < float("inf"): raise ValueError(f"weight is {weight}; give a number from 0 (CoOp) up, LoCoOp takes 0.25.")
-    terms_of, own = partial(locoop_terms, top_k=int(top_k), weight=float(weight)), {"top_k": int(top_k), "weight": float(weight)}
-    return fit_context("locoop", terms_of, True, own, backbone, few_shot_set, class_names, epochs, length, position, class_specific, batch_size, lr, views, seed, folder, progress, words, cache, workers, stop_after, watch)
+    chosen = {"top_k": int(top_k), "weight": float(weight)}
+    return fit_coop(backbone, few_shot_set, class_names, terms_of=partial(locoop_terms, **chosen), local=True, own={"method": "locoop", **chosen}, **options)
