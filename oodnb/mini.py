@@ -306,7 +306,7 @@ def load_clip(
 ):
     "The mini world's CLIP as a Backbone; `load_backbone(\"mini\")` calls this."
     path = shipped("mini", "clip.safetensors") if path is None else path
-    return Backbone(unfold_clip(path), preprocessing(), SimpleTokenizer(), name="mini", pretrained="v1", device=device, precision=precision)
+    return Backbone(unfold_clip(path), preprocessing(), SimpleTokenizer(), name="mini", pretrained="v2", device=device, precision=precision)
 
 # %% ../nbs/library/24_mini.ipynb #85a96d9a
 def load_curve():
