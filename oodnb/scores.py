@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['normalize', 'cosine_sims', 'mcm', 'l_mcm', 'gl_mcm', 'msp', 'max_logit', 'energy', 'entropy', 'variance',
-           'task_log_odds']
+           'task_log_odds', 'ctw', 'atd']
 
 # %% ../nbs/library/11_scores.ipynb #1e14cd58
 import math
 
 import torch
+from torch.nn.functional import logsigmoid
 
 # %% ../nbs/library/11_scores.ipynb #4a38f2ed
 def _checked(values, # Tensor, array or nested list
@@ -83,10 +84,14 @@ def _largest_probability(values: torch.Tensor, temperature: float) -> torch.Tens
 # %% ../nbs/library/11_scores.ipynb #38443669
 def mcm(sims, # Cosine similarities [N, K]
         temperature: float = 1.0, # Softmax temperature on sims
+        log_odds: bool = False, # Its log-odds instead, which do not saturate
        ) -> torch.Tensor: # ID score [N], 1/K to 1
     "Maximum concept matching: the largest softmax probability of the cosine similarities (Ming et al., NeurIPS 2022)."
     sims = _checked(sims, "sims", "NK")
-    return _largest_probability(sims, _checked_temperature(temperature, sims.dtype))
+    temperature, largest = _checked_temperature(temperature, sims.dtype), torch.finfo(sims.dtype).max
+    if not log_odds: return _largest_probability(sims, temperature)
+    below = _below_best(sims, temperature)[1]
+    return below.scatter(1, sims.argmax(1, keepdim=True), -math.inf).logsumexp(1).neg().clamp(-largest, largest)
 
 # %% ../nbs/library/11_scores.ipynb #7f60f931
 def l_mcm(local_sims, # Cosine similarities of regions [N, R, K]
@@ -96,7 +101,7 @@ def l_mcm(local_sims, # Cosine similarities of regions [N, R, K]
     local_sims = _checked(local_sims, "local_sims", "NRK")
     return _largest_probability(local_sims, _checked_temperature(temperature, local_sims.dtype)).amax(-1)
 
-# %% ../nbs/library/11_scores.ipynb #1adb6e3d
+
 def gl_mcm(sims, # Global cosine similarities [N, K]
            local_sims, # Cosine similarities of regions [N, R, K]
            temperature: float = 1.0, # Softmax temperature on sims
@@ -115,7 +120,7 @@ def msp(logits, # [N, K]
     "Maximum softmax probability (Hendrycks and Gimpel, ICLR 2017)."
     return _largest_probability(_checked(logits, "logits", "NK"), 1.0)
 
-# %% ../nbs/library/11_scores.ipynb #7319ed3c
+
 def max_logit(logits, # [N, K]
              ) -> torch.Tensor: # ID score [N]
     "Largest logit (Hendrycks et al., ICML 2022)."
@@ -165,3 +170,33 @@ def task_log_odds(task_sims, # Cosine similarities with the classes [N, K]
     (task, task_below), (outlier, outlier_below) = _below_best(task_sims, temperature), _below_best(outlier_sims, temperature)
     odds = (task - outlier) / temperature + (task_below.exp_().sum(-1).log() - outlier_below.exp_().sum(-1).log())
     return odds.sigmoid() if probability else odds.clamp(-largest, largest)
+
+# %% ../nbs/library/11_scores.ipynb #c1a9e0d2
+def _checked_pair(yes_logits, no_logits):
+    yes, no = _checked(yes_logits, "yes_logits", "NK"), _checked(no_logits, "no_logits", "NK")
+    if yes.shape != no.shape or yes.device != no.device or yes.dtype != no.dtype:
+        raise ValueError(f"yes_logits {list(yes.shape)} and no_logits {list(no.shape)} do not fit; expected [N, K] both, of the same images and classes, of one type ({yes.dtype}, {no.dtype}) on one device")
+    largest = torch.finfo(yes.dtype).max
+    return yes, (yes - no).clamp(-largest, largest)
+
+
+def ctw(yes_logits, # Logits of the class texts [N, K]
+        no_logits, # Logits of the "no" texts of the same classes [N, K]
+        log_odds: bool = False, # The log-odds of that probability, which never saturate
+       ) -> torch.Tensor: # ID score [N]
+    "Competing to win: probability of yes against no for the class with the largest yes logit (CLIPN, Wang et al., ICCV 2023)."
+    yes, odds = _checked_pair(yes_logits, no_logits)
+    odds = odds.gather(1, yes.argmax(1, keepdim=True))[:, 0]
+    return odds if log_odds else odds.sigmoid()
+
+
+def atd(yes_logits, # Logits of the class texts [N, K]
+        no_logits, # Logits of the "no" texts of the same classes [N, K]
+        log_odds: bool = False, # The log-odds of that probability, which never saturate
+       ) -> torch.Tensor: # ID score [N]
+    "Agreeing to differ: probability of the K classes, each as far as its own no agrees; the rest belongs to one more class (CLIPN, ICCV 2023)."
+    yes, odds = _checked_pair(yes_logits, no_logits)
+    below, largest = _below_best(yes, 1.0)[1], torch.finfo(yes.dtype).max
+    known, unknown = ((below + logsigmoid(sign * odds)).logsumexp(1) for sign in (1, -1))
+    odds = (known - unknown).clamp(-largest, largest)
+    return odds if log_odds else odds.sigmoid()

@@ -9,7 +9,6 @@ __all__ = ['scaled_logits', 'coop_terms', 'train_context', 'fit_coop', 'prompt_d
 # %% ../../nbs/methods/50_coop.ipynb #8c0a5c84
 import json
 import math
-from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 
@@ -17,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from ..checkpoints import foreign_as_shells
 from ..detectors import text_detectors
 from ..fewshot import readable
 from ..paths import atomic_path, content_hash
@@ -178,16 +177,6 @@ def load_context(
     return context
 
 # %% ../../nbs/methods/50_coop.ipynb #f9284876
-class _Shell: # stands for a class that a checkpoint mentions and nobody needs
-    def __init__(self, *args, **kwargs): pass
-    def __setstate__(self, state): pass
-
-
-@contextmanager
-def _foreign_classes_as_shells(path):
-    with safe_globals([(_Shell, name) for name in get_unsafe_globals_in_checkpoint(path)]): yield
-
-
 def import_context(
     path, # model.pth.tar-50 of the original code
     backbone, # Backbone that it was learned with
@@ -199,7 +188,7 @@ def import_context(
     if path.is_dir(): raise ValueError(f"{path} is a folder; give the file, such as {path / 'prompt_learner' / 'model.pth.tar-50'}.")
     if not path.exists(): raise FileNotFoundError(f"There is no file {path}.")
     try:
-        with _foreign_classes_as_shells(path): kept = torch.load(path, map_location="cpu", weights_only=True)
+        with foreign_as_shells(path): kept = torch.load(path, map_location="cpu", weights_only=True)
         state = kept.get("state_dict", kept)
         vectors = next(state[name] for name in ("ctx", "prompt_learner.ctx") if name in state)
     except Exception as error: raise ValueError(f"{path} is no checkpoint of a prompt learner with a tensor 'ctx' ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'not found'}).") from None
