@@ -12,12 +12,10 @@ from pathlib import Path
 
 import open_clip
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
-from .cache import FEATURES_VERSION, cache_root, writable
-from .paths import atomic_path, content_hash, data_root
+from .cache import FEATURES_VERSION, Piece, cache_root, read_part, writable, write_part
+from .paths import content_hash, data_root
 from .prompts import resolve_templates
 
 # %% ../nbs/library/31_words.ipynb #e543269c
@@ -140,14 +138,6 @@ def without_synonyms(
     return WordList(f"{words.name}-deduplicated", tuple(left), {**words.counts, "synonyms": len(words) - len(left)})
 
 # %% ../nbs/library/31_words.ipynb #a438b942
-def _kept_texts(path, shape): # features [n, D], or None
-    try:
-        with safe_open(path, "pt") as file: features, told = file.get_tensor("features"), file.metadata()["hash"]
-        return features if tuple(features.shape) == shape and content_hash(features) == told else None
-    except FileNotFoundError: return None
-    except Exception: return None
-
-
 def encode_once(
     backbone, # Backbone
     texts, # list of strings
@@ -163,14 +153,14 @@ def encode_once(
     parts = []
     for first in tqdm(range(0, len(different), chunk), desc="texts", unit="file", delay=5, leave=False, disable=not progress):
         some = different[first:first + chunk]
-        path = root / f"{content_hash(FEATURES_VERSION, backbone.fingerprint, str(backbone.precision), some)}.safetensors" if root else None
-        part = _kept_texts(path, (len(some), backbone.embed_dim)) if path else None
+        name = content_hash(FEATURES_VERSION, backbone.fingerprint, str(backbone.precision), some)
+        kept = read_part(root / f"{name}.safetensors") if root else None
+        part = kept and kept.tensors["features"]
         if part is None:
             part = backbone.encode_texts(some, batch_size=batch_size).float().cpu().contiguous()
             bad = (~part.isfinite().all(1)).nonzero().flatten().tolist()
             if bad: raise RuntimeError(f"{backbone.name} gives {len(bad)} texts features that are not finite, first {some[bad[0]]!r:.60}. Try precision='fp32' (now {backbone.precision}).")
-            if path:
-                with atomic_path(path) as temporary: save_file({"features": part}, temporary, {"hash": content_hash(part)})
+            if root: write_part(root, Piece(0, len(some), {"features": part}, []), name)
         parts.append(part)
     row = {text: i for i, text in enumerate(different)}
     together = torch.cat(parts) if parts else torch.empty(0, backbone.embed_dim)
