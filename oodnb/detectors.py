@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Detector', 'check_features', 'TextDetector', 'predict', 'text_detectors', 'zero_shot', 'Threshold',
-           'threshold_at_tpr']
+           'threshold_at_tpr', 'TextThreshold', 'threshold_from_texts']
 
 # %% ../nbs/library/40_detectors.ipynb #759a22e6
 from dataclasses import dataclass
@@ -59,6 +59,8 @@ def check_features(
         raise ValueError(f"{who} has text vectors of width {width}, but image_features has shape {tuple(x.shape)}; [N, {width}] is needed. Encode images and class names with the same backbone.")
     if fingerprint and features.backbone and features.backbone != fingerprint:
         raise ValueError(f"{who} was built with the backbone {fingerprint}, but these features come from {features.backbone}. Build the detector with the backbone that encoded the images.")
+    if (bad := ~(x.isfinite().all(1) & x.any(1))).any():
+        raise ValueError(f"{int(bad.sum())} image_features of {features.dataset!r} are zero, NaN or infinite, the first in row {int(bad.nonzero()[0])}; look at that picture, or encode with precision='fp32'.")
     if local and maps is None:
         raise ValueError(f"{who} reads local features, but these Features of {features.dataset!r} have none. Use extract(..., local=True), or stream(..., local=True) when they are too large to keep.")
     for what, value in (("image_features", x), ("local_features", maps if local else None)):
@@ -200,18 +202,51 @@ class Threshold:
                 f"with probability {self.tpr:.0%} or more on average over such sets, {self.floor:.1%} or more for this set with 95 % confidence. Nothing is promised about OOD images.")
 
 # %% ../nbs/library/40_detectors.ipynb #8c1542df
+def _line_scores(scores, name): # sorted float64 numpy [n]
+    values = torch.as_tensor(scores).detach().cpu().flatten()
+    if values.dtype in (torch.float16, torch.bfloat16): raise ValueError(f"{name} are {str(values.dtype).removeprefix('torch.')}; a threshold needs float32 or float64 scores.")
+    if (bad := int((~values.double().isfinite()).sum())): raise ValueError(f"{bad} of {len(values)} {name} are NaN or infinite; find the images or texts that caused them first.")
+    return np.sort(values.double().numpy())
+
+
 def threshold_at_tpr(
     id_scores, # scores of n ID images not used for training, float32 or float64
     tpr=0.95, # share of ID images to accept
 ) -> Threshold: # the line and what it guarantees
     "The highest line that still accepts a new ID image with probability `tpr`. Raises `ValueError` when there are too few scores for that promise."
-    values = torch.as_tensor(id_scores).detach().cpu().flatten()
-    if values.dtype in (torch.float16, torch.bfloat16): raise ValueError(f"id_scores are {str(values.dtype).removeprefix('torch.')}; a threshold needs float32 or float64 scores.")
+    values = _line_scores(id_scores, "id_scores")
     if not 0 < tpr < 1: raise ValueError(f"tpr is {tpr}; give a share between 0 and 1, such as 0.95.")
-    values = np.sort(values.double().numpy())
     n = len(values)
-    if np.isnan(values).any(): raise ValueError(f"{int(np.isnan(values).sum())} of {n} ID scores are NaN; find the images that caused them first.")
     k = int((n + 1) * (1 - tpr) + 1e-9)
     if k < 1: raise ValueError(f"{n} ID scores cannot promise a true-positive rate of {tpr:g}; at least {int(np.ceil(tpr / (1 - tpr) - 1e-9))} are needed. Give more ID images or a smaller tpr.")
     line = float(values[k - 1])
     return Threshold(line, float(tpr), float((values >= line).mean()), float(beta.ppf(0.05, n + 1 - k, k)), n)
+
+# %% ../nbs/library/40_detectors.ipynb #b5tt0002
+@dataclass(frozen=True)
+class TextThreshold:
+    "A line between texts: scores at or above `value` are called in-distribution. It promises nothing about pictures."
+    value: float # the line
+    task_kept: float # share of the task's texts at or above it
+    words_kept: float # share of the words at or above it
+    n_task: int # texts of the task
+    n_words: int # words
+    decide = Threshold.decide
+
+    def __str__(self):
+        return (f"in-distribution from {self.value:.6g} up: on this side lie {self.task_kept:.1%} of the {self.n_task} texts of the task and {self.words_kept:.1%} of the {self.n_words} words. "
+                "It was set on texts; how many pictures of either kind it accepts is not known before some are looked at.")
+
+
+def threshold_from_texts(
+    task_scores, # scores of the task's texts [n], float32 or float64
+    word_scores, # scores of words of every kind [m]
+) -> TextThreshold: # the line
+    "The line that parts the task's texts from the words with the smallest sum of both error rates, in the middle of its gap."
+    task, words = _line_scores(task_scores, "task_scores"), _line_scores(word_scores, "word_scores")
+    if not len(task) or not len(words): raise ValueError(f"{len(task)} task_scores and {len(words)} word_scores; a line between texts needs some of both.")
+    steps = np.unique(np.concatenate([task, words]))
+    lines = np.concatenate([steps[:1], (steps[1:] + steps[:-1]) / 2])
+    kept = [1 - np.searchsorted(side, lines, side="left") / len(side) for side in (task, words)]
+    best = int((kept[0] - kept[1]).argmax())
+    return TextThreshold(float(lines[best]), float(kept[0][best]), float(kept[1][best]), len(task), len(words))
