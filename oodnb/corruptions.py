@@ -164,7 +164,7 @@ def corrupt_image(
     _check_request(kind, severity)
     picture, rng = picture.convert("RGB"), np.random.default_rng(rng)
     if min(picture.size) < 16: raise ValueError(f"The picture has {picture.width} x {picture.height} pixels; corruptions need 16 or more on either side.")
-    (family, constants), unit = CORRUPTIONS[kind], min(picture.size) / 224
+    constants, unit = CORRUPTIONS[kind][1], min(picture.size) / 224
     c, x = constants[severity - 1], np.asarray(picture, dtype=np.float64) / 255
     if kind in ("pixelate", "jpeg_compression"): return _digital(picture, kind, c, unit)
     if kind.endswith("noise"): x = _noise(x, kind, c, rng)
