@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PAPERS := zeroshot_imagenet locoop_imagenet locoop_regions locoop_sensitivity hftt_imagenet hftt_backbones hftt_text_source hftt_sensitivity hftt_embeddings hftt_hateful hftt_quality hftt_medical
+PAPERS := zeroshot_imagenet locoop_imagenet locoop_regions locoop_sensitivity hftt_imagenet hftt_backbones hftt_text_source hftt_sensitivity hftt_embeddings hftt_hateful hftt_quality hftt_medical clipn_readme clipn_baselines
 OFFLINE := env -u OODNB_DATA OODNB_HOME="$(CURDIR)/runs/.test-home" OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=agg PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help

@@ -69,7 +69,7 @@ def decide(
 ): # class of each picture, -1 for none of them: int64 [N]; or a list of names, None for none of them
     "CLIPN's decision without a threshold."
     if rule not in ("ctw", "atd"): raise ValueError(f"rule is {rule!r}; possible are 'ctw' and 'atd'.")
-    odds = (ctw if rule == "ctw" else atd)(yes_logits, no_logits)
+    odds = (ctw if rule == "ctw" else atd)(yes_logits, no_logits, log_odds=True)
     yes, no = torch.as_tensor(yes_logits), torch.as_tensor(no_logits)
     best, found = yes.max(1) if rule == "ctw" else (yes.to(odds).log_softmax(1) + logsigmoid(yes.to(odds) - no)).max(1)
     none = odds < 0 if rule == "ctw" else logsigmoid(-odds) > best
