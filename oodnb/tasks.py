@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .features import Features
+from .fewshot import only_classes
 from .paths import data_root
 from .prompts import clean_names
 from .scores import normalize
@@ -77,11 +78,9 @@ def of_classes(
 ): # ImageSet of these classes, labels in their order
     "The pictures of some classes of a set. Raises `ValueError` for a class that the set does not have."
     wanted = list(class_names)
-    unknown = [c for c in wanted if c not in images.class_names]
-    if unknown or not wanted: raise ValueError(f"{images.name!r} has no class {unknown[0]!r}; it has {', '.join(images.class_names[:10])}{', ...' if len(images.class_names) > 10 else ''}." if unknown else "No class was named; give at least one.")
-    number = np.array([wanted.index(c) if c in wanted else -1 for c in images.class_names] + [-1])
-    part = images.subset(number[images.labels] >= 0)
-    return replace(part, name=name or part.name, class_names=wanted, labels=number[part.labels])
+    if not wanted: raise ValueError("No class was named; give at least one.")
+    part = only_classes(images, wanted)
+    return replace(part, name=name or part.name)
 
 # %% ../nbs/library/32_tasks.ipynb #a8a90b24
 def task_place(
