@@ -24,6 +24,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from .backbones import cut_texts
 from .datasets import ImageSet, load_dataset, open_rgb
 from .fewshot import chance_of, input_size, random_crops
 from .paths import atomic_path, content_hash, home, locked
@@ -230,9 +231,7 @@ def caption_tokens(
 ): # (tokens int64 [n, context length], positions of the captions that were cut)
     "Token rows of captions, and which captions did not fit."
     tokens = backbone.tokenizer(captions)
-    encode = getattr(backbone.tokenizer, "encode", None)
-    full = tokens[:, -1].nonzero().flatten().tolist() if encode else []
-    return tokens, [i for i in full if len(encode(captions[i])) + 2 > tokens.shape[1]]
+    return tokens, cut_texts(backbone.tokenizer, captions, tokens)
 
 # %% ../nbs/library/26_captions.ipynb #c412ac9e
 @dataclass
