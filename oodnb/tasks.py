@@ -16,7 +16,7 @@ from .fewshot import only_classes
 from .paths import data_root
 from .prompts import clean_names
 from .scores import normalize
-from .words import WordList, encode_once, load_words, word_texts
+from .words import WordList, encode_once, load_words, share_or_count, word_texts
 
 # %% ../nbs/library/32_tasks.ipynb #d9441434
 def described(
@@ -45,8 +45,7 @@ def field_words(
 ) -> WordList: # named after the list, with the number of words left out
     "The words nearest to a field, in the backbone's own text space."
     words, field = load_words(words), clean_names(field)
-    count = round(keep * len(words)) if 0 < keep < 1 else int(keep)
-    if not 1 <= count <= len(words) or (keep >= 1 and keep != count): raise ValueError(f"keep is {keep!r}; give a share between 0 and 1, or a number of words from 1 to {len(words)}.")
+    count = share_or_count(keep, len(words))
     rows, near = (normalize(encode_once(backbone, word_texts(texts, template), cache, progress=progress)) for texts in (words, field))
     centre = rows.mean(0)
     towards = normalize(near.mean(0) - centre)
