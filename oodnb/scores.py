@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['normalize', 'cosine_sims', 'mcm', 'l_mcm', 'gl_mcm', 'msp', 'max_logit', 'energy', 'entropy', 'variance',
-           'task_log_odds', 'ctw', 'atd']
+           'task_log_odds', 'ctw', 'atd', 'mahalanobis']
 
 # %% ../nbs/library/11_scores.ipynb #1e14cd58
 import math
@@ -200,3 +200,26 @@ def atd(yes_logits, # Logits of the class texts [N, K]
     known, unknown = ((below + logsigmoid(sign * odds)).logsumexp(1) for sign in (1, -1))
     odds = (known - unknown).clamp(-largest, largest)
     return odds if log_odds else odds.sigmoid()
+
+# %% ../nbs/library/11_scores.ipynb #5d3b066b
+def _whitening(precision): # (R [D, D], signs [D]): distances are signed sums of squares of rows @ R
+    factor, failed = torch.linalg.cholesky_ex(precision)
+    if not failed: return factor, torch.ones_like(factor[0])
+    values, vectors = torch.linalg.eigh(precision)
+    if values[0] < -1e-4 * values[-1]: raise ValueError(f"precision has eigenvalues from {values[0]:.3g} to {values[-1]:.3g} and is no inverse of a covariance, which has none below 0; take it from `class_statistics`, or invert a symmetric covariance")
+    return vectors * values.abs().sqrt(), values.sign()
+
+
+def mahalanobis(features, # [N, D]
+                class_means, # [C, D]
+                precision, # Inverse of the covariance that the classes share [D, D]
+               ) -> torch.Tensor: # ID score [N], float64, 0 or less
+    "Minus half the squared Mahalanobis distance to the nearest class mean (Lee et al., NeurIPS 2018)."
+    features, means, precision = (torch.as_tensor(values).double() for values in (features, class_means, precision))
+    if features.ndim != 2 or means.ndim != 2 or 0 in means.shape or features.shape[1:] != means.shape[1:] or precision.shape != (means.shape[1],) * 2:
+        raise ValueError(f"features {list(features.shape)}, class_means {list(means.shape)} and precision {list(precision.shape)} do not fit; expected [N, D], [C, D] and [D, D] with the same D")
+    for name, values in (("features", features), ("class_means", means), ("precision", precision)): _checked(values, name, "ND")
+    factor, signs = _whitening((precision + precision.T) / 2)
+    rows, centres = ((values - means.mean(0)) @ factor for values in (features, means))
+    nearest = [((part * signs) @ centres.T - (centres.square() @ signs) / 2).amax(1) - (part.square() @ signs) / 2 for part in rows.split(8192)]
+    return torch.cat(nearest)

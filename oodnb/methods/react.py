@@ -8,6 +8,7 @@ __all__ = ['activation_cut', 'ReActDetector', 'fit_react']
 # %% ../../nbs/methods/61_react.ipynb #6ed64092
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..detectors import check_features
