@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oodnb.datasets import _REAL, check_dataset, list_datasets, load_dataset, open_rgb
+from oodnb.catalogue import archives_of, entries
+from oodnb.datasets import check_dataset, list_datasets, load_dataset
+from oodnb.pictures import open_rgb
 
 
 @pytest.fixture(autouse=True)
@@ -246,12 +248,15 @@ def test_wrong_paths(tmp_path, monkeypatch):
 
 # ---- named benchmarks
 
-@pytest.mark.parametrize("name", list(_REAL))
+@pytest.mark.parametrize("name", list(entries()))
 def test_absent_benchmark_says_everything(tmp_path, name):
+    entry = entries()[name]
+    part = entry.splits.get("test") or next(iter(entry.splits.values()))
     with pytest.raises(FileNotFoundError) as caught:
-        load_dataset(name, root=tmp_path)
-    row, message = _REAL[name], str(caught.value)
-    for fact in (str(tmp_path / row.folders[0]), f"{row.images:,}", row.archive, row.md5, row.homepage, row.licence, "load_dataset('mini')"):
+        load_dataset(name, part.name, root=tmp_path)
+    message, archives = str(caught.value), archives_of(entry.part_of or name, part.name)
+    facts = [f"{part.images:,}" if part.images else "", *(a.name for a in archives), *(c for a in archives for c in a.checksums), *(a.url or a.page for a in archives)]
+    for fact in (str(tmp_path / part.folders[0]), *facts, entry.homepage, entry.licence, "oodnb data prepare", "load_dataset('mini')"):
         assert fact in message
 
 
@@ -268,7 +273,7 @@ def test_other_counts_are_refused_and_marked(tmp_path):
     with pytest.raises(ValueError, match="2 images instead of 10,000"):
         load_dataset("SUN", root=tmp_path)
     images = load_dataset("sun", root=tmp_path, allow_different=True)
-    assert (images.name, images.class_names, images.about["different"]) == ("SUN", [], "2 images instead of 10,000")
+    assert (images.name, images.class_names, images.about["different"]) == ("SUN (2 images instead of 10,000)", [], "2 images instead of 10,000")
     with pytest.raises(ValueError, match="1 class folders instead of 47"):
         load_dataset("Textures", root=tmp_path)
     assert list(list_datasets(tmp_path).loc[["SUN", "Places"], "ready"]) == [True, False]
@@ -276,7 +281,7 @@ def test_other_counts_are_refused_and_marked(tmp_path):
 
 def test_flat_imagenet_and_foreign_folders(tmp_path):
     folder(tmp_path, "ImageNet/val/ILSVRC2012_val_00000001.JPEG")
-    with pytest.raises(ValueError, match="torchvision.datasets.ImageNet"):
+    with pytest.raises(ValueError, match="oodnb data prepare ImageNet sorts them"):
         load_dataset("ImageNet", root=tmp_path)
     folder(tmp_path, "ImageNet/val/dog/ILSVRC2012_val_00000002.JPEG")
     with pytest.raises(ValueError, match="'dog' is no WordNet id"), warnings.catch_warnings():
