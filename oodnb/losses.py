@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['region_ranks', 'ood_regions', 'region_entropy', 'locoop_terms', 'locoop_loss', 'focal_mean', 'log_odds_loss',
            'checked_texts', 'textual_detection_terms', 'textual_detection_loss', 'binary_opposite_loss',
-           'semantic_opposite_loss']
+           'semantic_opposite_loss', 'forgetting_terms', 'forgetting_loss', 'energy_logistic_loss',
+           'energy_margin_loss', 'outlier_exposure_loss', 'weighted_energy']
 
 # %% ../nbs/library/12_losses.ipynb #ec2e5a27
 import math
@@ -13,6 +14,11 @@ from numbers import Integral
 
 import torch
 import torch.nn.functional as F
+
+from .exposure import energy_logistic_loss, energy_margin_loss, outlier_exposure_loss, weighted_energy
+
+# %% ../nbs/library/12_losses.ipynb #70e10550
+_all_ = ["energy_logistic_loss", "energy_margin_loss", "outlier_exposure_loss", "weighted_energy"] # those of outlier exposure have a notebook of their own
 
 # %% ../nbs/library/12_losses.ipynb #5f9de8ed
 def _checked_local(
@@ -207,3 +213,38 @@ def semantic_opposite_loss(
     cosines = (yes * no).sum(1)
     if kind == "cosine": return (1 + cosines).mean()
     return (2 - (2 - 2 * cosines + _UNDER_ROOT).clamp_min(1e-8).sqrt()).mean()
+
+# %% ../nbs/library/12_losses.ipynb #f0rge702
+def _checked_rows(output, target, name):
+    output, target = torch.as_tensor(output), torch.as_tensor(target)
+    for rows, what in ((output, "output"), (target, "target")):
+        if not rows.is_floating_point() or rows.element_size() < 4: raise ValueError(f"{name}_{what} is {rows.dtype}; the loss needs float32 or float64.")
+    if output.ndim != 2 or output.shape != target.shape: raise ValueError(f"{name}_output has shape {list(output.shape)}, {name}_target {list(target.shape)}; both hold one row per name, [names, width].")
+    return target - output
+
+
+def forgetting_terms(
+    forget_output, forget_target, preserve_output, preserve_target, update, forget_weight=1.1, preserve_weight=0.3, update_weight=1.0, squared=False, # see `forgetting_loss`
+) -> dict: # loss, forget_norm, preserve_norm, update_norm: []; the norms without weights and squares
+    "The forgetting loss and what it is made of."
+    for name, weight in (("forget_weight", forget_weight), ("preserve_weight", preserve_weight), ("update_weight", update_weight)):
+        if not 0 <= weight < math.inf: raise ValueError(f"{name} is {weight}; it must be a finite number from 0 up (0 leaves the term out).")
+    rows = _checked_rows(forget_output, forget_target, "forget"), _checked_rows(preserve_output, preserve_target, "preserve")
+    norms = [torch.linalg.vector_norm(part) for part in (*rows, torch.as_tensor(update))]
+    weighted = [weight * (norm.square() if squared else norm) for weight, norm in zip((forget_weight, preserve_weight, update_weight), norms)]
+    return {"loss": sum(weighted), **dict(zip(("forget_norm", "preserve_norm", "update_norm"), norms))}
+
+
+def forgetting_loss(
+    forget_output, # embeddings of the forgotten names now, as long as they are [k, D]
+    forget_target, # where they should be [k, D]
+    preserve_output, # embeddings of the preserved names now [m, D]; no name: [0, D]
+    preserve_target, # where they were [m, D]
+    update, # B A, without its scale
+    forget_weight=1.1, # lambda_f
+    preserve_weight=0.3, # lambda_p
+    update_weight=1.0, # lambda_w
+    squared=False, # squares of the norms, as in the paper's figure
+) -> torch.Tensor: # []
+    "What class forgetting minimises: three Frobenius norms."
+    return forgetting_terms(forget_output, forget_target, preserve_output, preserve_target, update, forget_weight, preserve_weight, update_weight, squared)["loss"]
