@@ -128,7 +128,7 @@ _READERS = {"folder": _from_folder, "wnids": _from_wnids, "list": _from_list, "s
 # %% ../nbs/library/39_named.ipynb #58b3476f
 def _counts(images, part, known): # sentences about numbers that do not agree
     total = images.about.get("pictures", len(images))
-    per_class, own = images.class_counts(), set(images.labels.tolist()) - {-1}
+    per_class = images.class_counts()
     if part.images not in (None, total): yield f"{total:,} images instead of {part.images:,}"
     if part.options.get("captions") not in (None, len(images)): yield f"{len(images):,} captions instead of {part.options['captions']:,}"
     if len(images.class_names) != part.classes: yield f"{len(images.class_names):,} class folders instead of {part.classes:,}"

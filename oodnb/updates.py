@@ -159,7 +159,7 @@ def train_patches(
     "Train updates side by side. Inputs decide device and precision (half precision is trained in float32)."
     parts = [residuals(projection, problem) for problem in problems]
     if not parts: raise ValueError("There is no problem to train; give at least one.")
-    (k, d), e = parts[0][0].shape, parts[0][1].shape[1]
+    d, e = parts[0][0].shape[1], parts[0][1].shape[1]
     if recipe.rank > min(d, e): warnings.warn(f"rank is {recipe.rank}, but the projection is {d} by {e}; a change of rank {min(d, e)} can be anything already.", stacklevel=2)
     weights = [[getattr(recipe if getattr(problem, name) is None else problem, name) for name in ("forget_weight", "preserve_weight", "update_weight")] for problem in problems]
     if isinstance(initial, torch.Tensor): given, initial = initial, lambda trial, _: given[trial]

@@ -9,7 +9,6 @@ import pytest
 import torchvision
 from PIL import Image
 
-from oodnb import catalogue
 from oodnb.catalogue import class_lists, entries
 from oodnb.datasets import check_dataset, load_dataset
 from oodnb.paths import shipped
