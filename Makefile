@@ -8,7 +8,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PAPERS := zeroshot_imagenet locoop_imagenet locoop_regions locoop_sensitivity hftt_imagenet hftt_backbones hftt_text_source hftt_sensitivity hftt_embeddings hftt_hateful hftt_quality hftt_medical clipn_readme clipn_baselines
+PAPERS := zeroshot_imagenet locoop_imagenet locoop_regions locoop_sensitivity hftt_imagenet hftt_backbones hftt_text_source hftt_sensitivity hftt_embeddings hftt_hateful hftt_quality hftt_medical \
+    clipn_readme clipn_baselines clipn_ablation clipn_cifar clipn_prompts clipn_negation toe_imagenet toe_criteria toe_noise toe_density toe_real_and_virtual \
+    forget_single forget_multi forget_attacks forget_meets_ood forget_features forget_target forget_preserve_names forget_loss_terms forget_baselines more_detectors scoreboard
 OFFLINE := env -u OODNB_DATA OODNB_HOME="$(CURDIR)/runs/.test-home" OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=agg PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
