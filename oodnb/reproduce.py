@@ -18,6 +18,7 @@ from pathlib import Path
 
 import oodnb
 from .data_commands import add_data_commands
+from .doctor_command import add_doctor_command
 from .execution import RunFailed, find_kernel, launch
 from .ledger import last_time, read_json, read_progress, spoken, time_left
 from .paths import atomic_path, locked
@@ -118,7 +119,7 @@ class _Board:
         "One line that is written over on a terminal, and now and then a line elsewhere."
         if not self.live and time.monotonic() < self.told + self.quiet: return
         now = [(job.name, read_progress(job.folder / "executing.ipynb")) for job in running]
-        line = f"{self.ended} of {len(self.jobs)} ended; " + ", ".join(f"{name} {p.cell}/{p.cells}" if p else name for name, p in now) + f"; time left: {spoken(self.left(running, waiting))}"
+        line = f"{self.ended} of {len(self.jobs)} ended; " + (", ".join(f"{name} {p.cell}/{p.cells}" if p else name for name, p in now) or "waiting for other runners") + f"; time left: {spoken(self.left(running, waiting))}"
         if self.live: line = line[:shutil.get_terminal_size().columns - 1]
         print(f"\r{line:<{self.width}}" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
         self.told, self.width = time.monotonic(), len(line) if self.live else 0
@@ -159,9 +160,14 @@ def _planned(args):
 
 
 def _run_command(args):
-    jobs, where, failed = _planned(args), places(args.jobs, args.gpus), []
+    jobs, where, failed, held = _planned(args), places(args.jobs, args.gpus), [], set()
     board = _Board(jobs, where, args.force)
-    def work(job, place, stop): return execute(job, args.force, args.accept, board.say, args.kernel, place, wait=False, stop=stop)
+    def work(job, place, stop):
+        try: return execute(job, args.force, args.accept, board.say, args.kernel, place, wait=False, stop=stop)
+        except Busy:
+            if job.folder not in held: board.say(f"{job.name}: another runner is at it, its turn comes later: {job.folder}")
+            held.add(job.folder)
+            raise
     for job, result in work_through(jobs, work, where, board.watch):
         board.end(job)
         if isinstance(result, Exception):
@@ -198,7 +204,7 @@ def _parser():
     parser = argparse.ArgumentParser(prog="oodnb", description="Reproduce tables and figures on out-of-distribution detection with vision-language models.",
                                      epilog="Exit codes: 0 all done, 1 a run failed, 2 wrong usage (nothing was started), 3 not all done (status only), 130 interrupted.")
     parser.add_argument("--version", action="version", version=f"oodnb {oodnb.__version__}")
-    commands, shared = parser.add_subparsers(required=True, metavar="list | run | status | table | data"), argparse.ArgumentParser(add_help=False)
+    commands, shared = parser.add_subparsers(required=True, metavar="list | run | status | table | data | doctor"), argparse.ArgumentParser(add_help=False)
     shared.add_argument("--notebooks", metavar="DIR", help="folder with paper notebooks (default: nbs/papers of the checkout)")
     shared.add_argument("--out", metavar="DIR", help="folder for the runs (default: runs/ of the checkout)")
     listing = commands.add_parser("list", parents=[shared], help="what can be run; with a NAME its parameters")
@@ -223,6 +229,7 @@ def _parser():
     printing.add_argument("--accepted", action="store_true", help="only what was accepted into data/reproduced")
     printing.set_defaults(act=_table_command)
     add_data_commands(commands)
+    add_doctor_command(commands)
     return parser
 
 # %% ../nbs/library/90_reproduce.ipynb #2bc0bd55

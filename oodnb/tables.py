@@ -26,27 +26,34 @@ def _finished_rows(name, out, accepted_only):
     return found
 
 
-def _as_metrics(rows, intervals, metrics):
+def _intervals(file, setting):
+    "The intervals that lie beside the rows: (method, dataset) → ends, empty when that file is about something else."
+    beside = file.with_name("metrics.csv") if file.name == "rows.csv" else file.parent / "metrics" / file.name
+    found = pd.read_csv(beside) if beside.is_file() else pd.DataFrame()
+    if "setting" in found: found = found[found["setting"] == setting]
+    labels = ["detector" if "detector" in found else "method", "dataset"]
+    if not set(labels) <= set(found) or found.duplicated(labels).any(): return pd.DataFrame()
+    return found.set_index(labels)
+
+
+def _as_metrics(rows, ends, metrics):
     "One line per method and data set, one column per metric, as `to_markdown` wants it."
     wide = rows.pivot(index=["method", "dataset"], columns="metric", values="value").reindex(list(dict.fromkeys(zip(rows["method"], rows["dataset"]))))
     wide = wide.reindex(columns=list(metrics))
-    ends = intervals.set_index(["detector", "dataset"]) if intervals is not None else pd.DataFrame(index=wide.index)
     for metric in list(wide.columns):
-        for end in ("low", "high"): wide[f"{metric}_{end}"] = ends.get(f"{metric}_{end}", pd.Series(dtype=float)).reindex(wide.index)
+        for end in ("low", "high"): wide[f"{metric}_{end}"] = ends[f"{metric}_{end}"].reindex(wide.index) if f"{metric}_{end}" in ends else float("nan")
     return wide.rename_axis(index=["detector", "dataset"]).reset_index()
 
 # %% ../nbs/library/89_tables.ipynb #67c2d77c
 def _section(name, scale, file):
     "Heading and tables of one result."
     results, parts = importlib.import_module("oodnb.results"), []
-    beside = file.with_name("metrics.csv") if file.name == "rows.csv" else file.parent / "metrics" / file.name
-    rows, intervals = results.read_rows(file), pd.read_csv(beside) if beside.is_file() else None
+    rows = results.read_rows(file)
     where = file.relative_to(repository()) if repository() and file.is_relative_to(repository()) else file
     for (backbone, setting, run), part in rows.groupby(["backbone", "setting", "run"], sort=False):
         detection = part[part["metric"].isin(results.METRICS)]
-        ends = intervals[intervals["setting"] == setting] if intervals is not None and "setting" in intervals else intervals
         lines = [f"**{name}, scale {scale}** (backbone {backbone}; {setting}; run {run or 'unnamed'}; `{where}`)"]
-        if len(detection): lines.append(results.to_markdown(_as_metrics(detection, ends, results.METRICS)).strip().replace(" nan", " –"))
+        if len(detection): lines.append(results.to_markdown(_as_metrics(detection, _intervals(file, setting), results.METRICS)).strip().replace(" nan", " –"))
         other = part[~part["metric"].isin(results.METRICS)].groupby(["metric", "dataset", "value"], sort=False)["method"].agg(list)
         lines.append("\n".join(f"- {metric} on {dataset}: {value:.1f} ({', '.join(methods) if len(methods) < part['method'].nunique() else 'all methods'})" for (metric, dataset, value), methods in other.items()))
         parts.append("\n\n".join(filter(None, lines)))

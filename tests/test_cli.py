@@ -6,34 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_notebook
+from papers import ROWS, WAIT, gone, only_folder, start, wait_for, where, write
 
 import oodnb
 from oodnb.reproduce import main
-
-PARAMETERS = '''scale: str = "mini"  # mini or paper
-seed: int = 0  # seed
-rate: float = 0.5  # a number
-names: list = ["a", "b"]  # labels
-out: str = ""  # folder of the run'''
-ROWS = "from pathlib import Path\n(Path(out) / 'rows.csv').write_text(f'scale,seed,rate,names\\n{scale},{seed},{rate},{len(names)}\\n')"
-WAIT = """import os, time
-from pathlib import Path
-first = not (Path(out) / "begun").exists()
-(Path(out) / "begun").write_text(str(os.getpid()))
-if first: time.sleep(120)
-"""
-
-
-def write(path, *sources, parameters=PARAMETERS):
-    cells = [new_markdown_cell("# A run\n\n> Counts names."), new_code_cell(parameters, metadata={"tags": ["parameters"]}), *map(new_code_cell, sources)]
-    nbformat.write(new_notebook(cells=cells), path)
-
 
 @pytest.fixture
 def papers(tmp_path):
@@ -41,39 +22,6 @@ def papers(tmp_path):
     folder.mkdir()
     write(folder / "count.ipynb", ROWS)
     return folder
-
-
-def where(papers):
-    return ["--notebooks", str(papers), "--out", str(papers.parent / "runs")]
-
-
-def only_folder(papers, name):
-    (folder,) = (p for p in (papers.parent / "runs" / name).iterdir() if p.is_dir())
-    return folder
-
-
-def start(papers, *words):
-    root = str(Path(oodnb.__file__).parents[1])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    return subprocess.Popen([sys.executable, "-m", "oodnb.reproduce", *words, *where(papers)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, env=environment, cwd=papers.parent,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background jobs ignore it
-
-
-def wait_for(condition, what, seconds=240):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
-
-
-def gone(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -163,7 +111,8 @@ def test_a_failed_run_keeps_its_notebook_and_the_next_one_still_runs(papers, cap
 def test_a_kernel_that_dies_is_reported(papers, capsys):
     write(papers / "dies.ipynb", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert main(["run", "dies", *where(papers)]) == 1
-    assert "dies failed in cell 3" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "dies failed in cell 3" in said and "The kernel died; it may have used up the memory (at its peak" in said
     assert not (only_folder(papers, "dies") / "done.json").exists()
 
 
@@ -184,7 +133,9 @@ def test_a_killed_run_leaves_nothing_behind_and_starts_again(papers, capsys, sig
     assert (folder / "executing.ipynb").exists() and not (folder / "done.json").exists()
 
     assert main(["list", *where(papers)]) == 0
-    assert "slow   not run" in capsys.readouterr().out
+    assert "slow   interrupted" in capsys.readouterr().out
+    assert main(["status", "slow", *where(papers)]) == 3
+    assert " interrupted " in capsys.readouterr().out
     assert main(["run", "slow", *where(papers)]) == 0
     assert (folder / "done.json").exists() and not (folder / "executing.ipynb").exists()
     assert (folder / "rows.csv").read_bytes() == b"scale,seed,rate,names\nmini,0,0.5,2\n"
