@@ -10,7 +10,7 @@ __all__ = ['write_json', 'read_json', 'finished', 'held', 'state', 'Progress', '
 import json
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timezone, UTC
 from pathlib import Path
 
 from .paths import atomic_path, locked
@@ -85,7 +85,7 @@ def read_progress(
     "Read papermill's notes."
     notes = [c["metadata"].get("papermill", {}) for c in own_cells(read_json(notebook))]
     complete = [n.get("duration") or 0. for n in notes if n.get("status") == "completed"]
-    since = [datetime.fromisoformat(n["start_time"]).replace(tzinfo=timezone.utc).timestamp() for n in notes if n.get("status") == "running"]
+    since = [datetime.fromisoformat(n["start_time"]).replace(tzinfo=UTC).timestamp() for n in notes if n.get("status") == "running"]
     return Progress(len(complete), len(notes), complete, max(0., (now or time.time()) - since[-1]) if since else 0.) if notes else None
 
 # %% ../nbs/library/65_ledger.ipynb #c40a3477

@@ -60,7 +60,7 @@ def test_fetched_verified_unpacked_and_loaded(zoo):
     assert "10 files" in said[0] and "no published checksum" in said[0]
     images = load_dataset("zoo", root=zoo.root)
     assert (images.name, len(images), images.about["different"]) == ("Zoo", 10, "")
-    assert files(zoo.root) == ["Zoo/images/%d.png" % i for i in range(10)] + ["archives/Zoo/zoo.tar.gz"]
+    assert files(zoo.root) == [f"Zoo/images/{i}.png" for i in range(10)] + ["archives/Zoo/zoo.tar.gz"]
     zoo.get()
     assert len(zoo.asked) == 1
     assert check_dataset("Zoo", zoo.root, progress=False)["ok"]
