@@ -56,6 +56,7 @@ check: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --isolated --select F401,F821,F841 --per-file-ignores oodnb/features.py:F401 oodnb
 
 export: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_export

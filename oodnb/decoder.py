@@ -7,22 +7,21 @@ __all__ = ['SMALL', 'PUBLISHED', 'caption_batch', 'fit_decoder', 'save_decoder',
 
 # %% ../nbs/library/66_decoder.ipynb #47a91502
 import copy
-import json
 import shutil
 import warnings
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from .blip import load_or_explain, need_transformers
+from .cache import load_tensors, save_tensors
 from .captions import load_captions
 from .checkpoints import foreign_as_shells
 from .features import extract
 from .fewshot import chance_of
-from .paths import atomic_path, content_hash, did_you_mean, home, locked
+from .paths import content_hash, did_you_mean, home, locked
 from .scores import normalize
 from .tokens import BEGIN, END, PAD, UNKNOWN, PieceTokenizer, WordTokenizer, learn_words
 from .train import learning_rates, train
@@ -150,9 +149,9 @@ def save_decoder(
     own, config = decoder.tokenizer, decoder.model.config
     about = {"sizes": {name: getattr(config, name) for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings", "hidden_dropout_prob")}, "repeat": decoder.repeat,
              "tokens": list(own.tokens) if isinstance(own, WordTokenizer) else None, "backbone": decoder.backbone, "settings": decoder.settings, "history": decoder.history}
-    tensors = {name: p.detach().cpu().contiguous() for name, p in decoder.model.named_parameters()}
+    tensors = dict(decoder.model.named_parameters())
     if about["tokens"] is None: tensors["pieces"] = torch.frombuffer(bytearray(own.pieces), dtype=torch.uint8)
-    with atomic_path(path) as temporary: save_file(tensors, temporary, {"oodnb_decoder": json.dumps(about)})
+    save_tensors(path, "oodnb_decoder", tensors, about)
 
 
 def _filled(model, state, where):
@@ -201,9 +200,7 @@ def load_decoder(
     path = Path(path).expanduser()
     if path.is_dir(): return _published(path, weights).to(backbone.device if backbone else "cpu")
     if not path.is_file(): raise FileNotFoundError(f"There is no decoder {path}; save_decoder writes a file, and a folder holds config.json, weights and spiece.model as Hugging Face has them.")
-    try:
-        with safe_open(path, "pt") as file: state, about = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["oodnb_decoder"])
-    except Exception as error: raise ValueError(f"{path} holds no decoder ({type(error).__name__}: {str(error):.160}). save_decoder writes one.") from None
+    state, about = load_tensors(path, "oodnb_decoder", "decoder", "save_decoder writes one")
     if backbone and about["backbone"] != backbone.fingerprint: raise ValueError(f"{path} was trained with the features of another backbone ({about['backbone']}) than {backbone.name} ({backbone.fingerprint}); it would write nonsense. Train one: fit_decoder(backbone, captions).")
     tokenizer = WordTokenizer(tuple(about["tokens"])) if about["tokens"] else PieceTokenizer(bytes(state.pop("pieces").numpy()))
     width = state["bert.embeddings.word_embeddings.weight"].shape[1]

@@ -9,7 +9,6 @@ __all__ = ['outlier_exposure_loss', 'energy_margin_loss', 'weighted_energy', 'en
 import math
 
 import torch
-import torch.nn.functional as F
 
 # %% ../nbs/library/08_exposure.ipynb #07103c21
 def _checked_logits(logits, name):

@@ -10,7 +10,7 @@ __all__ = ['write_json', 'read_json', 'finished', 'held', 'state', 'Progress', '
 import json
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone, UTC
+from datetime import UTC, datetime
 from pathlib import Path
 
 from .paths import atomic_path, locked

@@ -7,17 +7,14 @@ __all__ = ['NoBranch', 'save_no_branch', 'load_no_branch', 'import_no_branch']
 
 # %% ../nbs/library/43_no_branch.ipynb #5b575dff
 import copy
-import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from .backbones import Backbone
+from .cache import load_tensors, save_tensors
 from .checkpoints import fill_model, foreign_as_shells, read_checkpoint
-from .paths import atomic_path
 from .prefix import TextTower, text_tower
 
 # %% ../nbs/library/43_no_branch.ipynb #b8e21930
@@ -117,8 +114,7 @@ def save_no_branch(
 ):
     "Write a branch, in the precision it has."
     about = {"prompts": branch.prompts, "backbone": backbone.name, "weights": str(backbone.pretrained), "fingerprint": backbone.fingerprint, "settings": branch.settings if settings is None else settings, "history": branch.history}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in branch.state_dict().items()}
-    with atomic_path(path) as temporary: save_file(tensors, temporary, {"oodnb_no_branch": json.dumps(about)})
+    save_tensors(path, "oodnb_no_branch", branch.state_dict(), about)
 
 
 def _filled(branch, state, path, backbone):
@@ -133,11 +129,7 @@ def load_no_branch(
     backbone, # the Backbone it was trained with
 ) -> NoBranch: # with .settings and .history
     "A kept branch. Raises `ValueError` for other files and for another backbone."
-    path = Path(path).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f"There is no file {path}; save_no_branch writes one.")
-    try:
-        with safe_open(path, "pt") as file: state, about = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["oodnb_no_branch"])
-    except Exception as error: raise ValueError(f"{path} holds no branch ({type(error).__name__}: {error}). save_no_branch writes one; import_no_branch reads the authors' checkpoints.") from None
+    state, about = load_tensors(path, "oodnb_no_branch", "branch", "save_no_branch writes one; import_no_branch reads the authors' checkpoints")
     if about["fingerprint"] != backbone.fingerprint: raise ValueError(f"{path} was trained with {about['backbone']} {about['weights']} ({about['fingerprint']}), not with {backbone.name} {backbone.pretrained} ({backbone.fingerprint}); beside another model its texts mean nothing.")
     branch = _filled(NoBranch(backbone, about["prompts"]), state, path, backbone)
     branch.settings, branch.history = about["settings"], about["history"]

@@ -8,7 +8,6 @@ __all__ = ['PICTURES', 'NOT_DECODED', 'SPLITS', 'open_rgb', 'list_pictures', 're
 
 # %% ../nbs/library/05_pictures.ipynb #a0d14020
 import os
-from collections import Counter
 from pathlib import PurePosixPath
 
 import numpy as np

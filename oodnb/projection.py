@@ -8,17 +8,14 @@ __all__ = ['text_projection', 'text_hidden', 'class_hidden', 'class_vectors', 'a
 
 # %% ../nbs/library/46_projection.ipynb #faf0eba1
 import copy
-import json
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from .backbones import Backbone, cut_texts
-from .paths import atomic_path, content_hash
+from .cache import load_tensors, save_tensors
+from .paths import content_hash
 from .prefix import encode_packed, pack_tokens, text_tower
 from .prompts import clean_names, resolve_templates
 from .scores import normalize
@@ -194,16 +191,12 @@ def save_patch(
 ):
     "Write a patch: its two factors, and in the header how they came about."
     about = {"scale": patch.scale, "names": list(patch.names), "settings": patch.settings, "fingerprint": patch.fingerprint}
-    with atomic_path(path) as temporary: save_file({"A": patch.A.detach().cpu().contiguous(), "B": patch.B.detach().cpu().contiguous()}, temporary, {"oodnb_projection_patch": json.dumps(about)})
+    save_tensors(path, "oodnb_projection_patch", {"A": patch.A, "B": patch.B}, about)
 
 
 def load_patch(
     path, # *.safetensors from `save_patch`
 ) -> ProjectionPatch:
     "Read a patch. Raises `ValueError` for other files."
-    path = Path(path).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f"There is no file {path}; save_patch writes one.")
-    try:
-        with safe_open(path, "pt") as file: about, A, B = json.loads(file.metadata()["oodnb_projection_patch"]), file.get_tensor("A"), file.get_tensor("B")
-    except Exception as error: raise ValueError(f"{path} holds no patch of a text projection ({type(error).__name__}: {error}); save_patch writes one.") from error
-    return ProjectionPatch(A, B, about["scale"], tuple(about["names"]), about["settings"], about["fingerprint"])
+    tensors, about = load_tensors(path, "oodnb_projection_patch", "patch of a text projection", "save_patch writes one", ("A", "B"))
+    return ProjectionPatch(tensors["A"], tensors["B"], about["scale"], tuple(about["names"]), about["settings"], about["fingerprint"])

@@ -8,7 +8,7 @@ __all__ = ['Recipe', 'Problem', 'residuals', 'Trained', 'train_patches', 'dead_z
 # %% ../nbs/library/48_updates.ipynb #2cbe1aef
 import math
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
 import torch

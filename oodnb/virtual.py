@@ -6,7 +6,6 @@
 __all__ = ['ClassQueues', 'farthest', 'synthesize', 'farthest_normals', 'Synthesis', 'TrainedVirtual', 'train_virtual']
 
 # %% ../nbs/library/47_virtual.ipynb #d7c7f357
-import math
 from dataclasses import dataclass
 
 import numpy as np

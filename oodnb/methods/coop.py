@@ -7,20 +7,17 @@ __all__ = ['scaled_logits', 'coop_terms', 'train_context', 'fit_coop', 'prompt_d
            'import_context']
 
 # %% ../../nbs/methods/50_coop.ipynb #8c0a5c84
-import json
-import math
 from numbers import Integral
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 
+from ..cache import load_tensors, save_tensors
 from ..checkpoints import foreign_as_shells
 from ..detectors import text_detectors
 from ..fewshot import readable
-from ..paths import atomic_path, content_hash
+from ..paths import content_hash
 from ..prompts import PromptContext, encode_prompts
 from ..train import feature_batches, learning_rates, train
 
@@ -143,8 +140,7 @@ def save_context(
 ):
     "Write the vectors of a context with class names and settings."
     facts = {"class_names": list(context.class_names), "position": context.position, "class_specific": bool(context.class_specific), "settings": settings if settings is not None else getattr(context, "settings", {})}
-    vectors = context.vectors.detach().float().cpu().contiguous()
-    with atomic_path(path) as temporary: save_file({"vectors": vectors}, temporary, {"oodnb_context": json.dumps(facts)})
+    save_tensors(path, "oodnb_context", {"vectors": context.vectors.float()}, facts)
 
 
 def _with_vectors(backbone, vectors, class_names, position, where): # PromptContext
@@ -164,10 +160,8 @@ def load_context(
     class_names=None, # other class names; None takes those it was learned with
 ) -> PromptContext: # with .settings
     "A kept context, for the same or for other classes (other ones only if it is shared)."
-    try:
-        with safe_open(Path(path).expanduser(), "pt") as file: vectors, facts = file.get_tensor("vectors"), json.loads(file.metadata()["oodnb_context"])
-    except FileNotFoundError: raise
-    except Exception as error: raise ValueError(f"{path} holds no context ({type(error).__name__}: {error}). save_context writes one; import_context reads the format of the original code.") from None
+    tensors, facts = load_tensors(path, "oodnb_context", "context", "save_context writes one; import_context reads the format of the original code", ("vectors",))
+    vectors = tensors["vectors"]
     learned_with = facts["settings"].get("fingerprint")
     if learned_with not in (None, backbone.fingerprint): raise ValueError(f"{path} was learned with {facts['settings'].get('backbone')} {facts['settings'].get('weights')} ({learned_with}), not with {backbone.name} {backbone.pretrained} ({backbone.fingerprint}); its vectors mean nothing to another text tower.")
     names = facts["class_names"] if class_names is None else list(class_names)

@@ -8,20 +8,17 @@ __all__ = ['task_features', 'HFTTDetector', 'fit_hftt_runs', 'fit_hftt', 'save_h
 
 # %% ../../nbs/methods/52_hftt.ipynb #ad6eea12
 import itertools
-import json
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
+from ..cache import load_tensors, save_tensors
 from ..detectors import TextDetector, check_features
 from ..fewshot import chance_of
 from ..outliers import Recipe, TrainedOutliers, check_runs, task_side, train_outliers
-from ..paths import atomic_path, content_hash
+from ..paths import content_hash
 from ..prompts import clean_names, resolve_templates
 from ..scores import cosine_sims, normalize, task_log_odds
 from ..words import encode_once, load_words, without_synonyms, word_texts
@@ -183,19 +180,14 @@ def save_hftt(
 ):
     "Write a detector: its vectors, and in the header how they came about."
     about = {"name": detector.name, "temperature": detector.temperature, "class_names": list(detector.class_names), "fingerprint": detector.fingerprint, "trained": detector.trained, "history": list(detector.history)}
-    with atomic_path(path) as temporary:
-        save_file({"task_embeddings": detector.task_embeddings.contiguous(), "outliers": detector.outliers.contiguous()}, temporary, {"hftt": json.dumps(about)})
+    save_tensors(path, "hftt", {"task_embeddings": detector.task_embeddings, "outliers": detector.outliers}, about)
 
 
 def load_hftt(
     path, # file written by `save_hftt`
 ) -> HFTTDetector:
     "Read a detector. Raises `ValueError` for other files."
-    path = Path(path).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f"There is no file {path}; save_hftt writes one.")
-    try:
-        with safe_open(path, "pt") as file: about, tensors = json.loads(file.metadata()["hftt"]), {key: file.get_tensor(key) for key in ("task_embeddings", "outliers")}
-    except Exception as error: raise ValueError(f"{path} holds no HFTT detector ({error}); save_hftt writes one.") from error
+    tensors, about = load_tensors(path, "hftt", "HFTT detector", "save_hftt writes one", ("task_embeddings", "outliers"))
     return HFTTDetector(about["name"], tensors["task_embeddings"], tensors["outliers"], about["temperature"], tuple(about["class_names"]), about["fingerprint"], about["trained"], (), tuple(about["history"]))
 
 # %% ../../nbs/methods/52_hftt.ipynb #e0dbfefe

@@ -8,7 +8,6 @@ __all__ = ['noisy_copies', 'lip_loss', 'lip_objective', 'frozen_tensors', 'steep
 
 # %% ../../nbs/methods/56_lip.ipynb #3396fcb9
 import copy
-import json
 import math
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -16,14 +15,13 @@ from pathlib import Path
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..backbones import Backbone, cut_texts
+from ..cache import load_tensors, save_tensors
 from ..dreams import class_place, synthesize
 from ..fewshot import chance_of
-from ..paths import atomic_path, content_hash, home
+from ..paths import content_hash, home
 from ..prefix import encode_tokens
 from ..prompts import zero_shot_classifier
 from ..scores import cosine_sims
@@ -178,15 +176,15 @@ def _tokens(backbone, text, count):
 
 def _keep(path, backbone, model, about):
     original = backbone.model.state_dict()
-    moved = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items() if not torch.equal(value, original[name])}
+    moved = {name: value for name, value in model.state_dict().items() if not torch.equal(value, original[name])}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary: save_file(moved, temporary, {"about": json.dumps(about)})
+    save_tensors(path, "about", moved, about)
 
 
 def _read(path, model): # puts the kept tensors into a model; what was kept beside them
-    with safe_open(path, "pt") as file:
-        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()}, strict=False)
-        return json.loads(file.metadata()["about"])
+    moved, about = load_tensors(path, "about", "adapted model", "fit_lip(keep=...) writes one")
+    model.load_state_dict(moved, strict=False)
+    return about
 
 
 def fit_lip(

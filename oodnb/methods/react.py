@@ -6,14 +6,12 @@
 __all__ = ['activation_cut', 'ReActDetector', 'fit_react']
 
 # %% ../../nbs/methods/61_react.ipynb #6ed64092
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ..detectors import check_features
-from ..prompts import zero_shot_classifier
-from ..scores import cosine_sims, energy
+from ..detectors import TextDetector, check_features, zero_shot
 
 # %% ../../nbs/methods/61_react.ipynb #2e1133a0
 def activation_cut(
@@ -29,26 +27,24 @@ def activation_cut(
 class ReActDetector:
     "Energy of the class texts on features that are cut."
     name: str # column name of its scores
-    classifier: torch.Tensor # texts of the classes [K, D]
+    energy: TextDetector # of the class texts
     cut: float # largest value of a feature
-    logit_scale: float # from cosines to logits
-    class_names: tuple = ()
-    fingerprint: str | None = None # backbone of texts and pictures
     needs_local = False
+
+    @property
+    def class_names(self) -> tuple: return self.energy.class_names
 
     @property
     def settings(self) -> dict: # what is kept with the scores
         "The numbers this score depends on."
-        return {"score": "react", "classes": len(self.classifier), "cut": self.cut, "logit_scale": self.logit_scale}
+        return {**self.energy.settings, "score": "react", "cut": self.cut}
 
     def score(
         self,
         features, # Features of N images
     ) -> torch.Tensor: # [N], float64
         "One score per image; raises `ValueError` when the features do not fit."
-        check_features(features, self.classifier.shape[1], self.fingerprint, False, self.name)
-        cut = features.image_features.to(self.classifier.device).clamp_max(self.cut)
-        return energy(self.logit_scale * cosine_sims(cut, self.classifier).double())
+        return self.energy.score(replace(features, image_features=features.image_features.clamp_max(self.cut)))
 
 
 def fit_react(
@@ -60,7 +56,6 @@ def fit_react(
     name="react", # column name
 ) -> ReActDetector:
     "ReAct with energy, on class texts."
-    names = tuple(getattr(class_names, "class_names", class_names))
-    classifier = zero_shot_classifier(backbone, list(names), templates=templates).float().cpu()
-    check_features(train, classifier.shape[1], backbone.fingerprint, False, name)
-    return ReActDetector(name, classifier, activation_cut(train.image_features, percentile), backbone.logit_scale, names, backbone.fingerprint)
+    (energy,) = zero_shot(backbone, class_names, ("energy",), templates=templates)
+    check_features(train, energy.classifier.shape[1], backbone.fingerprint, False, name)
+    return ReActDetector(name, energy, activation_cut(train.image_features, percentile))

@@ -9,22 +9,19 @@ __all__ = ['TOEDetector', 'outlier_rows', 'fit_toe_runs', 'fit_toe', 'save_toe',
 
 # %% ../../nbs/methods/53_toe.ipynb #89d49bef
 import itertools
-import json
 import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
+from ..cache import load_tensors, save_tensors
 from ..detectors import check_features
 from ..features import Features
 from ..fewshot import chance_of
 from ..gaussians import class_statistics
 from ..heads import Exposure, Noise, TrainedHeads, cosine_multiplier, head_logits, make_head, noisy_texts, train_head
-from ..paths import atomic_path, content_hash
+from ..paths import content_hash
 from ..prompts import clean_names
 from ..scores import cosine_sims, energy, entropy, mahalanobis, max_logit, mcm, variance
 from ..virtual import Synthesis, farthest_normals, train_virtual
@@ -233,20 +230,16 @@ def save_toe(
     detector, # TOEDetector
 ):
     "Write a detector: its numbers, and in the header how they came about."
-    tensors = {f"{i}.{part}": tensor.contiguous() for i, layer in enumerate(detector.head) for part, tensor in zip(("weight", "bias"), layer)}
-    tensors |= {part: getattr(detector, part).contiguous() for part in ("classifier", "means", "precision") if getattr(detector, part) is not None}
+    tensors = {f"{i}.{part}": tensor for i, layer in enumerate(detector.head) for part, tensor in zip(("weight", "bias"), layer)}
+    tensors |= {part: getattr(detector, part) for part in ("classifier", "means", "precision") if getattr(detector, part) is not None}
     about = {key.name: getattr(detector, key.name) for key in fields(detector) if key.name not in ("head", "classifier", "means", "precision")}
-    with atomic_path(path) as temporary: save_file(tensors, temporary, {"toe": json.dumps(about)})
+    save_tensors(path, "toe", tensors, about)
 
 
 def load_toe(
     path, # file written by `save_toe`
 ) -> TOEDetector:
     "Read a detector. Raises `ValueError` for other files."
-    path = Path(path).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f"There is no file {path}; save_toe writes one.")
-    try:
-        with safe_open(path, "pt") as file: about, tensors = json.loads(file.metadata()["toe"]), {key: file.get_tensor(key) for key in file.keys()}
-        head = tuple((tensors.pop(f"{i}.weight"), tensors.pop(f"{i}.bias")) for i in range(sum(key.endswith(".bias") for key in tensors)))
-    except Exception as error: raise ValueError(f"{path} holds no TOE detector ({error}); save_toe writes one.") from error
+    tensors, about = load_tensors(path, "toe", "TOE detector", "save_toe writes one", ("0.weight", "0.bias"))
+    head = tuple((tensors.pop(f"{i}.weight"), tensors.pop(f"{i}.bias")) for i in range(sum(key.endswith(".bias") for key in tensors)))
     return TOEDetector(**{**about, "head": head, "class_names": tuple(about["class_names"]), "history": tuple(about["history"]), **tensors})
