@@ -14,11 +14,11 @@ PAPERS := zeroshot_imagenet locoop_imagenet locoop_regions locoop_sensitivity hf
 OFFLINE := env -u OODNB_DATA OODNB_HOME="$(CURDIR)/runs/.test-home" OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=agg PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup hooks reproduce reproduce-all readme test check lint export docs clean distclean
+.PHONY: help setup hooks reproduce reproduce-all readme test check lint export docs links clean distclean
 
 help:
 	@sed -n 's/^# //p' Makefile
-	@echo "also: setup hooks check lint export readme docs clean distclean"
+	@echo "also: setup hooks check lint export readme docs links clean distclean"
 
 $(STAMP): settings.ini setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 to 3.13 found; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -62,9 +62,12 @@ export: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_export
 
 docs: $(STAMP)
-	mkdir -p runs/html
-	$(BIN)/jupyter nbconvert --to html --output-dir runs/html --RegexRemovePreprocessor.patterns='^#\|\s*(hide|default_exp)' nbs/index.ipynb nbs/*/*.ipynb
-	@echo "open runs/html/index.html"
+	@$(BIN)/python -c 'import latex2mathml' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python tools/docs runs/html
+	$(BIN)/python tools/links.py runs/html
+
+links: $(STAMP)
+	$(BIN)/python tools/links.py $(wildcard runs/html)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache _proc _docs runs/readme runs/html

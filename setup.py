@@ -35,8 +35,8 @@ setup(
     long_description_content_type="text/markdown",
     author=settings["author"],
     author_email=settings["author_email"],
-    license="Apache-2.0",
-    license_files=["LICENSE"],
+    license_expression="Apache-2.0 AND CC-BY-4.0 AND MIT",  # code; drawings and lists of others, see the ATTRIBUTION files
+    license_files=["LICENSE", "data/*/ATTRIBUTION.md"],
     keywords=settings["keywords"],
     packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),
     cmdclass={"build_py": BuildWithData},

@@ -1,4 +1,4 @@
-"""What does a step of CLIPN's pre-training cost? Trimmed texts and own columns against 77 tokens and all columns, same numbers, in one run.
+"""What does a step of CLIPN's pre-training cost? Texts in one line and own columns against 77 tokens and all columns, same numbers, in one run.
 
     python benchmarks/clipn.py                        ViT-B-16's text towers with random weights; 32 captions of each of 4 ranks, one of which is played
     python benchmarks/clipn.py --batch 512            the published size, on a GPU

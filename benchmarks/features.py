@@ -23,9 +23,9 @@ from oodnb.datasets import load_dataset
 from oodnb.features import extract, stream
 
 
-def photographs(folder, count, size=(375, 500)):
+def photographs(folder, count, size=(375, 500), seed=0):
     """Smooth colour fields with noise: they compress to about the size of ImageNet's JPEGs."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     coarse = zoom(generator.random((size[0] // 25, size[1] // 25, 3)), (25, 25, 1), order=1)
     for i in range(count):
         noise = generator.normal(0, 14, coarse.shape)

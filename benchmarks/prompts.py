@@ -5,6 +5,7 @@
     python benchmarks/prompts.py --precision bf16   or fp16: also the error that it brings
     python benchmarks/prompts.py --ensemble         a zero-shot classifier of seven templates too
     python benchmarks/prompts.py --small            a tiny tower and 24 names, in seconds
+    python benchmarks/prompts.py --mini             instead: LoCoOp in the mini world, trained in fp32 and in bf16 from the same start; time per step, way of the context, AUROC
 
 A step is forward, loss, backward and update. Time is processor time on a CPU (a busy machine does not spoil it) and wall time on a GPU, the median of a few turns. "kept" is what the
 graph of the text tower holds for the way back, "peak" what the step adds to the process (resident memory on Linux) or to the GPU. Where the plain step does not fit (--at-once), its
@@ -25,8 +26,15 @@ from pathlib import Path
 import open_clip
 import torch
 
-from oodnb.backbones import Backbone, tiny_clip
+from oodnb.backbones import Backbone, load_backbone, tiny_clip
+from oodnb.datasets import load_dataset
+from oodnb.features import extract
+from oodnb.fewshot import few_shot
 from oodnb.losses import locoop_loss
+from oodnb.methods.coop import prompt_detectors
+from oodnb.methods.locoop import fit_locoop
+from oodnb.metrics import auroc
+from oodnb.mini import MINI_OOD
 from oodnb.prompts import TEMPLATES, PromptContext, encode_prompts, zero_shot_classifier
 from oodnb.scores import normalize
 
@@ -173,6 +181,36 @@ def ensemble(backbone, classes, options):
     print(f"\nzero-shot classifier, {classes} classes, {len(templates)} templates: {1000 * times['plain']:,.1f} ms plain, {1000 * times['packed']:,.1f} ms packed, ratio {times['plain'] / times['packed']:.1f}, largest difference {error:.1e}")
 
 
+def mini_training(options):
+    """One line per seed and precision: milliseconds per step, crops not counted, and what the trained prompts detect."""
+    model, pictures, found = load_backbone("mini", device=options.device), load_dataset("mini", "fewshot"), {}
+    every = lambda name: (lambda images: extract(model, images.subset(range(0, len(images), options.every)), False, True, progress=False))(load_dataset(name))
+    known, *strange = map(every, ("mini", *MINI_OOD))
+    print(f"LoCoOp, mini, {options.shots} pictures per class, {options.epochs} epochs\n{'seed':<6}{'towers':<8}{'ms per step':>12}{'loss':>9}{'GL-MCM AUROC, %':>18}")
+    for seed in range(1, options.seeds + 1):
+        few, start = few_shot(pictures, options.shots, seed), None
+        for precision in ("fp32", "bf16"):
+            stamps, fit = [], lambda **more: fit_locoop(model, few, epochs=options.epochs, views=1, seed=seed, precision=precision, cache=False, progress=False, **more)
+            start = fit(stop_after=0).vectors.detach() if start is None else start
+            context = fit(watch=lambda step: stamps.append(time.process_time()))
+            detector, = prompt_detectors(model, context, "gl_mcm")
+            inside, *outside = (detector.score(features).numpy() for features in (known, *strange))
+            areas = 100 * statistics.mean(auroc(inside, scores) for scores in outside)
+            took = statistics.median(b - a for a, b in zip(stamps, stamps[1:]))
+            found[seed, precision] = {"seconds": took, "auroc": areas, "way": (context.vectors.detach() - start).flatten()}
+            print(f"{seed:<6}{precision:<8}{1000 * took:>12.1f}{context.history[-1]['loss']:>9.3f}{areas:>18.2f}")
+    return found
+
+
+def compare_precisions(found):
+    """The two ways of every seed: how much faster, in how far the same direction, how far apart in AUROC."""
+    pairs = [(found[seed, "fp32"], found[seed, "bf16"]) for seed, precision in found if precision == "fp32"]
+    result = {"faster": statistics.mean(a["seconds"] / b["seconds"] for a, b in pairs), "cosine": min(torch.cosine_similarity(a["way"], b["way"], dim=0).item() for a, b in pairs),
+              "difference": statistics.mean(b["auroc"] - a["auroc"] for a, b in pairs)}
+    print(f"bf16 is {result['faster']:.1f} times as fast; the ways of the contexts have cosines of {result['cosine']:.3f} or more; AUROC differs by {result['difference']:+.2f} points on average")
+    return result
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-16-quickgelu", help="open_clip name; weights are random")
@@ -186,8 +224,14 @@ def main(arguments=None):
     parser.add_argument("--images", action="store_true", help="whole steps too")
     parser.add_argument("--ensemble", action="store_true", help="zero-shot classifiers too")
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--mini", action="store_true")
+    parser.add_argument("--shots", type=int, default=4, help="--mini: pictures per class")
+    parser.add_argument("--epochs", type=int, default=50, help="--mini: epochs")
+    parser.add_argument("--seeds", type=int, default=3, help="--mini: trainings of each kind")
+    parser.add_argument("--every", type=int, default=1, help="--mini: read every so many test pictures")
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
+    if options.mini: return compare_precisions(mini_training(options))
     warnings.filterwarnings("ignore", message=".*occur more than once")
     if options.small:
         backbone, options.classes, options.batch = tiny_clip("vit_b", 0, options.device, options.precision), [24], 8

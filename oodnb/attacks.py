@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from .fewshot import sample_shots
 from .forgetting import class_accuracy, class_positions, forget_metrics, nearest_class
 from .metrics import aupr
+from .paths import content_hash
 from .scores import cosine_sims, normalize
 
 # %% ../nbs/library/79_attacks.ipynb #5bc2659f
@@ -80,12 +81,20 @@ def linear_probe(
     return weights.detach()
 
 
+def _probe_once(known, *given, **options): # linear_probe, or what is known of it
+    if known is None: return linear_probe(*given, **options)
+    key = content_hash(*given, options)
+    if key not in known: known[key] = linear_probe(*given, **options)
+    return known[key]
+
+
 def relearn(
     seen, # dict: name of a start -> Recognition whose texts W0 are, or None for a probe from zero; at least one Recognition
     images, # Features of labelled pictures to learn from, labels as in the Recognitions
     names, # the forgotten classes
     shots=(0, 1, 2, 4, 8, 16), # pictures per class
     seeds=(1, 2, 3), # of the draws
+    known=None, # dict of classifiers, filled and read: calls that share starts, pictures and seeds learn them once
     **options, # of `linear_probe`
 ) -> pd.DataFrame: # start, shots, seed, forget, other: accuracies in percent
     "Few-shot learning of all classes on image features, and what it brings back."
@@ -95,7 +104,7 @@ def relearn(
         texts = None if seen[start] is None else seen[start].text_features
         if count:
             drawn = sample_shots(images.labels, count, seed)
-            weights = linear_probe(images.image_features[drawn], images.labels[drawn], K, texts, **options)
+            weights = _probe_once(known, images.image_features[drawn], images.labels[drawn], K, texts, **options)
         elif texts is None: continue
         else: weights = texts
         called = nearest_class(test.image_features.double() @ weights.double().T)

@@ -115,7 +115,7 @@ class Backbone:
         grad=False, # whether gradients may be recorded inside
     ):
         "Evaluation mode and this backbone's precision, for code that goes through the towers itself."
-        self.model.eval()
+        if any(module.training for module in self.model.modules()): self.model.eval()
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(grad and torch.is_grad_enabled()))
             stack.enter_context(_exact_convolutions() if self.precision == "fp32" else torch.autocast(self.device.type, dtype=_PRECISIONS[self.precision]))
@@ -144,6 +144,10 @@ def _encode_images(backbone, pixels, local):
     if not len(pixels):
         empty = torch.empty(0, backbone.embed_dim, device=backbone.device)
         return (empty, empty[:, None].expand(0, math.prod(backbone.grid), -1)) if local else empty
+    group = max(8, 2**20 // pixels[0].numel()) if backbone.device.type == "cpu" else len(pixels)
+    if len(pixels) > group:
+        parts = [_encode_images(backbone, part, local) for part in pixels.split(group)]
+        return tuple(map(torch.cat, zip(*parts))) if local else torch.cat(parts)
     pixels, entering, thread = pixels.to(backbone.device, torch.float32), [], get_ident()
     with backbone.running():
         if not local: return backbone.model.encode_image(pixels, normalize=False).float()

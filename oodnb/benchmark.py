@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from . import __version__
-from .detectors import Detector
+from .detectors import Detector, shared_reading
 from .features import stream
 from .paths import atomic_path
 from .scores import normalize
@@ -144,8 +144,9 @@ def _score_set(backbone, dataset, role, detectors, classes, **options):
         skipped.update(chunk.skipped)
         if len(chunk) == 0: continue
         columns = {"dataset": dataset.name, "split": dataset.split, "role": role, "image_id": list(chunk.ids), "label": np.asarray(chunk.labels, dtype=np.int64)}
-        columns |= {f"prediction:{d.name}": _predictions(d, chunk, classes) for d in detectors if hasattr(d, "predict")}
-        columns |= {d.name: _checked_scores(d, chunk) for d in detectors}
+        with shared_reading():
+            columns |= {f"prediction:{d.name}": _predictions(d, chunk, classes) for d in detectors if hasattr(d, "predict")}
+            columns |= {d.name: _checked_scores(d, chunk) for d in detectors}
         parts.append(pd.DataFrame(columns))
         features.append(normalize(chunk.image_features))
     if not parts: raise RuntimeError(f"No image of {dataset.name!r} ({dataset.split}) could be read; the first reason: {next(iter(skipped.values()), 'none given')}.")

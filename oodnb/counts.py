@@ -57,8 +57,14 @@ def rank_scores(id_scores, # Scores of ID images [N]
 # %% ../nbs/library/09_counts.ipynb #800af82f
 def count_scores(id_scores, ood_scores) -> tuple[np.ndarray, np.ndarray]: # Two int64 [T]
     "Number of ID and of OOD images at each distinct score, ascending."
-    values, id_ranks, ood_ranks = rank_scores(id_scores, ood_scores)
-    return np.bincount(id_ranks, minlength=values.size), np.bincount(ood_ranks, minlength=values.size)
+    id_scores, ood_scores = as_scores(id_scores, "id_scores"), as_scores(ood_scores, "ood_scores")
+    both, n = np.concatenate([id_scores, ood_scores]), id_scores.size
+    for side in (both[:n], both[n:]): side.sort()
+    is_id = both.argsort(kind="stable") < n
+    both.sort(kind="stable")
+    last = np.flatnonzero(np.append(both[1:] != both[:-1], True))
+    id_counts = np.diff(is_id.cumsum()[last], prepend=0)
+    return id_counts, np.diff(last, prepend=-1) - id_counts
 
 # %% ../nbs/library/09_counts.ipynb #4f27b82b
 def roc_counts(positive: np.ndarray, # Positives per distinct score, ascending [..., T]
@@ -77,7 +83,7 @@ def oriented(true_positives: np.ndarray, # ID images called ID [..., T + 1]
             ) -> tuple[np.ndarray, np.ndarray]: # True and false positives of the wanted side
     "Choose which side a detector is asked to find."
     if positive == "id": return true_positives, false_positives
-    if positive == "ood": return tuple((side[..., :1] - side)[..., ::-1] for side in (false_positives, true_positives))
+    if positive == "ood": return tuple(side[..., :1] - side[..., ::-1] for side in (false_positives, true_positives))
     raise ValueError(f"positive={positive!r}; choose 'id' (MCM, LoCoOp, TOE, CLIPN) or 'ood' (HFTT, OpenOOD, pytorch-ood)")
 
 # %% ../nbs/library/09_counts.ipynb #647bb2d6

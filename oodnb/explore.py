@@ -41,7 +41,7 @@ class Explorer(widgets.VBox):
         "Make the panel with the present values."
         start = time.perf_counter()
         try: self.panel = self.panel_of(**{name: control.value for name, control in self.controls.items()})
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             self.says.value = f'<div class="oodnb-says" style="color:#B00020; max-width:60em; line-height:1.4">{escape(str(error))}</div>'
             return
         self.picture.value = self.panel.encoded()

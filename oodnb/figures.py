@@ -103,10 +103,11 @@ def _density(values, low, high, points=96): # (x [points], density [points], pea
     return (edges[1:] + edges[:-1]) / 2, smooth / max(smooth.max(), 1e-12)
 
 
-def _score_range(values): # (low, high) without the last half percent on either side
-    low, high = np.quantile(values, [.003, .997])
+def _score_range(sets): # (low, high) without the last half percent of any set on either side
+    ends = np.array([np.quantile(values, [0, .005, .995, 1]) for values in sets])
+    low, high = ends[:, 1].min(), ends[:, 2].max()
     margin = .02 * (high - low) or abs(low) * .01 or 1.
-    return max(low - margin, values.min() - margin * .1), min(high + margin, values.max() + margin * .1)
+    return max(low - margin, ends[:, 0].min() - margin * .1), min(high + margin, ends[:, 3].max() + margin * .1)
 
 # %% ../nbs/library/72_figures.ipynb #66778f78
 def _ridge(axis, values, low, high, line, base, colour, accept): # one density standing on `base`
@@ -122,16 +123,14 @@ def _ridge(axis, values, low, high, line, base, colour, accept): # one density s
 
 def _score_panel(axis, scores, detector, known, ood, short):
     values = known[detector].to_numpy()
-    low, high = _score_range(scores[detector].to_numpy())
-    line, count, data = np.quantile(values, .05), len(ood), []
     sets = {"ID": values} | {name: rows[detector].to_numpy() for name, rows in ood.items()}
-    axis.text(1.16, count + .9, "AUROC", transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=5.5, color="#666666")
-    axis.text(1.38, count + .9, "FPR95", transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=5.5, color="#666666")
+    (low, high), line, count, data = _score_range(sets.values()), np.quantile(values, .05), len(ood), []
+    for place, head in ((1.2, "AUROC"), (1.42, "FPR95")): axis.text(place, count + .62, head, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=5.5, color="#666666")
     for i, (name, own) in enumerate(sets.items()):
         x, y = _ridge(axis, own, low, high, line, count - i, ID_COLOUR if i == 0 else COLOURS[(i - 1) % len(COLOURS)], i > 0)
         data.append(pd.DataFrame({"detector": detector, "dataset": name if i else known["dataset"].iloc[0], "role": "ood" if i else "id", "score": x, "density": y, "line": line}))
         found = detection_metrics(values, own) if i else {}
-        for place, metric in ((1.16, "auroc"), (1.38, "fpr95_id_positive")):
+        for place, metric in ((1.2, "auroc"), (1.42, "fpr95_id_positive")):
             if found: axis.text(place, count - i + .12, f"{100 * found[metric]:.1f}", transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=6.5)
     axis.axvline(line, color="#222222", linewidth=.8, linestyle=(0, (3, 2)))
     axis.set(xlim=(low, high), ylim=(-.05, count + 1.02), title=detector, yticks=[count - i + .25 for i in range(len(sets))], yticklabels=short)
@@ -144,18 +143,20 @@ def _score_panel(axis, scores, detector, known, ood, short):
 def plot_score_distributions(
     scores, # score table
     detectors=None, # names; None draws all
-    columns=3, # panels side by side
+    columns=None, # panels side by side; None: three, or two where that leaves no gap
 ) -> DataFigure:
     "Densities of the scores of every set, one panel per detector, with the line that accepts 95 % of the ID images."
     (known, ood), names = by_role(scores), _picked(scores, detectors)
-    columns = min(columns, len(names))
+    columns = min(columns or (2 if len(names) == 4 else 3), len(names))
     short = [f"{known['dataset'].iloc[0]} (ID)", *ood]
     with style():
         figure, axes = _figure(1.2 + 2.05 * columns, (.55 + .27 * (len(ood) + 1)) * math.ceil(len(names) / columns) + .15, math.ceil(len(names) / columns), columns, sharey=True)
         data = [_score_panel(axis, scores, name, known, ood, short) for axis, name in zip(axes.flat, names)]
         for axis in axes.flat[len(names):]: axis.set_axis_off()
         for axis in axes[:, 1:].flat: axis.tick_params(labelleft=False)
-        figure.supxlabel("score (higher = more in-distribution); dashed: accepts 95 % of the ID images; solid area: OOD images accepted there, their share is FPR95 (ID positive)", fontsize=6.5, color="#666666")
+        note = ("score (higher = more in-distribution); dashed: accepts 95 % of the ID images;", "solid area: OOD images accepted there, their share is FPR95 (ID positive)")
+        figure.supxlabel((" " if columns > 2 else "\n").join(note), fontsize=6.5 if columns > 1 else 5.5, color="#666666")
+        figure.draw_without_rendering() # what stands beside the panels is as wide as they are: the layout needs another round
         return _finished(figure, pd.concat(data, ignore_index=True))
 
 # %% ../nbs/library/72_figures.ipynb #0d4de795
@@ -187,6 +188,7 @@ def plot_roc(
                 data.append(pd.DataFrame({"dataset": name, "detector": detector, "ood_accepted": 100 * fpr, "id_accepted": 100 * tpr}))
             axis.set(title=name, ylim=(0, 100.5), xscale="log" if log_x else "linear", xlim=(.2, 100) if log_x else (-1, 100))
             if log_x: axis.xaxis.set_major_formatter("{x:g}")
+        axes[0, 0].text(2, 96, "95 %: FPR95 is read here", va="bottom", fontsize=5.5, color="#666666")
         for axis in axes.flat[len(ood):]: axis.set_axis_off()
         for axis in axes.flat[max(0, len(ood) - columns):len(ood)]: axis.tick_params(labelbottom=True)
         figure.supxlabel("OOD images accepted, %", fontsize=7.5)
@@ -203,13 +205,16 @@ def plot_metric_intervals(
     metrics, # metrics_table(...)
     names=("auroc", "fpr95_id_positive", "fpr95_ood_positive"), # metrics, one row of panels each
     same_scale=False, # one axis for all sets, to compare sets rather than detectors
+    labels=None, # dict: metric -> what its axis shows
+    line=None, # value to draw a line at
+    note="", # small print below
 ) -> DataFigure:
     "Dot and whisker for every detector, OOD set and metric."
     unknown = [n for n in names if n not in _LABELS or n not in metrics]
     if unknown: raise ValueError(f"No metric {unknown[0]!r} in this table; choose from {', '.join(n for n in _LABELS if n in metrics)}.")
-    sets, detectors = list(metrics["dataset"].unique()), list(metrics["detector"].unique())
+    sets, detectors, labels = list(metrics["dataset"].unique()), list(metrics["detector"].unique()), _LABELS | (labels or {})
     with style():
-        figure, axes = _figure(1.1 + 1.05 * len(sets), max(1.15, .42 + .15 * len(detectors)) * len(names) + .2, len(names), len(sets), sharex="row" if same_scale else False, sharey=True)
+        figure, axes = _figure(.6 + .05 * max(map(len, detectors)) + 1.05 * len(sets), max(1.15, .42 + .15 * len(detectors)) * len(names) + .2, len(names), len(sets), sharex="row" if same_scale else False, sharey=True)
         for column, dataset in enumerate(sets):
             part = metrics[metrics["dataset"] == dataset].set_index("detector").reindex(detectors)
             for axis, name in zip(axes[:, column], names):
@@ -218,11 +223,13 @@ def plot_metric_intervals(
                 axis.plot(part[name], y, "o", color=colour, markersize=2.6)
                 axis.grid(axis="x", color="#E4E4E4", linewidth=.5)
                 axis.set_axisbelow(True)
-                axis.xaxis.set_major_locator(MaxNLocator(3))
+                axis.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10], min_n_ticks=2))
+                if line is not None: axis.axvline(line, color="#666666", linewidth=.7, linestyle="--")
                 axis.tick_params(axis="y", length=0)
-            axes[0, column].set_title(dataset)
+            axes[0, column].set_title(dataset, fontsize=8.5 if max(map(len, sets)) < 12 else 7.5)
         for axis, name in zip(axes[:, 0], names): axis.set(yticks=range(len(detectors)), yticklabels=detectors, ylim=(len(detectors) - .4, -.6))
-        for axis, name in zip(axes[:, 0], names): axis.set_ylabel(_LABELS[name], fontsize=6.5)
+        for axis, name in zip(axes[:, 0], names): axis.set_ylabel(labels[name], fontsize=6.5)
+        if note: figure.supxlabel(note, fontsize=6.5, color="#666666")
         return _finished(figure, metrics[["detector", "dataset", *(f"{n}{end}" for n in names for end in ("", "_low", "_high"))]].copy())
 
 # %% ../nbs/library/72_figures.ipynb #32b2ca57

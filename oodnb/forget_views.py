@@ -26,7 +26,7 @@ def task_rows(
     for row in table.to_dict("records"):
         kind = "single" if row["classes"] == 1 else "multi"
         setting = f"{backbone.pretrained or 'own weights'}; {kind}: {row['names']}"
-        after = {"forget_accuracy": row["forget"], "retain_accuracy": row["other"]}
+        after = {"forget_accuracy": row["forget"], "retain_accuracy": row["other"]} | ({"forgetting_score": row["score"]} if np.isfinite(row.get("score", np.nan)) else {})
         before = {"forget_accuracy": row["forget_before"], "retain_accuracy": row["other_before"]} | ({"forget_accuracy_by_image": row["forget_before_by_image"]} if kind == "multi" else {})
         elsewhere = {name.removesuffix("_before"): row[name.removesuffix("_before")] for name in row if name.endswith("_before") and isinstance(row.get(name.removesuffix("_before")), float)}
         own = {"table": kind, "method": "forget", "setting": f"{setting}; {row['variant']}", "dataset": row["dataset"], "seeds": str(row["seed"])}
@@ -56,13 +56,13 @@ def plot_tasks(
                 part = data[(data["measure"] == measure) & (data["variant"] == variant)]
                 y = np.array([place[task] for task in zip(part["dataset"], part["names"])]) + (.5 - (i + .5) / len(variants)) * .62
                 colour = (ID_COLOUR, *COLOURS)[i % (len(COLOURS) + 1)]
-                axis.hlines(y, part["min"], part["max"], color=colour, linewidth=2.2, alpha=.35)
+                axis.hlines(y, part["min"], part["max"], color=colour, linewidth=2.2, alpha=.35, label="lowest to highest seed" if i == 0 and (data["max"] > data["min"]).any() else None)
                 axis.plot(part["mean"], y, "o", color=colour, markersize=3, label=variant)
             first = data[(data["measure"] == measure) & (data["variant"] == variants[0])]
             axis.plot(first["before"], [place[task] for task in zip(first["dataset"], first["names"])], "o", color="#222222", markersize=4.6, fillstyle="none", markeredgewidth=.7, label="before")
             axis.set(title=title, xlim=(-4, 104), xlabel="accuracy, %", yticks=[place[task] for task in tasks], yticklabels=[names.replace("|", ", ") for _, names in tasks])
             axis.grid(axis="x", color="#E4E4E4", linewidth=.5)
             axis.tick_params(axis="y", length=0)
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(variants) + 1)
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(variants) + 2)
     figure.data = data
     return figure

@@ -108,7 +108,7 @@ def judge(
 ) -> pd.DataFrame: # one row per task, see `forgetting_table`; elsewhere: mean accuracy on the other data sets
     "What is left after forgetting."
     sets = world.images if any(isinstance(c, Backbone) for c in changed) else world.recognised
-    table = forgetting_table(world.backbone, sets, tasks, changed, world.protocol["eval_templates"], n_boot=1, **({} if sets is world.recognised else {"progress": False, "cache": False}))
+    table = forgetting_table(world.backbone, sets, tasks, changed, world.protocol["eval_templates"], n_boot=1, before=world.recognised, **({} if sets is world.recognised else {"progress": False, "cache": False}))
     for end in ("", "_before"): table[f"elsewhere{end}"] = table[[f"{name}{end}" for name in world.images]].mean(axis=1)
     return table.assign(**columns)
 

@@ -188,6 +188,7 @@ def forgetting_table(
     templates="photo.", # of the class prompts; or a dict, data set -> template
     n_boot=1000, # bootstrap resamples of the pictures
     seed=0, # fixes them
+    before=None, # dict name -> Recognition by the unchanged backbone; None: made here where image sets are given
     **options, # of `extract`
 ) -> pd.DataFrame: # one row per task; accuracies in percent, intervals of 95 %
     "What is still recognised: the forgotten classes, the other classes, the other data sets, and the summary score."
@@ -203,7 +204,7 @@ def forgetting_table(
         if model is backbone: return sets[name]
         raise ValueError(f"{model!r} sees pictures differently, so {name!r} must be encoded again; give image sets instead of Recognitions.")
 
-    before, rows = {name: seen(backbone, name) for name in sets}, []
+    before, rows = before or {name: seen(backbone, name) for name in sets}, []
     for (dataset, names), change in zip(tasks, changed):
         if change is None or isinstance(change, (ProjectionPatch, AdaptedBackbone)): after = {name: r.patched(change) for name, r in before.items()}
         else: after = {name: seen(change, name) for name in sets}

@@ -7,6 +7,7 @@ __all__ = ['NoBranch', 'save_no_branch', 'load_no_branch', 'import_no_branch']
 
 # %% ../nbs/library/43_no_branch.ipynb #5b575dff
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from .backbones import Backbone
 from .cache import load_tensors, save_tensors
 from .checkpoints import fill_model, foreign_as_shells, read_checkpoint
-from .prefix import TextTower, text_tower
+from .prefix import TextTower, encode_packed, pack_tokens, text_tower
 
 # %% ../nbs/library/43_no_branch.ipynb #b8e21930
 class NoBranch(nn.Module):
@@ -59,12 +60,12 @@ class NoBranch(nn.Module):
         self,
         tokens, # ids [B, L], on any device
         index=None, # prompt of every text, 0..P [B]; None: the mean prompt, P
-        trim=True, # leave out what stands behind the longest text
+        trim=True, # leave out what stands behind the end of each text
     ): # text features [B, D], not normalised, float32 or better
         "Features of texts that say no, differentiable."
         tokens, index = _checked_tokens(self, tokens), _checked_index(self, tokens, index)
         ends = self.tower(self.positional_embedding_no).ends(tokens)
-        if trim: tokens = tokens[:, :int(ends.max()) + 1] if len(tokens) else tokens
+        if trim and len(tokens): return encode_packed(*_packed(self, tokens, index, ends))
         device, length = self.attn_mask.device, tokens.shape[1]
         table = self.positions(length)
         tower, tokens, ends = self.tower(table[-1]), tokens.to(device), ends.to(device)
@@ -94,6 +95,14 @@ def _checked_index(branch, tokens, index):
     if index.shape != tokens.shape[:1] or index.is_floating_point() or index.dtype == torch.bool: raise ValueError(f"index is {index.dtype} of shape {list(index.shape)}; one whole number per text is needed, [{len(tokens)}].")
     if index.device.type == "cpu" and len(index) and not 0 <= int(index.min()) <= int(index.max()) <= branch.prompts: raise ValueError(f"index runs from {int(index.min())} to {int(index.max())}, but this branch has {branch.prompts} prompts: 0 to {branch.prompts} are possible, {branch.prompts} is their mean.")
     return index.long()
+
+
+def _packed(branch, tokens, index, ends): # (tower whose positions are those of all prompts, one behind the other; its texts in one line)
+    words, length = branch.token_embedding_no.num_embeddings, int(ends.max()) + 1
+    own = branch.prompts if index is None else index.cpu()[:, None]
+    packed = pack_tokens(tokens.cpu()[:, :length] + words * own, ends, branch.attn_mask.device)
+    prompt = packed.tokens // words
+    return branch.tower(branch.positions(length).flatten(0, 1)), replace(packed, tokens=packed.tokens % words, positions=packed.positions + length * prompt)
 
 
 def _as_backbone(branch, backbone):

@@ -5,6 +5,7 @@ __all__ = ['TextTower', 'text_tower', 'Attention', 'PackedTokens', 'pack_tokens'
 
 # %% ../nbs/library/14_prefix.ipynb #e899bee0
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +136,7 @@ def pack_tokens(
     tokens, # ids [K, L]
     ends, # position at which each text is read [K]
     device=None, # where the plan is needed; None: where tokens are
-    width=64, # places on a shelf; changes speed, not the result
+    width=32, # places on a shelf; changes speed, not the result
 ) -> PackedTokens:
     "Share the longest common prefix, leave out what stands behind the end, and lay the rest in one line."
     device, tokens, ends = device or tokens.device, tokens.cpu().long(), ends.cpu()
@@ -155,13 +156,23 @@ def pack_tokens(
 
 # %% ../nbs/library/14_prefix.ipynb #e6f5b5c8
 def _attend(q, kv, heads, prefix, plan):
-    "Mixed values of the rows that ask: q [m, W] and kv [n, 2 W] to [len(plan.back), W]."
+    "Mixed values of the rows that ask: q [m, W] and kv [n, 2 W] to [len(plan.back), W]; mixed in float32 or better on a CPU."
     shelves, _, _, seen = plan.allowed.shape
-    q = q.index_select(0, plan.queries).reshape(shelves, -1, heads, q.shape[1] // heads)
-    kv = torch.cat([kv[:prefix].expand(shelves, -1, -1), kv.index_select(0, plan.slots).reshape(shelves, seen - prefix, -1)], dim=1)
+    given = q.dtype
+    if q.device.type == "cpu": q, kv = (rows.to(torch.promote_types(given, torch.float32)) for rows in (q, kv))
+    q = F.embedding(plan.queries, q).reshape(shelves, -1, heads, q.shape[1] // heads)
+    kv = torch.cat([kv[:prefix].expand(shelves, -1, -1), F.embedding(plan.slots, kv).reshape(shelves, seen - prefix, -1)], dim=1)
     k, v = kv.unflatten(2, (2, heads, -1)).unbind(2)
-    mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=plan.allowed)
-    return mixed.transpose(1, 2).reshape(-1, kv.shape[2] // 2).index_select(0, plan.back)
+    with torch.autocast("cpu", enabled=False): mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=plan.allowed)
+    return F.embedding(plan.back, mixed.transpose(1, 2).reshape(-1, kv.shape[2] // 2)).to(given)
+
+
+_SMALL = 2**17 # numbers on the shelves that are rather kept than gathered again
+
+
+def _attention(plan, width):
+    "`_attend`, or the same without memory of its own where the shelves are long."
+    return _attend if len(plan.slots) * width <= _SMALL else partial(checkpoint, _attend, use_reentrant=False, preserve_rng_state=False)
 
 
 def _mlp(mlp, x):
@@ -205,7 +216,7 @@ def _run(tower, packed, words):
             x, plan = x.index_select(0, packed.ends), packed.at_ends
             q = F.linear(h.index_select(0, packed.ends), attn.in_proj_weight[:width], attn.in_proj_bias[:width])
             kv = F.linear(h, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
-        mixed = checkpoint(_attend, q, kv, attn.num_heads, packed.prefix, plan, use_reentrant=False, preserve_rng_state=False)
+        mixed = _attention(plan, width)(q, kv, attn.num_heads, packed.prefix, plan)
         x = x + block.ls_1(attn.out_proj(mixed))
         x = x + block.ls_2(_mlp(block.mlp, block.ln_2(x)))
     return tower.read(x)[packed.texts]

@@ -163,7 +163,7 @@ def pretrain_no(
     path, device = Path(folder).expanduser() / "pretraining.safetensors" if folder else None, next(branch.parameters()).device
     given = {"steps": steps, "logit_scale": logit_scale, "lr": lr, "warmup": warmup, "betas": betas, "eps": eps, "weight_decay": weight_decay, "kind": kind, "weights": weights, "grad_scale": grad_scale, "clip": clip, "precision": precision}
     given = json.loads(json.dumps(given | (settings or {})))
-    optimizer, scaler = torch.optim.AdamW(parameter_groups(branch, weight_decay), lr, betas, eps), torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    optimizer, scaler = torch.optim.AdamW(parameter_groups(branch, weight_decay), lr, betas, eps, fused=device.type == "cpu"), torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     rates, last = step_rates(steps, lr, warmup), steps if stop_after is None else min(steps, stop_after)
     with locked(path) if path and rank == 0 else nullcontext(), tqdm(total=steps, desc="pre-training", unit="step", disable=not progress or rank > 0, delay=1) as bar:
         history = _resumed(path, optimizer, given, scaler)

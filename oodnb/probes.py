@@ -12,18 +12,18 @@ from textwrap import shorten
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from .detectors import text_detectors, threshold_at_tpr
 from .features import Features, extract
 from .figures import COLOURS, ID_COLOUR
 from .methods.locoop import default_top_k
-from .panels import Panel, drawn, hill, limits_of, picture_grid, stack
+from .panels import Panel, hill, limits_of, picture_grid, stack
 from .prompts import PromptContext, clean_names, encode_prompts, zero_shot_classifier
 from .region_views import heat, overlay
 from .regions import region_scores, regions_from_logits, seen_box
 from .scores import cosine_sims, gl_mcm, l_mcm, mcm
+from .sketch import Scale, Sketch
 
 # %% ../nbs/library/81_probes.ipynb #6c41eacb
 @dataclass(frozen=True, eq=False)
@@ -171,32 +171,34 @@ def judge_picture(
     return pd.DataFrame(rows), scores, cosine_sims(one.image_features, texts)[0].numpy(), names
 
 # %% ../nbs/library/81_probes.ipynb #df88fe9f
-def _draw_judgement(row, sets): # draws one detector: known and other pictures, the line, the picture
+def _judgement(sketch, left, row, sets): # draws one detector: known and other pictures, the line, the picture
     values = [sets["known"], np.concatenate([v for name, v in sets.items() if name != "known"] or [np.zeros(0)])]
-    low, high = limits_of(np.concatenate([*values, [row["score"]]]))
-    def draw(axis):
-        for own, colour in zip(values, (ID_COLOUR, COLOURS[0])):
-            if len(own) > 1:
-                x, y = hill(own, low, high)
-                axis.fill_between(x, 0, y, color=colour, alpha=.3, linewidth=0)
-                axis.plot(x, y, color=colour, linewidth=.9)
-        if np.isfinite(row["line"]): axis.axvline(row["line"], color="#222222", linewidth=.9, linestyle="--")
-        axis.plot([row["score"]], [.06], marker="^", color="#222222", markersize=7, clip_on=False)
-        axis.set(title=f"{row['detector']}: {row['decision']}", yticks=[], xlim=(min(low, row["score"]), max(high, row["score"])), ylim=(0, 1.08))
-        axis.spines["left"].set_visible(False)
-        axis.xaxis.set_major_locator(MaxNLocator(3))
-    return draw
+    limits, base = limits_of(np.concatenate([*values, [row["score"]]])), 164
+    across = Scale(min(limits[0], row["score"]), max(limits[1], row["score"]), left, left + 158)
+    for own, colour in zip(values, (ID_COLOUR, COLOURS[0])):
+        if len(own) > 1:
+            x, y = hill(own, *limits)
+            curve = list(zip(across(x), base - 128 * y))
+            sketch.area([(curve[0][0], base), *curve, (curve[-1][0], base)], colour, .3)
+            sketch.line(curve, colour)
+    if np.isfinite(row["line"]): sketch.line([(across(row["line"]), 28), (across(row["line"]), base)], dash=(4, 3))
+    at = float(across(row["score"]))
+    sketch.axis(across, base)
+    sketch.area([(at - 5, base), (at + 5, base), (at, base - 10)], "#222222")
+    sketch.text(left, 12, f"{row['detector']}: {row['decision']}", 10, bold=True)
 
 
-def _draw_nearest(sims, names, scale, count=6): # draws cosines of the nearest classes, with their softmax
+def _nearest(sketch, sims, names, scale, end=194, count=6): # draws cosines of the nearest classes, with their softmax
     order = np.argsort(-sims, kind="stable")[:count]
     share = torch.softmax(torch.from_numpy(scale * sims.astype(np.float64)), 0).numpy()
-    def draw(axis):
-        axis.barh(range(len(order)), sims[order], color=[ID_COLOUR, *["#9DB9CB"] * (len(order) - 1)], height=.7)
-        for y, k in enumerate(order): axis.text(sims[k], y, f" {sims[k]:.3f}  ({100 * share[k]:.0f} %)", va="center", fontsize=6.5)
-        axis.set(title="nearest names", yticks=range(len(order)), yticklabels=[shorten(names[k], 24, placeholder="…") for k in order], ylim=(max(len(order), 4) - .4, -.6), xlim=(min(0, sims[order].min()), 1.45 * max(sims[order].max(), 1e-3)), xticks=[])
-        axis.tick_params(axis="y", length=0)
-    return draw
+    across = Scale(min(0, sims[order].min()), max(sims[order].max(), 1e-3), 128, end)
+    sketch.text(128, 12, "nearest names", 10, bold=True)
+    for n, k in enumerate(order):
+        y = 38 + 23 * n
+        sketch.area([(across(0), y - 8), (across(sims[k]), y - 8), (across(sims[k]), y + 8), (across(0), y + 8)], ID_COLOUR if n == 0 else "#9DB9CB")
+        sketch.text(122, y, shorten(names[k], 20, placeholder="…"), 10, anchor="rm")
+        sketch.text(float(across(max(sims[k], 0))) + 4, y, f"{sims[k]:.3f} ({100 * share[k]:.0f} %)", 10)
+
 
 # %% ../nbs/library/81_probes.ipynb #3ca5d51c
 def image_panel(
@@ -210,11 +212,10 @@ def image_panel(
 ) -> Panel:
     "One picture, its nearest names, and where its scores lie among known and other pictures."
     table, scores, sims, names = judge_picture(gallery, one, class_names, detectors, accepted, templates)
-    nearest, draws = _draw_nearest(sims, names, gallery.backbone.logit_scale), [_draw_judgement(row, scores[row["detector"]]) for row in table.to_dict("records")]
-    def draw(first, *rest):
-        nearest(first)
-        for axis, one_draw in zip(rest, draws): one_draw(axis)
-    picture = stack(picture_grid({"": [(image, "")]}, 170, 1), drawn(2.6 + 1.75 * len(table), 1.95, (1, len(table) + 1), draw), across=True)
+    sketch = Sketch(272 + 176 * len(table), 195)
+    _nearest(sketch, sims, names, gallery.backbone.logit_scale)
+    for k, row in enumerate(table.to_dict("records")): _judgement(sketch, 282 + 176 * k, row, scores[row["detector"]])
+    picture = stack(picture_grid({"": [(image, "")]}, 170, 1), sketch.picture(), across=True)
     order = np.argsort(-sims, kind="stable")
     says = f"Nearest: {', '.join(f'{names[k]} ({sims[k]:.3f})' for k in order[:3])}. "
     if table["decision"].iloc[0] == "no line": says += f"{table['known'].iloc[0]} pictures of these names are at hand, too few to promise that {accepted:g} % of them pass, so no line is drawn."

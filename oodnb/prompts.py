@@ -156,6 +156,11 @@ class PromptContext(nn.Module):
         return f"{self.length} {kind} words, {len(self.class_names)} classes, name at {self.position}"
 
     @cached_property
+    def tower(self):
+        "The backbone's text tower, checked once."
+        return text_tower(self.backbone.model)
+
+    @cached_property
     def packed(self):
         "The rows as they are encoded, made once."
         return pack_tokens(self.rows, self.eot_index, self.backbone.device)
@@ -186,6 +191,6 @@ def encode_prompts(
 ): # text_features [K, D], not normalised, float32 (float64 from a float64 tower), differentiable
     "Text features of all classes."
     vectors = context.vectors if vectors is None else vectors
-    model, words = context.backbone.model, vectors.flatten(0, -2)
+    words = vectors.flatten(0, -2)
     with context.backbone.running(grad=True):
-        return encode_packed(text_tower(model), context.packed, words) if share else encode_tokens(model, context.rows, words, share=False)
+        return encode_packed(context.tower, context.packed, words) if share else encode_tokens(context.backbone.model, context.rows, words, share=False)

@@ -148,7 +148,7 @@ def source_hashes(
     sources = {p.relative_to(package).as_posix(): p for p in package.rglob("*.py") if p.name != "_modidx.py"}
     found = {"notebook": content_hash([(kind, source) for kind, source, _ in _cells(notebook)]), "package": content_hash(oodnb.__version__, sources)}
     for part in ("mini", "lists", "published"):
-        files = (p for p in (shipped() / part).rglob("*") if p.is_file() and not p.name.startswith("."))
+        files = (p for p in (shipped() / part).rglob("*") if p.is_file() and p.suffix != ".md" and not p.name.startswith("."))
         found[part] = content_hash({p.relative_to(shipped()).as_posix(): p for p in files})
     return found
 

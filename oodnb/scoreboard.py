@@ -117,8 +117,8 @@ def _board_panel(axis, board, groups, metric):
             axis.plot(sets["value"], [y] * len(sets), "o", color=colour, alpha=.3, markersize=2.6, markeredgewidth=0, zorder=1)
             if "mean" not in own.index: continue
             mean = own.loc["mean"]
-            if np.isfinite(mean["low"]): axis.hlines(y, mean["low"], mean["high"], color=colour, linewidth=1.4, zorder=2)
-            axis.plot(mean["value"], y, "o", color=colour, markersize=5, markeredgecolor="white", markeredgewidth=.6, zorder=3)
+            if np.isfinite(mean["low"]): axis.hlines(y, mean["low"], mean["high"], color=colour, linewidth=2, alpha=.55, zorder=2)
+            axis.plot(mean["value"], y, "o", color=colour, markersize=3.6, zorder=3)
             axis.annotate(f"{mean['value']:.1f}", (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=6.5, color="#333333", annotation_clip=False)
 
 
@@ -146,5 +146,6 @@ def plot_board(
             axis.spines[["left", "right", "top"]].set_visible(False)
         axes[0].set_yticks([y for _, labels in groups for _, y in labels], [label for _, labels in groups for label, _ in labels])
         for given, labels in groups: axes[0].annotate(given, (0, labels[0][1] - .85), xycoords=("axes fraction", "data"), va="center", fontsize=7, fontweight="bold", color="#333333", annotation_clip=False)
+        figure.supxlabel("large dot and number: mean over the OOD sets, with its 95 % interval; small dots: the single sets", fontsize=6.5, color="#666666")
     figure.data = board
     return figure

@@ -42,6 +42,8 @@ def _as_metrics(rows, ends, metrics):
     wide = wide.reindex(columns=list(metrics))
     for metric in list(wide.columns):
         for end in ("low", "high"): wide[f"{metric}_{end}"] = ends[f"{metric}_{end}"].reindex(wide.index) if f"{metric}_{end}" in ends else float("nan")
+    for metric, part in rows.groupby("metric"): wide[f"{metric}_std"] = part.set_index(["method", "dataset"])["std"].reindex(wide.index)
+    if "tied" in ends: wide["tied"] = ends["tied"].reindex(wide.index)
     return wide.rename_axis(index=["detector", "dataset"]).reset_index()
 
 # %% ../nbs/library/89_tables.ipynb #67c2d77c

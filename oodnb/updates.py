@@ -88,10 +88,7 @@ def residuals(
     return X, U - X @ P, X_r, None if rest.norm() <= 16 * torch.finfo(P.dtype).eps * X_r.norm() * P.norm() else rest
 
 # %% ../nbs/library/48_updates.ipynb #b15b99d2
-def _root(squares):
-    "Square roots, with slope 0 at 0."
-    above = squares > 0
-    return squares.where(above, 1).sqrt() * above
+def _inverse(norms): return norms.where(norms > 0, math.inf).reciprocal() # 0 at 0: a norm has no slope there, and 0 is taken
 
 
 class _Batch:
@@ -102,14 +99,17 @@ class _Batch:
         self.R_r = pad_sequence([self.R.new_zeros(len(part[2]), self.R.shape[2]) if part[3] is None else part[3] for part in parts], batch_first=True) if moved else None
         self.weights, self.scale, self.squared = torch.tensor(weights, dtype=self.R.dtype, device=self.R.device), recipe.scale, recipe.squared
 
-    def losses(self, A, B): # A [S, r, d], B [S, e, r] to (losses [S], norms of forget, preserve and update [S, 3])
-        s, gram = self.scale, B.mT @ B
-        Z = self.X_r @ A.mT
-        forget = (self.R - s * (self.X @ A.mT) @ B.mT).square().sum((1, 2))
-        preserve = s * s * (Z.mT @ Z * gram).sum((1, 2)) if self.R_r is None else (self.R_r - s * Z @ B.mT).square().sum((1, 2))
-        squares = torch.stack([forget, preserve, (A @ A.mT * gram).sum((1, 2))], 1)
-        norms = _root(squares)
-        return (self.weights * (squares if self.squared else norms)).sum(1), norms
+    def losses(self, A, B): # A [S, r, d], B [S, e, r] to (losses [S], norms of forget, preserve and update [S, 3], slopes for A and B)
+        s, gram, own, Y, Z = self.scale, B.mT @ B, A @ A.mT, self.X @ A.mT, self.X_r @ A.mT
+        miss, among = self.R - s * Y @ B.mT, Z.mT @ Z
+        off = None if self.R_r is None else self.R_r - s * Z @ B.mT
+        preserve = s * s * (among * gram).sum((1, 2)) if off is None else off.square().sum((1, 2))
+        squares = torch.stack([miss.square().sum((1, 2)), preserve, (own * gram).sum((1, 2))], 1)
+        norms = squares.sqrt()
+        f, p, u = (2 * self.weights if self.squared else self.weights * _inverse(norms))[..., None, None].unbind(1)
+        held = (gram @ Z.mT @ self.X_r, B @ among) if off is None else (-(off @ B).mT @ self.X_r / s, -off.mT @ Z / s)
+        slopes = (u * gram @ A - s * f * (miss @ B).mT @ self.X + s * s * p * held[0], u * B @ own - s * f * miss.mT @ Y + s * s * p * held[1])
+        return (self.weights * (squares if self.squared else norms)).sum(1), norms, slopes
 
 # %% ../nbs/library/48_updates.ipynb #4fb6d2cf
 @dataclass(frozen=True, eq=False)
@@ -129,24 +129,21 @@ class Trained:
     closer: bool # whether the distance shrank
 
 
+@torch.no_grad()
 def _trial(batch, A, B, recipe, bar): # (A, B) kept, (A, B) at the end, [S, steps, 4] loss and norms
-    A, B = (torch.nn.Parameter(part) for part in (A, B))
-    optimizer = torch.optim.Adam([A, B], lr=recipe.lr)
-    kept, best, told = (A.detach().clone(), B.detach().clone()), A.new_full((len(A),), math.inf), A.new_empty(len(A), recipe.steps, 4)
+    optimizer = torch.optim.Adam([A, B], lr=recipe.lr, fused=A.device.type == "cpu")
+    kept, best, told = (A.clone(), B.clone()), A.new_full((len(A),), math.inf), A.new_empty(len(A), recipe.steps, 4)
     for step in range(recipe.steps):
-        losses, norms = batch.losses(A, B)
-        with torch.no_grad():
-            told[:, step, 0], told[:, step, 1:] = losses, norms
-            take = losses < (best if recipe.keep == "best" else math.inf)
-            best = torch.where(take, losses, best)
-            kept = tuple(torch.where(take[:, None, None], now, before) for now, before in zip((A, B), kept))
-        optimizer.zero_grad()
-        losses.sum().backward()
+        losses, norms, (A.grad, B.grad) = batch.losses(A, B)
+        told[:, step, 0], told[:, step, 1:] = losses, norms
+        take = losses < (best if recipe.keep == "best" else math.inf)
+        best = torch.where(take, losses, best)
+        kept = tuple(torch.where(take[:, None, None], now, before) for now, before in zip((A, B), kept))
         optimizer.step()
         bar.update()
     bad = ~told[:, 0, 0].isfinite()
     if bad.any(): raise RuntimeError(f"The loss of problem {int(bad.nonzero()[0])} is {float(told[bad, 0, 0][0])} before the first step; its rows, targets or weights are too large for {told.dtype}. Look at their sizes, or use float64.")
-    return kept, (A.detach(), B.detach()), told
+    return kept, (A, B), told
 
 # %% ../nbs/library/48_updates.ipynb #1ceb6a1b
 def train_patches(

@@ -1,5 +1,8 @@
 """Metrics on generated scores: invariances, a literal reading of the definitions, and scikit-learn as oracle."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -226,3 +229,26 @@ def test_delong_variance_matches_repeated_draws():
         differences.append(row["difference"])
         widths.append((row["high"] - row["low"]) / (2 * norm.ppf(0.975)))
     assert np.mean(widths) == pytest.approx(np.std(differences), rel=0.15)
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("metrics_benchmark", Path(__file__).parents[1] / "benchmarks" / "metrics.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_sample_of_the_benchmarks_cases(benchmark, capsys):
+    """All five metrics against scikit-learn; the benchmark does it for 100,000 cases."""
+    assert max(benchmark.main(["--cases", "400", "--seed", "1"]).values()) < 1e-12
+    _, tied, across = benchmark.disagreement(100)
+    assert tied > 0.5 and across > 0.3
+    assert "400 random cases" in capsys.readouterr().out
+
+
+def test_five_metrics_of_60000_scores_cost_a_fifth_of_scikit_learns(benchmark):
+    rng = np.random.default_rng(0)
+    pair = rng.normal(1, 1, 50_000), rng.normal(0, 1, 10_000)
+    ours, theirs = benchmark.milliseconds((lambda: detection_metrics(*pair), lambda: benchmark.sklearn_row(*pair)), 5)
+    assert theirs / ours > 5

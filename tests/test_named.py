@@ -3,15 +3,20 @@
 import json
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torchvision
 from PIL import Image
 
+from oodnb.backbones import load_backbone
+from oodnb.benchmark import run_benchmark
 from oodnb.catalogue import class_lists, entries
 from oodnb.datasets import check_dataset, load_dataset
+from oodnb.detectors import zero_shot
 from oodnb.paths import shipped
+from oodnb.results import metrics_table, rows, without_cleaned
 
 FORGET = shipped("reference", "forget", "zero_shot_reference.json") if (shipped() / "reference/forget/zero_shot_reference.json").is_file() else None
 CUT = ["Shih", "black", "wire", "soft", "flat", "curly", "German short"]
@@ -37,7 +42,7 @@ def paint(root, names):
 # ---- the facts
 
 def test_every_entry_is_complete():
-    assert len(entries()) == 23
+    assert len(entries()) == 26
     for name, entry in entries().items():
         assert entry.licence and entry.homepage.startswith("http") and entry.source and entry.splits, name
         for archive in entry.archives:
@@ -155,6 +160,33 @@ def test_imagenet_c_by_corruption_and_severity(tmp_path):
     assert (images.split, images.class_names) == ("fog/3", ["tench"])
     with pytest.raises(FileNotFoundError, match="weather.tar"):
         load_dataset("ImageNet-C", "fog/4", root=tmp_path)
+
+
+def test_cleaned_sets_beside_raw_ones(tmp_path):
+    """NINCO's cleaned samples are sets of their own, scored in the same pass, and enter no mean."""
+    paint(tmp_path, [f"NINCO/NINCO_popular_datasets_subsamples/Places/Places_{i:03d}_b_badlands.jpg" for i in range(153)])
+    cleaned = load_dataset("Places-cleaned", root=tmp_path)
+    assert (cleaned.name, len(cleaned), cleaned.about["different"]) == ("Places-cleaned", 153, "")
+    os.remove(tmp_path / "NINCO/NINCO_popular_datasets_subsamples/Places/Places_007_b_badlands.jpg")
+    with pytest.raises(ValueError, match="152 images instead of 153"):
+        load_dataset("Places-cleaned", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match="oodnb data prepare NINCO(.|\n)*NINCO_all.tar.gz"):
+        load_dataset("Textures-cleaned", root=tmp_path)
+
+
+def test_raw_and_cleaned_in_one_pass(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder, n in (("known", 6), ("Places/images", 5), ("NINCO/NINCO_popular_datasets_subsamples/Places", 3)):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in range(n):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / folder / f"{i}.png")
+    sets = [replace(load_dataset(name, root=tmp_path, allow_different=True), name=name) for name in ("Places", "Places-cleaned")]
+    backbone = load_backbone("tiny-vit")
+    scores = run_benchmark(backbone, load_dataset(tmp_path / "known"), sets, zero_shot(backbone, ["cat", "dog"], "mcm"), cache=False, progress=False)
+    raw, cleaned = without_cleaned(scores)
+    assert metrics_table(raw, n_boot=0)["dataset"].tolist() == ["Places", "mean"]
+    table = metrics_table(cleaned, n_boot=0).query("dataset != 'mean'")
+    assert rows(table, "locoop", "imagenet_main", "ViT-B-16", "ImageNet; openai; zero-shot", "paper")["dataset"].unique().tolist() == ["Places-cleaned"]
 
 
 def test_ninco_has_three_lists(tmp_path):

@@ -281,4 +281,4 @@ def test_a_long_list_of_texts():
     for batch_size in (1, 7, 256): assert torch.allclose(backbone.encode_texts(texts, batch_size), plain, atol=1e-5)
     packed = pack_tokens(backbone.tokenizer(texts), backbone.tokenizer(texts).argmax(1))
     holes = len(packed.everywhere.slots) / len(packed.tokens) - 1
-    assert packed.prefix == 7 and 0 <= holes < .2 and math.isfinite(holes)
+    assert packed.prefix == 7 and 0 <= holes < .3 and math.isfinite(holes)

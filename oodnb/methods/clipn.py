@@ -192,7 +192,7 @@ def fit_clipn(
 
 # %% ../../nbs/methods/54_clipn.ipynb #57930996
 PLANS = {
-    "mini": {"model": ("mini", None), "label": "own weights", "captions": "mini", "sets": ("mini", "mini-near", "mini-plants", "mini-places", "mini-scenes", "mini-textures"), "training": {"batch_size": 256, "epochs": 4, "views": 1}},
+    "mini": {"model": ("mini", None), "label": "own weights", "captions": "mini", "sets": ("mini", "mini-near", "mini-plants", "mini-places", "mini-scenes", "mini-textures"), "training": {"batch_size": 256, "epochs": 2, "views": 1}},
     "paper": {"model": ("ViT-B-16", "laion2b_s34b_b88k"), "label": "laion2b", "captions": "cc3m/*.tar", "sets": ("ImageNet", "iNaturalist", "SUN", "Places", "Textures"), "training": {"batch_size": 2048, "epochs": 10, "views": None}},
 }
 

@@ -7,6 +7,7 @@ __all__ = ['scaled_logits', 'coop_terms', 'train_context', 'fit_coop', 'prompt_d
            'import_context']
 
 # %% ../../nbs/methods/50_coop.ipynb #8c0a5c84
+from copy import copy
 from numbers import Integral
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ..cache import load_tensors, save_tensors
 from ..checkpoints import foreign_as_shells
 from ..detectors import text_detectors
 from ..fewshot import readable
-from ..paths import content_hash
+from ..paths import content_hash, home
 from ..prompts import PromptContext, encode_prompts
 from ..train import feature_batches, learning_rates, train
 
@@ -78,6 +79,13 @@ def _check_fit(images, class_names, local, backbone, **counts): # class names
     return names
 
 # %% ../../nbs/methods/50_coop.ipynb #df99f717
+def _in_precision(backbone, precision): # the same towers, computing in another precision
+    if precision not in (None, "fp32", "bf16", "fp16"): raise ValueError(f"precision is {precision!r}; training runs in 'fp32', 'bf16' or 'fp16', or with None in that of the backbone.")
+    other = copy(backbone)
+    other.precision = precision or backbone.precision
+    return other
+
+
 def fit_coop(
     backbone, # Backbone; stays frozen, may run in fp32, bf16 or fp16
     few_shot_set, # ImageSet with labels, from `few_shot`
@@ -90,7 +98,7 @@ def fit_coop(
     lr=0.002, # after the warm-up
     views=None, # encoded crops per picture, kept and reused; None: new crops in every epoch, as in the paper
     seed=1, # of initial values, crops and order
-    folder=None, # keeps the state after every epoch and goes on from it
+    folder=None, # keeps the state after every epoch and goes on from it; True: a folder of $OODNB_HOME, named after the settings
     progress=True, # show bars
     words=None, # start from these words instead of random vectors
     cache=True, # where views are kept, see `extract`
@@ -100,19 +108,23 @@ def fit_coop(
     terms_of=coop_terms, # what is minimised, see `train_context`
     local=False, # whether terms_of reads local logits
     own=None, # dict: settings of another loss, beginning with its name under "method"
+    precision=None, # of the towers while training: "fp32", "bf16" or "fp16"; None: that of the backbone
 ) -> PromptContext: # trained; with .settings and .history
     "CoOp with the published protocol. Its defaults are the paper's (16 shots come from `few_shot`)."
     names = _check_fit(few_shot_set, class_names, local, backbone, epochs=epochs, batch_size=batch_size, views=1 if views is None else views)
-    context = PromptContext(backbone, names, length=length, words=words, position=position, class_specific=class_specific, generator=torch.Generator().manual_seed(seed))
+    learner = _in_precision(backbone, precision)
+    context = PromptContext(learner, names, length=length, words=words, position=position, class_specific=class_specific, generator=torch.Generator().manual_seed(seed))
     images, skipped = readable(few_shot_set, workers, progress)
     rates = learning_rates(epochs, lr)
     context.settings = {
-        "method": "coop", "backbone": backbone.name, "weights": str(backbone.pretrained), "fingerprint": backbone.fingerprint, "precision": backbone.precision,
+        "method": "coop", "backbone": backbone.name, "weights": str(backbone.pretrained), "fingerprint": backbone.fingerprint, "precision": learner.precision,
         "dataset": images.name, "split": images.split, "shots": images.about.get("shots"), "pictures": len(images), "skipped": [name for name, _ in skipped],
         "drawn": content_hash(images.fingerprint, images.ids, images.labels), "class_names": content_hash(names), "epochs": epochs, "length": context.length, "words": words, "position": position,
         "class_specific": bool(class_specific), "batch_size": batch_size, "lr": lr, "views": views, "seed": seed, **(own or {})}
-    batches = feature_batches(backbone, images, batch_size, seed, views, local, cache, workers)
+    if folder is True: folder = home() / "contexts" / content_hash("context 1", context.settings)
+    batches = feature_batches(learner, images, batch_size, seed, views, local, cache, workers)
     context.history = train_context(context, batches, rates, backbone.logit_scale, terms_of, folder=folder, settings=context.settings, stop_after=stop_after, watch=watch, progress=progress)
+    context.backbone = backbone
     return context
 
 # %% ../../nbs/methods/50_coop.ipynb #2dc95a74

@@ -141,10 +141,21 @@ def _for_seeds(seeds, make): # [S, ...]; equal seeds are drawn once
     return np.stack([found[seed] for seed in seeds])
 
 
-def _orders(seeds, images, others):
-    "Function of an epoch: the order of pictures, and of outliers if there are any."
-    mixed = lambda what, count, epoch: _for_seeds(seeds, lambda seed: chance_of(f"toe {what}", seed, epoch).permutation(count)) if count else None
-    return lambda epoch: (mixed("pictures", images, epoch), mixed("outliers", others, epoch))
+def _orders(seeds, images, others, length=None):
+    "Function of an epoch: the order of pictures, and of outliers (of each run: the first, and how many; all begun again until there are `length`)."
+    mixed = lambda what, seed, epoch, count: chance_of(f"toe {what}", seed, epoch).permutation(count)
+    some = lambda seed, epoch, first, count: first + np.resize(mixed("outliers", seed, epoch, count), length or count)
+    return lambda epoch: (_for_seeds(seeds, lambda seed: mixed("pictures", seed, epoch, images)), np.stack([some(seed, epoch, *own) for seed, own in zip(seeds, others)]) if others else None)
+
+
+def _side_by_side(lists, recipe, rows_of): # (all raw features or None, whether they are texts, name -> what they are, name -> (first, how many))
+    found, places, start = {name: rows_of(source) for name, source in lists.items()}, {}, 0
+    for name, (rows, *_) in found.items(): start, places[name] = start + (0 if rows is None else len(rows)), (start, 0 if rows is None else len(rows))
+    counts, kinds = [count for _, count in places.values()], {is_text for _, is_text, _ in found.values()}
+    if len(found) > 1 and (not all(counts) or len(kinds) > 1): raise ValueError(f"The lists hold {dict(zip(found, counts))} outliers; side by side stand lists that all hold some, and all texts or all pictures. Train the others on their own.")
+    if len(set(counts)) > 1 and not recipe.repeat: raise ValueError(f"The lists hold {dict(zip(found, counts))} outliers; with repeat=True short ones begin again, else an epoch would end for some before the others. Train them one by one for that.")
+    given = [rows for rows, *_ in found.values() if rows is not None]
+    return torch.cat(given) if given else None, kinds.pop(), {name: about for name, (*_, about) in found.items()}, places
 
 
 def _noise_draws(seeds, noise, width):
@@ -171,7 +182,7 @@ def _logistic(seeds, classes, sides): # (class weights for each side, slope, int
 def fit_toe_runs(
     features, # Features of labelled pictures of the known classes
     class_names, # K names in label order, or an image set
-    outliers=None, # see `outlier_rows`; or a Synthesis; None: no exposure
+    outliers=None, # see `outlier_rows`; or a Synthesis; or a dict of several: name -> outliers, heads for each; None: no exposure
     backbone=None, # encodes texts, and decides the device
     seed=(1, 2, 3), # of initial values, order and noise; a number or several
     variance=0.016, # of the noise; a number or several
@@ -180,38 +191,39 @@ def fit_toe_runs(
     noise=None, # Noise; None: Gaussian for texts. Pictures get none
     class_texts=None, # (texts of the classes, their classes): they feed the queues of a Synthesis in place of the pictures
     score="energy", # see `TOEDetector.scored`; "mahalanobis" reads the training pictures
-    name="toe", # of the detectors; seed and variance are added
+    name="toe", # of the detectors; seed and variance are added. Those of a dict are called as there
     cache=True, # where text features are kept
     folder=None, # keeps the state of the training and goes on from it
     progress=True, # show bars
     stop_after=None, # stop when so many epochs are finished
     watch=None, # function of a dict, called after every step
     **recipe, # fields of `Exposure`: loss, weight, epochs, lr, ...
-) -> list: # TOEDetectors, one per combination of variance and seed
+) -> list: # TOEDetectors, one per combination of list, variance and seed
     "TOE with the protocol of its authors' program, several runs in one training. Raises `ValueError` before anything is trained."
     seeds, variances, recipe, noise = _as_tuple(seed), _as_tuple(variance), Exposure(**recipe), noise or Noise()
-    runs = [{"variance": float(v), "seed": s} for v, s in itertools.product(variances, seeds)]
-    if not runs: raise ValueError(f"seed is {seed!r} and variance {variance!r}; give at least one of each.")
+    lists, virtual = outliers if isinstance(outliers, dict) else {name: outliers}, isinstance(outliers, Synthesis)
+    runs = [{"list": key, "variance": float(v), "seed": s} for key, v, s in itertools.product(lists, variances, seeds)]
+    if not runs: raise ValueError(f"seed is {seed!r}, variance {variance!r} and outliers {outliers!r:.40}; give at least one of each.")
     noise, each = replace(noise, variance=tuple(run["variance"] for run in runs)), tuple(run["seed"] for run in runs)
     images, labels, names = _known(features, class_names, backbone)
-    virtual = isinstance(outliers, Synthesis)
     if class_texts is not None and not virtual: raise ValueError("class_texts feed the queues of a Synthesis; give outliers=Synthesis(...), or leave class_texts out.")
-    given, is_text, about = outlier_rows(class_texts and class_texts[0] if virtual else outliers, backbone, cache, progress)
-    common = {"head": head, **({"hidden": hidden} if hidden else {}), **about, **asdict(recipe), **({"synthesis": asdict(outliers), "outliers": f"virtual {'texts' if class_texts else 'pictures'}"} if virtual else {}),
+    given, is_text, about, places = _side_by_side(lists, recipe, lambda source: outlier_rows(class_texts and class_texts[0] if virtual else source, backbone, cache, progress))
+    common = {"head": head, **({"hidden": hidden} if hidden else {}), **asdict(recipe), **({"synthesis": asdict(outliers), "outliers": f"virtual {'texts' if class_texts else 'pictures'}"} if virtual else {}),
               **({"noise": {key: value for key, value in asdict(noise).items() if key != "variance"}} if is_text and not virtual else {})}
     initial = {s: make_head(head, images.shape[1], len(names), hidden, torch.Generator().manual_seed(int(s))) for s in seeds}
-    state = {**common, "runs": runs, "pictures": content_hash(images, labels), "classes": len(names)}
+    state = {**common, "lists": about, "runs": runs, "pictures": content_hash(images, labels), "classes": len(names)}
     options = dict(recipe=recipe, folder=folder, settings=state, stop_after=stop_after, watch=watch, progress=progress)
-    shared = ([initial[s] for s in each], _orders(each, len(images), 0 if given is None else len(given)))
+    length = -(-len(images) // recipe.image_batch) * recipe.outlier_batch if recipe.repeat else None
+    shared = ([initial[s] for s in each], _orders(each, len(images), None if given is None else [places[run["list"]] for run in runs], length))
     if virtual:
         draws = _virtual_draws(each, outliers, len(names), images.shape[1], class_texts is not None)
         done = train_virtual(images, labels, class_texts and (given, torch.as_tensor(class_texts[1])), *shared, draws, _logistic(each, len(names), 1), synthesis=outliers, **options)
     else:
         logistic = _logistic(each, len(names), 2) if recipe.loss == "energy_logistic" else None
         done = train_head(images, labels, given, *shared, _noise_draws(each, noise, images.shape[1]), noise if is_text else None, logistic, **options)
-    label = lambda run: "_".join([name, *([f"v{run['variance']:g}"] if len(variances) > 1 else []), *([f"seed{run['seed']}"] if len(seeds) > 1 else [])])
+    label = lambda run: "_".join([run["list"], *([f"v{run['variance']:g}"] if len(variances) > 1 else []), *([f"seed{run['seed']}"] if len(seeds) > 1 else [])])
     story = lambda i: tuple({**{key: value for key, value in row.items() if key != "losses"}, "loss": row["losses"][i]} for row in done.history)
-    made = [TOEDetector(label(run), tuple(tuple(part.cpu() for part in layer) for layer in done.heads[i]), class_names=tuple(names), fingerprint=features.backbone, trained={**common, **run}, history=story(i)) for i, run in enumerate(runs)]
+    made = [TOEDetector(label(run), tuple(tuple(part.cpu() for part in layer) for layer in done.heads[i]), class_names=tuple(names), fingerprint=features.backbone, trained={**about[run["list"]], **common, **run}, history=story(i)) for i, run in enumerate(runs)]
     return [d.scored(score, name=d.name, features=features if score == "mahalanobis" else None) for d in made]
 
 
@@ -220,7 +232,7 @@ def fit_toe(
     **options, # see `fit_toe_runs`
 ) -> TOEDetector:
     "TOE with the protocol of its authors' program: labelled features and outlier texts in, detector out."
-    several = [key for key, value in (("seed", seed), ("variance", options.get("variance"))) if isinstance(value, (list, tuple, range))]
+    several = [key for key, value in (("seed", seed), ("variance", options.get("variance"))) if isinstance(value, (list, tuple, range))] + ["outliers"] * isinstance(outliers, dict)
     if several: raise ValueError(f"{several[0]} holds several values; fit_toe trains one detector, fit_toe_runs as many as you like.")
     return fit_toe_runs(features, class_names, outliers, backbone, seed, **options)[0]
 

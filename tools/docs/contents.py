@@ -1,0 +1,80 @@
+"""What there is to read, and in which order: found on disk, nothing is listed by hand but the headings of groups."""
+
+import re
+from dataclasses import dataclass, field
+
+from notebooks import read_notebook
+from public_names import read_package
+
+FLOORS = {0: "Files and pictures", 1: "Pure maths, a small world", 2: "Models, prompts, data", 3: "Features, texts, named data sets", 4: "Detectors and training",
+          6: "Examining", 7: "Evidence", 8: "For people", 9: "Runs and machines"}  # fmt: skip
+PAPERS = dict(scoreboard="All methods", zeroshot="MCM and GL-MCM", locoop="LoCoOp", clipn="CLIPN", toe="TOE", hftt="HFTT", forget="Class forgetting", more="Beside the five", mini="The mini world")
+
+
+@dataclass
+class Page:
+    """One page of the site."""
+
+    url: str  # from the site's folder
+    title: str
+    section: str
+    source: str = ""  # file of the repository it shows
+    blurb: str = ""
+    mark: str = ""  # number before the title
+    group: str = ""
+    about: object = None  # Notebook, Module or nothing
+
+
+@dataclass
+class Section:
+    """A part of the contents; pages are in reading order."""
+
+    name: str
+    pages: list = field(default_factory=list)
+
+    @property
+    def groups(self):
+        order = list(dict.fromkeys(page.group for page in self.pages))
+        return [(group, [page for page in self.pages if page.group == group]) for group in order]
+
+
+def paper_group(notebook):
+    prefix = notebook.stem.split("_")[0]
+    return list(PAPERS).index(prefix) if prefix in PAPERS else len(PAPERS), PAPERS.get(prefix, prefix)
+
+
+def notebook_pages(root, section, paths, group=lambda notebook: ""):
+    for path in paths:
+        notebook = read_notebook(root, path.relative_to(root).as_posix())
+        mark = "" if notebook.number is None else str(notebook.number)
+        yield Page(notebook.path.replace(".ipynb", ".html"), notebook.title.removeprefix("methods."), section, notebook.path, notebook.blurb, mark, group(notebook), notebook)
+
+
+def markdown_pages(root):
+    """The other texts of the project: those beside the README, and what lies beside data."""
+    for path in [*sorted(root.glob("*.md")), *sorted((root / "data").rglob("*.md"))]:
+        title = re.search(r"^# (.+)$", path.read_text("utf-8"), re.M)
+        name = path.relative_to(root).as_posix()
+        if name != "README.md":
+            yield Page(name.removesuffix(".md") + ".html", title[1].strip() if title else name, "About", name, group="Data" if name.startswith("data/") else "")
+
+
+def plan(root):
+    """All sections in reading order."""
+    def below(folder):
+        return sorted((root / "nbs" / folder).glob("[!_.]*.ipynb"), key=lambda path: (int(path.stem.split("_")[0]) if path.stem.split("_")[0].isdigit() else 0, path.name))
+
+    start = [Page("index.html", "oodnb", "Start", "README.md"), Page("contents.html", "Contents", "Start", blurb="Everything here, in reading order.")]
+    start += notebook_pages(root, "Start", [path for path in [root / "nbs/explore.ipynb"] if path.is_file()])
+    papers = sorted(notebook_pages(root, "Papers", below("papers"), lambda n: paper_group(n)[1]), key=lambda page: (paper_group(page.about)[0], page.title))
+    modules = [Page(f"api/{name}.html", name.removeprefix("oodnb."), "Reference", f"oodnb/{name.removeprefix('oodnb.').replace('.', '/')}.py", module.doc.splitlines()[0] if module.doc else "", about=module)
+               for name, module in sorted(read_package(root / "oodnb").items())]  # fmt: skip
+    return [
+        Section("Start", start),
+        Section("Tutorials", list(notebook_pages(root, "Tutorials", below("tutorials")))),
+        Section("Library", list(notebook_pages(root, "Library", below("library"), lambda n: FLOORS.get((n.number or 0) // 10, "")))),
+        Section("Methods", list(notebook_pages(root, "Methods", below("methods")))),
+        Section("Papers", papers),
+        Section("Reference", [Page("api/index.html", "All names", "Reference", blurb="Every public name of the package."), *modules]),
+        Section("About", list(markdown_pages(root))),
+    ]
