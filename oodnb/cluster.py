@@ -142,7 +142,7 @@ class _Spread:
 
     def hear(self, event):
         folder = event[1]["folder"]
-        if folder in self.begun and "running" in event[1]["line"]: self.say(f"{Path(folder).parent.name}: its worker is gone, it runs again")
+        if folder in self.begun and ": running at " in event[1]["line"]: self.say(f"{Path(folder).parent.name}: its worker is gone, it runs again")
         self.begun.add(folder)
         self.say(event[1]["line"])
 

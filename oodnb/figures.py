@@ -10,12 +10,14 @@ __all__ = ['ID_COLOUR', 'COLOURS', 'style', 'DataFigure', 'save_figure', 'plot_s
 import base64
 import io
 import math
+import textwrap
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -27,14 +29,15 @@ from .metrics import detection_metrics
 from .paths import atomic_path
 
 # %% ../nbs/library/72_figures.ipynb #d4c411bc
-ID_COLOUR = "#0072B2"
-COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F6A4D", "#888888")
-_STYLE = {
-    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7.5, "axes.titlesize": 8.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
+_PALETTE = seaborn.color_palette("colorblind").as_hex()
+ID_COLOUR = _PALETTE[0]
+COLOURS = tuple(_PALETTE[i] for i in (3, 2, 4, 1, 9, 5, 7))
+_STYLE = seaborn.axes_style("ticks") | {
+    "font.sans-serif": ["DejaVu Sans"], "image.cmap": "viridis", "patch.force_edgecolor": False, "font.size": 7.5, "axes.titlesize": 8.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.labelsize": 7.5, "xtick.labelsize": 6.5, "ytick.labelsize": 7, "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.linewidth": .6, "xtick.major.width": .6, "ytick.major.width": .6, "xtick.major.size": 2.5, "ytick.major.size": 2.5, "axes.edgecolor": "#444444", "axes.labelcolor": "#222222",
-    "xtick.color": "#444444", "ytick.color": "#444444", "text.color": "#222222", "lines.linewidth": 1.3, "axes.prop_cycle": mpl.cycler(color=(ID_COLOUR, *COLOURS)),
-    "figure.dpi": 100, "savefig.dpi": 200, "svg.hashsalt": "oodnb", "svg.fonttype": "none", "text.hinting": "none", "figure.facecolor": "white", "axes.facecolor": "white"}
+    "axes.linewidth": .6, "xtick.major.width": .6, "ytick.major.width": .6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
+    "lines.linewidth": 1.3, "axes.prop_cycle": mpl.cycler(color=(ID_COLOUR, *COLOURS)),
+    "figure.dpi": 100, "savefig.dpi": 200, "svg.hashsalt": "oodnb", "svg.fonttype": "none", "text.hinting": "none"}
 
 
 @contextmanager
@@ -154,8 +157,8 @@ def plot_score_distributions(
         data = [_score_panel(axis, scores, name, known, ood, short) for axis, name in zip(axes.flat, names)]
         for axis in axes.flat[len(names):]: axis.set_axis_off()
         for axis in axes[:, 1:].flat: axis.tick_params(labelleft=False)
-        note = ("score (higher = more in-distribution); dashed: accepts 95 % of the ID images;", "solid area: OOD images accepted there, their share is FPR95 (ID positive)")
-        figure.supxlabel((" " if columns > 2 else "\n").join(note), fontsize=6.5 if columns > 1 else 5.5, color="#666666")
+        note = "score (higher = more in-distribution); dashed: accepts 95 % of the ID images; solid area: OOD images accepted there, their share is FPR95 (ID positive)"
+        figure.supxlabel(textwrap.fill(note, int(21.5 * figure.get_figwidth())), fontsize=6.5, color="#666666")
         figure.draw_without_rendering() # what stands beside the panels is as wide as they are: the layout needs another round
         return _finished(figure, pd.concat(data, ignore_index=True))
 
@@ -280,7 +283,7 @@ def worst_mistakes(
         figure = DataFigure(figsize=(.92 * columns, 1.3 * sum(lines.values()) + .5), layout="constrained")
         FigureCanvasAgg(figure)
         for part, (title, rows) in zip(figure.subfigures(2, 1, height_ratios=[lines[t] for t in blocks], hspace=.02), blocks.items()):
-            part.suptitle(f"{title}, by {detector}  ({notes[title]})", x=.005, ha="left", fontsize=8)
+            part.suptitle(textwrap.fill(f"{title}, by {detector}  ({notes[title]})", int(17 * figure.get_figwidth())), x=.005, ha="left", fontsize=8)
             axes = part.subplots(lines[title], columns, squeeze=False)
             for axis in axes.flat: axis.set_axis_off()
             guesses = rows.get(f"prediction:{detector}", rows.get("prediction", pd.Series(-1, rows.index)))

@@ -206,8 +206,8 @@ def variant_rows(
     method="forget", # or a function of the variant
     by="variant",
 ) -> pd.DataFrame: # rows, see `records`
-    "Accuracies of all variants as rows."
-    kinds = {"forget": ("forget_accuracy", "{}"), "other": ("retain_accuracy", "{}"), "elsewhere": ("accuracy", "other than {}")}
+    "Accuracies and scores of all variants as rows."
+    kinds = {"forget": ("forget_accuracy", "{}"), "other": ("retain_accuracy", "{}"), "elsewhere": ("accuracy", "other than {}"), "score": ("forgetting_score", "{}")}
     fixed = {"paper": "forget", "table": name, "backbone": world.backbone.name.removesuffix("-quickgelu"), "source": "oodnb", "std": np.nan, "scale": world.scale, "run": run}
     means = table.groupby([by, "seed", "dataset"], sort=False)[list(kinds)].mean().reset_index()
     found = [{**fixed, "method": method(row[by]) if callable(method) else method, "setting": f"{world.backbone.pretrained or 'own weights'}; {by}: {row[by]}", "dataset": where.format(row["dataset"]), "metric": metric, "value": row[kind], "seeds": str(row["seed"])}

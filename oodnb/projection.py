@@ -90,8 +90,8 @@ def merged(
 @dataclass(frozen=True, eq=False)
 class ProjectionPatch:
     "A change of low rank of a text projection."
-    A: torch.Tensor # [r, d]
-    B: torch.Tensor # [e, r]
+    A: torch.Tensor = field(repr=False) # [r, d]
+    B: torch.Tensor = field(repr=False) # [e, r]
     scale: float = 1.0 # s
     names: tuple = () # what it is for, such as the forgotten classes
     settings: dict = field(default_factory=dict, repr=False) # how it was made, JSON

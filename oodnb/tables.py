@@ -26,11 +26,11 @@ def _finished_rows(name, out, accepted_only):
     return found
 
 
-def _intervals(file, setting):
-    "The intervals that lie beside the rows: (method, dataset) → ends, empty when that file is about something else."
+def _intervals(file, **part):
+    "The intervals that lie beside the rows of this setting and backbone: (method, dataset) → ends, empty when that file is about something else."
     beside = file.with_name("metrics.csv") if file.name == "rows.csv" else file.parent / "metrics" / file.name
     found = pd.read_csv(beside) if beside.is_file() else pd.DataFrame()
-    if "setting" in found: found = found[found["setting"] == setting]
+    for column in set(part) & set(found): found = found[found[column] == part[column]]
     labels = ["detector" if "detector" in found else "method", "dataset"]
     if not set(labels) <= set(found) or found.duplicated(labels).any(): return pd.DataFrame()
     return found.set_index(labels)
@@ -55,7 +55,7 @@ def _section(name, scale, file):
     for (backbone, setting, run), part in rows.groupby(["backbone", "setting", "run"], sort=False):
         detection = part[part["metric"].isin(results.METRICS)]
         lines = [f"**{name}, scale {scale}** (backbone {backbone}; {setting}; run {run or 'unnamed'}; `{where}`)"]
-        if len(detection): lines.append(results.to_markdown(_as_metrics(detection, _intervals(file, setting), results.METRICS)).strip().replace(" nan", " –"))
+        if len(detection): lines.append(results.to_markdown(_as_metrics(detection, _intervals(file, setting=setting, backbone=backbone), results.METRICS)).strip().replace(" nan", " –"))
         other = part[~part["metric"].isin(results.METRICS)].groupby(["metric", "dataset", "value"], sort=False)["method"].agg(list)
         lines.append("\n".join(f"- {metric} on {dataset}: {value:.1f} ({', '.join(methods) if len(methods) < part['method'].nunique() else 'all methods'})" for (metric, dataset, value), methods in other.items()))
         parts.append("\n\n".join(filter(None, lines)))
