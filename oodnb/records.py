@@ -100,7 +100,7 @@ def read_rows(
     path, # CSV file of write_rows, or of published numbers
 ) -> pd.DataFrame: # rows
     "Read rows; the nine columns of published numbers are filled up with scale `published`."
-    rows = pd.read_csv(path, dtype={c: str for c in ROW_COLUMNS if c not in ("value", "std")}, keep_default_na=False, na_values={"value": [""], "std": [""]}, float_precision="round_trip")
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False).replace({"value": {"": "nan"}, "std": {"": "nan"}}) # numbers are read by Python, to the last digit
     extra = {"std": np.nan, "seeds": "", "scale": "published", "run": ""}
     rows = rows.assign(**{k: v for k, v in extra.items() if k not in rows}).astype({"value": float, "std": float})
     return check_rows(rows[[c for c in ROW_COLUMNS if c in rows]], str(path))

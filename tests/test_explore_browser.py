@@ -63,6 +63,7 @@ def page(lab):
         page.set_default_timeout(PATIENCE * 1000)
         page.goto(f"{lab}lab/tree/explore.ipynb?token=explore&reset")
         page.locator(".jp-Notebook").wait_for()
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')  # JupyterLab drops the wish while the kernel starts
         page.locator(".jp-Notebook .jp-Cell").first.click()
         page.get_by_text("Run", exact=True).first.click()
         page.get_by_text("Run All Cells", exact=True).click()
