@@ -24,6 +24,12 @@ first = not (Path(out) / "begun").exists()
 (Path(out) / "begun").write_text(str(os.getpid()))
 if first: time.sleep(120)
 """
+COLUMNS = "paper,table,method,backbone,setting,dataset,metric,value,source,std,seeds,scale,run"
+
+
+def ended(process, seconds=300):
+    said = process.communicate(timeout=seconds)[0]
+    return process.returncode, said
 
 
 def write(path, *sources, parameters=PARAMETERS):

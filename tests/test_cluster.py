@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from papers import ROWS, gone, only_folder, start, wait_for, where, write
+from papers import COLUMNS, ROWS, ended, gone, only_folder, start, wait_for, where, write
 
 from oodnb.backbones import load_backbone
 from oodnb.cluster import connect, read_needs, spread_runs
@@ -25,7 +25,6 @@ dask = pytest.importorskip("dask", reason="the extra scale is not installed")
 distributed = pytest.importorskip("distributed", reason="the extra scale is not installed")
 psutil = pytest.importorskip("psutil", reason="the extra scale is not installed")
 
-COLUMNS = "paper,table,method,backbone,setting,dataset,metric,value,source,std,seeds,scale,run"
 RESULT = f"""from pathlib import Path
 with open(Path(out).parents[1] / "log", "a") as log: log.write(f"{{Path(out).parent.name}}\\n")
 (Path(out) / "rows.csv").write_text("{COLUMNS}\\n" + "".join(f"locoop,demo,mcm,mini,mini,mini-near,{{m}},{{40 + seed + i}},oodnb,,,{{scale}},x\\n" for i, m in enumerate(("auroc", "aupr_in"))))"""
@@ -56,11 +55,6 @@ def papers(tmp_path):
     folder = tmp_path / "papers"
     folder.mkdir()
     return folder
-
-
-def ended(process, seconds=300):
-    said = process.communicate(timeout=seconds)[0]
-    return process.returncode, said
 
 
 def printed(capsys, papers, name, out):

@@ -10,12 +10,11 @@ import sys
 import time
 
 import pytest
-from papers import ROWS, command, gone, only_folder, start, wait_for, where, write
+from papers import COLUMNS, ROWS, command, ended, gone, only_folder, start, wait_for, where, write
 
 from oodnb.ledger import last_time, read_json
 from oodnb.reproduce import main
 
-COLUMNS = "paper,table,method,backbone,setting,dataset,metric,value,source,std,seeds,scale,run"
 RESULT = f"""from pathlib import Path
 (Path(out) / "rows.csv").write_text("{COLUMNS}\\n" + "".join(f"locoop,demo,mcm,mini,mini,mini-near,{{m}},{{40 + seed + i}},oodnb,,,{{scale}},x\\n" for i, m in enumerate(("auroc", "aupr_in"))))"""
 COUNT = "import os\nwith open(os.environ['OODNB_TEST_LOG'], 'a') as log: log.write(f'{os.getpid()}\\n')"
@@ -32,11 +31,6 @@ def papers(tmp_path):
     folder = tmp_path / "papers"
     folder.mkdir()
     return folder
-
-
-def ended(process, seconds=300):
-    said = process.communicate(timeout=seconds)[0]
-    return process.returncode, said
 
 
 def test_killed_at_any_point_it_ends_with_the_same_rows_and_tables(papers, capsys):
