@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .backbones import cut_texts
+from .backbones import cut_texts, token_rows
 from .datasets import ImageSet, load_dataset, open_rgb
 from .fewshot import chance_of, input_size, random_crops
 from .paths import atomic_path, content_hash, home, locked
@@ -263,9 +263,9 @@ class _Steps: # step -> CaptionBatch; sent to worker processes
         yes, no = self.facts["templates"] or (("{}",), ("{}",))
         drawn = chance_of("templates", self.facts["seed"], step).integers(len(yes), size=self.batch_size)[self.own]
         texts, opposite = ([texts[k].replace("{}", caption) for k, caption in zip(drawn, captions)] for texts in (yes, no))
-        tokens = self.backbone.tokenizer(texts)
+        tokens = token_rows(self.backbone.tokenizer, texts)
         cut = [self.images.ids[rows[i]] for i in cut_texts(self.backbone.tokenizer, texts, tokens)]
-        return CaptionBatch(step, rows, tokens, tokens if opposite == texts else self.backbone.tokenizer(opposite), pixels, skipped, cut)
+        return CaptionBatch(step, rows, tokens, tokens if opposite == texts else token_rows(self.backbone.tokenizer, opposite), pixels, skipped, cut)
 
 # %% ../nbs/library/26_captions.ipynb #1398e10b
 def caption_batches(

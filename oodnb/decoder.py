@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from .backbones import in_precision
 from .blip import load_or_explain, need_transformers
 from .cache import load_tensors, save_tensors
 from .captions import load_captions
@@ -48,8 +49,8 @@ def _batches_by_length(lengths, batch_size, seed, epoch): # positions of every b
     return [batches[i] for i in chance.permutation(len(batches))]
 
 # %% ../nbs/library/66_decoder.ipynb #8ec759a1
-SMALL = dict(epochs=10, lr=1.5e-3, batch_size=64, weight_decay=0.01, noise=0.3, whole_numbers=False, min_count=5, layers=2, heads=4, positions=40, dropout=0.1)
-PUBLISHED = dict(epochs=25, lr=1e-5, batch_size=128, weight_decay=0.01, noise=0.0, whole_numbers=False, positions=77)
+SMALL = dict(epochs=10, lr=1.5e-3, batch_size=64, weight_decay=0.01, noise=0.3, whole_numbers=False, min_count=5, layers=2, heads=4, positions=40, dropout=0.1, precision="bf16")
+PUBLISHED = dict(epochs=25, lr=1e-5, batch_size=128, weight_decay=0.01, noise=0.0, whole_numbers=False, positions=77, precision="fp32")
 
 
 def _recipe_of(start, epochs, changes):
@@ -58,6 +59,7 @@ def _recipe_of(start, epochs, changes):
         if name not in known: raise ValueError(f"fit_decoder has no setting {name!r}.{did_you_mean(name, known)} {'With a start' if start else 'Without a start'} there are: {', '.join(known)}.")
     recipe = known | changes | ({} if epochs is None else {"epochs": epochs})
     if recipe["epochs"] < 1 or recipe["batch_size"] < 1 or recipe["positions"] < 3: raise ValueError(f"epochs is {recipe['epochs']}, batch_size {recipe['batch_size']} and positions {recipe['positions']}; at least 1, 1 and 3 are needed.")
+    if recipe["precision"] not in ("fp32", "bf16"): raise ValueError(f"precision is {recipe['precision']!r}; a decoder is trained in 'fp32' or 'bf16'.")
     return recipe
 
 
@@ -78,7 +80,7 @@ def _begin_with_clip(decoder, backbone, features): # words start as CLIP's featu
 
 
 def _learn(decoder, features, rows, recipe, small, seed, folder, settings, progress, stop_after): # history
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=recipe["lr"], weight_decay=recipe["weight_decay"])
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=recipe["lr"], weight_decay=recipe["weight_decay"], fused=decoder.model.device.type == "cpu")
     lengths, noise = [len(row) for row in rows], recipe["noise"] * features.std(0, correction=0)
 
     def batches(epoch):
@@ -86,7 +88,7 @@ def _learn(decoder, features, rows, recipe, small, seed, folder, settings, progr
 
     def loss_of(batch):
         moment, seen, *texts = batch
-        with own_draws(seed, *moment): return {"loss": decoder.caption_loss(seen + noise * torch.randn(seen.shape), *texts)}
+        with own_draws(seed, *moment), in_precision(decoder.model.device, recipe["precision"]): return {"loss": decoder.caption_loss(seen + noise * torch.randn(seen.shape), *texts)}
 
     decoder.train()
     try: return train(optimizer, _rates(recipe, small), batches, loss_of, folder, settings, stop_after, progress=progress)

@@ -167,7 +167,7 @@ def _attend(q, kv, heads, prefix, plan):
     return F.embedding(plan.back, mixed.transpose(1, 2).reshape(-1, kv.shape[2] // 2)).to(given)
 
 
-_SMALL = 2**17 # numbers on the shelves that are rather kept than gathered again
+_SMALL = 2**20 # numbers on the shelves that are rather kept than gathered again
 
 
 def _attention(plan, width):

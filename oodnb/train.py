@@ -62,8 +62,10 @@ def feature_batches(
         if views is None:
             shuffled = crops(epoch).subset(np.concatenate(rows))
             parts = (part for chunk in stream(backbone, shuffled, False, local, at_once, workers, False, on_error="raise") for part in chunk.batches(batch_size))
-        else: parts = (view(epoch % views).subset(torch.from_numpy(chosen)) for chosen in rows)
-        for part in parts: yield part.image_features, part.local_features, torch.from_numpy(part.labels)
+            for part in parts: yield part.image_features, part.local_features, torch.from_numpy(part.labels)
+            return
+        whole = view(epoch % views)
+        for chosen in map(torch.from_numpy, rows): yield whole.image_features[chosen], None if whole.local_features is None else whole.local_features[chosen], torch.from_numpy(whole.labels)[chosen]
 
     return batches
 

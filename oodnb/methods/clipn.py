@@ -46,7 +46,8 @@ def _two_lists(templates, learned):
 
 
 def _vectors(backbone, names, templates, cache, progress):
-    rows = normalize(encode_once(backbone, [t.replace("{}", name) for t in templates for name in names], cache, progress=progress))
+    texts = [t.replace("{}", name) for t in templates for name in names]
+    rows = normalize(encode_once(backbone, texts, cache, max(64, len(names)), progress=progress)) # one template at a time: they begin alike
     return normalize(rows.unflatten(0, (len(templates), -1)).mean(0))
 
 
@@ -192,7 +193,7 @@ def fit_clipn(
 
 # %% ../../nbs/methods/54_clipn.ipynb #57930996
 PLANS = {
-    "mini": {"model": ("mini", None), "label": "own weights", "captions": "mini", "sets": ("mini", "mini-near", "mini-plants", "mini-places", "mini-scenes", "mini-textures"), "training": {"batch_size": 256, "epochs": 2, "views": 1}},
+    "mini": {"model": ("mini", None), "label": "own weights", "captions": "mini", "sets": ("mini", "mini-near", "mini-plants", "mini-places", "mini-scenes", "mini-textures"), "training": {"batch_size": 256, "epochs": 2, "views": 1, "precision": "bf16"}},
     "paper": {"model": ("ViT-B-16", "laion2b_s34b_b88k"), "label": "laion2b", "captions": "cc3m/*.tar", "sets": ("ImageNet", "iNaturalist", "SUN", "Places", "Textures"), "training": {"batch_size": 2048, "epochs": 10, "views": None}},
 }
 
