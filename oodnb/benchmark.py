@@ -23,6 +23,19 @@ from .paths import atomic_path
 from .scores import normalize
 
 # %% ../nbs/library/70_benchmark.ipynb #d5412c54
+class _Shared:
+    def __deepcopy__(self, memo): return self
+
+
+class _SharedDict(_Shared, dict): pass
+
+
+class _SharedList(_Shared, list): pass
+
+
+def _facts(attrs): return {name: _SharedDict(value) if isinstance(value, dict) else _SharedList(value) if isinstance(value, list) else value for name, value in attrs.items()}
+
+
 _KEYS = ("dataset", "split", "role", "image_id", "label", "prediction")
 
 
@@ -31,8 +44,8 @@ def detector_names(
 ) -> list[str]: # names in table order
     "The columns of a score table that hold scores."
     names = [c for c in scores.columns if c not in _KEYS and not str(c).startswith("prediction:")]
-    half = [c for c in names if scores[c].dtype not in (np.float32, np.float64)]
-    if half: raise ValueError(f"Column {half[0]!r} holds {scores[half[0]].dtype}; scores are float64 (float32 at least), and columns that are no scores must be dropped first.")
+    half = [(c, dtype) for c, dtype in scores.dtypes.items() if c in names and dtype not in (np.float32, np.float64)]
+    if half: raise ValueError(f"Column {half[0][0]!r} holds {half[0][1]}; scores are float64 (float32 at least), and columns that are no scores must be dropped first.")
     return names
 
 # %% ../nbs/library/70_benchmark.ipynb #034e97a3
@@ -193,11 +206,11 @@ def run_benchmark(
         if lost: skipped[dataset.name] = lost
     shared = _shared_images(parts, features)
     table = _merge_predictions(pd.concat(parts, ignore_index=True), predictors)
-    table.attrs = {
+    table.attrs = _facts({
         "version": __version__, "backbone": backbone.name, "pretrained": str(backbone.pretrained or ""), "fingerprint": backbone.fingerprint, "precision": backbone.precision,
         "id_set": id_set.name, "images": {s.name: int((table["dataset"] == s.name).sum()) for s in (id_set, *ood_sets)},
         "class_names": [str(c) for c in classes], "id_class_names": [str(c) for c in id_set.class_names],
-        "detectors": {d.name: dict(getattr(d, "settings", {})) for d in detectors}, "skipped": skipped, "shared_images": shared}
+        "detectors": {d.name: dict(getattr(d, "settings", {})) for d in detectors}, "skipped": skipped, "shared_images": shared})
     return table
 
 # %% ../nbs/library/70_benchmark.ipynb #01e32753
@@ -232,6 +245,6 @@ def load_scores(
     if len(scores) != facts["rows"] or list(scores.columns) != facts["columns"]: raise ValueError(f"{path} should hold {facts['rows']} rows with the columns {', '.join(facts['columns'])}, but has {len(scores)} rows and {', '.join(scores.columns)}; run the benchmark again.")
     twice = scores[scores.duplicated(["dataset", "split", "image_id"])]
     if len(twice): raise ValueError(f"{path} scores {len(twice)} images twice, first {twice['image_id'].iloc[0]!r} of {twice['dataset'].iloc[0]!r}; run the benchmark again.")
-    scores.attrs = facts["attrs"]
+    scores.attrs = _facts(facts["attrs"])
     by_role(scores)
     return scores

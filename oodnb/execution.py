@@ -30,11 +30,14 @@ from .ledger import own_cells, read_json, read_progress, write_json
 from .paths import content_hash, did_you_mean, locked
 
 # %% ../nbs/library/85_execution.ipynb #5f4a12e2
+_KERNEL = "import atexit, os; atexit.register(os._exit, 0); from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+
+
 def find_kernel(
     name, # a Jupyter kernel, as `jupyter kernelspec list` shows it; None is the running interpreter
 ) -> KernelSpec: # how to start it
     "The kernel to run notebooks with. Raises `ValueError` when there is none of that name, or it speaks another language."
-    if name is None: return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], display_name="python3", language="python")
+    if name is None: return KernelSpec(argv=[sys.executable, "-c", _KERNEL, "-f", "{connection_file}"], display_name="python3", language="python")
     known = KernelSpecManager(ensure_native_kernel=False).find_kernel_specs()
     try: spec = KernelSpecManager(ensure_native_kernel=False).get_kernel_spec(name)
     except NoSuchKernel:

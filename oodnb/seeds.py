@@ -27,10 +27,9 @@ def seed_rows(
     names=("auroc", "fpr95_id_positive", "fpr95_ood_positive"), # metrics to keep
 ) -> pd.DataFrame: # rows, one per column, data set and metric
     "Rows of single trainings, ready for `average_seeds`."
-    found = []
+    table_of, found = dict(list(metrics_table(scores, n_boot=0, detectors=list(columns), groups=groups).groupby("detector", sort=False))), []
     for column, (method, setting, seed) in columns.items():
-        points = metrics_table(scores, n_boot=0, detectors=column, groups=groups)
-        points["detector"] = method
+        points = table_of[column].assign(detector=method)
         found.append(rows(points, paper, table, backbone, setting, scale, run, () if seed is None else [seed], names=names))
     return pd.concat(found, ignore_index=True)
 

@@ -8,6 +8,7 @@ __all__ = ['TextDecoder', 'own_draws', 'make_decoder']
 # %% ../nbs/library/38_writing.ipynb #2ee06739
 import math
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -112,36 +113,55 @@ class TextDecoder(nn.Module):
         _check_way(self.model.config.max_position_embeddings, max_tokens, beams, temperature, generator)
         if not len(features): return []
         with _evaluating(self):
-            parts = [_search(self.model, part, max_tokens, beams, temperature, generator) for part in self.context(features).split(batch_size)]
+            way = partial(_best_of, beams=beams) if beams > 1 else partial(_one_by_one, temperature=temperature, generator=generator)
+            parts = [way(self.model, part, max_tokens) for part in self.context(features).split(batch_size)]
         return [self.tokenizer.decode(row) for part in parts for row in part]
 
 # %% ../nbs/library/38_writing.ipynb #3bbf3821
-def _continuations(model, tokens, context, past, temperature, generator, done): # (log-probabilities [N * beams, V], memory)
-    out = model(input_ids=tokens[:, -1:], encoder_hidden_states=context, past_key_values=past, use_cache=True)
+def _continuations(model, last, context, past): # (logits of the next word [N, V], memory)
+    out = model(input_ids=last[:, None], encoder_hidden_states=context, past_key_values=past, use_cache=True)
     logits = out.logits[:, -1].float()
     logits[:, [PAD, BEGIN, UNKNOWN]] = -math.inf
-    found = (logits / (temperature or 1)).log_softmax(1)
-    if temperature: found = found - torch.empty(found.shape).exponential_(generator=generator).log().to(found.device)
-    found[done] = -math.inf
-    found[done, END] = 0
-    return found, out.past_key_values
+    return logits, out.past_key_values
 
 
-def _search(model, context, max_tokens, beams, temperature, generator): # token lists of the best captions
+def _drawn(logits, chance): # a word of the softmax for every row [N], by a number above 0 and up to 1 [N]
+    reached = logits.softmax(1).cumsum(1)
+    return (reached < chance[:, None].to(reached) * reached[:, -1:]).sum(1)
+
+
+def _one_by_one(model, context, max_tokens, temperature, generator): # token lists of the greedy or drawn captions
+    written, going, past = [[] for _ in context], torch.arange(len(context), device=context.device), None
+    last = torch.full_like(going, BEGIN)
+    for _ in range(max_tokens):
+        logits, past = _continuations(model, last, context, past)
+        last = _drawn(logits / temperature, 1 - torch.rand(len(written), generator=generator)[going.cpu()]) if temperature else logits.argmax(1)
+        stay = (last != END).nonzero().flatten()
+        if not len(stay): break
+        if len(stay) < len(going):
+            going, last, context = going[stay], last[stay], context[stay]
+            past.reorder_cache(stay)
+        for i, word in zip(going.tolist(), last.tolist()): written[i].append(word)
+    return written
+
+
+def _best_of(model, context, max_tokens, beams): # token lists of the best captions
     count, device = len(context), context.device
     context = context.repeat_interleave(beams, 0)
     tokens = torch.full((count * beams, 1), BEGIN, device=device)
     total = torch.full((count, beams), -math.inf, device=device).index_fill(1, torch.tensor([0], device=device), 0)
     done, length, past = torch.zeros(count * beams, dtype=torch.bool, device=device), torch.zeros(count * beams, device=device), None
     for _ in range(max_tokens):
-        found, past = _continuations(model, tokens, context, past, temperature, generator, done)
+        logits, past = _continuations(model, tokens[:, -1], context, past)
+        found = logits.log_softmax(1).masked_fill(done[:, None], -math.inf)
+        found[done, END] = 0
         total, best = (total[..., None] + found.unflatten(0, (count, beams))).flatten(1).topk(beams)
         parent = (best // found.shape[1] + beams * torch.arange(count, device=device)[:, None]).flatten()
         tokens = torch.cat([tokens[parent], (best % found.shape[1]).flatten()[:, None]], 1)
         length = length[parent] + (~done[parent])
         done = done[parent] | (tokens[:, -1] == END)
         if done.all(): break
-        if beams > 1: past.reorder_cache(parent)
+        past.reorder_cache(parent)
     chosen = (total / length.unflatten(0, (count, beams))).argmax(1) + beams * torch.arange(count, device=device)
     return [row[1:row.index(END)] if END in row else row[1:] for row in tokens[chosen].tolist()]
 
