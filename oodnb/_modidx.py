@@ -1473,5 +1473,6 @@ d = { 'settings': { 'branch': 'main',
                                'oodnb.writing._drawn': ('library/writing.html#_drawn', 'oodnb/writing.py'),
                                'oodnb.writing._evaluating': ('library/writing.html#_evaluating', 'oodnb/writing.py'),
                                'oodnb.writing._one_by_one': ('library/writing.html#_one_by_one', 'oodnb/writing.py'),
+                               'oodnb.writing._search': ('library/writing.html#_search', 'oodnb/writing.py'),
                                'oodnb.writing.make_decoder': ('library/writing.html#make_decoder', 'oodnb/writing.py'),
                                'oodnb.writing.own_draws': ('library/writing.html#own_draws', 'oodnb/writing.py')}}}

@@ -8,7 +8,6 @@ __all__ = ['TextDecoder', 'own_draws', 'make_decoder']
 # %% ../nbs/library/38_writing.ipynb #2ee06739
 import math
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import nn
@@ -113,8 +112,7 @@ class TextDecoder(nn.Module):
         _check_way(self.model.config.max_position_embeddings, max_tokens, beams, temperature, generator)
         if not len(features): return []
         with _evaluating(self):
-            way = partial(_best_of, beams=beams) if beams > 1 else partial(_one_by_one, temperature=temperature, generator=generator)
-            parts = [way(self.model, part, max_tokens) for part in self.context(features).split(batch_size)]
+            parts = [_search(self.model, part, max_tokens, beams, temperature, generator) for part in self.context(features).split(batch_size)]
         return [self.tokenizer.decode(row) for part in parts for row in part]
 
 # %% ../nbs/library/38_writing.ipynb #3bbf3821
@@ -164,6 +162,10 @@ def _best_of(model, context, max_tokens, beams): # token lists of the best capti
         past.reorder_cache(parent)
     chosen = (total / length.unflatten(0, (count, beams))).argmax(1) + beams * torch.arange(count, device=device)
     return [row[1:row.index(END)] if END in row else row[1:] for row in tokens[chosen].tolist()]
+
+
+def _search(model, context, max_tokens, beams, temperature, generator): # token lists
+    return _best_of(model, context, max_tokens, beams) if beams > 1 else _one_by_one(model, context, max_tokens, temperature, generator)
 
 # %% ../nbs/library/38_writing.ipynb #b82227da
 @contextmanager
