@@ -41,9 +41,8 @@ reproduce: $(STAMP)
 
 reproduce-all: $(STAMP)
 	env OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/oodnb run $(PAPERS) --accept --jobs $(JOBS)
-	$(BIN)/oodnb run scoreboard --accept
+	$(BIN)/oodnb run scoreboard --accept & board=$$!; $(MAKE) --no-print-directory readme && wait $$board
 	$(BIN)/oodnb report --accepted --to runs/report.html
-	$(MAKE) --no-print-directory readme
 
 readme: $(STAMP)
 	mkdir -p runs/readme

@@ -120,6 +120,7 @@ def _execute(folder):
     "Run the notebook of a folder, which holds nothing from earlier attempts but caches and checkpoints. Returns an exit code."
     request, times = json.loads((folder / "request.json").read_text("utf-8")), {"started": time.perf_counter(), "began": time.time()}
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    sys.modules.setdefault("rfc3987_syntax", None) # jsonschema would build a grammar of web addresses, for a second, that no notebook needs
     braced = lambda path: str(path).replace("{", "{{").replace("}", "}}")
     kernel = type("RunKernel", (_Kernel,), {"folder": folder, "request": request})
     try:

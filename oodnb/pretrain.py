@@ -189,8 +189,8 @@ def pretrain_no(
 
 # %% ../nbs/library/44_pretrain.ipynb #89b5e6b7
 def _view_bank(backbone, images, views, scale, cache, progress): # (features per view [count, D], pictures that can be read)
-    size = input_size(backbone)
-    bank = [extract(backbone, random_crops(images, size, 0, view, scale, 0.0), cache, progress=progress) for view in range(views)]
+    size, whole = input_size(backbone), min(scale) == 1
+    bank = [extract(backbone, images if whole else random_crops(images, size, 0, view, scale, 0.0), cache, progress=progress) for view in range(1 if whole else views)]
     if not bank[0].skipped: return [view.image_features for view in bank], images
     lost = {name for view in bank for name, _ in view.skipped}
     pick = lambda ids: [i for i, name in enumerate(ids) if name not in lost]
@@ -220,7 +220,7 @@ def pretrain_on_captions(
     seed=0, # of order, crops, templates and prompts
     steps_per_epoch=None, # None: as many as fill an epoch, rounded up
     views=None, # None: a new crop at every look, as published; k: k encoded crops per picture, kept and used in turn
-    scale=(0.9, 1.0), # share of the area that a crop keeps
+    scale=(0.9, 1.0), # share of the area that a crop keeps; with views, (1, 1) encodes the pictures as they are
     templates=None, # (yes, no) lists of the hand-crafted variant
     block=None, # see `epoch_order`
     workers=0, # processes that read pictures ahead
@@ -245,7 +245,7 @@ def pretrain_on_captions(
     def batches(start):
         for batch, index in zip(reader(not views)(start), draws(start)):
             seen.update(batch.skipped, **{name: "the caption was cut" for name in batch.cut})
-            features = bank[batch.step // per_epoch % views][batch.rows] if views else backbone.encode_images(batch.pixels)
+            features = bank[batch.step // per_epoch % len(bank)][batch.rows] if views else backbone.encode_images(batch.pixels)
             yes = _encoded(backbone, batch.tokens) if texts is None else texts[batch.rows]
             yield features, yes, batch.no_tokens, index, {"replaced": len(batch.skipped), "cut": len(batch.cut)}
 

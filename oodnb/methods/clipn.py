@@ -193,7 +193,7 @@ def fit_clipn(
 
 # %% ../../nbs/methods/54_clipn.ipynb #57930996
 PLANS = {
-    "mini": {"model": ("mini", None), "label": "own weights", "captions": "mini", "sets": ("mini", "mini-near", "mini-plants", "mini-places", "mini-scenes", "mini-textures"), "training": {"batch_size": 256, "epochs": 2, "views": 1, "precision": "bf16"}},
+    "mini": {"model": ("mini", None), "label": "own weights", "captions": "mini", "sets": ("mini", "mini-near", "mini-plants", "mini-places", "mini-scenes", "mini-textures"), "training": {"batch_size": 256, "epochs": 2, "views": 1, "scale": (1.0, 1.0), "precision": "bf16"}},
     "paper": {"model": ("ViT-B-16", "laion2b_s34b_b88k"), "label": "laion2b", "captions": "cc3m/*.tar", "sets": ("ImageNet", "iNaturalist", "SUN", "Places", "Textures"), "training": {"batch_size": 2048, "epochs": 10, "views": None}},
 }
 
@@ -222,7 +222,8 @@ def clipn_plan(
     sets = sets or {name: partial(load_dataset, name) for name in plan["sets"]}
     needs = {"model": partial(load_backbone, *plan["model"], device), "captions": (lambda: None) if imported else pairs} | {name: partial(tested, load) for name, load in sets.items()}
     given = {name: value for name, value in training.items() if value} | ({"epochs": 1} if rehearse else {})
-    return {"label": plan["label"], "training": plan["training"] | given, "needs": needs}
+    own = {name: value for name, value in plan["training"].items() if name != "scale" or "views" not in given}
+    return {"label": plan["label"], "training": own | given, "needs": needs}
 
 
 def clipn_branches(
