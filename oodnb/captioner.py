@@ -104,6 +104,11 @@ class DecoderCaptioner:
 
     def __repr__(self): return f"DecoderCaptioner({self.backbone.name}, the best of {self.tries})"
 
+    @property
+    def fingerprint(self):
+        "Hash of everything that its captions depend on, but for the pictures."
+        return content_hash(self.decoder.fingerprint, self.backbone.fingerprint, self.backbone.precision, self.max_tokens, self.tries, self.temperature, self.seed)
+
     def write(
         self,
         image_features, # [N, D], as the image tower gives them
@@ -120,14 +125,19 @@ class DecoderCaptioner:
         self,
         images, # ImageSet
         batch_size=256, # pictures per pass
-        cache=True, # of the features, see `extract`
+        cache=True, # keep captions and features: True: below $OODNB_HOME; a folder; False: nothing
         progress=True, # show a bar when it takes longer than a second
     ) -> dict: # id -> caption, of the pictures that could be read
         "Captions of a set."
+        path = _captions_file(cache, "drawn 1", self.fingerprint, images.fingerprint, images.ids)
+        kept = _kept_captions(path) if path else {}
+        if len(kept) == len(images): return kept
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*could not be read")
             features = extract(self.backbone, images, cache, batch_size=batch_size, progress=progress)
-        return dict(zip(features.ids, self.write(features.image_features)))
+        found = dict(zip(features.ids, self.write(features.image_features)))
+        if path: _keep_captions(path, found)
+        return found
 
 # %% ../nbs/library/67_captioner.ipynb #58ddbe19
 def _read_some(images, rows): # (rows that could be read, their pictures, {id: reason} of the others)
@@ -157,19 +167,26 @@ def _kept_captions(path): # {id: caption}; nothing where there is no file, or a 
         return {}
 
 
+def _keep_captions(path, captions):
+    with atomic_path(path) as temporary: temporary.write_text(json.dumps(captions, ensure_ascii=False, indent=0), "utf-8")
+
+
+def _captions_file(cache, *parts): # where captions are kept that depend on these, or None
+    if not (cache and writable(cache)): return None
+    return (home() / "captions" if cache is True else cache_root(cache)) / f"{content_hash(*parts)}.json"
+
+
 def _in_parts(model, images, batch_size, cache, chunk, progress): # ({id: caption}, {id: reason}) of a set
-    root = (home() / "captions" if cache is True else cache_root(cache)) if cache and writable(cache) else None
     found, lost = {}, {}
     with tqdm(total=len(images), desc=f"captions of {images.name}", unit="img", disable=not progress, delay=1) as bar:
         for start in range(0, len(images), chunk):
             rows = range(start, min(start + chunk, len(images)))
-            path = root and root / f"{content_hash('written 1', model.fingerprint, images.fingerprint, [images.ids[i] for i in rows])}.json"
+            path = _captions_file(cache, "written 1", model.fingerprint, images.fingerprint, [images.ids[i] for i in rows])
             part = _kept_captions(path) if path else {}
             left = [i for i in rows if images.ids[i] not in part]
             bar.update(len(rows) - len(left))
             fresh, bad = _written(model, images, left, batch_size, bar)
-            if path and fresh:
-                with atomic_path(path) as temporary: temporary.write_text(json.dumps(part | fresh, ensure_ascii=False, indent=0), "utf-8")
+            if path and fresh: _keep_captions(path, part | fresh)
             found |= part | fresh
             lost |= bad
     return found, lost
@@ -179,7 +196,7 @@ def caption_images(
     model, # BlipCaptioner or DecoderCaptioner
     images, # ImageSet
     batch_size=16, # pictures per pass
-    cache=True, # keep captions (BLIP) or features (decoder): True: below $OODNB_HOME; a folder; False: nothing
+    cache=True, # keep captions (and features, which a decoder reads): True: below $OODNB_HOME; a folder; False: nothing
     progress=True, # show a bar when it takes longer than a second
     chunk=1024, # captions per kept file
 ) -> list: # one caption per picture, "" where it could not be read
