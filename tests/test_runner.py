@@ -199,6 +199,17 @@ def test_another_kernel(papers, capsys, tmp_path, monkeypatch):
     assert last_time(papers.parent / "runs" / "count")["kernel"] == "mine"
 
 
+def test_a_kernel_cleans_up_behind_itself(papers, tmp_path):
+    """It stops without taking Python apart, but not before what was registered for the end."""
+    end = tmp_path / "end.txt"
+    first = f"import atexit, pathlib, tempfile\nfolder = tempfile.TemporaryDirectory(dir={str(tmp_path)!r})\natexit.register(pathlib.Path({str(end)!r}).write_text, 'last words')"
+    write(papers / "tidy.ipynb", first, ROWS)
+    before = set(tmp_path.iterdir())
+    assert main(["run", "tidy", *where(papers)]) == 0
+    assert {path.name for path in set(tmp_path.iterdir()) - before} <= {"end.txt", "runs"}
+    assert end.read_text() == "last words"
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["--jobs", "0"], "--jobs is 0"), (["--gpus", "77"], "there is no GPU 77"), (["--kernel", "nothing"], "There is no Jupyter kernel 'nothing'"),
 ])  # fmt: skip
