@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 ## long ones first, and never two beside each other that wait for the same training; features of the test sets are made by the first
 PAPERS := zeroshot_imagenet hftt_theory clipn_readme locoop_imagenet toe_imagenet clipn_ablation locoop_sensitivity forget_baselines toe_criteria locoop_regions forget_attacks toe_noise clipn_cifar toe_real_and_virtual forget_loss_terms clipn_prompts forget_preserve_names \
-    clipn_negation clipn_baselines forget_meets_ood hftt_sensitivity hftt_backbones forget_target forget_multi forget_single hftt_text_source hftt_imagenet hftt_hateful toe_density hftt_embeddings forget_features hftt_medical hftt_quality more_detectors
+    clipn_negation clipn_baselines forget_meets_ood hftt_quality hftt_sensitivity hftt_backbones more_detectors forget_target forget_multi forget_single hftt_text_source hftt_imagenet hftt_hateful toe_density hftt_embeddings forget_features hftt_medical
 OFFLINE := env -u OODNB_DATA OODNB_HOME="$(CURDIR)/runs/.test-home" OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=agg PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
