@@ -41,7 +41,7 @@ reproduce: $(STAMP)
 
 reproduce-all: $(STAMP)
 	env OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/oodnb run $(PAPERS) --accept --jobs $(JOBS)
-	$(BIN)/oodnb run scoreboard --accept & board=$$!; $(MAKE) --no-print-directory readme && wait $$board
+	$(BIN)/oodnb run scoreboard --accept & board=$$!; $(MAKE) --no-print-directory readme; made=$$?; wait $$board && exit $$made
 	$(BIN)/oodnb report --accepted --to runs/report.html
 
 readme: $(STAMP)
