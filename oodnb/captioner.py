@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from .backbones import PRECISIONS, resolve_precision
 from .blip import load_or_explain, need_transformers
 from .cache import cache_root, writable
 from .features import extract
@@ -23,7 +24,6 @@ from .words import encode_once
 # %% ../nbs/library/67_captioner.ipynb #c6754a0e
 CAPTIONERS = {"blip-captions-base": "Salesforce/blip-image-captioning-base", "blip-captions-large": "Salesforce/blip-image-captioning-large", "blip2-opt-2.7b": "Salesforce/blip2-opt-2.7b"}
 _KINDS = {"blip": "BlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration"} # model_type of config.json -> class
-_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def weights_mark(
@@ -42,12 +42,12 @@ class BlipCaptioner:
         name="blip", # for tables
         max_tokens=20, # longest caption
         device=None, # None takes CUDA if there is one, else the CPU
-        precision="fp32", # "fp32", "fp16" or "bf16"
+        precision="fp32", # "fp32", "fp16", "bf16" or "auto", see `resolve_precision`
     ):
-        if precision not in _PRECISIONS: raise ValueError(f"precision is {precision!r}; choose one of {', '.join(_PRECISIONS)}.")
         if max_tokens < 1: raise ValueError(f"max_tokens is {max_tokens}; a caption has at least one token.")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model, self.processor, self.name, self.max_tokens = model.to(self.device, _PRECISIONS[precision]).eval(), processor, name, max_tokens
+        precision = resolve_precision(precision, self.device)
+        self.model, self.processor, self.name, self.max_tokens = model.to(self.device, PRECISIONS[precision] or torch.float32).eval(), processor, name, max_tokens
         self.fingerprint = content_hash(weights_mark(model), repr(processor.image_processor), max_tokens, precision)
 
     def __repr__(self): return f"BlipCaptioner({self.name!r}, at most {self.max_tokens} tokens, {self.model.dtype} on {self.device})"
@@ -70,7 +70,7 @@ def _kind_of(folder): # model_type of a folder, or None
 def load_captioner(
     source, # "blip-captions-base", "blip-captions-large", "blip2-opt-2.7b", or a folder
     device=None, # None takes CUDA if there is one, else the CPU
-    precision=None, # "fp32", "fp16" or "bf16"; None: fp16 on a GPU, as published, else fp32
+    precision=None, # "fp32", "fp16", "bf16" or "auto"; None: fp16 on a GPU, as published, else fp32
     max_tokens=20, # longest caption
 ) -> BlipCaptioner:
     "A captioner by name or from a folder. Errors say what is missing and where it belongs."

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .backbones import in_precision
+from .backbones import in_precision, resolve_precision
 from .blip import load_or_explain, need_transformers
 from .cache import load_tensors, save_tensors
 from .captions import load_captions
@@ -49,7 +49,7 @@ def _batches_by_length(lengths, batch_size, seed, epoch): # positions of every b
     return [batches[i] for i in chance.permutation(len(batches))]
 
 # %% ../nbs/library/66_decoder.ipynb #8ec759a1
-SMALL = dict(epochs=10, lr=1.5e-3, batch_size=64, weight_decay=0.01, noise=0.3, whole_numbers=False, min_count=5, layers=2, heads=4, positions=40, dropout=0.1, precision="bf16")
+SMALL = dict(epochs=10, lr=1.5e-3, batch_size=64, weight_decay=0.01, noise=0.3, whole_numbers=False, min_count=5, layers=2, heads=4, positions=40, dropout=0.1, precision="fp32")
 PUBLISHED = dict(epochs=25, lr=1e-5, batch_size=128, weight_decay=0.01, noise=0.0, whole_numbers=False, positions=77, precision="fp32")
 
 
@@ -59,7 +59,7 @@ def _recipe_of(start, epochs, changes):
         if name not in known: raise ValueError(f"fit_decoder has no setting {name!r}.{did_you_mean(name, known)} {'With a start' if start else 'Without a start'} there are: {', '.join(known)}.")
     recipe = known | changes | ({} if epochs is None else {"epochs": epochs})
     if recipe["epochs"] < 1 or recipe["batch_size"] < 1 or recipe["positions"] < 3: raise ValueError(f"epochs is {recipe['epochs']}, batch_size {recipe['batch_size']} and positions {recipe['positions']}; at least 1, 1 and 3 are needed.")
-    if recipe["precision"] not in ("fp32", "bf16"): raise ValueError(f"precision is {recipe['precision']!r}; a decoder is trained in 'fp32' or 'bf16'.")
+    if recipe["precision"] not in ("fp32", "bf16", "auto"): raise ValueError(f"precision is {recipe['precision']!r}; a decoder is trained in 'fp32' or 'bf16', or with 'auto' in the faster of both.")
     return recipe
 
 
@@ -129,6 +129,7 @@ def fit_decoder(
 ) -> TextDecoder: # with .settings and .history
     "A decoder trained on captions. A kept one is read instead."
     recipe, images = _recipe_of(start, epochs, changes), load_captions(captions)
+    recipe["precision"] = resolve_precision(recipe["precision"], backbone.device)
     options = dict(progress=progress, start=start, stop_after=stop_after)
     if not keep: return _trained(backbone, images, recipe, seed, folder, **options)
     name = content_hash("decoder 1", backbone.fingerprint, images.fingerprint, images.captions, recipe, seed, start and start.fingerprint)

@@ -273,7 +273,7 @@ def preprocessing():
 
 def load_clip(
     device=None,  # where to compute; None: a GPU if there is one
-    precision="fp32",  # "fp32", "bf16", "fp16"
+    precision="fp32",  # "fp32", "bf16", "fp16" or "auto"
     path=None,  # another checkpoint; None: the one that ships
 ):
     "The mini world's CLIP as a Backbone; `load_backbone(\"mini\")` calls this."

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from .backbones import PRECISIONS, in_precision
+from .backbones import in_precision, resolve_precision
 from .captions import caption_batches
 from .features import extract
 from .fewshot import chance_of, input_size, random_crops
@@ -117,8 +117,7 @@ def _one_step(model, batch, scale, optimizer, scaler, grad_scale, clip, precisio
     return row | ({"amp_scale": scaler.get_scale(), "amp_growth": scaler.state_dict()["_growth_tracker"]} if scaler.is_enabled() else {})
 
 # %% ../nbs/library/44_pretrain.ipynb #05a84b0c
-def _check_pretraining(steps, grad_scale, clip, precision, weights, save_every):
-    if precision not in PRECISIONS: raise ValueError(f"precision is {precision!r}; possible are {', '.join(PRECISIONS)}.")
+def _check_pretraining(steps, grad_scale, clip, weights, save_every):
     if not 0 < grad_scale < math.inf: raise ValueError(f"grad_scale is {grad_scale}; 1 applies the gradient of the loss, 1/4 what the authors' four GPUs did.")
     if clip is not None and not clip > 0: raise ValueError(f"clip is {clip}; give the largest norm of the gradient, or None.")
     if len(weights) != 3 or min(weights) < 0 or not any(weights): raise ValueError(f"weights are {weights}; three numbers, for match, mismatch and opposite, not all zero.")
@@ -147,7 +146,7 @@ def pretrain_no(
     weights=(1.0, 1.0, 1.0), # of match, mismatch and opposite
     grad_scale=1.0, # the full gradient is multiplied with it; 1/4: as the authors' four GPUs
     clip=None, # largest norm of the applied gradient
-    precision="fp32", # of the branch: "fp32", "bf16", "fp16" (with a gradient scaler)
+    precision="fp32", # of the branch: "fp32", "bf16", "fp16" (with a gradient scaler) or "auto", see `resolve_precision`
     folder=None, # keeps the state, and goes on from it
     settings=None, # dict (JSON) of what else must agree with a kept state
     save_every=500, # steps between states
@@ -156,9 +155,10 @@ def pretrain_no(
     progress=True, # show a bar: steps, pairs per second, loss
 ) -> list: # one dict per step: step, lr, scale, match, mismatch, opposite, loss, grad_norm (before clipping)
     "Train a no branch. `RuntimeError` when numbers are not finite; branch and state are then those of the last good step."
-    _check_pretraining(steps, grad_scale, clip, precision, weights, save_every)
+    _check_pretraining(steps, grad_scale, clip, weights, save_every)
     rank, ranks = rank_and_ranks()
     path, device = Path(folder).expanduser() / "pretraining.safetensors" if folder else None, next(branch.parameters()).device
+    precision = resolve_precision(precision, device)
     given = {"steps": steps, "logit_scale": logit_scale, "lr": lr, "warmup": warmup, "betas": betas, "eps": eps, "weight_decay": weight_decay, "kind": kind, "weights": weights, "grad_scale": grad_scale, "clip": clip, "precision": precision}
     given = json.loads(json.dumps(given | (settings or {})))
     optimizer, scaler = torch.optim.AdamW(parameter_groups(branch, weight_decay), lr, betas, eps, fused=device.type == "cpu"), torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -233,6 +233,7 @@ def pretrain_on_captions(
 ) -> list: # one dict per step, see `pretrain_no`; also replaced and cut: how many pictures and captions of the step
     "CLIPN's pre-training with the published settings, in one process or in each of those that torchrun started."
     if views is not None and views < 1: raise ValueError(f"views is {views}; give the number of encoded crops per picture, or None for a new one at every look.")
+    options["precision"] = resolve_precision(options.get("precision", "fp32"), backbone.device)
     rank, ranks = rank_and_ranks()
     reader = lambda pixels: caption_batches(backbone, images, batch_size, seed, rank, ranks, scale, templates, per_epoch, block, pixels, workers)
     per_epoch = steps_per_epoch or -(-len(images) // batch_size)

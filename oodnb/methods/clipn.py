@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import logsigmoid
 
-from ..backbones import load_backbone
+from ..backbones import load_backbone, resolve_precision
 from ..captions import load_captions
 from ..datasets import load_dataset
 from ..detectors import check_features, text_detectors
@@ -179,7 +179,7 @@ def fit_clipn(
     "CLIPN's branch with the published protocol. A finished one that is kept is read instead of trained."
     branch, images = NoBranch(backbone, prompts), load_captions(captions)
     if not prompts: options["templates"] = _two_lists(templates, False)
-    path = None
+    options["precision"], path = resolve_precision(options.get("precision", "fp32"), backbone.device), None
     if keep and options.get("stop_after") is None:
         settled = {name: value for name, value in options.items() if name not in _NO_RESULT}
         path = (home() / "branches" if keep is True else Path(keep).expanduser()) / f"{content_hash(backbone.fingerprint, images.fingerprint, images.captions, prompts, seed, settled)}.safetensors"
@@ -193,7 +193,7 @@ def fit_clipn(
 
 # %% ../../nbs/methods/54_clipn.ipynb #57930996
 PLANS = {
-    "mini": {"model": ("mini", None), "label": "own weights", "captions": "mini", "sets": ("mini", "mini-near", "mini-plants", "mini-places", "mini-scenes", "mini-textures"), "training": {"batch_size": 256, "epochs": 2, "views": 1, "scale": (1.0, 1.0), "precision": "bf16"}},
+    "mini": {"model": ("mini", None), "label": "own weights", "captions": "mini", "sets": ("mini", "mini-near", "mini-plants", "mini-places", "mini-scenes", "mini-textures"), "training": {"batch_size": 256, "epochs": 2, "views": 1, "scale": (1.0, 1.0)}},
     "paper": {"model": ("ViT-B-16", "laion2b_s34b_b88k"), "label": "laion2b", "captions": "cc3m/*.tar", "sets": ("ImageNet", "iNaturalist", "SUN", "Places", "Textures"), "training": {"batch_size": 2048, "epochs": 10, "views": None}},
 }
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ..backbones import resolve_precision
 from ..cache import load_tensors, save_tensors
 from ..checkpoints import foreign_as_shells
 from ..detectors import text_detectors
@@ -80,9 +81,8 @@ def _check_fit(images, class_names, local, backbone, **counts): # class names
 
 # %% ../../nbs/methods/50_coop.ipynb #df99f717
 def _in_precision(backbone, precision): # the same towers, computing in another precision
-    if precision not in (None, "fp32", "bf16", "fp16"): raise ValueError(f"precision is {precision!r}; training runs in 'fp32', 'bf16' or 'fp16', or with None in that of the backbone.")
     other = copy(backbone)
-    other.precision = precision or backbone.precision
+    other.precision = resolve_precision(precision or backbone.precision, backbone.device)
     return other
 
 
@@ -108,7 +108,7 @@ def fit_coop(
     terms_of=coop_terms, # what is minimised, see `train_context`
     local=False, # whether terms_of reads local logits
     own=None, # dict: settings of another loss, beginning with its name under "method"
-    precision=None, # of the towers while training: "fp32", "bf16" or "fp16"; None: that of the backbone
+    precision=None, # of the towers while training: "fp32", "bf16", "fp16" or "auto", see `resolve_precision`; None: that of the backbone
 ) -> PromptContext: # trained; with .settings and .history
     "CoOp with the published protocol. Its defaults are the paper's (16 shots come from `few_shot`)."
     names = _check_fit(few_shot_set, class_names, local, backbone, epochs=epochs, batch_size=batch_size, views=1 if views is None else views)
