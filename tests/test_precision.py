@@ -2,15 +2,14 @@
 
 import warnings
 
+import clipn_job
 import pytest
 import torch
+from learner import squares
 
 from oodnb import backbones
-from oodnb.backbones import PRECISIONS, half_factor, is_native, load_backbone, resolve_precision, tiny_clip
-from oodnb.decoder import fit_decoder
+from oodnb.backbones import half_factor, is_native, load_backbone, resolve_precision, tiny_clip
 from oodnb.methods.coop import fit_coop
-from oodnb.no_branch import NoBranch
-from oodnb.pretrain import pretrain_no
 
 CPU = torch.device("cpu")
 
@@ -72,10 +71,10 @@ def test_other_words_are_refused(wrong):
         with pytest.raises(ValueError, match="choose one of fp32, bf16, fp16, or auto for the faster"): refused()
 
 
-def test_trainings_write_down_what_auto_became(cpu_with, tmp_path, monkeypatch):
-    from learner import learn
+@pytest.mark.parametrize("factor, taken", [(0.5, "bf16"), (70.0, "fp32")])
+def test_trainings_write_down_what_auto_became(cpu_with, tmp_path, monkeypatch, factor, taken):
     monkeypatch.setenv("OODNB_HOME", str(tmp_path))
-    for factor, taken in ((0.5, "bf16"), (70.0, "fp32")):
-        cpu_with(factor)
-        context = learn(fit_coop, epochs=1, views=1) if taken == "none" else fit_small(learn, taken)
-        assert context.settings["precision"] == taken and context.backbone.precision == "fp32"
+    cpu_with(factor)
+    context = fit_coop(tiny_clip("vit_a", device="cpu"), squares(), epochs=1, length=2, views=1, workers=1, progress=False, precision="auto")
+    branch, _ = clipn_job.learn(dtype=torch.float32, stop_after=1, precision="auto")
+    assert (context.settings["precision"], context.backbone.precision, branch.settings["precision"]) == (taken, "fp32", taken)
