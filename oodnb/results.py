@@ -142,7 +142,8 @@ def _accuracy(right):
     ends = (np.nan,) * 3
     if len(right):
         ends = right.mean(), *binomtest(right.sum(), len(right)).proportion_ci(method="wilson")
-    return dict(zip(("accuracy", "accuracy_low", "accuracy_high"), 100 * np.array(ends), strict=True))
+    names = "accuracy", "accuracy_low", "accuracy_high"
+    return dict(zip(names, 100 * np.array(ends), strict=True))
 
 
 def id_accuracy(

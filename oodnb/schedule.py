@@ -18,7 +18,7 @@ class Busy(RuntimeError):
 
 
 def _try(work, job, place, stop, pause):
-    "One go at a job; a job that is held keeps its place for the pause, so that nobody asks in haste."
+    "One go at a job; a held one keeps its place for the pause, so that nobody asks in haste."
     try:
         return work(job, place, stop)
     except Busy:
@@ -28,7 +28,7 @@ def _try(work, job, place, stop, pause):
 # %% ../nbs/library/69_schedule.ipynb #edbbbe11
 def work_through(
     jobs,  # list of jobs, any objects
-    work,  # work(job, place, stop: threading.Event) → result; raises Busy when somebody else holds it
+    work,  # work(job, place, stop: threading.Event) → result; raises Busy when it is held
     places,  # list, one entry per job that may run at the same time
     watch=None,  # watch(running, waiting), called about every second with the lists of jobs
     pause=1.0,  # seconds between two looks at a job that is held

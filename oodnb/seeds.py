@@ -127,7 +127,7 @@ def write_seed_tables(
     n_boot=1000,  # bootstrap resamples of the test pictures
     names=("auroc", "fpr95_id_positive", "fpr95_ood_positive"),  # metrics of the rows
     methods=None,  # dict: line of the metrics -> its columns; None takes methods and settings
-) -> tuple:  # (rows averaged over seeds, what `seed_intervals` gives, or `seed_metrics` for `methods`)
+) -> tuple:  # (rows averaged over seeds, `seed_intervals`, or `seed_metrics` of `methods`)
     "Write `scores.parquet`, `rows.csv` and `metrics.csv` of one benchmark into the folder."
     save_scores(scores, folder / "scores.parquet")
     averaged = average_seeds(seed_rows(scores, columns, *experiment, folder.name, groups, names))
