@@ -13,6 +13,7 @@ import zlib
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
 from . import __version__
 from .benchmark import by_role, detector_names
@@ -136,6 +137,15 @@ def difference_table(
     return pd.DataFrame(out)
 
 # %% ../nbs/library/71_results.ipynb #1bd7334d
+def _accuracy(right):
+    "Share of the hits [n] with Wilson's 95 % interval, in percent; NaN where there is nothing."
+    ends = (np.nan,) * 3
+    if len(right):
+        ends = right.mean(), *binomtest(right.sum(), len(right)).proportion_ci(method="wilson")
+    names = "accuracy", "accuracy_low", "accuracy_high"
+    return dict(zip(names, 100 * np.array(ends), strict=True))
+
+
 def id_accuracy(
     scores, # score table with labels and predictions
 ) -> pd.DataFrame: # detector, accuracy with _low and _high in percent, n
@@ -148,14 +158,8 @@ def id_accuracy(
         usable = len(known) > 0 and (guess >= 0).all()
         if usable and predicted[:len(labels)] != labels: right = np.array([predicted[p] == labels[t] for p, t in zip(guess, known["label"])])
         else: right = (guess == known["label"]).to_numpy() if usable else np.array([])
-        out.append({"detector": detector, "accuracy": 100 * right.mean() if len(right) else np.nan, **_wilson(right), "n": len(right)})
+        out.append({"detector": detector, **_accuracy(right), "n": len(right)})
     return pd.DataFrame(out)
-
-
-def _wilson(right, z=1.959964):
-    n, p = len(right), right.mean() if len(right) else np.nan
-    centre, half = (p + z * z / 2 / n, z * np.sqrt(p * (1 - p) / n + z * z / 4 / n / n)) if n else (np.nan, np.nan)
-    return {"accuracy_low": 100 * (centre - half) / (1 + z * z / n) if n else np.nan, "accuracy_high": 100 * (centre + half) / (1 + z * z / n) if n else np.nan}
 
 # %% ../nbs/library/71_results.ipynb #bb72eda9
 _all_ = ["ROW_COLUMNS", "SCALES", "average_seeds", "check_rows", "published_rows", "read_rows", "vocabulary", "write_rows"]

@@ -8,65 +8,51 @@ __all__ = ['Busy', 'work_through', 'places', 'together']
 # %% ../nbs/library/69_schedule.ipynb #c1b89703
 import importlib
 import os
-import queue
 import threading
 from collections import deque
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 # %% ../nbs/library/69_schedule.ipynb #56050b2d
 class Busy(RuntimeError):
     "Somebody else works on this job."
 
 
-class _Line:
-    "The jobs that wait, and those that are being worked on, for several threads."
-    def __init__(self, jobs): self.waiting, self.running, self.lock, self.results, self.stop = deque(jobs), [], threading.Lock(), queue.Queue(), threading.Event()
-
-    def take(self):
-        with self.lock:
-            if not self.waiting: return None
-            self.running.append(self.waiting.popleft())
-            return self.running[-1]
-
-    def leave(self, job, again):
-        with self.lock:
-            self.running.remove(job)
-            if again: self.waiting.append(job)
+def _try(work, job, place, stop, pause):
+    "One go at a job; a held one keeps its place for the pause, so that nobody asks in haste."
+    try:
+        return work(job, place, stop)
+    except Busy:
+        stop.wait(pause)
+        raise
 
 # %% ../nbs/library/69_schedule.ipynb #edbbbe11
-def _serve(line, work, place, pause):
-    "Body of the thread of one place."
-    while not line.stop.is_set() and (job := line.take()) is not None:
-        busy, result = False, None
-        try: result = work(job, place, line.stop)
-        except Busy: busy = True
-        except Exception as error: result = error
-        line.leave(job, busy)
-        if busy: line.stop.wait(pause)
-        else: line.results.put((job, result))
-
-
 def work_through(
-    jobs, # list of jobs, any objects
-    work, # work(job, place, stop: threading.Event) → result; raises Busy when the job is held by somebody else
-    places, # list, one entry per job that may run at the same time
-    watch=None, # watch(running, waiting), called about every second with the lists of jobs
-    pause=1.0, # seconds between two looks at a job that is held
-): # yields (job, result), the result may be the exception that was raised
+    jobs,  # list of jobs, any objects
+    work,  # work(job, place, stop: threading.Event) → result; raises Busy when it is held
+    places,  # list, one entry per job that may run at the same time
+    watch=None,  # watch(running, waiting), called about every second with the lists of jobs
+    pause=1.0,  # seconds between two looks at a job that is held
+):  # yields (job, result), the result may be the exception that was raised
     "Work on all jobs, as many at a time as there are places, and yield them as they end."
-    line = _Line(jobs)
-    threads = [threading.Thread(target=_serve, args=(line, work, place, pause), daemon=True) for place in places[:len(line.waiting)]]
-    try:
-        for thread in threads: thread.start()
-        for _ in range(len(jobs)):
-            while True:
-                try: ended = line.results.get(timeout=1.)
-                except queue.Empty:
-                    if watch: watch(list(line.running), list(line.waiting))
-                else: break
-            yield ended
-    finally:
-        line.stop.set()
-        for thread in threads: thread.join()
+    stop, waiting, free, running = threading.Event(), deque(jobs), deque(places), {}
+    with ThreadPoolExecutor(len(free)) as pool:
+        try:
+            while waiting or running:
+                while waiting and free:
+                    job, place = waiting.popleft(), free.popleft()
+                    running[pool.submit(_try, work, job, place, stop, pause)] = job, place
+                ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+                if watch and not ended:
+                    watch([job for job, _ in running.values()], list(waiting))
+                for future in ended:
+                    job, place = running.pop(future)
+                    free.append(place)
+                    if isinstance(error := future.exception(), Busy):
+                        waiting.append(job)
+                    else:
+                        yield job, error or future.result()
+        finally:
+            stop.set()
 
 # %% ../nbs/library/69_schedule.ipynb #ba5da3f8
 def places(

@@ -1,17 +1,12 @@
 """The benchmark of learned prompts runs, finds equal numbers, and finds the packed step cheaper."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+from scripts import load
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("prompts_benchmark", Path(__file__).parents[1] / "benchmarks" / "prompts.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("benchmarks", "prompts")
 
 
 @pytest.mark.parametrize("more", [[], ["--at-once", "9"]], ids=["at once", "in parts"])

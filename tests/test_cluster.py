@@ -50,13 +50,6 @@ def address(client):
     return client.scheduler.address
 
 
-@pytest.fixture
-def papers(tmp_path):
-    folder = tmp_path / "papers"
-    folder.mkdir()
-    return folder
-
-
 def printed(capsys, papers, name, out):
     capsys.readouterr()
     assert main(["table", name, "--out", str(out)]) == 0

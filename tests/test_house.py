@@ -1,6 +1,5 @@
 """tools/check.py finds each fault it promises to find: every fault is planted in a temporary project."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -9,19 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts import ROOT, load
 
-ROOT = Path(__file__).parents[1]
 LIBRARY = "nbs/library"
-
-
-def load_check():
-    spec = importlib.util.spec_from_file_location("check", ROOT / "tools" / "check.py")
-    module = sys.modules["check"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-check = load_check()
+check = load("tools", "check")
 
 
 def nbdev(command, folder):

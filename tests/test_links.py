@@ -1,22 +1,11 @@
 """Every relative link of the sources leads somewhere, and tools/links.py finds each kind of link that does not."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+from scripts import ROOT, load
 
-ROOT = Path(__file__).parents[1]
-
-
-def load_links():
-    spec = importlib.util.spec_from_file_location("links", ROOT / "tools" / "links.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-links = load_links()
+links = load("tools", "links")
 
 
 def test_the_sources_lead_somewhere():

@@ -1,14 +1,12 @@
 """Metrics on generated scores: invariances, a literal reading of the definitions, and scikit-learn as oracle."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
+from scripts import load
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from oodnb.metrics import aupr, auroc, bootstrap_ci, bootstrap_samples, detection_intervals, detection_metrics, fpr_at_tpr, paired_test
@@ -233,10 +231,7 @@ def test_delong_variance_matches_repeated_draws():
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("metrics_benchmark", Path(__file__).parents[1] / "benchmarks" / "metrics.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("benchmarks", "metrics")
 
 
 def test_a_sample_of_the_benchmarks_cases(benchmark, capsys):

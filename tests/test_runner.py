@@ -26,13 +26,6 @@ while len(list(Path(out).parents[1].glob("here-*"))) < 2 and time.monotonic() < 
 assert time.monotonic() < end, "the other run did not start beside this one\""""
 
 
-@pytest.fixture
-def papers(tmp_path):
-    folder = tmp_path / "papers"
-    folder.mkdir()
-    return folder
-
-
 def test_killed_at_any_point_it_ends_with_the_same_rows_and_tables(papers, capsys):
     write(papers / "steps.ipynb", "import time", RESULT, "time.sleep(0.5)")
     whole = papers.parent / "whole"
