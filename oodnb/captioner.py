@@ -129,7 +129,7 @@ class DecoderCaptioner:
         progress=True, # show a bar when it takes longer than a second
     ) -> dict: # id -> caption, of the pictures that could be read
         "Captions of a set."
-        path = _captions_file(cache, "drawn 1", self.fingerprint, images.fingerprint, images.ids)
+        path = cache and _captions_file(cache, "drawn 1", self.fingerprint, images.fingerprint, images.ids)
         kept = _kept_captions(path) if path else {}
         if len(kept) == len(images): return kept
         with warnings.catch_warnings():

@@ -30,7 +30,8 @@ from .ledger import own_cells, read_json, read_progress, write_json
 from .paths import content_hash, did_you_mean, locked
 
 # %% ../nbs/library/85_execution.ipynb #5f4a12e2
-_KERNEL = "import atexit, os; atexit.register(os._exit, 0); from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+_KERNEL = ("import atexit, gc, os; atexit.register(os._exit, 0); gc.set_threshold(50_000); "
+           "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()")
 
 
 def find_kernel(

@@ -47,7 +47,8 @@ class Features:
         rows, # slice (no copy), positions, or boolean mask [N]
     ): # Features of these rows
         local = None if self.local_features is None else self.local_features[rows]
-        ids = self.ids[rows] if isinstance(rows, slice) else list(np.asarray(self.ids, dtype=object)[np.asarray(rows)])
+        if isinstance(rows, slice): ids = self.ids[rows]
+        else: ids = [self.ids[i] for i in np.arange(len(self))[np.asarray(rows)].tolist()]
         return Features(self.image_features[rows], self.labels[rows], ids, self.dataset, self.split, self.backbone, local, self.skipped, self.class_names, self.about)
 
     def batches(

@@ -168,8 +168,7 @@ def score_panel(
     n=8, # pictures of either kind
 ) -> Panel:
     "Scores of every set, a line, its price in both conventions, and the pictures on its wrong side."
-    detector, classes, scores = detector or detector_names(scores)[0], scores.attrs.get("class_names", ()), pd.DataFrame(scores, copy=False)
-    scores.attrs = {} # pandas would copy them at every step
+    detector, classes = detector or detector_names(scores)[0], scores.attrs.get("class_names", ())
     (line, counts), (known, ood) = line_counts(scores, detector, accepted), by_role(scores)
     sets = {f"{known['dataset'].iloc[0]} (ID)": known[detector].to_numpy()} | {name: part[detector].to_numpy() for name, part in ood.items()}
     notes = [("", f"{100 - counts['id_rejected'].iloc[0]:.1f}", "", "")] + [tuple(f"{v:.1f}" for v in row) for row in counts[["auroc", "ood_accepted", "fpr95_id_positive", "fpr95_ood_positive"]].to_numpy()]

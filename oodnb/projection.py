@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from .backbones import Backbone, cut_texts
+from .backbones import Backbone, cut_texts, token_rows
 from .cache import load_tensors, save_tensors
 from .paths import content_hash
 from .prefix import encode_packed, pack_tokens, text_tower
@@ -39,7 +39,7 @@ def text_hidden(
     if isinstance(texts, str): raise ValueError(f"texts is the single string {texts!r}; give a list of texts.")
     texts, tower = list(texts), replace(text_tower(backbone.model), text_projection=None)
     if not texts: return text_projection(backbone).new_zeros(0, len(text_projection(backbone)))
-    tokens = backbone.tokenizer(texts)
+    tokens = token_rows(backbone.tokenizer, texts)
     cut = cut_texts(backbone.tokenizer, texts, tokens)
     if cut: raise ValueError(f"{len(cut)} of {len(texts)} texts are longer than {tokens.shape[1] - 2} tokens and do not fit into the text tower of {backbone.name}; the first is {texts[cut[0]]!r:.80}. Shorten the name or the template.")
     with backbone.running():

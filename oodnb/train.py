@@ -65,7 +65,7 @@ def feature_batches(
             for part in parts: yield part.image_features, part.local_features, torch.from_numpy(part.labels)
             return
         whole = view(epoch % views)
-        for chosen in map(torch.from_numpy, rows): yield whole.image_features[chosen], None if whole.local_features is None else whole.local_features[chosen], torch.from_numpy(whole.labels)[chosen]
+        for part in map(whole.subset, rows): yield part.image_features, part.local_features, torch.from_numpy(part.labels)
 
     return batches
 
