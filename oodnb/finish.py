@@ -13,7 +13,8 @@ from pathlib import Path
 from .execution import RunFailed, find_kernel, launch
 from .ledger import read_json, write_json
 from .paths import atomic_path, locked
-from .runs import Run, check_parameters, plan_run, read_parameters, repository, source_hashes
+from .plan import Run, check_parameters, plan_run, read_parameters, source_hashes
+from .runs import repository
 from .schedule import Busy
 
 # %% ../nbs/library/90_finish.ipynb #ee599466

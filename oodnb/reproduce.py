@@ -23,7 +23,7 @@ from .execution import RunFailed, find_kernel
 from .finish import accept_run, check_acceptable, execute, run
 from .ledger import last_time, read_json, read_progress, spoken, time_left
 from .report_command import add_report_command
-from .runs import find_notebooks, list_runs, parse_value, plan_run, read_parameters, status
+from .plan import find_notebooks, list_runs, parse_value, plan_run, read_parameters, status
 from .schedule import Busy, places, together, work_through
 from .tables import table
 
