@@ -127,10 +127,11 @@ class Comparison:
 
     def __str__(self):
         if not self.different:
-            return f"equal to the accepted rows: largest difference {self.largest:.2g}" + f" ({self.where})" * bool(self.where)
-        lines, more = self.different[:10], len(self.different) - 10
-        return "\n  ".join([f"{len(self.different)} of {self.count} numbers differ from the accepted rows, worst first:",
-                           *lines, *([f"and {more} more"] if more > 0 else [])])
+            where = f" ({self.where})" * bool(self.where)
+            return f"equal to the accepted rows: largest difference {self.largest:.2g}{where}"
+        many, more = len(self.different), len(self.different) - 10
+        head = f"{many} of {self.count} numbers differ from the accepted rows, worst first:"
+        return "\n  ".join([head, *self.different[:10], *([f"and {more} more"] if more > 0 else [])])
 
 # %% ../nbs/library/90_finish.ipynb #1355463e
 def _is_number(text):
@@ -144,16 +145,16 @@ def _numbers(file): # (what it is about, which column) → (metric, value); {} w
     table, found, met = table.drop(columns=["source", "run"], errors="ignore"), {}, {}
     if "metric" in table: # rows: one number a line
         values = [c for c in ("value", "std") if c in table]
-        words = [c for c in table if c not in values]
+        words = [*(c for c in table if c not in (*values, "metric")), "metric"]
     else: # metrics: one column per metric, and some for the ends of its interval
         values = [c for c in table if re.sub("_(low|high|std)$", "", c) in TOLERANCES]
         words = [c for c in table if c not in values and not all(map(_is_number, table[c]))]
     for row in table.to_dict("records"):
         about = tuple(row[c] for c in words)
         met[about] = met.get(about, 0) + 1
-        for column in values:
+        for column in filter(row.get, values):
             metric = row.get("metric") or re.sub("_(low|high|std)$", "", column)
-            found[*about, met[about], column] = metric, float(row[column] or "nan")
+            found[*about, met[about], column] = metric, float(row[column])
     return found
 
 
@@ -167,15 +168,14 @@ def _compare(own, accepted): # two results of _numbers → Comparison
     different, largest, where = [], 0., ""
     for key in {**accepted, **own}:
         if key not in own or key not in accepted:
-            side = "accepted, but this run has no such number" if key in accepted else "new, nothing like it was accepted"
-            different.append((math.inf, f"{_called(key)}: {side}"))
+            how = "accepted, but not made by this run" if key in accepted else "new, nothing like it was accepted"
+            different.append((math.inf, f"{_called(key)}: {how}"))
             continue
         (metric, now), (_, before) = own[key], accepted[key]
-        if math.isnan(now) and math.isnan(before): continue
         apart, allowed = abs(now - before), TOLERANCES.get(metric, 0.)
-        if not apart <= allowed: # NaN on one side differs, too
-            line = f"{_called(key)}: accepted {before:.6g}, now {now:.6g} ({apart:.2g} apart, {allowed:g} allowed)"
-            different.append((apart / (allowed or 1e-9) if apart == apart else math.inf, line))
+        if not apart <= allowed: # so does NaN
+            how = f"accepted {before:.6g}, now {now:.6g} ({apart:.2g} apart, {allowed:g} allowed)"
+            different.append((apart / (allowed or 1e-9), f"{_called(key)}: {how}"))
         elif apart > largest: largest, where = apart, _called(key)
     different.sort(key=lambda found: -found[0])
     return Comparison(len({**accepted, **own}), largest, where, tuple(line for _, line in different))
@@ -189,7 +189,7 @@ def compare_with_accepted(
     folder = (Path(root) / "data" if root else shipped()) / "reproduced"
     files = {"rows.csv": folder / f"{job.name}.csv", "metrics.csv": folder / "metrics" / f"{job.name}.csv"}
     if _changed(job) or not any(file.is_file() for file in files.values()): return None
-    named = lambda name, file: {(name.removesuffix(".csv"), *key): found for key, found in _numbers(file).items()}
+    named = lambda name, file: {(name[:-4], *key): found for key, found in _numbers(file).items()}
     own = [named(name, job.folder / name) for name in files]
     accepted = [named(name, file) for name, file in files.items()]
     return _compare(own[0] | own[1], accepted[0] | accepted[1])
