@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .execution import RunFailed
 from .finish import execute
-from .runs import run_key
+from .plan import run_key
 from .schedule import Busy
 
 # %% ../nbs/library/91_cluster.ipynb #a79b7b9c

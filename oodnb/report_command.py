@@ -18,7 +18,8 @@ from pathlib import Path
 
 from .ledger import read_json, spoken, state
 from .paths import atomic_path, shipped
-from .runs import find_notebooks, read_parameters, repository, runs_folder
+from .plan import find_notebooks, read_parameters
+from .runs import repository, runs_folder
 
 # %% ../nbs/library/92_report_command.ipynb #68e929b4
 @dataclass(frozen=True)

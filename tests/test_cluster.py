@@ -18,7 +18,7 @@ from oodnb.datasets import load_dataset
 from oodnb.features import extract
 from oodnb.ledger import last_time, read_json
 from oodnb.reproduce import main
-from oodnb.runs import plan_run
+from oodnb.plan import plan_run
 from oodnb.shards import extract_on_workers
 
 dask = pytest.importorskip("dask", reason="the extra scale is not installed")

@@ -14,7 +14,7 @@ from PIL import Image
 from oodnb.execution import RunFailed, launch
 from oodnb.records import ROW_COLUMNS, published_rows, write_rows
 from oodnb.report_command import add_report_command, collect_results, report_blocks, write_report
-from oodnb.runs import plan_run
+from oodnb.plan import plan_run
 
 
 def row(value=80.0, **changes):

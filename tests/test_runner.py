@@ -136,7 +136,7 @@ def test_the_manifest_tells_what_the_numbers_depend_on(papers):
     assert manifest["seed"] == {"seed": 3} and manifest["parameters"]["rate"] == 0.5
     assert manifest["device"]["visible"] == "" and manifest["device"]["cores"] == os.cpu_count()
     assert {"oodnb", "python", "platform", "torch", "numpy"} <= set(manifest["versions"])
-    assert set(manifest["hashes"]) == {"notebook", "package", "mini", "lists", "published"}
+    assert set(manifest["hashes"]) == {"notebook"}  # it reaches no module of the package
     assert manifest["seconds"] > 0 and manifest["peak_memory_mb"] > 10 and len(manifest["cell_seconds"]) == 3
 
 
