@@ -149,9 +149,13 @@ def _words(name): # (first sentence, what differs from the paper) as the noteboo
     return about, "\n\n".join(filter(None, (t.strip() for t in differs)))
 
 
-def _ticked(text, least=1): # as code, between more backticks than it holds
-    ticks = "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{ticks}python\n{text}\n{ticks}" if least > 1 else f"{ticks} {text} {ticks}" if ticks > "`" else f"`{text}`"
+def _ticks(text, least): # more backticks than a text holds in a row
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
+def _span(text): # as code inside a line
+    line, ticks = " ".join(text.split()), _ticks(text, 1)
+    return f"{ticks} {line} {ticks}" if "`" in line else f"`{line}`"
 
 
 def _cost(result): # one paragraph about versions, time and memory
@@ -161,7 +165,7 @@ def _cost(result): # one paragraph about versions, time and memory
     facts = [f"{spoken(known.get('seconds'))}, peak memory {known.get('peak_memory_mb')} MB",
              f"device {device.get('used') or 'cpu'}" + (f" ({device['gpu']})" if device.get("gpu") else ""),
              joined(known.get("seed", {})), joined(known.get("versions", {}))]
-    return f"key {_ticked(str(known.get('key')))}; {markdown_text('; '.join(filter(None, facts)))}."
+    return f"key {_span(str(known.get('key')))}; {markdown_text('; '.join(filter(None, facts)))}."
 
 
 def _against_published(rows): # blocks; rows of scale paper only
@@ -191,7 +195,7 @@ def _failure_blocks(failed):
         where = f"cell {r.failure['cell']}" if "cell" in r.failure else "before the first cell"
         what = f"{where}: {r.failure.get('error')}: {r.failure.get('message')}" if r.failure else "stopped from outside; run it again, caches and checkpoints are kept"
         blocks += [("text", f"**{markdown_text(r.title)}**: {r.state}, {markdown_text(what)}"), *([("code", r.failure["source"])] if r.failure.get("source") else [])]
-        if r.folder and (r.folder / "failed.ipynb").is_file(): blocks.append(("small", f"Notebook with the traceback: {_ticked(str(r.folder / 'failed.ipynb'))}"))
+        if r.folder and (r.folder / "failed.ipynb").is_file(): blocks.append(("small", f"Notebook with the traceback: {_span(str(r.folder / 'failed.ipynb'))}"))
     return blocks
 
 
@@ -216,7 +220,8 @@ def _markdown(blocks, folder):
         if kind == "heading": return f"{'#' * rest[0]} {markdown_text(rest[1])}"
         if kind == "table": return markdown_table(*rest[:2]) + (f"\n\n{markdown_text(rest[2])}" if rest[2] else "")
         if kind == "figure": return f"![{markdown_text(rest[1])}]({quote(os.path.relpath(rest[0], folder))})"
-        return _ticked(rest[0], 3) if kind == "code" else rest[0]
+        if kind == "code": return f"{(ticks := _ticks(rest[0], 3))}python\n{rest[0]}\n{ticks}"
+        return rest[0]
     return "\n\n".join(lines(*block) for block in blocks) + "\n"
 
 
