@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROW_COLUMNS', 'SCALES', 'IDENTITY', 'vocabulary', 'check_rows', 'average_seeds', 'one_scale', 'write_rows',
-           'read_rows', 'published_rows']
+           'read_rows', 'published_rows', 'markdown_text', 'markdown_table']
 
 # %% ../nbs/library/29_records.ipynb #eb2bd467
 import json
@@ -114,3 +114,23 @@ def published_rows(
     if paper is not None and paper not in files: raise ValueError(f"There are no published numbers of {paper!r}; available: {', '.join(files)}.")
     found = [read_rows(p) for name, p in files.items() if paper in (None, name)]
     return pd.concat([f for f in found if len(f)] or found[:1], ignore_index=True)
+
+# %% ../nbs/library/29_records.ipynb #d3c1a7e2
+def markdown_text(
+    text, # anything; a name, a setting, a message
+) -> str: # on one line
+    "Markdown that shows `text` as it is."
+    signs = r"[\\`*\[\]<>|~$!]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])"
+    return re.sub(signs, r"\\\g<0>", " ".join(str(text).split()))
+
+
+# %% ../nbs/library/29_records.ipynb #d3c1a7e4
+def markdown_table(
+    columns, # headings [C]
+    lines, # texts [L, C]
+) -> str: # numbers stand to the right, the first column to the left
+    "A Markdown table that shows its texts as they are."
+    rows = [[markdown_text(text) for text in line] for line in (columns, *lines)]
+    rows.insert(1, ["---"] + ["---:"] * (len(columns) - 1))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+

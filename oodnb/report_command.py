@@ -8,17 +8,18 @@ __all__ = ['Result', 'collect_results', 'report_blocks', 'write_report', 'add_re
 # %% ../nbs/library/92_report_command.ipynb #6bf3c479
 import base64
 import fnmatch
-import html
 import importlib
 import json
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from .ledger import read_json, spoken, state
 from .paths import atomic_path, shipped
 from .plan import find_notebooks, read_parameters
+from .records import markdown_table, markdown_text, read_rows
 from .runs import repository, runs_folder
 
 # %% ../nbs/library/92_report_command.ipynb #68e929b4
@@ -127,7 +128,7 @@ def _number_blocks(rows, find): # blocks for the rows of one run
     for key in dict.fromkeys((r["paper"], r["table"], r["backbone"]) for r in rows):
         part = [r for r in rows if (r["paper"], r["table"], r["backbone"]) == key]
         shared, labels = _lines(part)
-        blocks.append(("text", f"**{key[0]}, {key[1]}** ({'; '.join(shared)})"))
+        blocks.append(("text", f"**{markdown_text(', '.join(key[:2]))}** ({markdown_text('; '.join(shared))})"))
         kinds, detection, other = [m for m in _DETECTION if any(r["metric"] == m for r in part)], {}, {}
         single = len({r["metric"] for r in part if r["metric"] not in (*_DETECTION, *_UNSHOWN)}) == 1
         for label, row in sorted(zip(labels, part), key=lambda pair: not pair[1]["dataset"].startswith("mean")):
@@ -149,13 +150,23 @@ def _words(name): # (first sentence, what differs from the paper) as the noteboo
     return about, "\n\n".join(filter(None, (t.strip() for t in differs)))
 
 
+def _ticks(text, least): # more backticks than a text holds in a row
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
+def _span(text): # as code inside a line
+    line, ticks = " ".join(text.split()), _ticks(text, 1)
+    return f"{ticks} {line} {ticks}" if "`" in line else f"`{line}`"
+
+
 def _cost(result): # one paragraph about versions, time and memory
     known = result.manifest
     if not known: return "No manifest of this run is at hand; `oodnb run` writes one."
-    versions, device = known.get("versions", {}), known.get("device", {})
-    facts = [f"key `{known.get('key')}`", f"{spoken(known.get('seconds'))}, peak memory {known.get('peak_memory_mb')} MB", f"device {device.get('used') or 'cpu'}" + (f" ({device['gpu']})" if device.get("gpu") else ""),
-             ", ".join(f"{k} {v}" for k, v in known.get("seed", {}).items()), ", ".join(f"{k} {v}" for k, v in versions.items() if k != "platform")]
-    return "; ".join(filter(None, facts)) + "."
+    device, joined = known.get("device", {}), lambda facts: ", ".join(f"{k} {v}" for k, v in facts.items() if k != "platform")
+    facts = [f"{spoken(known.get('seconds'))}, peak memory {known.get('peak_memory_mb')} MB",
+             f"device {device.get('used') or 'cpu'}" + (f" ({device['gpu']})" if device.get("gpu") else ""),
+             joined(known.get("seed", {})), joined(known.get("versions", {}))]
+    return f"key {_span(str(known.get('key')))}; {markdown_text('; '.join(filter(None, facts)))}."
 
 
 def _against_published(rows): # blocks; rows of scale paper only
@@ -172,7 +183,7 @@ def _run_blocks(result):
     about, differs = _words(result.name)
     blocks = [("heading", 2, result.title), *([("text", about)] if about else [])]
     if result.rows:
-        rows = importlib.import_module("oodnb.records").read_rows(result.rows)
+        rows = read_rows(result.rows)
         blocks += _number_blocks(rows.to_dict("records"), _interval_finder(result.metrics))
         if result.scale == "paper": blocks += _against_published(rows)
     blocks += [("figure", path, f"{result.name}: {path.stem.removeprefix(result.name + '_')}") for path in result.figures]
@@ -184,8 +195,8 @@ def _failure_blocks(failed):
     for r in failed:
         where = f"cell {r.failure['cell']}" if "cell" in r.failure else "before the first cell"
         what = f"{where}: {r.failure.get('error')}: {r.failure.get('message')}" if r.failure else "stopped from outside; run it again, caches and checkpoints are kept"
-        blocks += [("text", f"**{r.title}**: {r.state}, {what}"), *([("code", r.failure["source"])] if r.failure.get("source") else [])]
-        if r.folder and (r.folder / "failed.ipynb").is_file(): blocks.append(("small", f"Notebook with the traceback: `{r.folder / 'failed.ipynb'}`"))
+        blocks += [("text", f"**{markdown_text(r.title)}**: {r.state}, {markdown_text(what)}"), *([("code", r.failure["source"])] if r.failure.get("source") else [])]
+        if r.folder and (r.folder / "failed.ipynb").is_file(): blocks.append(("small", f"Notebook with the traceback: {_span(str(r.folder / 'failed.ipynb'))}"))
     return blocks
 
 
@@ -207,56 +218,82 @@ def report_blocks(
 # %% ../nbs/library/92_report_command.ipynb #423b65ae
 def _markdown(blocks, folder):
     def lines(kind, *rest):
-        if kind == "heading": return f"{'#' * rest[0]} {rest[1]}"
-        if kind == "table":
-            cells = [rest[0], ["---"] + ["---:"] * (len(rest[0]) - 1), *rest[1]]
-            return "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in cells) + (f"\n\n{rest[2]}" if rest[2] else "")
-        if kind == "figure": return f"![{rest[1]}]({os.path.relpath(rest[0], folder)})"
-        return f"```python\n{rest[0]}\n```" if kind == "code" else rest[0]
+        if kind == "heading": return f"{'#' * rest[0]} {markdown_text(rest[1])}"
+        if kind == "table": return markdown_table(*rest[:2]) + (f"\n\n{markdown_text(rest[2])}" if rest[2] else "")
+        if kind == "figure": return f"![{markdown_text(rest[1])}]({quote(os.path.relpath(rest[0], folder))})"
+        if kind == "code": return f"{(ticks := _ticks(rest[0], 3))}python\n{rest[0]}\n{ticks}"
+        return rest[0]
     return "\n\n".join(lines(*block) for block in blocks) + "\n"
 
 
-def _inline(text):
-    for pattern, becomes in ((r"`([^`]+)`", r"<code>\1</code>"), (r"\*\*([^*]+)\*\*", r"<b>\1</b>"), (r"(?<!\*)\*([^*\s][^*]*)\*", r"<em>\1</em>"), (r"\[([^\]]+)\]\((https?:[^)]+)\)", r'<a href="\2">\1</a>'), (r"\[([^\]]+)\]\([^)]+\)", r"\1")):
-        text = re.sub(pattern, becomes, text if becomes != r"<code>\1</code>" else html.escape(text, quote=False))
-    return text
-
-
-def _prose(text):
-    found = []
-    for part in text.split("\n\n"):
-        items = re.split(r"(?:^|\n)- ", part)
-        found.append(f"<p>{_inline(items[0])}</p>" * bool(items[0].strip()) + ("<ul>" + "".join(f"<li>{_inline(i)}</li>" for i in items[1:]) + "</ul>" if items[1:] else ""))
-    return "".join(found)
-
 # %% ../nbs/library/92_report_command.ipynb #275f2399
-_LOOK = """:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}h1,h2{line-height:1.2}h2{margin-top:3rem;border-top:1px solid #8886;padding-top:1rem}
-table{border-collapse:collapse;font-size:85%}th,td{text-align:right;padding:.2em .7em;border-bottom:1px solid #8884;white-space:nowrap}th:first-child,td:first-child{text-align:left}
-.wide{overflow-x:auto;margin:.5rem 0}img{max-width:100%;background:#fff}small{opacity:.75}pre{overflow-x:auto;background:#8882;padding:.7em}figure{margin:1rem 0}figcaption{font-size:85%;opacity:.75}"""
-_LONG = 24 # lines of a table that are shown without being asked for
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Results of oodnb</title><style>
+:root { color-scheme: light dark }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
+h1, h2 { line-height: 1.2 }
+h2 { margin-top: 3rem; border-top: 1px solid #8886; padding-top: 1rem }
+table { border-collapse: collapse; font-size: 85% }
+th, td { text-align: right; padding: .2em .7em; border-bottom: 1px solid #8884; white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+.wide { overflow-x: auto; margin: .5rem 0 }
+img { max-width: 100%; background: #fff }
+small, .small { font-size: smaller; opacity: .75 }
+pre { overflow-x: auto; background: #8882; padding: .7em }
+figure { margin: 1rem 0 }
+figcaption { font-size: 85%; opacity: .75 }
+</style></head>
+<body>
+{% macro heading(level, title) %}<h{{ level }} id="{{ title|anchor }}">{{ title }}</h{{ level }}>{% endmacro %}
+{% macro text(words) %}{{ words|markdown|safe }}{% endmacro %}
+{% macro small(words) %}<div class="small">{{ words|markdown|safe }}</div>{% endmacro %}
+{% macro code(source) %}<pre>{{ source }}</pre>{% endmacro %}
+{% macro figure(path, caption) %}
+<figure><img alt="{{ caption }}" src="{{ path|picture }}"><figcaption>{{ caption }}</figcaption></figure>
+{% endmacro %}
+{% macro table(columns, lines, legend) %}
+{% set folded = lines|length > 24 and "run" not in columns %}
+{% if folded %}<details><summary>{{ lines|length }} lines</summary>{% endif %}
+<div class="wide"><table><thead><tr>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr></thead><tbody>
+{% for line in lines %}
+<tr>{% for cell in line %}<td>{% if loop.first and cell in titles %}<a href="#{{ cell|anchor }}">{{ cell }}</a>{% else %}{{ cell }}{% endif %}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>{% if folded %}</details>{% endif %}
+{% if legend %}<small>{{ legend }}</small>{% endif %}
+{% endmacro %}
+{% set part = {"heading": heading, "text": text, "prose": text, "small": small, "code": code, "figure": figure, "table": table} %}
+{% for block in blocks %}
+{{ part[block[0]](*block[1:]) }}
+{% endfor %}
+</body></html>
+"""
+
+
+# %% ../nbs/library/92_report_command.ipynb #5e0a9d12
 _TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 def _anchor(title): return re.sub(r"\W+", "-", title).strip("-")
 
 
-def _html_table(columns, lines, legend, known): # known: titles that have a heading to jump to
-    def first(cell): return f'<a href="#{_anchor(cell)}">{html.escape(cell)}</a>' if cell in known else html.escape(cell)
-    body = "".join(f"<tr><td>{first(line[0])}</td>" + "".join(f"<td>{html.escape(c)}</td>" for c in line[1:]) + "</tr>" for line in lines)
-    table = f'<div class="wide"><table><thead><tr>{"".join(f"<th>{html.escape(c)}</th>" for c in columns)}</tr></thead><tbody>{body}</tbody></table></div>'
-    if len(lines) > _LONG and "run" not in columns: table = f"<details><summary>{len(lines)} lines</summary>{table}</details>"
-    return table + (f"<small>{html.escape(legend)}</small>" if legend else "")
+def _picture(path): # as an address that holds it
+    return f"data:{_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _reader(): # function of Markdown -> HTML
+    mistune = importlib.import_module("mistune")
+    renderer = mistune.HTMLRenderer(escape=True)
+    renderer.link = lambda text, url, title=None, link=renderer.link: link(text, url) if re.match("https?:", url) else text
+    renderer.image = lambda text, url, title=None: text
+    return mistune.create_markdown(renderer=renderer)
 
 
 def _html(blocks):
-    known = {b[2] for b in blocks if b[0] == "heading" and b[1] == 2}
-    def part(kind, *rest):
-        if kind == "heading": return f'<h{rest[0]} id="{_anchor(rest[1])}">{html.escape(rest[1])}</h{rest[0]}>'
-        if kind == "table": return _html_table(*rest, known)
-        if kind == "figure": return f'<figure><img alt="{html.escape(rest[1])}" src="data:{_TYPES[rest[0].suffix]};base64,{base64.b64encode(rest[0].read_bytes()).decode()}"><figcaption>{html.escape(rest[1])}</figcaption></figure>'
-        return f"<pre>{html.escape(rest[0])}</pre>" if kind == "code" else f"<p><small>{_inline(rest[0])}</small></p>" if kind == "small" else _prose(rest[0])
-    body = "\n".join(part(*block) for block in blocks)
-    return f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Results of oodnb</title><style>{_LOOK}</style></head>\n<body>\n{body}\n</body></html>\n'
+    environment = importlib.import_module("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"anchor": _anchor, "picture": _picture, "markdown": _reader()}
+    titles = {block[2] for block in blocks if block[:2] == ("heading", 2)}
+    return environment.from_string(_PAGE).render(blocks=blocks, titles=titles)
+
 
 # %% ../nbs/library/92_report_command.ipynb #8361165d
 def write_report(

@@ -116,11 +116,11 @@ class TextDecoder(nn.Module):
         return [self.tokenizer.decode(row) for part in parts for row in part]
 
 # %% ../nbs/library/38_writing.ipynb #3bbf3821
-def _continuations(model, last, context, past): # (logits of the next word [N, V], memory)
-    out = model(input_ids=last[:, None], encoder_hidden_states=context, past_key_values=past, use_cache=True)
+def _continuations(model, last, context, past): # (logits of the next word [N, V], memory by its name: past_key_values before 5.24)
+    out = model(input_ids=last[:, None], encoder_hidden_states=context, use_cache=True, **past)
     logits = out.logits[:, -1].float()
     logits[:, [PAD, BEGIN, UNKNOWN]] = -math.inf
-    return logits, out.past_key_values
+    return logits, {name: out[name] for name in ("cache", "past_key_values") if name in out.keys()}
 
 
 def _drawn(logits, chance): # a word of the softmax for every row [N], by a number above 0 and up to 1 [N]
@@ -129,7 +129,7 @@ def _drawn(logits, chance): # a word of the softmax for every row [N], by a numb
 
 
 def _one_by_one(model, context, max_tokens, temperature, generator): # token lists of the greedy or drawn captions
-    written, going, past = [[] for _ in context], torch.arange(len(context), device=context.device), None
+    written, going, past = [[] for _ in context], torch.arange(len(context), device=context.device), {}
     last = torch.full_like(going, BEGIN)
     for _ in range(max_tokens):
         logits, past = _continuations(model, last, context, past)
@@ -138,7 +138,7 @@ def _one_by_one(model, context, max_tokens, temperature, generator): # token lis
         if not len(stay): break
         if len(stay) < len(going):
             going, last, context = going[stay], last[stay], context[stay]
-            past.reorder_cache(stay)
+            for memory in past.values(): memory.reorder_cache(stay)
         for i, word in zip(going.tolist(), last.tolist()): written[i].append(word)
     return written
 
@@ -148,7 +148,7 @@ def _best_of(model, context, max_tokens, beams): # token lists of the best capti
     context = context.repeat_interleave(beams, 0)
     tokens = torch.full((count * beams, 1), BEGIN, device=device)
     total = torch.full((count, beams), -math.inf, device=device).index_fill(1, torch.tensor([0], device=device), 0)
-    done, length, past = torch.zeros(count * beams, dtype=torch.bool, device=device), torch.zeros(count * beams, device=device), None
+    done, length, past = torch.zeros(count * beams, dtype=torch.bool, device=device), torch.zeros(count * beams, device=device), {}
     for _ in range(max_tokens):
         logits, past = _continuations(model, tokens[:, -1], context, past)
         found = logits.log_softmax(1).masked_fill(done[:, None], -math.inf)
@@ -159,7 +159,7 @@ def _best_of(model, context, max_tokens, beams): # token lists of the best capti
         length = length[parent] + (~done[parent])
         done = done[parent] | (tokens[:, -1] == END)
         if done.all(): break
-        past.reorder_cache(parent)
+        for memory in past.values(): memory.reorder_cache(parent)
     chosen = (total / length.unflatten(0, (count, beams))).argmax(1) + beams * torch.arange(count, device=device)
     return [row[1:row.index(END)] if END in row else row[1:] for row in tokens[chosen].tolist()]
 

@@ -1,20 +1,24 @@
 """`oodnb report`: one page of everything, from folders as the runner leaves them."""
 
 import argparse
+import html
 import json
 import os
 import re
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import quote
 
+import mistune
 import nbformat
 import pandas as pd
 import pytest
 from PIL import Image
 
 from oodnb.execution import RunFailed, launch
-from oodnb.records import ROW_COLUMNS, published_rows, write_rows
-from oodnb.report_command import add_report_command, collect_results, report_blocks, write_report
 from oodnb.plan import plan_run
+from oodnb.records import ROW_COLUMNS, markdown_table, markdown_text, published_rows, write_rows
+from oodnb.report_command import Result, add_report_command, collect_results, report_blocks, write_report
 
 
 def row(value=80.0, **changes):
@@ -116,3 +120,73 @@ def test_wrong_usage_is_explained(tmp_path):
         collect_results(["nothing"], out=tmp_path)
     with pytest.raises(ValueError, match=r"end it in \.html"):
         write_report(tmp_path / "page.pdf", [])
+
+
+# names that want to be more than names
+
+HOSTILE = [
+    '[x](https:e" onmouseover="alert(1)).png',
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>.jpg",
+    "![x](https://e.org/x.png)",
+    "[click](javascript:alert(1))",
+    '"><svg onload=alert(1)>',
+    "a` <b>code</b> `` b",
+    "**bold** _em_ ~~gone~~ <!-- hidden",
+    "```\n\n# heading\n\n- item\n",
+    "a | b || c",
+    "\\[x](https://e.org)\\",
+    "&lt;b&gt; &#60;i&#62;",
+    "<https://e.org> <a@e.org>",
+    "{{ blocks }} {% for %}",
+]
+
+
+class Elements(HTMLParser):
+    """Tags and attributes of a page, and the words between them."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.words = set(), [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes += attributes
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def read(markdown):
+    """Elements of Markdown as the most trusting reader shows it."""
+    renderer = mistune.HTMLRenderer(escape=False, allow_harmful_protocols=True)
+    return Elements(mistune.create_markdown(renderer=renderer, plugins=["table", "strikethrough"])(markdown))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_in_markdown_is_shown_and_not_obeyed(name):
+    shown, line = mistune.create_markdown(escape=False, plugins=["table", "strikethrough"]), " ".join(name.split())
+    assert shown(f"of {markdown_text(name)}.") == f"<p>of {html.escape(line)}.</p>\n"
+    page = read(markdown_table(["", name], [[name, "1.0"]]))
+    assert page.tags == {"table", "thead", "tbody", "tr", "th", "td"} and page.words.count(line) == 2
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_page_with_hostile_names_has_no_more_than_its_own_elements(tmp_path, name):
+    picture = tmp_path / (name.replace("/", "-") + ".png")
+    Image.new("RGB", (3, 2), "teal").save(picture)
+    write_rows(pd.DataFrame([row(setting=f"mini; {name}"), row(method="energy", setting="mini; v2")]), tmp_path / "rows.csv")
+    facts = {"key": name, "device": {"gpu": name}, "versions": {"oodnb": name}}
+    good = Result(name, "accepted", changed={"who": name}, rows=tmp_path / "rows.csv", figures=(picture,), manifest=facts)
+    bad = Result("bad", "failed", changed={"who": name}, failure={"cell": 1, "source": name, "error": "OSError", "message": name})
+    page = Elements(write_report(tmp_path / "a.html", [good, bad]).read_text("utf-8"))
+    own = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "a", "div", "table", "thead", "tbody", "tr", "th", "td"}
+    assert page.tags <= own | {"figure", "img", "figcaption", "pre", "small", "strong", "code"}
+    assert {key for key, _ in page.attributes} <= {"lang", "charset", "name", "content", "class", "id", "href", "alt", "src"}
+    assert all(value.startswith(("#", "data:image/png;")) for key, value in page.attributes if key in ("href", "src"))
+    assert name in "".join(page.words)
+    page = read(write_report(tmp_path / "a.md", [good, bad]).read_text("utf-8"))
+    assert page.tags <= {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "strong", "code", "pre", "img"}
+    assert [value for key, value in page.attributes if key == "src"] == [quote(picture.name)]
+    assert {key for key, _ in page.attributes} <= {"alt", "src", "style", "class"}
