@@ -161,7 +161,8 @@ def _attend(q, kv, heads, prefix, plan):
     given = q.dtype
     if q.device.type == "cpu": q, kv = (rows.to(torch.promote_types(given, torch.float32)) for rows in (q, kv))
     q = F.embedding(plan.queries, q).reshape(shelves, -1, heads, q.shape[1] // heads)
-    kv = torch.cat([kv[:prefix].expand(shelves, -1, -1), F.embedding(plan.slots, kv).reshape(shelves, seen - prefix, -1)], dim=1)
+    own = F.embedding(plan.slots, kv).reshape(shelves, seen - prefix, -1)
+    kv = torch.cat([kv[:prefix].expand(shelves, -1, -1), own], dim=1) if prefix else own
     k, v = kv.unflatten(2, (2, heads, -1)).unbind(2)
     with torch.autocast("cpu", enabled=False): mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=plan.allowed)
     return F.embedding(plan.back, mixed.transpose(1, 2).reshape(-1, kv.shape[2] // 2)).to(given)

@@ -6,6 +6,7 @@
 __all__ = ['clipn_terms', 'step_rates', 'parameter_groups', 'prompt_draws', 'pretrain_no', 'pretrain_on_captions']
 
 # %% ../nbs/library/44_pretrain.ipynb #4f0cdb04
+import itertools
 import json
 import math
 import time
@@ -25,6 +26,7 @@ from .captions import caption_batches
 from .features import extract
 from .fewshot import chance_of, input_size, random_crops
 from .losses import binary_opposite_loss, semantic_opposite_loss
+from .no_branch import only_words
 from .paths import atomic_path, content_hash, locked
 from .prefix import encode_tokens
 from .ranks import gathered, on_all_ranks, rank_and_ranks, summed
@@ -124,6 +126,16 @@ def _check_pretraining(steps, grad_scale, clip, weights, save_every):
     if save_every < 1: raise ValueError(f"save_every is {save_every}; a state is written after so many steps, 1 or more.")
 
 
+def _adamw(branch, lr, betas, eps, weight_decay): # rows of the table that no text reads are decayed by a number of their own
+    on_cpu = next(branch.parameters()).device.type == "cpu"
+    optimizer = torch.optim.AdamW(parameter_groups(branch, weight_decay), lr, betas, eps, fused=on_cpu)
+    if branch.others:
+        optimizer.add_param_group({"params": branch.others, "weight_decay": weight_decay})
+        group, factor = optimizer.param_groups[-1], branch.others[1]
+        optimizer.register_step_post_hook(lambda *_: factor.mul_(1 - group["lr"] * weight_decay))
+    return optimizer
+
+
 def _resumed(path, optimizer, settings, scaler): # history; the same on all ranks
     history = load_state(path, optimizer, settings) if path else []
     found = on_all_ranks(len(history), optimizer.param_groups[0]["params"][0].device)
@@ -160,8 +172,9 @@ def pretrain_no(
     path, device = Path(folder).expanduser() / "pretraining.safetensors" if folder else None, next(branch.parameters()).device
     precision = resolve_precision(precision, device)
     given = {"steps": steps, "logit_scale": logit_scale, "lr": lr, "warmup": warmup, "betas": betas, "eps": eps, "weight_decay": weight_decay, "kind": kind, "weights": weights, "grad_scale": grad_scale, "clip": clip, "precision": precision}
+    if branch.others: given["words"] = branch.token_embedding_no.num_embeddings
     given = json.loads(json.dumps(given | (settings or {})))
-    optimizer, scaler = torch.optim.AdamW(parameter_groups(branch, weight_decay), lr, betas, eps, fused=device.type == "cpu"), torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    optimizer, scaler = _adamw(branch, lr, betas, eps, weight_decay), torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     rates, last = step_rates(steps, lr, warmup), steps if stop_after is None else min(steps, stop_after)
     with locked(path) if path and rank == 0 else nullcontext(), tqdm(total=steps, desc="pre-training", unit="step", disable=not progress or rank > 0, delay=1) as bar:
         history = _resumed(path, optimizer, given, scaler)
@@ -195,6 +208,12 @@ def _view_bank(backbone, images, views, scale, cache, progress): # (features per
     lost = {name for view in bank for name, _ in view.skipped}
     pick = lambda ids: [i for i, name in enumerate(ids) if name not in lost]
     return [view.image_features[pick(view.ids)] for view in bank], images.subset(pick(images.ids))
+
+
+def _words_of(batches, steps, known): # ids that the texts of all steps hold, ascending
+    seen = torch.zeros(known, dtype=torch.bool)
+    for batch in itertools.islice(batches(0), steps): seen[batch.no_tokens] = True
+    return seen.nonzero().flatten()
 
 
 def _encoded(backbone, tokens): # yes features of token rows
@@ -235,12 +254,14 @@ def pretrain_on_captions(
     if views is not None and views < 1: raise ValueError(f"views is {views}; give the number of encoded crops per picture, or None for a new one at every look.")
     options["precision"] = resolve_precision(options.get("precision", "fp32"), backbone.device)
     rank, ranks = rank_and_ranks()
-    reader = lambda pixels: caption_batches(backbone, images, batch_size, seed, rank, ranks, scale, templates, per_epoch, block, pixels, workers)
+    reader = lambda pixels, *share: caption_batches(backbone, images, batch_size, seed, *share or (rank, ranks), scale, templates, per_epoch, block, pixels, workers)
     per_epoch = steps_per_epoch or -(-len(images) // batch_size)
     reader(False)
     bank = None
     if views: bank, images = _view_bank(backbone, images, views, scale, cache, progress and rank == 0)
     texts = encode_once(backbone, images.captions, cache, progress=progress and rank == 0) if (views or cached_texts) and not templates else None
+    steps = epochs * per_epoch
+    words = _words_of(reader(False, 0, 1), steps, branch.token_embedding_no.num_embeddings) if views else None
     draws, seen = prompt_draws(branch.prompts, batch_size, seed, rank, ranks, released_draws), {}
 
     def batches(start):
@@ -248,11 +269,14 @@ def pretrain_on_captions(
             seen.update(batch.skipped, **{name: "the caption was cut" for name in batch.cut})
             features = bank[batch.step // per_epoch % len(bank)][batch.rows] if views else backbone.encode_images(batch.pixels)
             yes = _encoded(backbone, batch.tokens) if texts is None else texts[batch.rows]
-            yield features, yes, batch.no_tokens, index, {"replaced": len(batch.skipped), "cut": len(batch.cut)}
+            tokens = torch.searchsorted(words, batch.no_tokens) if views else batch.no_tokens
+            yield features, yes, tokens, index, {"replaced": len(batch.skipped), "cut": len(batch.cut)}
 
     settings = {"method": "clipn", "backbone": backbone.fingerprint, "images": images.fingerprint, "prompts": branch.prompts, "batch_size": batch_size, "seed": seed, "epochs": epochs, "steps_per_epoch": per_epoch, "views": views, "scale": list(scale),
                 "templates": templates and content_hash(templates), "block": block, "released_draws": ranks if released_draws else False}
-    try: history = pretrain_no(branch, batches, epochs * per_epoch, folder=folder, settings=settings, progress=progress, **{"logit_scale": backbone.logit_scale} | options)
+    try:
+        with only_words(branch, words) if views else nullcontext():
+            history = pretrain_no(branch, batches, steps, folder=folder, settings=settings, progress=progress, **{"logit_scale": backbone.logit_scale} | options)
     finally: _report(seen, folder, rank, len(images))
     branch.settings = settings | {name: value for name, value in options.items() if name not in ("watch", "save_every", "stop_after")}
     return history

@@ -8,6 +8,7 @@ __all__ = ['TextDecoder', 'own_draws', 'make_decoder']
 # %% ../nbs/library/38_writing.ipynb #2ee06739
 import math
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -40,6 +41,12 @@ def _check_way(positions, max_tokens, beams, temperature, generator):
     if temperature is not None and not (0 < temperature < math.inf and beams == 1 and generator is not None): raise ValueError(f"temperature is {temperature} with beams={beams} and generator={generator}; words are drawn at a finite temperature above 0, with one beam and a generator: torch.Generator().manual_seed(0).")
 
 
+def _see(look, hidden_states, encoder_hidden_states, **_): # values of one vector [N, 1, W] for each token [N, L, W]
+    value = look.value(encoder_hidden_states).unflatten(2, (look.num_attention_heads, -1))
+    seen = look.dropout(value.new_ones(len(value), value.shape[2], hidden_states.shape[1], 1))
+    return (seen.transpose(1, 2) * value).flatten(2), None
+
+
 @contextmanager
 def _evaluating(decoder): # no dropout, no gradients
     before = decoder.training
@@ -58,6 +65,7 @@ class TextDecoder(nn.Module):
     ):
         super().__init__()
         self.model, self.tokenizer, self.repeat = model, tokenizer, repeat
+        for layer in model.bert.encoder.layer: layer.crossattention.self.forward = partial(_see, layer.crossattention.self)
         self.feature_dim, self.backbone, self.settings, self.history = model.config.hidden_size // repeat, None, {}, [] # backbone: fingerprint of the one it was trained with
 
     def __repr__(self): return f"TextDecoder({self.feature_dim} numbers in, {self.model.config.vocab_size} words, {self.model.config.num_hidden_layers} layers, trained with {self.backbone})"

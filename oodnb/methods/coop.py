@@ -30,7 +30,7 @@ def scaled_logits(
     logit_scale=100.0, # from cosines to logits
 ) -> torch.Tensor: # [N, K] or [N, R, K]
     "Logits as CLIP computes them; differentiable."
-    return logit_scale * F.normalize(features, dim=-1) @ F.normalize(text_features, dim=-1).T
+    return F.normalize(features, dim=-1) @ (logit_scale * F.normalize(text_features, dim=-1)).T
 
 
 def coop_terms(
