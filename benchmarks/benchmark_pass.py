@@ -19,7 +19,7 @@ import torch
 
 from oodnb.backbones import load_backbone
 from oodnb.benchmark import detector_names, run_benchmark
-from oodnb.cache import Entry, Piece, keep
+from oodnb.pipeline.cache import Entry, Piece, keep
 from oodnb.datasets import ImageSet, load_dataset
 from oodnb.detectors import text_detectors, zero_shot
 from oodnb.results import metrics_table

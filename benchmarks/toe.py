@@ -18,7 +18,7 @@ import torch
 
 from oodnb.backbones import load_backbone
 from oodnb.features import Features
-from oodnb.heads import Exposure, Noise, head_logits, make_head, train_head
+from oodnb.toe.classifier_heads import Exposure, Noise, head_logits, make_head, train_head
 from oodnb.losses import outlier_exposure_loss
 from oodnb.methods.toe import fit_toe_runs
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oodnb.catalogue import archives_of, entries
+from oodnb.data.catalogue import archives_of, entries
 from oodnb.datasets import check_dataset, list_datasets, load_dataset
 from oodnb.pictures import open_rgb
 

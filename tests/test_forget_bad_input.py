@@ -11,8 +11,8 @@ import torch
 from oodnb.backbones import load_backbone
 from oodnb.losses import forgetting_loss
 from oodnb.methods.forget import ForgetTask, forget_classes, forget_many, forget_problems, forget_target, load_preserve, preserve_names, solve_many
-from oodnb.projection import ProjectionPatch, adapted_rows, class_hidden, class_vectors, load_patch, merged, save_patch, text_hidden, text_projection
-from oodnb.updates import Problem, Recipe, closed_form, dead_zone, residuals, train_patches
+from oodnb.forget.patch import ProjectionPatch, adapted_rows, class_hidden, class_vectors, load_patch, merged, save_patch, text_hidden, text_projection
+from oodnb.forget.training import Problem, Recipe, closed_form, dead_zone, residuals, train_patches
 
 ANIMALS = ["cat", "dog", "fox", "owl"]
 QUICK = Recipe(steps=4, max_trials=1, threshold=0.0)

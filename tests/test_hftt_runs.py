@@ -5,7 +5,7 @@ import torch
 
 from oodnb.backbones import load_backbone
 from oodnb.methods import hftt
-from oodnb.words import load_words
+from oodnb.pipeline.words import load_words
 
 SMALL = dict(templates=["{}", "a {}"], cache=False, progress=False, batch_size=16)
 CHOICES = dict(seed=(1, 2), outliers=(2, 5), focal=(1.0, 0.0, 2.0), crossed=False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from oodnb.backbones import load_backbone
-from oodnb.dreams import Dreams, ascent_step, synthesize
+from oodnb.forget.synthetic_pictures import Dreams, ascent_step, synthesize
 from oodnb.methods.lip import LipRecipe, fit_lip, lip_loss, lip_recipe, noisy_copies, steepest, train_lip
 from oodnb.towers import tiny_model
 

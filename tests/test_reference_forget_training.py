@@ -9,9 +9,9 @@ import torch
 from oodnb.backbones import tiny_clip
 from oodnb.losses import forgetting_terms
 from oodnb.methods.forget import ForgetTask, forget_problems, forget_target, initial_factor, preserve_names
-from oodnb.projection import ProjectionPatch, adapted_rows, class_hidden, class_vectors, merged, text_hidden, text_projection
+from oodnb.forget.patch import ProjectionPatch, adapted_rows, class_hidden, class_vectors, merged, text_hidden, text_projection
 from oodnb.scores import cosine_sims
-from oodnb.updates import Problem, Recipe, closed_form, dead_zone, residuals, train_patches
+from oodnb.forget.training import Problem, Recipe, closed_form, dead_zone, residuals, train_patches
 from reference import cases, close
 
 F64 = torch.float64

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from oodnb.gaussians import class_statistics
+from oodnb.measure.class_statistics import class_statistics
 from oodnb.metrics import fpr_at_tpr
-from oodnb.outlier_texts import RELEASE, caption_outliers, description_outliers, farthest, likely_tokens, tidy_captions, word_outliers
+from oodnb.toe.outlier_texts import RELEASE, caption_outliers, description_outliers, farthest, likely_tokens, tidy_captions, word_outliers
 from oodnb.scores import energy, mahalanobis, variance
 from reference import cases, close
 

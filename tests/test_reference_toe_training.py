@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from oodnb.backbones import tiny_clip
-from oodnb.heads import Exposure, Noise, cosine_multiplier, head_logits, noisy_texts, train_head
+from oodnb.toe.classifier_heads import Exposure, Noise, cosine_multiplier, head_logits, noisy_texts, train_head
 from oodnb.losses import energy_logistic_loss, energy_margin_loss, outlier_exposure_loss, weighted_energy
-from oodnb.virtual import Synthesis, farthest, farthest_normals, synthesize, train_virtual
+from oodnb.toe.virtual_outliers import Synthesis, farthest, farthest_normals, synthesize, train_virtual
 from reference import cases, close
 
 LAYERS = ("fc", "fc1", "fc2", "fc3")

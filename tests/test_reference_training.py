@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from oodnb.backbones import tiny_clip
-from oodnb.fewshot import sample_shots
+from oodnb.data.fewshot import sample_shots
 from oodnb.losses import locoop_terms, ood_regions, region_entropy
 from oodnb.methods import coop, locoop
 from oodnb.prompts import PromptContext, encode_prompts
-from oodnb.train import learning_rates
+from oodnb.pipeline.train import learning_rates
 from reference import cases, close
 
 

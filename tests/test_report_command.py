@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from oodnb.execution import RunFailed, launch
-from oodnb.records import ROW_COLUMNS, published_rows, write_rows
-from oodnb.report_command import add_report_command, collect_results, report_blocks, write_report
-from oodnb.runs import plan_run
+from oodnb.running.kernel import RunFailed, launch
+from oodnb.pipeline.rows import ROW_COLUMNS, published_rows, write_rows
+from oodnb.running.page import add_report_command, collect_results, report_blocks, write_report
+from oodnb.running.plan import plan_run
 
 
 def row(value=80.0, **changes):

@@ -9,11 +9,11 @@ import torch
 
 from oodnb.backbones import load_backbone
 from oodnb.features import Features
-from oodnb.heads import Exposure, Noise, make_head, noisy_texts, train_head
+from oodnb.toe.classifier_heads import Exposure, Noise, make_head, noisy_texts, train_head
 from oodnb.losses import energy_margin_loss, outlier_exposure_loss
 from oodnb.methods.toe import TOEDetector, fit_toe, fit_toe_runs, load_toe, outlier_rows, save_toe
 from oodnb.metrics import detection_metrics
-from oodnb.virtual import Synthesis, train_virtual
+from oodnb.toe.virtual_outliers import Synthesis, train_virtual
 
 NAMES = ["cat", "dog", "bird"]
 QUIET = dict(epochs=2, progress=False, cache=False)

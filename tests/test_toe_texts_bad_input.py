@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from oodnb.backbones import load_backbone
-from oodnb.gaussians import class_means, class_statistics
+from oodnb.measure.class_statistics import class_means, class_statistics
 from oodnb.metrics import detection_metrics
-from oodnb.outlier_texts import caption_outliers, description_outliers, farthest, labelled_texts, likely_tokens, load_descriptors, load_texts, names_a_class, paper_names, word_outliers
+from oodnb.toe.outlier_texts import caption_outliers, description_outliers, farthest, labelled_texts, likely_tokens, load_descriptors, load_texts, names_a_class, paper_names, word_outliers
 from oodnb.scores import energy, mahalanobis
-from oodnb.words import encode_once
+from oodnb.pipeline.words import encode_once
 
 
 def rows(count, width=3, seed=0):
