@@ -19,7 +19,7 @@ import torch
 from . import __version__
 from .detectors import Detector, shared_reading
 from .features import stream
-from .ground.places import atomic_path
+from .ground.files import atomic_path
 from .scores import normalize
 
 # %% ../nbs/5_pipeline/09_benchmark.ipynb #d5412c54

@@ -23,10 +23,15 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .backbones import cut_texts, token_rows
-from .datasets import ImageSet, load_dataset, open_rgb
-from .data.fewshot import chance_of, input_size, random_crops
-from .ground.places import atomic_path, content_hash, home, locked
+from .data.crops import input_size, random_crops
+from .data.image_sets import ImageSet
+from .ground.files import atomic_path, locked
+from .ground.hashing import content_hash
+from .ground.places import home
+from .ground.randomness import chance_of
+from .mini import load_split
+from .models.backbone import cut_texts, token_rows
+from .pictures import open_rgb
 
 # %% ../nbs/4_data/06_captions.ipynb #fdc277fa
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -183,7 +188,7 @@ def load_captions(
         if not blank: return source
         table = pd.DataFrame({"id": source.ids, "caption": source.captions}).drop(index=blank)
         return _pair_set(source.name, table.assign(row=table.index), lambda i, rows=table.index: source.read(int(rows[i])), [(source.ids[i], "the caption is empty") for i in blank])
-    if source == "mini": return load_dataset("mini-web", "train")
+    if source == "mini": return load_split("mini-web", "train")
     paths = _find_files(source)
     kinds = {path.suffix.lower() for path in paths}
     if kinds == {".tar"}: return _from_shards(paths, cache, progress)

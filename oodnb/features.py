@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from .ground.files import locked
 from .pipeline.cache import Entry, Piece, cache_info, cache_root, clear_cache, join, keep, read_parts, stored, writable, write_part
-from .ground.places import locked
 
 # %% ../nbs/5_pipeline/02_features.ipynb #195c3e1b
 @dataclass(repr=False)

@@ -16,7 +16,7 @@ import open_clip
 import torch
 from torch import nn
 
-from .ground.places import did_you_mean
+from .ground.spelling import did_you_mean
 from .models.shared_prefix import encode_packed, encode_tokens, pack_tokens, text_tower
 from .scores import normalize
 

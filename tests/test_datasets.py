@@ -222,9 +222,9 @@ def test_fingerprint_follows_contents_only(tmp_path):
 def test_fingerprint_is_remembered(tmp_path, monkeypatch):
     root = folder(tmp_path / "set", "1.png")
     os.utime(root / "1.png", (1, 1))
-    monkeypatch.setattr("oodnb.datasets.time.time_ns", lambda: 2**62)
+    monkeypatch.setattr("oodnb.data.image_sets.time.time_ns", lambda: 2**62)
     first = load_dataset(root).fingerprint
-    monkeypatch.setattr("oodnb.datasets._digest", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("oodnb.data.image_sets.file_digest", lambda path: pytest.fail("read again"))
     assert load_dataset(root).fingerprint == first
 
 

@@ -18,7 +18,7 @@ from .pipeline import Finding, check_files, check_pipeline
 from ..datasets import load_dataset
 from ..detectors import zero_shot
 from ..metrics import aupr, auroc, bootstrap_ci, fpr_at_tpr
-from ..ground.places import embedded_world
+from ..mini import MINI_OOD, is_mini
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #53560fed
 def _half(values): # names of the half precisions that hold every value exactly
@@ -155,8 +155,8 @@ def doctor(
     backbone = load_backbone(backbone) if isinstance(backbone, (str, Path)) else backbone
     id_set, ood_sets = loaded(id_set), [loaded(one) for one in ([ood_sets] if isinstance(ood_sets, str) or hasattr(ood_sets, "ids") else ood_sets)]
     if reported and scores is None and not ood_sets:
-        if not embedded_world(id_set.name): raise ValueError("A reported number needs the scores it was made of, or OOD sets to compute them on: scores=..., or ood_sets=[...].")
-        ood_sets = [load_dataset(name) for name in embedded_world(id_set.name).MINI_OOD]
+        if not is_mini(id_set.name): raise ValueError("A reported number needs the scores it was made of, or OOD sets to compute them on: scores=..., or ood_sets=[...].")
+        ood_sets = [load_dataset(name) for name in MINI_OOD]
     names = id_set.class_names if class_names is None else class_names
     found = check_pipeline(backbone, id_set, names, templates, reference, n_images) + [check_files(images) for images in (id_set, *ood_sets)]
     if scores is None and reported: scores = run_benchmark(backbone, id_set, ood_sets, zero_shot(backbone, names, ("mcm",), templates=templates), progress=False)

@@ -20,10 +20,11 @@ from open_clip.transformer import QuickGELU
 from scipy.stats import binom
 from torch import nn
 
-from ..backbones import Backbone, load_backbone
-from ..models.checkpoints import ACTIVATIONS
+from ..backbones import load_backbone
 from .preprocessing import look_through
-from ..ground.places import embedded_world
+from ..mini import is_mini, load_split
+from ..models.backbone import Backbone
+from ..models.checkpoints import ACTIVATIONS
 from ..prompts import zero_shot_classifier
 from ..scores import cosine_sims
 
@@ -63,7 +64,7 @@ def what_is_known(
     reference=None, # a healthy Backbone
 ) -> Known:
     "What a pipeline should be, as far as its name says it."
-    if reference is None and embedded_world(backbone.name): reference = load_backbone(backbone.name, device=backbone.device)
+    if reference is None and is_mini(backbone.name): reference = load_backbone(backbone.name, device=backbone.device)
     if reference is not None: return Known(reference.preprocess, _activation(reference.model), reference)
     family, tag = str(backbone.name).removesuffix("-quickgelu"), str(backbone.pretrained or "").lower().replace("-", "_")
     config = open_clip.get_pretrained_cfg(backbone.name, tag) or open_clip.get_pretrained_cfg(family, tag)
@@ -249,8 +250,8 @@ def check_files(
         wrong, files = images.about["different"], {kind: names[:1] for kind, names in images.about.get("files", {}).items() if isinstance(names, list) and names}
         if wrong: return Finding(label, "wrong file list", wrong + "".join(f"; {kind}: {name}" for kind, (name,) in files.items()), f"oodnb data check {images.name.split(' (')[0]} lists them; oodnb data prepare mends them")
         return Finding(label, said=f"{len(images):,} pictures, the published list")
-    if due is None and embedded_world(images.name):
-        try: due = embedded_world(images.name).load_split(images.name, images.split)
+    if due is None and is_mini(images.name):
+        try: due = load_split(images.name, images.split)
         except ValueError as error: return Finding(label, "wrong file list", str(error), "take a set of list_datasets()")
     if due is None: return Finding(label, said="no list is published under this name", looked=False)
     missing, extra = ([name for name in a if name not in b] for a, b in ((due.ids, set(images.ids)), (images.ids, set(due.ids))))

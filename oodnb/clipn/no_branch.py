@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..backbones import Backbone
-from ..pipeline.cache import load_tensors, save_tensors
+from ..models.backbone import Backbone
 from ..models.checkpoints import fill_model, foreign_as_shells, read_checkpoint
 from ..models.shared_prefix import TextTower, encode_packed, pack_tokens, text_tower
+from ..pipeline.cache import load_tensors, save_tensors
 
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #b8e21930
 class NoBranch(nn.Module):

@@ -20,12 +20,14 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from ..backbones import PRECISIONS, in_precision
 from ..captions import caption_batches
+from ..data.crops import input_size, random_crops
 from ..features import extract
-from ..data.fewshot import chance_of, input_size, random_crops
+from ..ground.files import atomic_path, locked
+from ..ground.hashing import content_hash
+from ..ground.randomness import chance_of
 from ..losses import binary_opposite_loss, semantic_opposite_loss
-from ..ground.places import atomic_path, content_hash, locked
+from ..models.backbone import PRECISIONS, in_precision
 from ..models.shared_prefix import encode_tokens
 from ..pipeline.processes import gathered, on_all_ranks, rank_and_ranks, summed
 from ..pipeline.train import learning_rates, load_state, save_state

@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 
 from ..data.catalogue import archives_of, describe, entry, find, list_entries, spelled, split_of
-from ..datasets import check_dataset
-from ..ground.places import data_root, embedded_world
+from ..ground.places import data_root
 from ..data.prepare import prepare
 
 # %% ../../nbs/16_command/01_data.ipynb #aaa3a83e
@@ -58,9 +57,11 @@ def _report(report, every): # lines
 
 
 def _check(args):
+    from oodnb.datasets import check_dataset
+    from oodnb.mini import is_mini
     wrong = 0
     for name in args.names:
-        if not (spelled(name) or embedded_world(name) or os.sep in name or Path(name).is_dir()): entry(name)
+        if not (spelled(name) or is_mini(name) or os.sep in name or Path(name).is_dir()): entry(name)
     for name in args.names:
         splits = [args.split] if args.split else ["test"]
         if spelled(name):

@@ -12,7 +12,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..ground.places import data_root, did_you_mean, shipped
+from ..ground.places import data_root, shipped
+from ..ground.spelling import did_you_mean
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #6b2aab25
 @dataclass(frozen=True)

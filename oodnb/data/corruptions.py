@@ -16,8 +16,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.signal import fftconvolve
 
-from .fewshot import chance_of
-from ..ground.places import content_hash, did_you_mean
+from ..ground.hashing import content_hash
+from ..ground.randomness import chance_of
+from ..ground.spelling import did_you_mean
 
 # %% ../../nbs/4_data/07_corruptions.ipynb #daaf6fa4
 CORRUPTIONS = { # name -> (family, constants of severities 1 to 5)

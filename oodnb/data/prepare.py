@@ -20,7 +20,8 @@ import pandas as pd
 from .archives import Unpacked, unpack
 from .catalogue import archives_of, describe, entry, find, split_of
 from .download import download, verify
-from ..ground.places import atomic_path, data_root, locked
+from ..ground.files import atomic_path, locked
+from ..ground.places import data_root
 from ..pictures import list_pictures
 
 # %% ../../nbs/4_data/11_prepare.ipynb #4082f435

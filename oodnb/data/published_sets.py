@@ -20,10 +20,11 @@ from timm.data import ImageNetInfo
 
 from ..captions import load_captions
 from .catalogue import class_lists, entry, locate, missing, split_of
-from ..datasets import ImageSet, fingerprint, load_folder
-from ..ground.places import content_hash, data_root
-from ..pictures import PICTURES, open_rgb
+from .image_sets import ImageSet, fingerprint, load_folder
 from .prepare import prepared
+from ..ground.hashing import content_hash
+from ..ground.places import data_root
+from ..pictures import PICTURES, open_rgb
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #e58be452
 def imagenet_names(

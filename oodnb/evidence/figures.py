@@ -25,8 +25,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 
 from ..benchmark import by_role, detector_names
+from ..ground.files import atomic_path
 from ..metrics import detection_metrics
-from ..ground.places import atomic_path
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #d4c411bc
 _PALETTE = seaborn.color_palette("colorblind").as_hex()

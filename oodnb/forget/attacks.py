@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from ..data.fewshot import sample_shots
 from .evaluation import class_accuracy, class_positions, forget_metrics, nearest_class
+from ..ground.hashing import content_hash
 from ..metrics import aupr
-from ..ground.places import content_hash
 from ..scores import cosine_sims, normalize
 
 # %% ../../nbs/10_forget/04_attacks.ipynb #5bc2659f

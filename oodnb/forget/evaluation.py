@@ -17,8 +17,8 @@ import torch
 from scipy.stats import binomtest
 
 from ..features import extract
-from ..ground.places import did_you_mean
 from .patch import AdaptedBackbone, ProjectionPatch, class_hidden, class_vectors, text_projection
+from ..ground.spelling import did_you_mean
 from ..scores import normalize
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #e8438842

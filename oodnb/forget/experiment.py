@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..backbones import Backbone, load_backbone
+from ..backbones import load_backbone
 from ..datasets import load_dataset
 from .evaluation import forgetting_table, recognise
-from ..methods.forget import ForgetTask, forget_many, load_preserve, protocol_recipe
-from ..ground.places import shipped
 from .patch import text_projection
+from ..ground.places import shipped
+from ..methods.forget import ForgetTask, forget_many, load_preserve, protocol_recipe
+from ..models.backbone import Backbone
 from ..pipeline.rows import ROW_COLUMNS, average_seeds
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #3935a54e

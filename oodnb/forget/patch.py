@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from ..backbones import Backbone, cut_texts
-from ..pipeline.cache import load_tensors, save_tensors
-from ..ground.places import content_hash
+from ..ground.hashing import content_hash
+from ..models.backbone import Backbone, cut_texts
 from ..models.shared_prefix import encode_packed, pack_tokens, text_tower
+from ..pipeline.cache import load_tensors, save_tensors
 from ..prompts import clean_names, resolve_templates
 from ..scores import normalize
 

@@ -16,9 +16,10 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 from tqdm.auto import tqdm
 
-from ..backbones import Backbone
-from ..data.fewshot import chance_of, input_size
-from ..ground.places import did_you_mean
+from ..data.crops import input_size
+from ..ground.randomness import chance_of
+from ..ground.spelling import did_you_mean
+from ..models.backbone import Backbone
 from ..prompts import clean_names, zero_shot_classifier
 
 # %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #a7e73524

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from ..ground.files import atomic_path
 from ..losses import checked_texts, log_odds_loss
-from ..ground.places import atomic_path
 from ..pipeline.train import learning_rates, train
 
 # %% ../../nbs/7_hftt/01_training.ipynb #da9a3dca

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from ..features import stream
+from ..ground.spelling import did_you_mean
 from ..losses import region_ranks
 from ..methods.locoop import default_top_k
-from ..ground.places import did_you_mean
 from ..prompts import PromptContext, encode_prompts, zero_shot_classifier
 from ..scores import cosine_sims
 

@@ -17,15 +17,16 @@ from torch.nn.functional import logsigmoid
 
 from ..backbones import load_backbone
 from ..captions import load_captions
+from ..clipn.no_branch import NoBranch, import_no_branch, load_no_branch, save_no_branch
+from ..clipn.pretrain import pretrain_on_captions
 from ..datasets import load_dataset
 from ..detectors import check_features, text_detectors
-from ..clipn.no_branch import NoBranch, import_no_branch, load_no_branch, save_no_branch
-from ..ground.places import content_hash, data_root, home, shipped
-from ..clipn.pretrain import pretrain_on_captions
-from ..prompts import clean_names, resolve_templates
+from ..ground.hashing import content_hash
+from ..ground.places import data_root, home, shipped
 from ..pipeline.processes import on_all_ranks, rank_and_ranks
-from ..scores import atd, cosine_sims, ctw, normalize
 from ..pipeline.words import encode_once
+from ..prompts import clean_names, resolve_templates
+from ..scores import atd, cosine_sims, ctw, normalize
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #9ce7966d
 def clipn_templates(

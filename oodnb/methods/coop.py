@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..pipeline.cache import load_tensors, save_tensors
-from ..models.checkpoints import foreign_as_shells
-from ..detectors import text_detectors
 from ..data.fewshot import readable
-from ..ground.places import content_hash, home
-from ..prompts import PromptContext, encode_prompts
+from ..detectors import text_detectors
+from ..ground.hashing import content_hash
+from ..ground.places import home
+from ..models.checkpoints import foreign_as_shells
+from ..pipeline.cache import load_tensors, save_tensors
 from ..pipeline.train import feature_batches, learning_rates, train
+from ..prompts import PromptContext, encode_prompts
 
 # %% ../../nbs/6_locoop/01_coop.ipynb #9b9b4dec
 def scaled_logits(

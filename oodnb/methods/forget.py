@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from ..ground.places import did_you_mean, shipped
 from ..forget.patch import ProjectionPatch, text_hidden, text_projection
 from ..forget.training import Problem, Recipe, Trained, closed_form, dead_zone, train_patches
+from ..ground.places import shipped
+from ..ground.spelling import did_you_mean
 
 # %% ../../nbs/10_forget/06_forget.ipynb #8eab157e
 _all_ = ["Problem", "Recipe", "Trained", "closed_form", "dead_zone", "train_patches"] # who forgets trains

@@ -14,14 +14,14 @@ from numbers import Integral
 
 import torch
 
-from ..pipeline.cache import load_tensors, save_tensors
 from ..detectors import TextDetector, check_features
-from ..data.fewshot import chance_of
+from ..ground.hashing import content_hash
+from ..ground.randomness import chance_of
 from ..hftt.training import Recipe, TrainedOutliers, check_runs, task_side, train_outliers
-from ..ground.places import content_hash
+from ..pipeline.cache import load_tensors, save_tensors
+from ..pipeline.words import encode_once, load_words, without_synonyms, word_texts
 from ..prompts import clean_names, resolve_templates
 from ..scores import cosine_sims, normalize, task_log_odds
-from ..pipeline.words import encode_once, load_words, without_synonyms, word_texts
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #11c4edeb
 _all_ = ["Recipe", "TrainedOutliers", "task_side", "train_outliers"] # who fits trains

@@ -17,12 +17,13 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..backbones import Backbone, cut_texts
-from ..pipeline.cache import load_tensors, save_tensors
 from ..forget.synthetic_pictures import class_place, synthesize
-from ..data.fewshot import chance_of
-from ..ground.places import content_hash, home
+from ..ground.hashing import content_hash
+from ..ground.places import home
+from ..ground.randomness import chance_of
+from ..models.backbone import Backbone, cut_texts
 from ..models.shared_prefix import encode_tokens
+from ..pipeline.cache import load_tensors, save_tensors
 from ..prompts import zero_shot_classifier
 from ..scores import cosine_sims
 

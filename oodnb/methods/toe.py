@@ -15,17 +15,17 @@ from dataclasses import asdict, dataclass, field, fields, replace
 import numpy as np
 import torch
 
-from ..pipeline.cache import load_tensors, save_tensors
 from ..detectors import check_features
 from ..features import Features
-from ..data.fewshot import chance_of
+from ..ground.hashing import content_hash
+from ..ground.randomness import chance_of
 from ..measure.class_statistics import class_statistics
-from ..toe.classifier_heads import Exposure, Noise, TrainedHeads, cosine_multiplier, head_logits, make_head, noisy_texts, train_head
-from ..ground.places import content_hash
+from ..pipeline.cache import load_tensors, save_tensors
+from ..pipeline.words import encode_once
 from ..prompts import clean_names
 from ..scores import cosine_sims, energy, entropy, mahalanobis, max_logit, mcm, variance
+from ..toe.classifier_heads import Exposure, Noise, TrainedHeads, cosine_multiplier, head_logits, make_head, noisy_texts, train_head
 from ..toe.virtual_outliers import Synthesis, farthest_normals, train_virtual
-from ..pipeline.words import encode_once
 
 # %% ../../nbs/9_toe/09_toe.ipynb #fc7c56c9
 _all_ = ["Exposure", "Noise", "Synthesis", "TrainedHeads", "cosine_multiplier", "head_logits", "make_head", "noisy_texts", "train_head", "train_virtual"] # who fits trains

@@ -25,7 +25,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ..ground.places import atomic_path, content_hash, home, locked
+from ..ground.files import atomic_path, locked
+from ..ground.hashing import content_hash
+from ..ground.places import home
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #c9873dcd
 FEATURES_VERSION = 1 # raised when a change of the code changes features or their files

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..ground.places import atomic_path, shipped
+from ..ground.files import atomic_path
+from ..ground.places import shipped
 
 # %% ../../nbs/5_pipeline/10_rows.ipynb #02ac727a
 ROW_COLUMNS = ("paper", "table", "method", "backbone", "setting", "dataset", "metric", "value", "source", "std", "seeds", "scale", "run")

@@ -18,9 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from ..data.crops import input_size, random_crops
+from ..data.fewshot import few_shot, load_few_shot, save_few_shot
 from ..features import extract, stream
-from ..data.fewshot import chance_of, few_shot, input_size, load_few_shot, random_crops, save_few_shot
-from ..ground.places import atomic_path, locked
+from ..ground.files import atomic_path, locked
+from ..ground.randomness import chance_of
 
 # %% ../../nbs/5_pipeline/07_train.ipynb #1e79dcb4
 _all_ = ["few_shot", "load_few_shot", "save_few_shot"] # who trains draws first

@@ -15,8 +15,9 @@ import open_clip
 import torch
 from tqdm import tqdm
 
+from ..ground.hashing import content_hash
+from ..ground.places import data_root
 from .cache import FEATURES_VERSION, Piece, cache_root, read_part, writable, write_part
-from ..ground.places import content_hash, data_root
 from ..prompts import resolve_templates
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #e543269c

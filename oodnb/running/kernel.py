@@ -26,8 +26,10 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
 import oodnb
+from ..ground.files import locked
+from ..ground.hashing import content_hash
+from ..ground.spelling import did_you_mean
 from .state import own_cells, read_json, read_progress, write_json
-from ..ground.places import content_hash, did_you_mean, locked
 
 # %% ../../nbs/13_running/03_kernel.ipynb #5f4a12e2
 _KERNEL = "import atexit, os; atexit.register(os._exit, 0); from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"

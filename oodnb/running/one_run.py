@@ -10,11 +10,11 @@ import shutil
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from ..ground.files import atomic_path, locked
 from .kernel import RunFailed, find_kernel, launch
-from .state import read_json, write_json
-from ..ground.places import atomic_path, locked
-from .plan import Run, check_parameters, plan_run, read_parameters, repository, source_hashes
 from .many import Busy
+from .plan import Run, check_parameters, plan_run, read_parameters, repository, source_hashes
+from .state import read_json, write_json
 
 # %% ../../nbs/13_running/05_one_run.ipynb #ee599466
 @contextmanager

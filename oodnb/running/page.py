@@ -16,9 +16,10 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .state import read_json, spoken, state
-from ..ground.places import atomic_path, shipped
+from ..ground.files import atomic_path
+from ..ground.places import shipped
 from .plan import find_notebooks, read_parameters, repository, runs_folder
+from .state import read_json, spoken, state
 
 # %% ../../nbs/13_running/08_page.ipynb #68e929b4
 @dataclass(frozen=True)

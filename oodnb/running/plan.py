@@ -23,8 +23,10 @@ from pathlib import Path
 import pandas as pd
 
 import oodnb
+from ..ground.hashing import content_hash
+from ..ground.places import shipped
+from ..ground.spelling import did_you_mean
 from .state import finished, last_time, read_json, read_progress, spoken, state, time_left, write_json
-from ..ground.places import content_hash, did_you_mean, shipped
 
 # %% ../../nbs/13_running/02_plan.ipynb #2c0d2bb9
 def repository() -> Path | None: # root of the checkout, None when oodnb is an installed wheel

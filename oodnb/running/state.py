@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..ground.places import atomic_path, locked
+from ..ground.files import atomic_path, locked
 
 # %% ../../nbs/13_running/01_state.ipynb #3969a2c7
 def write_json(

@@ -13,12 +13,15 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from ..features import extract
+from ..ground.files import atomic_path
+from ..ground.hashing import content_hash
+from ..ground.places import home
+from ..ground.spelling import did_you_mean
 from ..models.blip import load_or_explain, need_transformers
 from ..pipeline.cache import cache_root, writable
-from ..features import extract
-from ..ground.places import atomic_path, content_hash, did_you_mean, home
-from ..scores import normalize
 from ..pipeline.words import encode_once
+from ..scores import normalize
 
 # %% ../../nbs/9_toe/06_captioners.ipynb #c6754a0e
 CAPTIONERS = {"blip-captions-base": "Salesforce/blip-image-captioning-base", "blip-captions-large": "Salesforce/blip-image-captioning-large", "blip2-opt-2.7b": "Salesforce/blip2-opt-2.7b"}

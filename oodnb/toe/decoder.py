@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from ..ground.hashing import content_hash
+from ..ground.randomness import chance_of
 from ..models.blip import need_transformers
-from ..data.fewshot import chance_of
-from ..ground.places import content_hash
 from .vocabulary import BEGIN, END, PAD, SPECIAL, UNKNOWN, WordTokenizer
 
 # %% ../../nbs/9_toe/04_decoder.ipynb #f066f90a

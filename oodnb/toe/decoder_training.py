@@ -15,18 +15,21 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..backbones import in_precision
-from ..models.blip import load_or_explain, need_transformers
-from ..pipeline.cache import load_tensors, save_tensors
 from ..captions import load_captions
-from ..models.checkpoints import foreign_as_shells
 from ..features import extract
-from ..data.fewshot import chance_of
-from ..ground.places import content_hash, did_you_mean, home, locked
-from ..scores import normalize
-from .vocabulary import BEGIN, END, PAD, UNKNOWN, PieceTokenizer, WordTokenizer, learn_words
+from ..ground.files import locked
+from ..ground.hashing import content_hash
+from ..ground.places import home
+from ..ground.randomness import chance_of
+from ..ground.spelling import did_you_mean
+from ..models.backbone import in_precision
+from ..models.blip import load_or_explain, need_transformers
+from ..models.checkpoints import foreign_as_shells
+from ..pipeline.cache import load_tensors, save_tensors
 from ..pipeline.train import learning_rates, train
+from ..scores import normalize
 from .decoder import TextDecoder, make_decoder, own_draws
+from .vocabulary import BEGIN, END, PAD, UNKNOWN, PieceTokenizer, WordTokenizer, learn_words
 
 # %% ../../nbs/9_toe/05_decoder_training.ipynb #b30c415d
 _all_ = ["TextDecoder", "make_decoder"] # who trains one makes one first

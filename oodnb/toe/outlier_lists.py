@@ -7,15 +7,15 @@ __all__ = ['toe_plan', 'text_tools', 'id_statistics', 'outlier_lists']
 
 # %% ../../nbs/9_toe/08_outlier_lists.ipynb #7224b9a5
 from ..backbones import load_backbone
-from .captioners import DecoderCaptioner, caption_images, load_captioner
 from ..datasets import load_dataset
-from .decoder_training import fit_decoder, load_decoder
 from ..features import extract
-from ..data.fewshot import chance_of
+from ..ground.randomness import chance_of
 from ..measure.class_statistics import class_statistics
-from .outlier_texts import RELEASE, caption_outliers, description_outliers, load_descriptors, word_outliers
 from ..pipeline.phrases import task_place
 from ..pipeline.words import encode_once
+from .captioners import DecoderCaptioner, caption_images, load_captioner
+from .decoder_training import fit_decoder, load_decoder
+from .outlier_texts import RELEASE, caption_outliers, description_outliers, load_descriptors, word_outliers
 
 # %% ../../nbs/9_toe/08_outlier_lists.ipynb #15030f5c
 _MINI = dict(id="mini", near=["mini-near"], far=["mini-plants", "mini-places", "mini-scenes", "mini-textures"], descriptors="mini")

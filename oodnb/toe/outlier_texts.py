@@ -22,10 +22,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..ground.places import atomic_path, content_hash, shipped
+from ..ground.files import atomic_path
+from ..ground.hashing import content_hash
+from ..ground.places import shipped
+from ..pipeline.phrases import task_place
 from ..prompts import clean_names
 from ..scores import mahalanobis, normalize
-from ..pipeline.phrases import task_place
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #4f98517b
 NAMED = ("whole", "exact", "substring", "keep") # how texts that name a class are found; "keep" leaves them in
