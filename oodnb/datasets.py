@@ -50,7 +50,7 @@ def load_dataset(
     known = None if world else catalogue.spelled(name)
     if classes is not None and (known or world): raise ValueError(f"classes belongs to folders of yours; {name} has its own. Choose pictures with .subset(...).")
     if world: return mini.load_split(name, split)
-    if known: return published_sets.load_split(known, split, root, allow_different)
+    if known: return published_sets.load_published(known, split, root, allow_different)
     folder = _folder_named(name)
     if folder is None: raise ValueError(unknown_name("data set", name, [*catalogue.entries(), *(row["name"] for row in mini.list_sets())]) + f" A folder of that name does not exist here; write a path as './{name}'.")
     return load_folder(folder, split, classes)

@@ -19,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .ground.files import locked
-from .pipeline.cache import Entry, Piece, cache_info, cache_root, clear_cache, join, keep, read_parts, stored, writable, write_part
+from .pipeline.cache import CacheEntry, Piece, cache_info, cache_root, clear_cache, join, keep, read_parts, stored, writable, write_part
 
 # %% ../nbs/5_pipeline/02_features.ipynb #195c3e1b
 @dataclass(repr=False)
@@ -140,7 +140,7 @@ def encode_range(
     dataset, # ImageSet
     start, # first picture
     stop, # one after the last
-    entry=None, # Entry that keeps the parts; None keeps nothing
+    entry=None, # CacheEntry that keeps the parts; None keeps nothing
     local=False, # local features too
     batch_size=256, # pictures encoded at once
     workers=0, # threads that decode; 0 for none
@@ -208,7 +208,7 @@ def _report_skipped(dataset, skipped, on_error, where=None):
 
 def _obtain(backbone, dataset, cache, kinds, options): # (Piece, "cache" or "computed", entry or None)
     if cache_root(cache) is None: return _compute(backbone, dataset, **options), "computed", None
-    entry = Entry(cache_root(cache), backbone, dataset)
+    entry = CacheEntry(cache_root(cache), backbone, dataset)
     piece = stored(entry, kinds)
     if piece: return piece, "cache", entry
     if not writable(cache): return _compute(backbone, dataset, **options), "computed", None
@@ -248,7 +248,7 @@ def extract(
 
 # %% ../nbs/5_pipeline/02_features.ipynb #f0e143e1
 def _stream(backbone, dataset, cache, progress, options): # yields Features; keeps the global ones at the end
-    entry = None if cache_root(cache) is None else Entry(cache_root(cache), backbone, dataset)
+    entry = None if cache_root(cache) is None else CacheEntry(cache_root(cache), backbone, dataset)
     known = entry and stored(entry, ("global",))
     row = {i: r for r, i in enumerate(known.kept)} if known else {}
     seen, lost, waiting = [], [], None

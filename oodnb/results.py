@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'NEAR', 'far_sets', 'without_cleaned', 'metrics_table', 'difference_table', 'id_accuracy', 'rows',
            'compare_with_published', 'to_markdown', 'to_html', 'ROW_COLUMNS', 'SCALES', 'average_seeds', 'check_rows',
-           'published_rows', 'read_rows', 'vocabulary', 'write_rows']
+           'published_rows', 'read_rows', 'row_vocabulary', 'write_rows']
 
 # %% ../nbs/12_evidence/01_results.ipynb #bd6820bf
 import html
@@ -17,14 +17,14 @@ import pandas as pd
 from . import __version__
 from .benchmark import by_role, detector_names
 from .metrics import bootstrap_samples, detection_metrics
-from .pipeline.rows import IDENTITY, ROW_COLUMNS, SCALES, average_seeds, check_rows, published_rows, read_rows, vocabulary, write_rows
+from .pipeline.rows import IDENTITY, ROW_COLUMNS, SCALES, average_seeds, check_rows, published_rows, read_rows, row_vocabulary, write_rows
 
 # %% ../nbs/12_evidence/01_results.ipynb #686878cf
 _KEYS = list(IDENTITY)
 METRICS = ("auroc", "aupr_in", "aupr_out", "fpr95_id_positive", "fpr95_ood_positive")
 
 
-def _resampled(
+def _metric_samples(
     known, # ID rows
     ood, # dict: OOD set -> rows
     detector, # column name
@@ -91,7 +91,7 @@ def metrics_table(
         for name, rows in ood.items():
             point = detection_metrics(known[detector].to_numpy(), rows[detector].to_numpy())
             points[name] = {k: 100 * v if k in METRICS else v for k, v in point.items()} | {"tied": 100 * point["ties"] / (point["n_id"] + point["n_ood"])}
-        samples = _resampled(known, ood, detector, n_boot, seed) if n_boot else {}
+        samples = _metric_samples(known, ood, detector, n_boot, seed) if n_boot else {}
         out += [_metric_row(detector, name, points[name], samples.get(name), level) for name in ood]
         for group, members in groups.items():
             mean = {m: float(np.mean([points[s][m] for s in members])) for m in (*METRICS, "tied")}
@@ -123,7 +123,7 @@ def difference_table(
     (reference,), (known, ood), out = _chosen(scores, reference), by_role(scores), []
     def table(detector):
         points = {s: detection_metrics(known[detector].to_numpy(), rows[detector].to_numpy()) for s, rows in ood.items()}
-        samples = _resampled(known, ood, detector, n_boot, seed)
+        samples = _metric_samples(known, ood, detector, n_boot, seed)
         both = {s: (100 * np.array([points[s][m] for m in metrics]), np.array([samples[s][m] for m in metrics])) for s in ood}
         return both | {"mean": tuple(np.mean([both[s][k] for s in ood], axis=0) for k in (0, 1))}
     base = table(reference)
@@ -158,12 +158,12 @@ def _wilson(right, z=1.959964):
     return {"accuracy_low": 100 * (centre - half) / (1 + z * z / n) if n else np.nan, "accuracy_high": 100 * (centre + half) / (1 + z * z / n) if n else np.nan}
 
 # %% ../nbs/12_evidence/01_results.ipynb #bb72eda9
-_all_ = ["ROW_COLUMNS", "SCALES", "average_seeds", "check_rows", "published_rows", "read_rows", "vocabulary", "write_rows"]
+_all_ = ["ROW_COLUMNS", "SCALES", "average_seeds", "check_rows", "published_rows", "read_rows", "row_vocabulary", "write_rows"]
 
 
 def _mean_names(metrics):
     "A mean over other sets than the papers' four must not be called `mean`: say what it averages."
-    four, groups = set(vocabulary()["mean_of"]), metrics.attrs.get("groups") or {"mean": [d for d in metrics["dataset"].unique() if d != "mean"]}
+    four, groups = set(row_vocabulary()["mean_of"]), metrics.attrs.get("groups") or {"mean": [d for d in metrics["dataset"].unique() if d != "mean"]}
     return {group: "mean" if set(members) == four else f"mean of {', '.join(members)}" for group, members in groups.items()}
 
 

@@ -64,4 +64,4 @@ def test_wrong_options_are_found_before_anything_is_encoded(wrong, error, messag
 
 
 def test_the_trainer_is_at_hand_where_the_method_is():
-    assert {"Recipe", "TrainedOutliers", "task_side", "train_outliers"} <= set(hftt.__all__)
+    assert {"HFTTSettings", "TrainedOutliers", "task_side", "train_outliers"} <= set(hftt.__all__)

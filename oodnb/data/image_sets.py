@@ -27,7 +27,7 @@ from ..ground.files import atomic_path
 from ..ground.hashing import content_hash
 from ..ground.places import home
 from ..ground.spelling import unknown_name
-from ..pictures import NOT_DECODED, folders, list_pictures, nothing_found, open_rgb, readable, split_folder
+from ..pictures import NOT_DECODED, folders, list_pictures, nothing_found, open_rgb, readable_id, split_folder
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #af509f92
 @dataclass(repr=False)
@@ -174,5 +174,5 @@ def load_folder(
     if undecoded: notes.append(f"{sum(undecoded.values())} files were left out because {' '.join(sorted(undecoded))} cannot be decoded; convert them to PNG or JPEG")
     if notes: warnings.warn(f"{folder}: {'; '.join(notes)}.", stacklevel=3)
     kept = [i for i, label in enumerate(labels) if label != -2]
-    ids, paths = [readable(files[i][0]) for i in kept], [files[i][1] for i in kept]
+    ids, paths = [readable_id(files[i][0]) for i in kept], [files[i][1] for i in kept]
     return ImageSet(name or top.resolve().name, split, ids, labels[kept], class_names, lambda i: open_rgb(paths[i]), fingerprint(ids, paths, contents), about=about)

@@ -49,7 +49,7 @@ def spread_table(
     return wide.reindex(index=part.set_index(index).index.unique(), columns=datasets or part["dataset"].unique())
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #b5se0003
-def _resampled(scores, columns, metrics, groups, n_boot, seed):
+def _grouped_samples(scores, columns, metrics, groups, n_boot, seed):
     "(groups, dict: column -> group -> (values [metrics], bootstrap values [metrics, n_boot], share of tied pictures)), in percent; every column sees the same draws of pictures."
     known, ood = by_role(scores)
     groups = {"mean": list(ood)} if groups is None else dict(groups)
@@ -78,7 +78,7 @@ def seed_metrics(
     "Means over seeds: `_std` is the spread of the seeds (NaN for one), `_low` and `_high` what other test pictures might have given."
     _, ood = by_role(scores)
     groups = far_sets(ood) if groups is None else dict(groups)
-    groups, found = _resampled(scores, [c for columns in methods.values() for c in columns], metrics, {name: [name] for name in ood} | groups | {"mean": list(ood)}, n_boot, seed)
+    groups, found = _grouped_samples(scores, [c for columns in methods.values() for c in columns], metrics, {name: [name] for name in ood} | groups | {"mean": list(ood)}, n_boot, seed)
     table = []
     for method, columns in methods.items():
         for group in groups:
@@ -136,7 +136,7 @@ def compare_runs(
     base = runs[reference]
     for name, own in runs.items():
         if 1 not in (len(own), len(base)) and len(own) != len(base): raise ValueError(f"{name!r} has {len(own)} trainings and {reference!r} {len(base)}; give the same seeds for both, in the same order.")
-    groups, found = _resampled(scores, [c for columns in runs.values() for c in columns], metrics, groups, n_boot, seed)
+    groups, found = _grouped_samples(scores, [c for columns in runs.values() for c in columns], metrics, groups, n_boot, seed)
     return pd.DataFrame([{"setting": name, "reference": reference, "dataset": group, "metric": m, **_difference([found[c][group] for c in own], [found[c][group] for c in base], i, -1 if m.startswith("fpr") else 1, level)}
                          for name, own in runs.items() if name != reference for group in groups for i, m in enumerate(metrics)])
 

@@ -71,7 +71,7 @@ class ForgetWorld:
         names, # classes to forget
         preserve=None, # raw names to preserve; None: the list of the data set
         target=None, # where the classes are sent, see `ForgetTask`
-        **changes, # fields of `Recipe` that differ from the protocol's
+        **changes, # fields of `ForgetSettings` that differ from the protocol's
     ) -> ForgetTask:
         "A task with the weights that the protocol has for this data set and backbone."
         recipe = protocol_recipe(dataset, self.backbone.name, len(names), **changes)

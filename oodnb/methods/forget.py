@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'load_preserve', 'preserve_names', 'protocol_recipe', 'forget_target', 'ForgetTask', 'forget_problems',
-           'initial_factor', 'forget_many', 'forget_classes', 'solve_many', 'Problem', 'Recipe', 'Trained',
+           'initial_factor', 'forget_many', 'forget_classes', 'solve_many', 'Problem', 'ForgetSettings', 'Trained',
            'closed_form', 'dead_zone', 'train_patches']
 
 # %% ../../nbs/10_forget/06_forget.ipynb #598173bd
@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from ..forget.patch import ProjectionPatch, text_hidden, text_projection
-from ..forget.training import Problem, Recipe, Trained, closed_form, dead_zone, train_patches
+from ..forget.training import ForgetSettings, Problem, Trained, closed_form, dead_zone, train_patches
 from ..ground.places import shipped
 from ..ground.spelling import did_you_mean
 
 # %% ../../nbs/10_forget/06_forget.ipynb #8eab157e
-_all_ = ["Problem", "Recipe", "Trained", "closed_form", "dead_zone", "train_patches"] # who forgets trains
+_all_ = ["Problem", "ForgetSettings", "Trained", "closed_form", "dead_zone", "train_patches"] # who forgets trains
 
 # %% ../../nbs/10_forget/06_forget.ipynb #4d9a8c6f
 def _read(name): return json.loads(shipped("lists", name).read_text(encoding="utf-8"))
@@ -52,13 +52,13 @@ def protocol_recipe(
     dataset, # data set of the forgotten classes
     backbone, # its name: "RN50", "ViT-B-16", ...
     classes=1, # forgotten at once: 1, or 3 (any number above 1)
-    **changes, # fields of `Recipe`
-) -> Recipe:
+    **changes, # fields of `ForgetSettings`
+) -> ForgetSettings:
     "The published weights, where there are any; the commonest ones elsewhere."
     name, kind = re.sub(r"^ViT-B-16", "ViT-B/16", backbone).removesuffix("-quickgelu"), "one_class" if classes == 1 else "multi_class"
     found = next((settings["configs"][kind][name][dataset] for settings in (PROTOCOL, _read("forget_mini.json")) if dataset in settings["configs"][kind].get(name, {})), {})
     weights = {ours: found[theirs] for ours, theirs in (("forget_weight", "lamb_forget"), ("preserve_weight", "lamb_preserve"), ("update_weight", "lamb_weight"), ("rank", "rank")) if theirs in found}
-    return Recipe(**{**weights, **changes})
+    return ForgetSettings(**{**weights, **changes})
 
 # %% ../../nbs/10_forget/06_forget.ipynb #c646ad0d
 def _embeddings(rows, name):
@@ -105,7 +105,7 @@ class ForgetTask:
     names: tuple # a class name or several
     class_names: tuple # all classes of the data set, in the order of labels; or an object that has class_names (an image set)
     preserve: tuple = () # raw names to preserve, see `preserve_names`
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: ForgetSettings = field(default_factory=ForgetSettings)
     target: object = None # None: the empty prompt; a text: its embedding, by the same rule; a tensor [k, e]: as it is
 
     def __post_init__(self):
@@ -212,13 +212,13 @@ def forget_classes(
     names, # class to forget, or several
     class_names, # all classes of the data set, or an image set
     preserve=(), # names to preserve
-    recipe=None, # Recipe; None: the published one
+    recipe=None, # ForgetSettings; None: the published one
     target=None, # where the classes are sent, see `ForgetTask`
     seed=0, # of starts and targets
     progress=True, # show a bar
 ) -> ProjectionPatch:
     "Forget one class, or several at once: names in, patch out."
-    return forget_many(backbone, [ForgetTask(names, class_names, preserve, recipe or Recipe(), target)], seed, progress)[0]
+    return forget_many(backbone, [ForgetTask(names, class_names, preserve, recipe or ForgetSettings(), target)], seed, progress)[0]
 
 # %% ../../nbs/10_forget/06_forget.ipynb #0f820352
 def solve_many(

@@ -17,7 +17,7 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..forget.synthetic_pictures import class_place, synthesize
+from ..forget.synthetic_pictures import class_place, synthesize_pictures
 from ..ground.hashing import content_hash
 from ..ground.places import home
 from ..ground.randomness import chance_of
@@ -193,16 +193,16 @@ def fit_lip(
     class_name, # the class to forget
     class_names, # all classes of the data set
     recipe=None, # LipRecipe; None: `lip_recipe`
-    dreams=None, # from `synthesize`; None: made here
+    dreams=None, # from `synthesize_pictures`; None: made here
     templates="photo.", # of the class texts
     seed=0, # of pictures and noise
     keep=None, # where results are kept: True: $OODNB_HOME/adapted; a folder; None: nowhere
     watch=None, # called with every row of the history
-    **synthesis, # count, threshold, max_steps, progress, ...: see `synthesize`
+    **synthesis, # count, threshold, max_steps, progress, ...: see `synthesize_pictures`
 ) -> Backbone: # both towers changed; with .about
     "The baseline Lip: a backbone that has forgotten a class. Warns when it has not."
     target, names = class_place(class_name, class_names)
-    if dreams and dreams.class_name != names[target]: raise ValueError(f"These dreams are of {dreams.class_name!r}, and {class_name!r} is to be forgotten; leave dreams out, or make them with synthesize(backbone, {class_name!r}, ...).")
+    if dreams and dreams.class_name != names[target]: raise ValueError(f"These dreams are of {dreams.class_name!r}, and {class_name!r} is to be forgotten; leave dreams out, or make them with synthesize_pictures(backbone, {class_name!r}, ...).")
     recipe, tokens = recipe or lip_recipe(backbone), _tokens(backbone, f"A picture of {names[target]}", 1)
     model = copy.deepcopy(backbone.model)
     adapted = Backbone(model, backbone.preprocess, backbone.tokenizer, backbone.name, f"{backbone.pretrained or 'own'}, Lip without {names[target]}", backbone.device)
@@ -211,7 +211,7 @@ def fit_lip(
     path = (home() / "adapted" if keep is True else Path(keep).expanduser()) / f"{key}.safetensors" if keep else None
     if path and path.is_file(): adapted.about = _read(path, model)
     else:
-        dreams = dreams or synthesize(backbone, class_name, class_names, templates=templates, seed=seed, **synthesis)
+        dreams = dreams or synthesize_pictures(backbone, class_name, class_names, templates=templates, seed=seed, **synthesis)
         images = dreams.pixels.to(backbone.device)
         recognised = lambda: (cosine_sims(adapted.encode_images(images), zero_shot_classifier(adapted, names, templates)).argmax(1) == target).double().mean().item()
         noise = lambda epoch: (torch.from_numpy(chance_of("lip noise", seed, epoch, s).standard_normal(images.shape, dtype="float32")).to(images) for s in range(recipe.draws))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .cache import Entry, cache_root, read_part
+from .cache import CacheEntry, cache_root, read_part
 from ..features import Features, encode_range, extract
 
 # %% ../../nbs/5_pipeline/03_shards.ipynb #59c4c62b
@@ -48,7 +48,7 @@ def _encode_part(backbone, dataset, root, key, start, stop, options):
     host = socket.gethostname()
     if not Path(f"{root / key}.lock").is_file(): raise RuntimeError(f"The machine {host} does not see the cache folder {root}. Give one that all machines share: cache=FOLDER, or OODNB_HOME.")
     eye, pictures = _made(backbone), _made(dataset)
-    entry = Entry(root, eye, pictures)
+    entry = CacheEntry(root, eye, pictures)
     if entry.key != key: raise RuntimeError(f"The machine {host} would make other features of {pictures.name} (key {entry.key}, not {key}): its weights, precision, preprocessing or pictures differ from those of the machine that asked.")
     encode_range(eye, pictures, start, stop, entry, **options)
     return stop - start

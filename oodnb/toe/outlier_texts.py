@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAMED', 'RELEASE', 'names_a_class', 'OutlierTexts', 'save_texts', 'load_texts', 'toe_constants', 'likely_tokens',
-           'word_outliers', 'load_descriptors', 'description_outliers', 'farthest', 'tidy_captions', 'caption_outliers',
-           'paper_names', 'labelled_texts']
+           'word_outliers', 'load_descriptors', 'description_outliers', 'farthest_texts', 'tidy_captions',
+           'caption_outliers', 'paper_names', 'labelled_texts']
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #3a53cb01
 import json
@@ -219,7 +219,7 @@ def description_outliers(
     return _accounted("description", made, kept, texts, {"repeated or blank": len(made) - len(single), "names of classes": named}, class_names, strict=strict, templates=templates, names=names, classes=len(descriptors))
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #4418e613
-def farthest(
+def farthest_texts(
     text_features, # of the captions [N, D], any length
     class_means, # of ID features, unit rows [C, D]
     precision, # inverse of their covariance [D, D]
@@ -254,7 +254,7 @@ def caption_outliers(
     if wrong is not None: raise ValueError(f"Caption number {wrong} is a {type(captions[wrong]).__name__}, {captions[wrong]!r:.60}; captions are strings, '' where there is none.")
     if statistics is not None and len(captions) != len(text_features): raise ValueError(f"{len(captions)} captions for {len(text_features)} rows of features; encode the captions in their order.")
     full = [i for i, text in enumerate(captions) if as_written or text.strip()]
-    rows = full if statistics is None or not full else [full[i] for i in farthest(torch.as_tensor(text_features)[full], statistics.means, statistics.precision, keep)[0].tolist()]
+    rows = full if statistics is None or not full else [full[i] for i in farthest_texts(torch.as_tensor(text_features)[full], statistics.means, statistics.precision, keep)[0].tolist()]
     single = tidy_captions([captions[i] for i in rows], as_written)
     texts, named = _without_names(single, class_names, names)
     removed = {"blank": len(captions) - len(full), "too near to the ID classes": len(full) - len(rows), "repeated": len(rows) - len(single), "names of classes": named}
