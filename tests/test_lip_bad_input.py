@@ -8,7 +8,7 @@ import torch
 
 from oodnb.backbones import load_backbone
 from oodnb.forget.synthetic_pictures import SyntheticPictures, ascent_step, synthesize_pictures
-from oodnb.methods.lip import LipRecipe, fit_lip, lip_loss, lip_recipe, noisy_copies, steepest, train_lip
+from oodnb.methods.lip import LipSettings, fit_lip, lip_loss, lip_recipe, noisy_copies, steepest, train_lip
 from oodnb.towers import tiny_model
 
 NAMES = ["euphonium", "minaret", "platypus"]
@@ -110,7 +110,7 @@ def test_weights_that_are_no_numbers():
 ])
 def test_recipes(changes, message):
     with pytest.raises(ValueError, match=message):
-        LipRecipe(**changes)
+        LipSettings(**changes)
 
 
 def test_more_tensors_asked_for_than_there_are(tiny, dreams):

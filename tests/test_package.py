@@ -301,7 +301,18 @@ def loaded_by(code):
 
 
 def test_importing_the_package_is_free():
-    assert {name for name in loaded_by("import oodnb") if not name.startswith("oodnb")} == set()
+    assert {name.partition(".")[0] for name in loaded_by("import oodnb")} <= {"oodnb", *sys.stdlib_module_names}
+
+
+def test_the_front_page_offers_what_it_names():
+    import oodnb
+
+    assert oodnb.__version__ == SETTINGS["version"] and oodnb.__doc__.startswith("Out-of-distribution detection")
+    assert set(oodnb.__all__) == set(oodnb._HOMES) <= set(dir(oodnb))
+    assert all(getattr(oodnb, name).__name__ == name for name in oodnb.__all__)
+    assert not set(oodnb.__all__) & {path.stem for path in modules()}  # an import of the module would replace the name
+    with pytest.raises(AttributeError, match="has no attribute 'load_model'; it offers auroc, "):
+        oodnb.load_model  # noqa: B018
 
 
 @pytest.mark.parametrize(("module", "allowed"), [
