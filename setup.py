@@ -16,7 +16,7 @@ readme = ROOT / "README.md"
 
 
 class BuildWithData(build_py):
-    """Puts what ships from data/ into the package as oodnb/data; an editable install reads data/ itself."""
+    """Puts what ships from data/ into the package as oodnb/shipped; an editable install reads data/ itself."""
 
     def run(self):
         super().run()
@@ -24,7 +24,7 @@ class BuildWithData(build_py):
             return
         for name in SHIPPED:
             if (ROOT / "data" / name).is_dir():
-                self.copy_tree(str(ROOT / "data" / name), str(Path(self.build_lib) / settings["lib_path"] / "data" / name))
+                self.copy_tree(str(ROOT / "data" / name), str(Path(self.build_lib) / settings["lib_path"] / "shipped" / name))
 
 
 setup(

@@ -19,7 +19,7 @@ import torch
 
 from oodnb.backbones import load_backbone
 from oodnb.benchmark import detector_names, run_benchmark
-from oodnb.cache import Entry, Piece, keep
+from oodnb.pipeline.cache import CacheEntry, Piece, keep
 from oodnb.datasets import ImageSet, load_dataset
 from oodnb.detectors import text_detectors, zero_shot
 from oodnb.results import metrics_table
@@ -84,7 +84,7 @@ def rescore(count):
     detectors = made_detectors(backbone, [s for s in SCORES if "l_mcm" not in s])
     print(f"{platform.machine()}, {torch.get_num_threads()} threads; {count:,} cached features x {CLASSES:,} classes, {len(detectors)} detectors: {', '.join(d.name for d in detectors)}")
     with tempfile.TemporaryDirectory() as home:
-        for s in (id_set, *ood_sets): keep(Entry(home, backbone, s), Piece(0, len(s), {"global": backbone.features(len(s))}, []))
+        for s in (id_set, *ood_sets): keep(CacheEntry(home, backbone, s), Piece(0, len(s), {"global": backbone.features(len(s))}, []))
         wall = time.perf_counter()
         taken, scores = timed(lambda: run_benchmark(backbone, id_set, ood_sets, detectors, cache=home, progress=False))
         print(f"run_benchmark from the cache  {taken:6.1f} s of processor time, {time.perf_counter() - wall:.1f} s on the wall, {1e6 * taken / count:.0f} us per picture; peak memory {peak():,.0f} MB")

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from prompts import kept_by, megabytes, peak_of, seconds
 
 from oodnb.backbones import PRECISIONS, Backbone, tiny_clip
-from oodnb.no_branch import NoBranch
-from oodnb.prefix import encode_tokens
-from oodnb.pretrain import clipn_terms, parameter_groups
+from oodnb.clipn.no_branch import NoBranch
+from oodnb.models.shared_prefix import encode_tokens
+from oodnb.clipn.pretrain import clipn_terms, parameter_groups
 
 
 def captions(count, chance):

@@ -19,8 +19,8 @@ from oodnb.datasets import load_dataset
 from oodnb.detectors import zero_shot
 from oodnb.explore import explore_forgetting, explore_images, explore_regions, explore_scores
 from oodnb.methods.forget import load_preserve
-from oodnb.panels import forget_board
-from oodnb.probes import make_gallery, probe_regions
+from oodnb.views.explorer_panels import forget_board
+from oodnb.views.one_picture import make_gallery, probe_regions
 
 
 def thinned(name, step):

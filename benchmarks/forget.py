@@ -23,8 +23,8 @@ import torch
 
 from oodnb.backbones import Backbone, tiny_clip
 from oodnb.methods.forget import PROTOCOL, ForgetTask, forget_problems, initial_factor, load_preserve, protocol_recipe, train_patches
-from oodnb.paths import shipped
-from oodnb.projection import class_hidden, class_vectors, merged
+from oodnb.ground.places import shipped
+from oodnb.forget.patch import class_hidden, class_vectors, merged
 from oodnb.scores import normalize
 
 

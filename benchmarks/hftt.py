@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from oodnb.backbones import Backbone
 from oodnb.methods.hftt import train_outliers
-from oodnb.words import load_words, word_texts
+from oodnb.pipeline.words import load_words, word_texts
 
 
 def now(device):

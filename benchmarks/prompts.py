@@ -29,7 +29,7 @@ import torch
 from oodnb.backbones import Backbone, load_backbone, tiny_clip
 from oodnb.datasets import load_dataset
 from oodnb.features import extract
-from oodnb.fewshot import few_shot
+from oodnb.data.fewshot import few_shot
 from oodnb.losses import locoop_loss
 from oodnb.methods.coop import prompt_detectors
 from oodnb.methods.locoop import fit_locoop

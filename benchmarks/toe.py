@@ -18,7 +18,7 @@ import torch
 
 from oodnb.backbones import load_backbone
 from oodnb.features import Features
-from oodnb.heads import Exposure, Noise, head_logits, make_head, train_head
+from oodnb.toe.classifier_heads import ExposureSettings, TextNoise, head_logits, make_head, train_head
 from oodnb.losses import outlier_exposure_loss
 from oodnb.methods.toe import fit_toe_runs
 
@@ -41,7 +41,7 @@ def timed(device, work):
 def encoding_each_step(model, pixels, tokens, labels, eps, start, flowing):
     """Every step encodes its 32 pictures and 32 texts; `flowing`: with gradients for the towers, as released."""
     head = [tuple(part.clone().requires_grad_() for part in layer) for layer in start]
-    optimizer, noise = torch.optim.Adam([part for layer in head for part in layer], lr=1e-3), Noise()
+    optimizer, noise = torch.optim.Adam([part for layer in head for part in layer], lr=1e-3), TextNoise()
     for step in range(len(eps)):
         at = slice(step * BATCH, (step + 1) * BATCH)
         with torch.set_grad_enabled(flowing): images, texts = model.encode_image(pixels[at]).float(), model.encode_text(tokens[at]).float()
@@ -83,7 +83,7 @@ def main():
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}; {options.model}, {options.steps} steps of {BATCH} pictures and {BATCH} texts, {options.classes} classes")
 
     order = lambda epoch: (np.arange(count), np.arange(count))
-    fit = lambda images, texts, heads, epochs=1: train_head(images, labels, texts, heads, order, lambda epoch, step, size: (eps[step], None), recipe=Exposure(epochs=epochs), progress=False).heads
+    fit = lambda images, texts, heads, epochs=1: train_head(images, labels, texts, heads, order, lambda epoch, step, size: (eps[step], None), recipe=ExposureSettings(epochs=epochs), progress=False).heads
     encoding_each_step(model, pixels[:BATCH], tokens[:BATCH], labels[:BATCH], eps[:1], start, True)
     released, flowing = timed(device, lambda: encoding_each_step(model, pixels, tokens, labels, eps, start, True))
     plain, still = timed(device, lambda: encoding_each_step(model, pixels, tokens, labels, eps, start, False))

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from oodnb.backbones import tiny_clip
 from oodnb.datasets import ImageSet
-from oodnb.no_branch import NoBranch
-from oodnb.pretrain import pretrain_on_captions
-from oodnb.ranks import process_group, rank_and_ranks
+from oodnb.clipn.no_branch import NoBranch
+from oodnb.clipn.pretrain import pretrain_on_captions
+from oodnb.pipeline.processes import process_group, rank_and_ranks
 
 WORDS = "red green blue black white small large old round flat".split()
 OPTIONS = {"batch_size": 8, "epochs": 2, "seed": 3, "lr": 1e-3, "warmup": 2, "clip": 0.5, "views": 2, "cache": False, "progress": False}

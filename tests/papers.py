@@ -50,7 +50,7 @@ def command(papers, *words):
     """The words that start `oodnb ...` in a process of its own, and its environment."""
     root = str(Path(oodnb.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    return [sys.executable, "-m", "oodnb.reproduce", *words, *where(papers)], environment
+    return [sys.executable, "-m", "oodnb.command.main", *words, *where(papers)], environment
 
 
 def start(papers, *words, before=lambda: None):

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 from server import special, tar_bytes, zip_bytes
 
-from oodnb.archives import unpack
+from oodnb.data.archives import unpack
 
 OUTSIDE = ["../out.txt", "a/../../out.txt", "/tmp/oodnb-out.txt", "..\\out.txt", "C:\\out.txt", "C:out.txt", "a/./../../out.txt"]
 
@@ -109,7 +109,7 @@ def test_a_zip_of_an_unknown_kind(refused):
 
 def test_more_than_the_disk_holds(tmp_path, monkeypatch):
     (tmp_path / "a.zip").write_bytes(zip_bytes({"bomb.bin": bytes(10**6)}))
-    monkeypatch.setattr("oodnb.archives.shutil.disk_usage", lambda path: type("Free", (), {"free": 1000}))
+    monkeypatch.setattr("oodnb.data.archives.shutil.disk_usage", lambda path: type("Free", (), {"free": 1000}))
     with pytest.raises(OSError, match="takes 1,000,000 bytes and the disk"):
         unpack(tmp_path / "a.zip", tmp_path / "in", progress=False)
     assert everything(tmp_path) == ["a.zip"]

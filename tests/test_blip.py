@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 import transformers
 
 from oodnb.backbones import Backbone, load_backbone
-from oodnb.blip import tiny_blip
+from oodnb.models.blip import tiny_blip
 from oodnb.detectors import zero_shot
 from oodnb.prompts import PromptContext, zero_shot_classifier
 from reference import cases, close

@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from papers import ROWS, WAIT, gone, only_folder, start, wait_for, where, write
 
 import oodnb
-from oodnb.reproduce import main
+from oodnb.command.main import main
 
 @pytest.fixture
 def papers(tmp_path):
@@ -64,9 +64,9 @@ def test_list_names_runs_and_parameters(papers, capsys):
 
 
 def test_an_installed_package_says_where_the_notebooks_are(tmp_path):
-    shutil.copytree(Path(oodnb.__file__).parent, tmp_path / "site" / "oodnb", ignore=shutil.ignore_patterns("__pycache__", "data"))
+    shutil.copytree(Path(oodnb.__file__).parent, tmp_path / "site" / "oodnb", ignore=shutil.ignore_patterns("__pycache__", "shipped"))
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run([sys.executable, "-m", "oodnb.reproduce", "list"], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "oodnb.command.main", "list"], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 2
     assert "live in the repository" in done.stderr and "--notebooks DIR" in done.stderr and "Traceback" not in done.stderr
 

@@ -15,10 +15,10 @@ from clipn_job import OPTIONS, little_pairs
 
 from oodnb.backbones import tiny_clip
 from oodnb.captions import load_captions
+from oodnb.clipn.pretrain import clipn_terms
 from oodnb.losses import binary_opposite_loss, semantic_opposite_loss
 from oodnb.methods.clipn import clipn_branches, clipn_plan, fit_clipn
-from oodnb.pretrain import clipn_terms
-from oodnb.runs import gather
+from oodnb.running.notebook import gather
 
 SHORT = OPTIONS | {"epochs": 1, "warmup": 0, "prompts": 2}
 

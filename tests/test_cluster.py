@@ -13,13 +13,13 @@ import pytest
 from papers import COLUMNS, ROWS, ended, gone, only_folder, start, wait_for, where, write
 
 from oodnb.backbones import load_backbone
-from oodnb.cluster import connect, read_needs, spread_runs
+from oodnb.running.cluster import connect, read_needs, spread_runs
 from oodnb.datasets import load_dataset
 from oodnb.features import extract
-from oodnb.ledger import last_time, read_json
-from oodnb.reproduce import main
-from oodnb.plan import plan_run
-from oodnb.shards import extract_on_workers
+from oodnb.running.state import last_time, read_json
+from oodnb.command.main import main
+from oodnb.running.plan import plan_run
+from oodnb.pipeline.shards import extract_on_workers
 
 dask = pytest.importorskip("dask", reason="the extra scale is not installed")
 distributed = pytest.importorskip("distributed", reason="the extra scale is not installed")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oodnb.corruptions import COMMON, CORRUPTIONS, corrupt, corrupt_image
+from oodnb.data.corruptions import COMMON, CORRUPTIONS, corrupt, corrupt_image
 from oodnb.datasets import ImageSet
 from reference import ROOT
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oodnb.catalogue import archives_of, entries
+from oodnb.data.catalogue import archives_of, entries
 from oodnb.datasets import check_dataset, list_datasets, load_dataset
 from oodnb.pictures import open_rgb
 
@@ -222,9 +222,9 @@ def test_fingerprint_follows_contents_only(tmp_path):
 def test_fingerprint_is_remembered(tmp_path, monkeypatch):
     root = folder(tmp_path / "set", "1.png")
     os.utime(root / "1.png", (1, 1))
-    monkeypatch.setattr("oodnb.datasets.time.time_ns", lambda: 2**62)
+    monkeypatch.setattr("oodnb.data.image_sets.time.time_ns", lambda: 2**62)
     first = load_dataset(root).fingerprint
-    monkeypatch.setattr("oodnb.datasets._digest", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("oodnb.data.image_sets.file_digest", lambda path: pytest.fail("read again"))
     assert load_dataset(root).fingerprint == first
 
 

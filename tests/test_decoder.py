@@ -14,11 +14,11 @@ pytest.importorskip("transformers")
 import transformers
 
 from oodnb.backbones import load_backbone
-from oodnb.captioner import DecoderCaptioner, caption_images, load_captioner
+from oodnb.toe.captioners import DecoderCaptioner, caption_images, load_captioner
 from oodnb.datasets import ImageSet
-from oodnb.decoder import fit_decoder, load_decoder, make_decoder, save_decoder
-from oodnb.outlier_texts import word_outliers
-from oodnb.tokens import BEGIN, END, PAD, PieceTokenizer, learn_words
+from oodnb.toe.decoder_training import fit_decoder, load_decoder, make_decoder, save_decoder
+from oodnb.toe.outlier_texts import word_outliers
+from oodnb.toe.vocabulary import BEGIN, END, PAD, PieceTokenizer, learn_words
 
 QUIET = dict(progress=False, keep=False)
 COLOURS = ("red", "green", "blue", "white")

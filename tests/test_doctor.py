@@ -11,16 +11,16 @@ from torchvision import transforms as T
 
 from oodnb.backbones import Backbone, load_backbone, tiny_clip
 from oodnb.benchmark import run_benchmark, save_scores, score_table
-from oodnb.checkup import check_activation, check_order, check_pipeline, check_preprocess, check_weights, gain, look
+from oodnb.checks.doctor import doctor
+from oodnb.checks.pipeline import check_activation, check_order, check_pipeline, check_preprocess, check_weights, gain, look
+from oodnb.checks.preprocessing import look_through
+from oodnb.command.main import main
 from oodnb.datasets import ImageSet, load_dataset
 from oodnb.detectors import zero_shot
-from oodnb.doctor import doctor
 from oodnb.features import extract
-from oodnb.lens import look_through
 from oodnb.metrics import fpr_at_tpr
-from oodnb.reproduce import main
+from oodnb.models.mini_clip import ARCHITECTURE, ConvStem
 from oodnb.scores import cosine_sims, mcm
-from oodnb.towers import ARCHITECTURE, ConvStem
 
 PIXELS, MEAN, STD = 96, (0.5,) * 3, (0.25,) * 3
 

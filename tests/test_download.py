@@ -7,7 +7,7 @@ import random
 import pytest
 from server import serving
 
-from oodnb.download import download, verify
+from oodnb.data.download import download, verify
 
 CONTENT = random.Random(0).randbytes(300_000)
 MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()
@@ -118,7 +118,7 @@ def test_a_login_page_is_no_archive(web, tmp_path):
 def test_redirections(web, tmp_path):
     web.redirects["/moved"] = web.address
     download(web.address.replace("/set.bin", "/moved"), tmp_path / "set.bin", progress=False)
-    from oodnb.download import _NeverWeaker
+    from oodnb.data.download import _NeverWeaker
     from urllib.request import Request
     with pytest.raises(ConnectionError, match="is not encrypted"):
         _NeverWeaker().redirect_request(Request("https://example.org/a"), None, 302, "", {}, "http://example.org/a")
@@ -131,7 +131,7 @@ def test_only_the_web_is_fetched(tmp_path, url):
 
 
 def test_full_disk(web, tmp_path, monkeypatch):
-    monkeypatch.setattr("oodnb.download.shutil.disk_usage", lambda path: type("Free", (), {"free": 1000}))
+    monkeypatch.setattr("oodnb.data.download.shutil.disk_usage", lambda path: type("Free", (), {"free": 1000}))
     with pytest.raises(OSError, match="needs 300,000 more bytes .* has 1,000 left"):
         get(web, tmp_path)
     assert "set.bin" not in names(tmp_path)

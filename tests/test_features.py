@@ -16,7 +16,7 @@ import pytest
 import torch
 from little import Eye, Squares
 
-from oodnb.cache import cache_info, clear_cache
+from oodnb.pipeline.cache import cache_info, clear_cache
 from oodnb.datasets import ImageSet
 from oodnb.features import extract, stream
 
@@ -165,7 +165,7 @@ def test_nothing_is_written_without_a_cache(tmp_path):
 def test_folder_that_cannot_be_written(tmp_path, monkeypatch):
     extract(Eye(), pictures(4))
     def refuse(*args, **kwargs): raise PermissionError(13, "Permission denied")
-    monkeypatch.setattr("oodnb.cache.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("oodnb.pipeline.cache.tempfile.TemporaryFile", refuse)
     assert extract(Eye(), pictures(4)).about["source"] == "cache"
     with pytest.warns(UserWarning, match="computed and not kept"):
         assert extract(Eye(), pictures(5)).about == {"source": "computed"}

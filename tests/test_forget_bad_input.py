@@ -11,11 +11,11 @@ import torch
 from oodnb.backbones import load_backbone
 from oodnb.losses import forgetting_loss
 from oodnb.methods.forget import ForgetTask, forget_classes, forget_many, forget_problems, forget_target, load_preserve, preserve_names, solve_many
-from oodnb.projection import ProjectionPatch, adapted_rows, class_hidden, class_vectors, load_patch, merged, save_patch, text_hidden, text_projection
-from oodnb.updates import Problem, Recipe, closed_form, dead_zone, residuals, train_patches
+from oodnb.forget.patch import ProjectionPatch, adapted_rows, class_hidden, class_vectors, load_patch, merged, save_patch, text_hidden, text_projection
+from oodnb.forget.training import ForgetSettings, Problem, closed_form, dead_zone, residuals, train_patches
 
 ANIMALS = ["cat", "dog", "fox", "owl"]
-QUICK = Recipe(steps=4, max_trials=1, threshold=0.0)
+QUICK = ForgetSettings(steps=4, max_trials=1, threshold=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_classes_that_are_not_there(idx):
     ("rank", 0, "rank 0 has nothing to train"), ("rank", 2.5, "whole number"), ("rank", True, "whole number"), ("alpha", 0, "above 0"), ("alpha", math.nan, "above 0"), ("lr", -1, "above 0"), ("steps", 0, "from 1 up"), ("max_trials", 0, "from 1 up"),
     ("forget_weight", math.inf, "from 0 up"), ("preserve_weight", -0.1, "from 0 up"), ("update_weight", "1", "from 0 up"), ("keep", "first", "'last' .* and 'best'")])
 def test_impossible_recipes(name, value, message):
-    with pytest.raises(ValueError, match=f"{name} is .*{message}"): Recipe(**{name: value})
+    with pytest.raises(ValueError, match=f"{name} is .*{message}"): ForgetSettings(**{name: value})
 
 
 def test_another_alpha_and_a_rank_above_the_dimensions(tiny):
@@ -144,7 +144,7 @@ def test_rows_that_do_not_fit():
 
 
 def test_a_loss_that_is_not_finite():
-    P, recipe, starts = draw(6, 4), Recipe(rank=2, steps=30, max_trials=1, threshold=0.0), draw(1, 2, 6)
+    P, recipe, starts = draw(6, 4), ForgetSettings(rank=2, steps=30, max_trials=1, threshold=0.0), draw(1, 2, 6)
     with pytest.raises(RuntimeError, match="The loss of problem 0 is inf before the first step"): train_patches(P, [Problem(1e30 * draw(1, 6), draw(1, 4))], starts, recipe)
     fine, lost = train_patches(P, [Problem(draw(1, 6), draw(1, 4)), Problem(1e18 * draw(1, 6), draw(1, 4))], starts, replace(recipe, lr=10.0, alpha=1e3))
     assert fine.losses.isfinite().all() and not lost.losses.isfinite().all()
@@ -154,7 +154,7 @@ def test_a_loss_that_is_not_finite():
 @pytest.mark.parametrize("dtype, trained", [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
 def test_other_precisions(dtype, trained):
     P, problem = draw(6, 4).to(dtype), Problem(draw(1, 6).to(dtype), draw(1, 4).to(dtype), draw(3, 6, seed=1).to(dtype))
-    done, = train_patches(P, [problem], draw(1, 2, 6), Recipe(rank=2, steps=20, max_trials=1, threshold=0.0))
+    done, = train_patches(P, [problem], draw(1, 2, 6), ForgetSettings(rank=2, steps=20, max_trials=1, threshold=0.0))
     assert done.A.dtype == trained and done.losses.isfinite().all()
 
 
@@ -172,7 +172,7 @@ def test_a_float64_model(tiny):
 
 
 def test_all_trials_failed(tiny):
-    recipe = Recipe(steps=3, max_trials=2, forget_weight=.01, increment=0.0)
+    recipe = ForgetSettings(steps=3, max_trials=2, forget_weight=.01, increment=0.0)
     with pytest.warns(UserWarning, match="1 of 2 tasks did not come near their target in 2 trials, the first is 'cat, dog'"):
         patches = forget_many(tiny, [ForgetTask(["cat", "dog"], ANIMALS, ["wolf"], recipe), ForgetTask("fox", ANIMALS, [], recipe, target=text_hidden(tiny, ["fox"]) @ text_projection(tiny))], progress=False)
     assert [patch.settings["reached"] for patch in patches] == [False, True]

@@ -6,10 +6,10 @@ import pytest
 
 from oodnb.backbones import load_backbone
 from oodnb.datasets import load_dataset
-from oodnb.forgetting import class_accuracy, recognise
+from oodnb.forget.evaluation import class_accuracy, recognise
 from oodnb.methods.forget import protocol_recipe
 from oodnb.mini import GROUPS, load_concepts
-from oodnb.paths import shipped
+from oodnb.ground.places import shipped
 
 MINI, PROTOCOL, ATTACKS = (json.loads(shipped("lists", f"forget_{name}.json").read_text("utf-8")) for name in ("mini", "protocol", "attacks"))
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from oodnb.attacks import linear_probe, recall_by_text, relearn, retrieval
+from oodnb.forget.attacks import linear_probe, recall_by_text, relearn, retrieval
 from oodnb.backbones import load_backbone
 from oodnb.datasets import ImageSet
 from oodnb.features import Features
-from oodnb.forgetting import Recognition, class_accuracy, class_changes, class_positions, forget_metrics, forgetting_table, nearest_class, recognise, summary_score
-from oodnb.projection import ProjectionPatch
+from oodnb.forget.evaluation import Recognition, class_accuracy, class_changes, class_positions, forget_metrics, forgetting_table, nearest_class, recognise, summary_score
+from oodnb.forget.patch import ProjectionPatch
 
 NAMES = ("cat", "dog", "sparrow", "oak")
 

@@ -17,8 +17,8 @@ from oodnb.methods.hftt import HFTTDetector, fit_hftt, fit_hftt_runs, task_featu
 from oodnb.metrics import detection_metrics
 from oodnb.results import metrics_table
 from oodnb.scores import mcm, task_log_odds
-from oodnb.tasks import score_texts
-from oodnb.words import load_words, split_lines
+from oodnb.pipeline.phrases import score_texts
+from oodnb.pipeline.words import load_words, split_lines
 from reference import cases, close
 
 QUIET = dict(cache=False, progress=False)

@@ -5,7 +5,7 @@ import torch
 
 from oodnb.backbones import load_backbone
 from oodnb.methods import hftt
-from oodnb.words import load_words
+from oodnb.pipeline.words import load_words
 
 SMALL = dict(templates=["{}", "a {}"], cache=False, progress=False, batch_size=16)
 CHOICES = dict(seed=(1, 2), outliers=(2, 5), focal=(1.0, 0.0, 2.0), crossed=False)
@@ -64,4 +64,4 @@ def test_wrong_options_are_found_before_anything_is_encoded(wrong, error, messag
 
 
 def test_the_trainer_is_at_hand_where_the_method_is():
-    assert {"Recipe", "TrainedOutliers", "task_side", "train_outliers"} <= set(hftt.__all__)
+    assert {"HFTTSettings", "TrainedOutliers", "task_side", "train_outliers"} <= set(hftt.__all__)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from oodnb.backbones import load_backbone
-from oodnb.dreams import Dreams, ascent_step, synthesize
-from oodnb.methods.lip import LipRecipe, fit_lip, lip_loss, lip_recipe, noisy_copies, steepest, train_lip
+from oodnb.forget.synthetic_pictures import SyntheticPictures, ascent_step, synthesize_pictures
+from oodnb.methods.lip import LipSettings, fit_lip, lip_loss, lip_recipe, noisy_copies, steepest, train_lip
 from oodnb.towers import tiny_model
 
 NAMES = ["euphonium", "minaret", "platypus"]
@@ -22,7 +22,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def dreams(tiny):
-    return synthesize(tiny, "platypus", NAMES, **SHORT)
+    return synthesize_pictures(tiny, "platypus", NAMES, **SHORT)
 
 
 @pytest.mark.parametrize("name, names, message", [
@@ -36,7 +36,7 @@ def dreams(tiny):
     (None, NAMES, "is a NoneType"),
     ("platypus", "platypus", "is the single string"),
 ])
-@pytest.mark.parametrize("call", [synthesize, fit_lip])
+@pytest.mark.parametrize("call", [synthesize_pictures, fit_lip])
 def test_which_class(tiny, call, name, names, message):
     with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
         warnings.simplefilter("ignore")
@@ -44,7 +44,7 @@ def test_which_class(tiny, call, name, names, message):
 
 
 def test_names_that_differ_by_an_underscore_are_one(tiny):
-    assert synthesize(tiny, "platypus_", ["snow leopard", "platypus"], **SHORT).class_name == "platypus"
+    assert synthesize_pictures(tiny, "platypus_", ["snow leopard", "platypus"], **SHORT).class_name == "platypus"
 
 
 @pytest.mark.parametrize("options, message", [
@@ -53,16 +53,16 @@ def test_names_that_differ_by_an_underscore_are_one(tiny):
 ])
 def test_how_pictures_are_made(tiny, options, message):
     with pytest.raises(ValueError, match=message):
-        synthesize(tiny, "platypus", NAMES, progress=False, **options)
+        synthesize_pictures(tiny, "platypus", NAMES, progress=False, **options)
 
 
 def test_pictures_that_are_never_recognised_are_told(tiny):
     with pytest.raises(RuntimeError, match="No picture of 'platypus' was recognised in 2 attempts of 1 steps"):
-        synthesize(tiny, "platypus", NAMES, 3, threshold=0.9999, lowest=0.9999, max_steps=1, max_attempts=2, progress=False)
+        synthesize_pictures(tiny, "platypus", NAMES, 3, threshold=0.9999, lowest=0.9999, max_steps=1, max_attempts=2, progress=False)
     many = dict(count=6, drop=0.0, max_attempts=1, max_steps=2, progress=False)
-    sure = sorted(synthesize(tiny, "platypus", NAMES, threshold=0.01, lowest=0.01, **many).probabilities)
+    sure = sorted(synthesize_pictures(tiny, "platypus", NAMES, threshold=0.01, lowest=0.01, **many).probabilities)
     with pytest.warns(UserWarning, match="of 6 pictures of 'platypus' were not recognised in 1 attempts"):
-        some = synthesize(tiny, "platypus", NAMES, threshold=sure[-2], lowest=sure[-2], **many | {"max_steps": 1})
+        some = synthesize_pictures(tiny, "platypus", NAMES, threshold=sure[-2], lowest=sure[-2], **many | {"max_steps": 1})
     assert some.given_up == 6 - len(some.pixels) > 0
 
 
@@ -70,10 +70,10 @@ def test_a_model_whose_features_are_nothing():
     tiny = load_backbone("tiny-vit", device="cpu")
     tiny.model.visual.proj.zero_()
     with pytest.raises(RuntimeError, match="No picture of 'platypus' was recognised"):
-        synthesize(tiny, "platypus", NAMES, **SHORT | {"threshold": 0.5, "lowest": 0.5})
+        synthesize_pictures(tiny, "platypus", NAMES, **SHORT | {"threshold": 0.5, "lowest": 0.5})
     tiny.model.visual.proj.fill_(math.nan)
     with pytest.raises(RuntimeError, match="gradient with respect to the pictures is not finite"):
-        synthesize(tiny, "platypus", NAMES, **SHORT)
+        synthesize_pictures(tiny, "platypus", NAMES, **SHORT)
 
 
 def test_gradients_that_are_no_numbers():
@@ -110,7 +110,7 @@ def test_weights_that_are_no_numbers():
 ])
 def test_recipes(changes, message):
     with pytest.raises(ValueError, match=message):
-        LipRecipe(**changes)
+        LipSettings(**changes)
 
 
 def test_more_tensors_asked_for_than_there_are(tiny, dreams):
@@ -144,6 +144,6 @@ def test_the_given_backbone_stays_as_it_is_in_half_precision_too(dreams):
 def test_dreams_of_another_class_or_size(tiny, dreams):
     with pytest.raises(ValueError, match="dreams are of 'platypus'"):
         fit_lip(tiny, "minaret", NAMES, dreams=dreams)
-    small = Dreams("platypus", dreams.pixels[..., :16, :16], dreams.shown, dreams.probabilities, dreams.steps, dreams.attempts, 0)
+    small = SyntheticPictures("platypus", dreams.pixels[..., :16, :16], dreams.shown, dreams.probabilities, dreams.steps, dreams.attempts, 0)
     with pytest.raises(ValueError, match="encode_images takes a float tensor"):
         fit_lip(tiny, "platypus", NAMES, dreams=small)

@@ -12,10 +12,10 @@ from PIL import Image
 
 from oodnb.backbones import load_backbone
 from oodnb.benchmark import run_benchmark
-from oodnb.catalogue import class_lists, entries
+from oodnb.data.catalogue import class_lists, entries
 from oodnb.datasets import check_dataset, load_dataset
 from oodnb.detectors import zero_shot
-from oodnb.paths import shipped
+from oodnb.ground.places import shipped
 from oodnb.results import metrics_table, rows, without_cleaned
 
 FORGET = shipped("reference", "forget", "zero_shot_reference.json") if (shipped() / "reference/forget/zero_shot_reference.json").is_file() else None

@@ -91,7 +91,7 @@ def shipped_files():
 def test_the_wheel_holds_the_modules_and_what_ships_and_nothing_else(wheel):
     own = {name for name in contents(wheel) if not name.startswith(f"oodnb-{SETTINGS['version']}.dist-info/")}
     assert own == {path.relative_to(ROOT).as_posix() for path in modules()} | {f"oodnb/{name}" for name in shipped_files()}
-    assert {"oodnb/data/mini/sprites.parquet", "oodnb/data/mini/clip.safetensors", "oodnb/data/lists/datasets.json", "oodnb/data/published/locoop.csv"} <= own
+    assert {"oodnb/shipped/mini/sprites.parquet", "oodnb/shipped/mini/clip.safetensors", "oodnb/shipped/lists/datasets.json", "oodnb/shipped/published/locoop.csv"} <= own
 
 
 def test_the_sdist_holds_what_ships_and_no_tests_or_notebooks(sdist_names):
@@ -127,7 +127,7 @@ def test_metadata(wheel, metadata):
     required = [line for line in metadata.get_all("Requires-Dist") if "extra" not in line]
     assert len(required) == len(SETTINGS["requirements"].split()) and not any(name.startswith(("nbdev", "fastcore")) for name in required)
     [entry_points] = [name for name in contents(wheel) if name.endswith("/entry_points.txt")]
-    assert "oodnb=oodnb.reproduce:main" in zipfile.ZipFile(wheel).read(entry_points).decode().replace(" ", "")
+    assert "oodnb=oodnb.command.main:main" in zipfile.ZipFile(wheel).read(entry_points).decode().replace(" ", "")
 
 
 # what it needs
@@ -230,8 +230,8 @@ from oodnb.backbones import load_backbone
 from oodnb.datasets import load_dataset
 from oodnb.detectors import zero_shot
 from oodnb.features import extract
-from oodnb.paths import shipped
-from oodnb.reproduce import main
+from oodnb.ground.places import shipped
+from oodnb.command.main import main
 
 model, pictures = load_backbone("mini"), load_dataset("mini").subset(range(12))
 [mcm] = zero_shot(model, pictures.class_names, scores=("mcm",))
@@ -273,7 +273,7 @@ def use_it(work):
     told = work("python", "-c", USE_IT)
     assert "| energy |" in told and "0 faults found" in told
     module, published = told.splitlines()[-1].split()
-    assert str(ROOT) not in module and Path(published) == Path(module).parent / "data" / "published"
+    assert str(ROOT) not in module and Path(published) == Path(module).parent / "shipped" / "published"
 
 
 def test_an_installed_wheel_works_without_the_checkout(work):
@@ -281,7 +281,7 @@ def test_an_installed_wheel_works_without_the_checkout(work):
 
 
 def test_an_installed_wheel_says_where_the_paper_notebooks_are(work):
-    code = "from oodnb.reproduce import main; print(main(['list']))"
+    code = "from oodnb.command.main import main; print(main(['list']))"
     assert work("python", "-c", f"import contextlib, sys\nwith contextlib.redirect_stderr(sys.stdout): {code}").splitlines()[-1] == "2"
 
 
@@ -301,22 +301,33 @@ def loaded_by(code):
 
 
 def test_importing_the_package_is_free():
-    assert {name for name in loaded_by("import oodnb") if not name.startswith("oodnb")} == set()
+    assert {name.partition(".")[0] for name in loaded_by("import oodnb")} <= {"oodnb", *sys.stdlib_module_names}
+
+
+def test_the_front_page_offers_what_it_names():
+    import oodnb
+
+    assert oodnb.__version__ == SETTINGS["version"] and oodnb.__doc__.startswith("Out-of-distribution detection")
+    assert set(oodnb.__all__) == set(oodnb._HOMES) <= set(dir(oodnb))
+    assert all(getattr(oodnb, name).__name__ == name for name in oodnb.__all__)
+    assert not set(oodnb.__all__) & {path.stem for path in modules()}  # an import of the module would replace the name
+    with pytest.raises(AttributeError, match="has no attribute 'load_model'; it offers auroc, "):
+        oodnb.load_model  # noqa: B018
 
 
 @pytest.mark.parametrize(("module", "allowed"), [
     ("oodnb.metrics", ()),
-    ("oodnb.paths", ()),
+    ("oodnb.ground.places", ()),
     ("oodnb.scores", ("torch",)),
     ("oodnb.losses", ("torch",)),
-    ("oodnb.reproduce", ("pandas", "pyarrow")),
+    ("oodnb.command.main", ("pandas", "pyarrow")),
 ])  # fmt: skip
 def test_light_modules_stay_light(module, allowed):
     assert loaded_by(f"import {module}") & set(HEAVY) <= set(allowed)
 
 
 def test_the_command_helps_without_loading_a_model():
-    code = "from oodnb.reproduce import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    code = "from oodnb.command.main import main\ntry: main(['--help'])\nexcept SystemExit: pass"
     assert loaded_by(code) & set(HEAVY) <= {"pandas", "pyarrow"}
 
 

@@ -14,7 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oodnb.paths import atomic_path, content_hash, data_root, home, locked, shipped
+from oodnb.ground.files import atomic_path, locked
+from oodnb.ground.hashing import content_hash
+from oodnb.ground.places import data_root, home, shipped
 
 ROOT = Path(__file__).parents[1]
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6) | st.binary(max_size=6)
@@ -41,7 +43,7 @@ def test_parts_are_not_glued(a, b):
 
 
 def test_same_in_every_process():
-    code = "from oodnb.paths import content_hash; print(content_hash({'b': [1, 2.5, None], 'a': {'x': True, 'y': 'é'}}))"
+    code = "from oodnb.ground.hashing import content_hash; print(content_hash({'b': [1, 2.5, None], 'a': {'x': True, 'y': 'é'}}))"
     found = {subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout for seed in ("0", "1", "77")}
     assert found == {content_hash({"a": {"y": "é", "x": True}, "b": (1, 2.5, None)}) + "\n"}
 
@@ -67,7 +69,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     with atomic_path(target) as temporary: temporary.write_text("old")
     code = f"""
 import time
-from oodnb.paths import atomic_path
+from oodnb.ground.files import atomic_path
 with atomic_path({str(target)!r}) as temporary:
     temporary.write_text("half")
     print("writing", flush=True)
@@ -90,7 +92,7 @@ def test_new_files_follow_the_umask(tmp_path):
 
 def test_lock_between_processes(tmp_path):
     target = tmp_path / "features"
-    code = f"import time\nfrom oodnb.paths import locked\nwith locked({str(target)!r}):\n    print('held', flush=True)\n    time.sleep(60)"
+    code = f"import time\nfrom oodnb.ground.files import locked\nwith locked({str(target)!r}):\n    print('held', flush=True)\n    time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "held\n"
     with pytest.raises(TimeoutError, match="there is nothing to delete"), locked(target, timeout=.2): pass
@@ -118,4 +120,4 @@ def test_places(monkeypatch, tmp_path):
 
 
 def test_importing_paths_costs_no_torch():
-    subprocess.run([sys.executable, "-c", "import sys, oodnb.paths; assert 'torch' not in sys.modules"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", "import sys, oodnb.ground.places; assert 'torch' not in sys.modules"], cwd=ROOT, check=True)

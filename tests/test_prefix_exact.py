@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from oodnb.backbones import Backbone, load_backbone, tiny_clip
-from oodnb.prefix import encode_packed, encode_tokens, pack_tokens, text_tower
+from oodnb.models.shared_prefix import encode_packed, encode_tokens, pack_tokens, text_tower
 from oodnb.prompts import POSITIONS, PromptContext, clean_names, encode_prompts, zero_shot_classifier
 from oodnb.scores import normalize
 

@@ -15,12 +15,12 @@ import torchvision.datasets.imagenet as tv_imagenet
 from PIL import Image
 from server import serving, special, tar_bytes, zip_bytes
 
-import oodnb.prepare
-from oodnb import catalogue
-from oodnb.catalogue import Archive, Entry, Split
+import oodnb.data.prepare
+import oodnb.data.catalogue as catalogue
+from oodnb.data.catalogue import Archive, Entry, Split
 from oodnb.datasets import check_dataset, load_dataset
-from oodnb.prepare import prepare, prepared
-from oodnb.reproduce import main
+from oodnb.data.prepare import prepare, prepared
+from oodnb.command.main import main
 
 
 def picture(i):
@@ -93,7 +93,7 @@ def test_wrong_checksum_leaves_nothing_in_place(zoo):
 
 def test_a_cut_line_then_the_same_command(zoo, monkeypatch):
     zoo.most = 100
-    monkeypatch.setattr(oodnb.prepare, "download", lambda *words, **options: __import__("oodnb.download").download.download(*words, tries=1, **options))
+    monkeypatch.setattr(oodnb.data.prepare, "download", lambda *words, **options: __import__("oodnb.data.download").download.download(*words, tries=1, **options))
     with pytest.raises(FileNotFoundError, match="100 bytes are kept"):
         zoo.get()
     zoo.most = None
@@ -157,9 +157,9 @@ def test_hostile_archive(zoo):
 
 KILLED = """
 import os, signal, sys
-import oodnb.prepare as p
-from oodnb import catalogue
-from oodnb.catalogue import Archive, Entry, Split
+import oodnb.data.prepare as p
+import oodnb.data.catalogue as catalogue
+from oodnb.data.catalogue import Archive, Entry, Split
 known = {"Zoo": Entry("Zoo", "ood", "", "", "folder", (Archive("zoo.tar.gz", None, "", None, (), ".", True),), {"test": Split("test", 10, 0, ("Zoo/images",), "", {})}, "", "")}
 catalogue.entries = lambda: known
 moved, rename = [], os.rename

@@ -15,7 +15,7 @@ from ruled import fill, rule, ruled_backbone
 from oodnb.losses import binary_opposite_loss, semantic_opposite_loss
 from oodnb.methods.clipn import CLIPNDetector, class_weights, clipn_detectors, clipn_templates, decide
 from oodnb.metrics import auroc, fpr_at_tpr
-from oodnb.no_branch import NoBranch, import_no_branch, load_no_branch, save_no_branch
+from oodnb.clipn.no_branch import NoBranch, import_no_branch, load_no_branch, save_no_branch
 from oodnb.scores import atd, ctw, energy, max_logit, msp
 
 PUBLISHED = {"MSP": msp, "MaxLogit": max_logit, "Energy": energy, "CTW": ctw, "ATD": atd}

@@ -19,8 +19,8 @@ from safetensors import safe_open
 
 from oodnb.backbones import tiny_clip
 from oodnb.captions import caption_batches, epoch_size
-from oodnb.no_branch import NoBranch
-from oodnb.pretrain import clipn_terms, parameter_groups, pretrain_no, pretrain_on_captions, prompt_draws, step_rates
+from oodnb.clipn.no_branch import NoBranch
+from oodnb.clipn.pretrain import clipn_terms, parameter_groups, pretrain_no, pretrain_on_captions, prompt_draws, step_rates
 
 TERMS = ("match", "mismatch", "opposite", "loss")
 
@@ -148,7 +148,7 @@ def test_stopping_after_any_step_changes_nothing(tmp_path, straight, step):
 
 def test_unequal_ranks_are_refused(tmp_path):
     script = tmp_path / "unequal.py"
-    script.write_text("import torch\nfrom oodnb.ranks import gathered, process_group, rank_and_ranks\n"
+    script.write_text("import torch\nfrom oodnb.pipeline.processes import gathered, process_group, rank_and_ranks\n"
                       "with process_group('cpu'):\n    try: gathered(torch.zeros(2 + rank_and_ranks()[0], 3))\n    except ValueError as error: print(error)\n")
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)], capture_output=True, text=True, timeout=300,
                           env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"})

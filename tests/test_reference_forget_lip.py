@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from scipy.ndimage import gaussian_filter
 
-from oodnb.dreams import IMAGENET, PLAIN, ascent_step, shown
+from oodnb.forget.synthetic_pictures import IMAGENET, PLAIN, ascent_step, shown
 from oodnb.methods.lip import frozen_tensors, lip_objective, lip_recipe, lip_loss, noisy_copies, steepest, train_lip
 from oodnb.backbones import load_backbone
 from oodnb.towers import tiny_model

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from oodnb.forgetting import class_accuracy, class_positions, forget_metrics, nearest_class, summary_score
-from oodnb.records import published_rows
+from oodnb.forget.evaluation import class_accuracy, class_positions, forget_metrics, nearest_class, summary_score
+from oodnb.pipeline.rows import published_rows
 from reference import ROOT, cases, close
 
 ZERO_SHOT = json.loads((ROOT / "forget" / "zero_shot_reference.json").read_text("utf-8"))["datasets"]

@@ -9,9 +9,9 @@ import torch
 from oodnb.backbones import tiny_clip
 from oodnb.losses import forgetting_terms
 from oodnb.methods.forget import ForgetTask, forget_problems, forget_target, initial_factor, preserve_names
-from oodnb.projection import ProjectionPatch, adapted_rows, class_hidden, class_vectors, merged, text_hidden, text_projection
+from oodnb.forget.patch import ProjectionPatch, adapted_rows, class_hidden, class_vectors, merged, text_hidden, text_projection
 from oodnb.scores import cosine_sims
-from oodnb.updates import Problem, Recipe, closed_form, dead_zone, residuals, train_patches
+from oodnb.forget.training import ForgetSettings, Problem, closed_form, dead_zone, residuals, train_patches
 from reference import cases, close
 
 F64 = torch.float64
@@ -197,7 +197,7 @@ def check_training(P, problem, starts, recipe, rtol=1e-7, atol=1e-8, matrix=None
 def test_the_training(case):
     parts = tensors(case)
     rank, number = parts["lora_A_inits"].shape[1], lambda name: parts[name].item()
-    recipe = Recipe(rank=rank, alpha=number("scaling") * rank, lr=number("lr"), steps=number("epochs"), max_trials=number("max_trials"), threshold=number("reduction_threshold"), increment=number("lamb_forget_increment"),
+    recipe = ForgetSettings(rank=rank, alpha=number("scaling") * rank, lr=number("lr"), steps=number("epochs"), max_trials=number("max_trials"), threshold=number("reduction_threshold"), increment=number("lamb_forget_increment"),
                     **{ours: number(theirs) for ours, theirs in WEIGHTS})
     P = parts["text_projection"]
     done, = train_patches(P, [Problem(*(parts[name] for name in ROWS))], parts["lora_A_inits"], recipe)
@@ -218,7 +218,7 @@ def problem_of(k=1, m=20, d=32, e=24, shift=0.0, dtype=F64):
     ("all trials fail", 1, 0.1, dict(steps=20, max_trials=3, threshold=.999)), ("squared", 2, 0.0, dict(steps=40, max_trials=1, squared=True)),
     ("grows until it works", 3, 0.1, dict(steps=120, max_trials=12, threshold=.5, forget_weight=.05, preserve_weight=.02, update_weight=.3, increment=.1))])
 def test_trainings_of_every_kind(name, k, shift, more):
-    recipe = Recipe(**{"alpha": more.get("rank", 5) / 5, **more})
+    recipe = ForgetSettings(**{"alpha": more.get("rank", 5) / 5, **more})
     starts = draw(recipe.max_trials, recipe.rank, 32, seed=5) / 32 ** .5
     done = check_training(*problem_of(k, shift=shift), starts, recipe, rtol=1e-6, atol=1e-7)
     assert done.reached == (name == "grows until it works") or more["max_trials"] == 1
@@ -228,7 +228,7 @@ def test_trainings_of_every_kind(name, k, shift, more):
 
 def test_through_the_kink():
     P, problem = problem_of(1, shift=.1)
-    recipe = Recipe(steps=150, max_trials=1, forget_weight=20.0, update_weight=.1)
+    recipe = ForgetSettings(steps=150, max_trials=1, forget_weight=20.0, update_weight=.1)
     done = check_training(P, problem, draw(1, 5, 32, seed=5) / 32 ** .5, recipe, 1e-2, 1e-3)
     assert done.norms[0, :, 0].min() < .2 * done.distances[0]
 
@@ -237,7 +237,7 @@ def test_a_distance_that_grows_counts_unless_told_otherwise():
     P, problem = problem_of(1, m=3)
     there = problem.forget_hidden @ P
     away = Problem(problem.forget_hidden, there + 1e-3, torch.cat([problem.forget_hidden, problem.preserve_hidden]), torch.cat([there + 3, problem.preserve_hidden @ P]), forget_weight=0.0, preserve_weight=1.0, update_weight=0.0)
-    recipe = Recipe(steps=60, max_trials=2)
+    recipe = ForgetSettings(steps=60, max_trials=2)
     starts = draw(2, 5, 32, seed=5) / 32 ** .5
     done = check_training(P, away, starts, recipe, 1e-6, 1e-7)
     assert done.reached and not done.closer and len(done.reductions) == 1
@@ -247,7 +247,7 @@ def test_a_distance_that_grows_counts_unless_told_otherwise():
 
 def test_last_and_best_step():
     P, problem = problem_of(1)
-    starts, recipe = draw(1, 5, 32, seed=5) / 32 ** .5, Recipe(steps=80, max_trials=1, forget_weight=4.0, lr=.05)
+    starts, recipe = draw(1, 5, 32, seed=5) / 32 ** .5, ForgetSettings(steps=80, max_trials=1, forget_weight=4.0, lr=.05)
     loss_of = lambda done: float(forgetting_terms(adapted_rows(problem.forget_hidden, P.T, done.A, done.B, .2), problem.forget_target, adapted_rows(problem.preserve_hidden, P.T, done.A, done.B, .2), problem.preserve_hidden @ P, done.B @ done.A, 4.0)["loss"])
     last, best = (train_patches(P, [problem], starts, replace(recipe, keep=keep))[0] for keep in ("last", "best"))
     assert loss_of(last) == pytest.approx(float(last.losses[0, -1]), rel=1e-9) and loss_of(best) == pytest.approx(float(best.losses.min()), rel=1e-9)
@@ -258,7 +258,7 @@ def test_last_and_best_step():
 def test_a_batch_is_as_good_as_one_by_one(dtype, exact):
     P = problem_of(dtype=dtype)[0]
     problems = [Problem(draw(k, 32, seed=k, dtype=dtype), draw(k, 24, seed=10 + k, dtype=dtype) / 5, draw(m, 32, seed=20 + m, dtype=dtype), forget_weight=w) for k, m, w in ((1, 0, 3.0), (3, 40, 2.0), (2, 7, .1))]
-    starts, recipe = draw(2, 5, 32, seed=5, dtype=dtype) / 32 ** .5, Recipe(steps=25, max_trials=2, threshold=.3)
+    starts, recipe = draw(2, 5, 32, seed=5, dtype=dtype) / 32 ** .5, ForgetSettings(steps=25, max_trials=2, threshold=.3)
     together = train_patches(P, problems, starts, recipe)
     for problem, got in zip(problems, together):
         alone, = train_patches(P, [problem], starts, recipe)
@@ -273,7 +273,7 @@ def test_a_batch_is_as_good_as_one_by_one(dtype, exact):
 @pytest.mark.parametrize("k, m", [(1, 20), (3, 20), (2, 0), (1, 60)])
 def test_nothing_is_better_than_the_closed_form(k, m, squared):
     P, problem = problem_of(k, m)
-    problem, recipe = replace(problem, preserve_target=None), Recipe(squared=squared, forget_weight=3.0)
+    problem, recipe = replace(problem, preserve_target=None), ForgetSettings(squared=squared, forget_weight=3.0)
     A, B = closed_form(P, problem, recipe)
     X, R, X_r, _ = residuals(P, problem)
 
@@ -293,7 +293,7 @@ def test_nothing_is_better_than_the_closed_form(k, m, squared):
 @pytest.mark.parametrize("shift", [0.0, 0.1])
 def test_the_edge_of_the_dead_zone(k, shift):
     P, problem = problem_of(k, shift=shift)
-    recipe = Recipe(update_weight=.5, preserve_weight=.1)
+    recipe = ForgetSettings(update_weight=.5, preserve_weight=.1)
     edge = dead_zone(P, problem, recipe)
     if not shift:
         sizes = [float((lambda A, B: B @ A)(*closed_form(P, replace(problem, preserve_target=None), replace(recipe, forget_weight=f * edge), rounds=3000)).norm()) for f in (.98, 1.05)]
@@ -309,7 +309,7 @@ def test_the_edge_of_the_dead_zone(k, shift):
 @pytest.mark.parametrize("case", cases("forget", "pipeline_*.npz"))
 def test_the_whole_method(case):
     tiny = tiny_clip("rn_a" if str(case["kind"]) == "rn" else "vit_a", int(case["weight_seed"]), device="cpu")
-    recipe = Recipe(rank=int(case["rank"]), steps=int(case["epochs"]), max_trials=1, threshold=0.0, lr=float(case["lr"]), **{ours: float(case[theirs]) for ours, theirs in WEIGHTS})
+    recipe = ForgetSettings(rank=int(case["rank"]), steps=int(case["epochs"]), max_trials=1, threshold=0.0, lr=float(case["lr"]), **{ours: float(case[theirs]) for ours, theirs in WEIGHTS})
     task = ForgetTask(case["forget_names"].tolist(), case["class_names"].tolist(), case["raw_preserve_list"].tolist(), recipe)
     assert task.preserved == case["preserve_names"].tolist() and task.indices == case["forget_idx"].tolist()
     near, P = dict(rtol=1e-4, atol=2e-5), text_projection(tiny)

@@ -13,9 +13,9 @@ from oodnb.backbones import tiny_clip
 from oodnb.losses import focal_mean, textual_detection_loss, textual_detection_terms
 from oodnb.methods.hftt import HFTTDetector, oracle_epoch, task_features, train_outliers
 from oodnb.metrics import detection_metrics
-from oodnb.records import average_seeds
+from oodnb.pipeline.rows import average_seeds
 from oodnb.scores import task_log_odds
-from oodnb.words import split_lines, word_texts
+from oodnb.pipeline.words import split_lines, word_texts
 from reference import cases, close
 
 

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from oodnb.decoder import make_decoder
+from oodnb.toe.decoder_training import make_decoder
 from reference import cases, close
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from oodnb.gaussians import class_statistics
+from oodnb.measure.class_statistics import class_statistics
 from oodnb.metrics import fpr_at_tpr
-from oodnb.outlier_texts import RELEASE, caption_outliers, description_outliers, farthest, likely_tokens, tidy_captions, word_outliers
+from oodnb.toe.outlier_texts import RELEASE, caption_outliers, description_outliers, farthest_texts, likely_tokens, tidy_captions, word_outliers
 from oodnb.scores import energy, mahalanobis, variance
 from reference import cases, close
 
@@ -95,7 +95,7 @@ def test_class_statistics_against_numpy(rows, width, classes, scale, normalize):
 
 @pytest.mark.parametrize("case", cases("toe", "13_caption_selection.npz"))
 def test_caption_selection(case):
-    selected, scores = farthest(case["text_features"], case["class_means"], case["precision"], float(case["ratio"]))
+    selected, scores = farthest_texts(case["text_features"], case["class_means"], case["precision"], float(case["ratio"]))
     close(scores, case["score"], rtol=1e-4, atol=1e-4)
     assert set(selected.tolist()) == set(case["selected"].tolist())
     assert (np.diff(scores[selected]) >= 0).all()
@@ -113,11 +113,11 @@ def test_selection_against_the_quadratic_form(count, width, classes, condition, 
     unit = texts.astype(np.float64) / np.linalg.norm(texts.astype(np.float64), axis=1, keepdims=True)
     away = unit[:, None] - means
     wanted = (-0.5 * np.einsum("ncd,de,nce->nc", away, precision.astype(np.float64), away)).max(1)
-    rows, scores = farthest(torch.from_numpy(texts).double(), means, precision)
+    rows, scores = farthest_texts(torch.from_numpy(texts).double(), means, precision)
     close(scores, wanted, rtol=1e-8, atol=1e-6)
     assert len(rows) == int(0.15 * count)
     assert scores[0].item() == pytest.approx(scores[1].item(), rel=1e-12)
-    close(farthest(texts, means, precision)[1], wanted, rtol=1e-4, atol=1e-4)
+    close(farthest_texts(texts, means, precision)[1], wanted, rtol=1e-4, atol=1e-4)
     close(mahalanobis(unit, means, precision), wanted, rtol=1e-8, atol=1e-6)
 
 
@@ -200,7 +200,7 @@ def test_selected_captions_are_tidied():
     statistics = class_statistics(np.random.default_rng(0).standard_normal((40, 4)) + [5, 0, 0, 0], np.arange(40) % 2, normalize=True)
     features = torch.eye(4)[torch.arange(20) % 4] * 3
     captions = [f"{'abcd'[i % 4]}{i // 4}\n" for i in range(20)]
-    rows, scores = farthest(features, statistics.means, statistics.precision, 0.5)
+    rows, scores = farthest_texts(features, statistics.means, statistics.precision, 0.5)
     found = caption_outliers(captions, features, statistics, ["hen"], keep=0.5, **RELEASE["captions"])
     assert list(found.texts) == sorted(captions[i].strip() for i in rows)
     assert found.counts["removed"]["too near to the ID classes"] == 10

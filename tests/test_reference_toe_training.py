@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from oodnb.backbones import tiny_clip
-from oodnb.heads import Exposure, Noise, cosine_multiplier, head_logits, noisy_texts, train_head
+from oodnb.toe.classifier_heads import ExposureSettings, TextNoise, cosine_multiplier, head_logits, noisy_texts, train_head
 from oodnb.losses import energy_logistic_loss, energy_margin_loss, outlier_exposure_loss, weighted_energy
-from oodnb.virtual import Synthesis, farthest, farthest_normals, synthesize, train_virtual
+from oodnb.toe.virtual_outliers import VirtualOutliers, farthest_normals, longest_draws, sample_outliers, train_virtual
 from reference import cases, close
 
 LAYERS = ("fc", "fc1", "fc2", "fc3")
@@ -50,7 +50,7 @@ def test_noise(case):
 
 def step_noise(variant, variance):
     """The settings that a variant's name stands for."""
-    return Noise("uniform" if "flag off" in variant else "gaussian", variance, standardize="standardised" in variant or "text map" in variant, offset="twice" if "offset" in variant else "off")
+    return TextNoise("uniform" if "flag off" in variant else "gaussian", variance, standardize="standardised" in variant or "text map" in variant, offset="twice" if "offset" in variant else "off")
 
 
 @pytest.mark.parametrize("case", cases("toe", "*_oe_step*.npz"))
@@ -98,9 +98,9 @@ def trained_as(case):
     t, size, losses, steps = tensors(case), int(case["text_batch"]), [], []
     drawn = lambda epoch, step, count: (case["eps"][epoch][step * size : step * size + count], None)
     watch = lambda row: (losses.append(row["loss"]), steps.append(row["epoch"]))
-    recipe = Exposure(image_batch=int(case["image_batch"]), outlier_batch=size, epochs=len(case["eps"]), lr=float(case["lr"]))
+    recipe = ExposureSettings(image_batch=int(case["image_batch"]), outlier_batch=size, epochs=len(case["eps"]), lr=float(case["lr"]))
     order = lambda epoch: (case["image_order"][epoch], case["text_order"][epoch])
-    done = train_head(t["image_features"], case["labels"], t["text_features"], [head_of(case, "init_")], order, drawn, Noise(variance=float(case["noise_variance"])), recipe=recipe, watch=watch, progress=False)
+    done = train_head(t["image_features"], case["labels"], t["text_features"], [head_of(case, "init_")], order, drawn, TextNoise(variance=float(case["noise_variance"])), recipe=recipe, watch=watch, progress=False)
     return done.heads[0], losses, steps
 
 
@@ -123,11 +123,11 @@ def virtual_as(case, **more):
     flat = lambda name: torch.from_numpy(case[name].reshape(steps * batch, *case[name].shape[2:]))
     words = "text_features" in case
     at = lambda epoch: np.arange(epoch * batch, (epoch + 1) * batch)
-    drawn = lambda epoch, step: (farthest(torch.from_numpy(case["normals"][epoch]), int(case["select"]))[None], case["uniform"][epoch][None] if words else None)
+    drawn = lambda epoch, step: (longest_draws(torch.from_numpy(case["normals"][epoch]), int(case["select"]))[None], case["uniform"][epoch][None] if words else None)
     constants = [torch.from_numpy(case[name])[None] for name in ("weight_energy", "lr_weight", "lr_bias")]
-    synthesis = Synthesis(int(case["queue_size"]), int(case["sample_from"]), int(case["select"]), int(case["start_epoch"]), weight=float(case["loss_weight"]), train_energy=False)
+    synthesis = VirtualOutliers(int(case["queue_size"]), int(case["sample_from"]), int(case["select"]), int(case["start_epoch"]), weight=float(case["loss_weight"]), train_energy=False)
     texts = (flat("text_features"), flat("text_labels")) if words else None
-    recipe = Exposure(image_batch=batch, outlier_batch=batch, epochs=steps, lr=float(case["lr"]))
+    recipe = ExposureSettings(image_batch=batch, outlier_batch=batch, epochs=steps, lr=float(case["lr"]))
     return train_virtual(flat("image_features"), flat("image_labels"), texts, [head_of(case, "init_")], lambda epoch: (at(epoch), at(epoch) if words else None), drawn, constants, recipe, synthesis, progress=False, **more)
 
 
@@ -171,8 +171,8 @@ def test_a_whole_clip(case):
     with torch.no_grad(): images, texts = clip.encode_images(t["pixels"]), clip.model.encode_text(t["tokens"])
     close(images, case["image_features"], rtol=1e-4, atol=1e-5)
     close(texts, case["text_features"], rtol=1e-4, atol=1e-5)
-    losses, noise = [], Noise(variance=float(case["noise_variance"]), offset="twice" if "offset" in str(case.get("variant", "")) else "off")
-    recipe = Exposure(image_batch=int(case["image_batch"]), outlier_batch=size, epochs=1, lr=float(case["lr"]))
+    losses, noise = [], TextNoise(variance=float(case["noise_variance"]), offset="twice" if "offset" in str(case.get("variant", "")) else "off")
+    recipe = ExposureSettings(image_batch=int(case["image_batch"]), outlier_batch=size, epochs=1, lr=float(case["lr"]))
     done = train_head(images, t["labels"], texts, [head_of(case, "init_")], lambda epoch: (np.arange(len(images)), np.arange(len(texts))), lambda epoch, step, count: (case["eps"][step], None), noise, recipe=recipe, watch=lambda row: losses.append(row["loss"]), progress=False)
     close(losses, case["losses"], rtol=1e-4)
     same_head(done.heads[0], case, "final_")
@@ -224,10 +224,10 @@ def test_a_weight_that_is_not_positive_has_no_say():
 @pytest.mark.parametrize("classes, queue, select, pool", [(1, 1, 3, 3), (3, 7, 1, 50), (2, 5, 4, 4)])
 def test_the_least_likely_draws_are_the_longest(classes, queue, select, pool):
     rows, normals = draw(classes, queue, 4), draw(classes, pool, 4, seed=1)
-    samples = synthesize(rows, normals).unflatten(0, (classes, pool))
+    samples = sample_outliers(rows, normals).unflatten(0, (classes, pool))
     centred = (rows - rows.mean(1, keepdim=True)).flatten(0, 1)
     covariance = centred.T @ centred / len(centred) + 1e-4 * torch.eye(4, dtype=torch.float64)
-    chosen = synthesize(rows, farthest(normals, select)).unflatten(0, (classes, select))
+    chosen = sample_outliers(rows, longest_draws(normals, select)).unflatten(0, (classes, select))
     for c in range(classes):
         density = torch.distributions.MultivariateNormal(rows[c].mean(0), covariance).log_prob(samples[c])
         close(chosen[c], samples[c][(-density).topk(select).indices], rtol=1e-9, atol=1e-12)

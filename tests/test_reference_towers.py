@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from oodnb.backbones import Backbone, list_backbones, load_backbone, tiny_clip
-from oodnb.checkpoints import infer_config, read_checkpoint
+from oodnb.models.checkpoints import infer_config, read_checkpoint
 from oodnb.towers import TINY_CONFIGS, tiny_model
 
 CONFIGS = list(TINY_CONFIGS)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from oodnb.backbones import tiny_clip
-from oodnb.fewshot import sample_shots
+from oodnb.data.fewshot import sample_shots
 from oodnb.losses import locoop_terms, ood_regions, region_entropy
 from oodnb.methods import coop, locoop
 from oodnb.prompts import PromptContext, encode_prompts
-from oodnb.train import learning_rates
+from oodnb.pipeline.train import learning_rates
 from reference import cases, close
 
 
@@ -92,7 +92,7 @@ def test_training_step_by_step(case):
     features, labels = torch.from_numpy(case["features"]), torch.from_numpy(case["labels"])
     batches = [(x[:, 0], x[:, 1:], y) for x, y in zip(features, labels)]
     rates = learning_rates(int(case["max_epoch"]), float(case["base_lr"]), int(case["warmup_epoch"]), float(case["warmup_cons_lr"]))
-    terms_of, steps = partial(locoop.locoop_terms, top_k=int(case["top_k"]), weight=float(case["lambda_value"])), []
+    terms_of, steps = partial(locoop.watched_terms, top_k=int(case["top_k"]), weight=float(case["lambda_value"])), []
     coop.train_context(context, lambda epoch: batches, rates, terms_of=terms_of, momentum=float(case["momentum"]), weight_decay=float(case["weight_decay"]), progress=False,
                        watch=lambda step: steps.append({**step, "vectors": context.vectors.detach().clone()}))
     close([step["lr"] for step in steps], case["step_lr"], rtol=1e-9)

@@ -8,8 +8,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from scipy.special import softmax
 
-from oodnb.region_views import overlay
-from oodnb.regions import RegionMap, foreground_share, region_scores, regions_from_logits, seen_box
+from oodnb.views.region_figures import overlay
+from oodnb.locoop.regions import RegionMap, foreground_share, region_scores, regions_from_logits, seen_box
 from reference import cases
 
 

@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from oodnb.execution import RunFailed, launch
-from oodnb.plan import plan_run
-from oodnb.records import ROW_COLUMNS, markdown_table, markdown_text, published_rows, write_rows
-from oodnb.report_command import Result, add_report_command, collect_results, report_blocks, write_report
+from oodnb.running.kernel import RunFailed, launch
+from oodnb.running.plan import plan_run
+from oodnb.pipeline.rows import ROW_COLUMNS, markdown_table, markdown_text, published_rows, write_rows
+from oodnb.running.page import Result, add_report_command, collect_results, report_blocks, write_report
 
 
 def row(value=80.0, **changes):

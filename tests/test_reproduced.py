@@ -49,7 +49,7 @@ def git(root, *words):
 
 
 def command(root, *words):
-    done = subprocess.run([sys.executable, "-m", "oodnb.reproduce", *words], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run([sys.executable, "-m", "oodnb.command.main", *words], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.returncode, done.stdout
 
 
@@ -114,6 +114,6 @@ def test_other_parameters_are_compared_with_nothing(checkout):
 
 def test_status_says_what_has_changed(checkout):
     assert command(checkout, "run", "demo", "--force")[0] == command(checkout, "status")[0] == 0
-    rewrite(checkout / "nbs" / "papers" / "demo.ipynb", ("from pathlib import Path", "from pathlib import Path\\nfrom oodnb.counts import roc_counts"))
+    rewrite(checkout / "nbs" / "papers" / "demo.ipynb", ("from pathlib import Path", "from pathlib import Path\\nfrom oodnb.measure.roc import roc_counts"))
     code, said = command(checkout, "status", "demo")
-    assert code == 3 and said.splitlines()[-1].endswith("notebook, oodnb.counts changed") and " outdated " in said
+    assert code == 3 and said.splitlines()[-1].endswith("notebook, oodnb.measure.roc changed") and " outdated " in said

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import oodnb
-from oodnb.dependencies import depends_on, reached_modules, read_code, say_changes
+from oodnb.running.dependencies import depends_on, reached_modules, read_code, say_changes
 
 ROOT = Path(oodnb.__file__).parents[1]
 # modules that run, watch and report on notebooks: no result may depend on them

@@ -12,8 +12,8 @@ import time
 import pytest
 from papers import COLUMNS, ROWS, command, ended, gone, only_folder, start, wait_for, where, write
 
-from oodnb.ledger import last_time, read_json
-from oodnb.reproduce import main
+from oodnb.running.state import last_time, read_json
+from oodnb.command.main import main
 
 RESULT = f"""from pathlib import Path
 (Path(out) / "rows.csv").write_text("{COLUMNS}\\n" + "".join(f"locoop,demo,mcm,mini,mini,mini-near,{{m}},{{40 + seed + i}},oodnb,,,{{scale}},x\\n" for i, m in enumerate(("auroc", "aupr_in"))))"""

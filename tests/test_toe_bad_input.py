@@ -9,11 +9,11 @@ import torch
 
 from oodnb.backbones import load_backbone
 from oodnb.features import Features
-from oodnb.heads import Exposure, Noise, make_head, noisy_texts, train_head
+from oodnb.toe.classifier_heads import ExposureSettings, TextNoise, make_head, noisy_texts, train_head
 from oodnb.losses import energy_margin_loss, outlier_exposure_loss
 from oodnb.methods.toe import TOEDetector, fit_toe, fit_toe_runs, load_toe, outlier_rows, save_toe
 from oodnb.metrics import detection_metrics
-from oodnb.virtual import Synthesis, train_virtual
+from oodnb.toe.virtual_outliers import VirtualOutliers, train_virtual
 
 NAMES = ["cat", "dog", "bird"]
 QUIET = dict(epochs=2, progress=False, cache=False)
@@ -88,9 +88,9 @@ def test_zero_and_broken_outlier_features():
 
 def test_texts_that_are_all_the_same_cannot_be_standardised():
     with pytest.raises(ValueError, match="numbers of a batch are all the same"):
-        fit_toe(known(), NAMES, torch.ones(4, 6), noise=Noise(standardize=True), **QUIET)
+        fit_toe(known(), NAMES, torch.ones(4, 6), noise=TextNoise(standardize=True), **QUIET)
     with pytest.raises(ValueError, match="numbers of a batch are all the same"):
-        Noise(standardize=True)(rows(2, 1), torch.ones(1, 1), torch.ones(1, 1))
+        TextNoise(standardize=True)(rows(2, 1), torch.ones(1, 1), torch.ones(1, 1))
 
 
 # pictures and classes
@@ -107,7 +107,7 @@ def test_labels_that_are_no_class(labels, told):
     with pytest.raises(ValueError, match=told):
         fit_toe(known(labels=labels), NAMES, None, **QUIET)
     with pytest.raises(ValueError, match="the head has 3 classes|from -1"):
-        train_head(rows(12), labels, None, [make_head("linear", 6, 3)], lambda epoch: (np.arange(12), None), recipe=Exposure(epochs=1), progress=False)
+        train_head(rows(12), labels, None, [make_head("linear", 6, 3)], lambda epoch: (np.arange(12), None), recipe=ExposureSettings(epochs=1), progress=False)
 
 
 def test_a_class_without_pictures():
@@ -120,7 +120,7 @@ def test_a_class_without_pictures():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match="2 of 3 classes have no picture to feed their queue"):
-            fit_toe(lonely, NAMES, Synthesis(queue_size=2), **QUIET)
+            fit_toe(lonely, NAMES, VirtualOutliers(queue_size=2), **QUIET)
 
 
 def test_one_class_and_one_outlier():
@@ -213,7 +213,7 @@ def test_another_training_is_not_taken_up(tmp_path):
 
 
 def test_a_killed_training_ends_with_the_same_bytes(tmp_path):
-    for outliers in (rows(40), Synthesis(queue_size=3, sample_from=10, start_epoch=1)):
+    for outliers in (rows(40), VirtualOutliers(queue_size=3, sample_from=10, start_epoch=1)):
         fit = lambda **more: fit_toe_runs(known(), NAMES, outliers, None, (1, 2), epochs=4, progress=False, **more)
         place = tmp_path / type(outliers).__name__
         fit(folder=place, stop_after=2)
@@ -224,12 +224,12 @@ def test_a_killed_training_ends_with_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("wrong, told", [(dict(queue_size=0), "queue_size is 0"), (dict(select=0), "select is 0"), (dict(select=5, sample_from=4), "of the draws 1 to 4"), (dict(ridge=-1), "none is negative")])
 def test_impossible_synthesis(wrong, told):
     with pytest.raises(ValueError, match=told):
-        Synthesis(**wrong)
+        VirtualOutliers(**wrong)
 
 
 def test_a_queue_that_never_fills_is_plain_training():
     line = [torch.ones(1, 3), torch.zeros(1, 2, 1), torch.zeros(1, 2)]
-    done = train_virtual(rows(12), np.arange(12) % 3, None, [make_head("linear", 6, 3)], lambda epoch: (np.arange(12), None), None, line, Exposure(epochs=2), Synthesis(queue_size=1000, start_epoch=0), progress=False)
+    done = train_virtual(rows(12), np.arange(12) % 3, None, [make_head("linear", 6, 3)], lambda epoch: (np.arange(12), None), None, line, ExposureSettings(epochs=2), VirtualOutliers(queue_size=1000, start_epoch=0), progress=False)
     assert done.outliers is None and done.queues.counts.tolist() == [[8, 8, 8]]
     assert [row["synthesised"] for row in done.history] == [0, 0]
 

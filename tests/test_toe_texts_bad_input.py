@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from oodnb.backbones import load_backbone
-from oodnb.gaussians import class_means, class_statistics
+from oodnb.measure.class_statistics import class_means, class_statistics
 from oodnb.metrics import detection_metrics
-from oodnb.outlier_texts import caption_outliers, description_outliers, farthest, labelled_texts, likely_tokens, load_descriptors, load_texts, names_a_class, paper_names, word_outliers
+from oodnb.toe.outlier_texts import caption_outliers, description_outliers, farthest_texts, labelled_texts, likely_tokens, load_descriptors, load_texts, names_a_class, paper_names, word_outliers
 from oodnb.scores import energy, mahalanobis
-from oodnb.words import encode_once
+from oodnb.pipeline.words import encode_once
 
 
 def rows(count, width=3, seed=0):
@@ -105,11 +105,11 @@ def test_zero_and_infinite_caption_features():
     bad = rows(20)
     bad[4] = 0
     with pytest.raises(ValueError, match="first is row \\[4\\]"):
-        farthest(bad, rows(2), torch.eye(3))
+        farthest_texts(bad, rows(2), torch.eye(3))
     for keep in (0, -0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match="keep is"):
-            farthest(rows(20), rows(2), torch.eye(3), keep)
-    assert len(farthest(rows(20), rows(2), torch.eye(3), 1)[0]) == 20
+            farthest_texts(rows(20), rows(2), torch.eye(3), keep)
+    assert len(farthest_texts(rows(20), rows(2), torch.eye(3), 1)[0]) == 20
 
 
 @pytest.mark.parametrize("count", [0, 1, 6])

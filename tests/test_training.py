@@ -12,7 +12,7 @@ import pytest
 import torch
 from learner import learn, squares
 
-from oodnb.fewshot import few_shot
+from oodnb.data.fewshot import few_shot
 from oodnb.methods.coop import fit_coop, import_context, load_context, save_context
 from oodnb.methods.locoop import fit_locoop
 from oodnb.prompts import encode_prompts

@@ -47,7 +47,7 @@ def test_every_page_has_a_title_and_ends_with_where_next(page):
 
 
 def test_the_cells_of_add_a_method_become_a_module(tmp_path):
-    """One notebook in nbs/methods, an export, and nothing else: the module is there, keeps the rules, and its detector works downstream."""
+    """One notebook in nbs/11_more, an export, and nothing else: the module is there, keeps the rules, and its detector works downstream."""
     page = next(p for p in PAGES if p.stem == "5_add_a_method")
     wanted = [source for kind, source in cells(page) if kind == "code" and re.search(r"^(def against_blank|class BlankDetector|def fit_blank)", source, re.M)]
     assert len(wanted) == 3
@@ -55,7 +55,7 @@ def test_the_cells_of_add_a_method_become_a_module(tmp_path):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
     modules = lambda: {p.relative_to(tmp_path / "oodnb").as_posix() for p in (tmp_path / "oodnb").rglob("*.py")}
     before = modules()
-    own = tmp_path / "nbs/methods/97_blank.ipynb"
+    own = tmp_path / "nbs/11_more/97_blank.ipynb"
     write(own, "#| default_exp methods.blank", cell(1, "# methods.blank\n\n> Against sentences that say nothing.", "markdown"), f"#| export\n{IMPORTS}", *(f"#| export\n{source}" for source in wanted))
     nbdev("export", tmp_path)
     assert modules() == before | {"methods/blank.py"}

@@ -32,10 +32,10 @@ UNSEARCHED = re.compile(r"<pre\b.*?</pre>|<details class=\"code\">.*?</details>"
 
 def accepted_results(root):
     """Accepted results of this checkout, as `oodnb report` shows them: name → blocks."""
-    if not (root / "oodnb" / "report_command.py").is_file() or not (root / "data" / "reproduced").is_dir():
+    if not (root / "oodnb" / "running" / "page.py").is_file() or not (root / "data" / "reproduced").is_dir():
         return {}
     sys.path.insert(0, str(root))
-    from oodnb.report_command import collect_results, report_blocks
+    from oodnb.running.page import collect_results, report_blocks
 
     return {result.name: report_blocks([result]) for result in collect_results(accepted=True) if result.rows}
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from notebooks import read_notebook
 from public_names import read_package
 
-FLOORS = {0: "Files and pictures", 1: "Pure maths, a small world", 2: "Models, prompts, data", 3: "Features, texts, named data sets", 4: "Detectors and training",
-          6: "Examining", 7: "Evidence", 8: "For people", 9: "Runs and machines"}  # fmt: skip
+CHAPTERS = dict(ground="The ground", measure="Measuring", models="Models", miniworld="The mini world", data="Data", pipeline="From pictures to scores", locoop="LoCoOp", hftt="HFTT", clipn="CLIPN", toe="TOE",
+                forget="Class forgetting", more="More methods", evidence="Evidence", running="Running", checks="Checks", views="Views", command="The command")  # fmt: skip
 PAPERS = dict(scoreboard="All methods", zeroshot="MCM and GL-MCM", locoop="LoCoOp", clipn="CLIPN", toe="TOE", hftt="HFTT", forget="Class forgetting", more="Beside the five", mini="The mini world")
 
 
@@ -43,6 +43,12 @@ def paper_group(notebook):
     return list(PAPERS).index(prefix) if prefix in PAPERS else len(PAPERS), PAPERS.get(prefix, prefix)
 
 
+def chapters(root):
+    """The folders of nbs whose names begin with a number, in the order of these numbers: (number, folder, heading)."""
+    found = sorted((int(path.name.split("_")[0]), path) for path in (root / "nbs").glob("[0-9]*_*") if path.is_dir())
+    return [(number, path, CHAPTERS.get(path.name.partition("_")[2], path.name.partition("_")[2].capitalize())) for number, path in found]
+
+
 def notebook_pages(root, section, paths, group=lambda notebook: ""):
     for path in paths:
         notebook = read_notebook(root, path.relative_to(root).as_posix())
@@ -72,8 +78,7 @@ def plan(root):
     return [
         Section("Start", start),
         Section("Tutorials", list(notebook_pages(root, "Tutorials", below("tutorials")))),
-        Section("Library", list(notebook_pages(root, "Library", below("library"), lambda n: FLOORS.get((n.number or 0) // 10, "")))),
-        Section("Methods", list(notebook_pages(root, "Methods", below("methods")))),
+        Section("Chapters", [page for number, folder, heading in chapters(root) for page in notebook_pages(root, "Chapters", below(folder.name), lambda n, group=f"{number} · {heading}": group)]),
         Section("Papers", papers),
         Section("Reference", [Page("api/index.html", "All names", "Reference", blurb="Every public name of the package."), *modules]),
         Section("About", list(markdown_pages(root))),

@@ -19,7 +19,7 @@ SHOWN = 24  # tables of accepted rows with more lines begin folded
 class Notebook:
     """A notebook on disk, and what the contents say about it."""
 
-    path: str  # below the root: nbs/library/10_metrics.ipynb
+    path: str  # below the root: nbs/1_measure/02_metrics.ipynb
     cells: list = field(default_factory=list)
     title: str = ""
     blurb: str = ""

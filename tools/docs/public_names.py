@@ -33,7 +33,7 @@ class Module:
     """One module of the package."""
 
     name: str  # oodnb.metrics
-    notebook: str  # nbs/library/10_metrics.ipynb
+    notebook: str  # nbs/1_measure/02_metrics.ipynb
     doc: str
     entries: list
 
