@@ -28,7 +28,7 @@ HEAVY = ("torch", "torchvision", "open_clip", "timm", "transformers", "scipy", "
 # needed without being imported: the kernel of every run is started with `python -m`, JupyterLab is where the notebooks are read, torchvision reads PCAM with h5py
 RUN_NOT_IMPORTED = {"ipykernel", "jupyterlab", "h5py"}
 # comes with another one that is asked for
-COMES_WITH = {"IPython": "ipykernel", "dask": "distributed", "psutil": "distributed"}
+COMES_WITH = {"IPython": "ipykernel", "fastcore": "nbdev", "dask": "distributed", "psutil": "distributed"}
 
 
 def run(*command, **options):
