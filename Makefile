@@ -11,17 +11,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
+## what people write; nbdev writes oodnb
+WRITTEN := nbs tests benchmarks tools setup.py
 ## long ones first, and never two beside each other that wait for the same training; features of the test sets are made by the first
 PAPERS := zeroshot_imagenet hftt_theory clipn_readme locoop_imagenet toe_imagenet clipn_ablation locoop_sensitivity forget_baselines toe_criteria locoop_regions forget_attacks toe_noise clipn_cifar toe_real_and_virtual forget_loss_terms clipn_prompts forget_preserve_names \
     clipn_negation clipn_baselines forget_meets_ood hftt_quality hftt_sensitivity hftt_backbones more_detectors forget_target forget_multi forget_single hftt_text_source hftt_imagenet hftt_hateful toe_density hftt_embeddings forget_features hftt_medical
 OFFLINE := env -u OODNB_DATA OODNB_HOME="$(CURDIR)/runs/.test-home" OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=agg PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup hooks reproduce reproduce-all accept readme test check lint export docs links clean distclean
+.PHONY: help setup hooks reproduce reproduce-all accept readme test check lint format export docs links clean distclean
 
 help:
 	@sed -n 's/^# //p' Makefile
-	@echo "also: setup hooks check lint export readme docs links clean distclean"
+	@echo "also: setup hooks check lint format export readme docs links clean distclean"
 
 $(STAMP): settings.ini setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 to 3.13 found; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -54,18 +56,22 @@ readme: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python tools/check.py
-	$(OFFLINE) $(BIN)/nbdev_test --n_workers 2
+	$(OFFLINE) $(BIN)/nbdev-test --n-workers 2
 	$(OFFLINE) $(BIN)/python -m pytest -q
 
 check: $(STAMP)
 	$(BIN)/python tools/check.py
 
+format: $(STAMP)
+	$(BIN)/ruff format $(WRITTEN)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet --output-format concise $(WRITTEN)
 	$(BIN)/ruff check --isolated --select F401,F821,F841 --per-file-ignores oodnb/features.py:F401 oodnb
 
 export: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_export
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-export
 
 docs: $(STAMP)
 	@$(BIN)/python -c 'import latex2mathml' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'

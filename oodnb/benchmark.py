@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from . import __version__
+import oodnb
 from .detectors import Detector, shared_reading
 from .features import stream
 from .ground.files import atomic_path
@@ -207,7 +207,7 @@ def run_benchmark(
     shared = _shared_images(parts, features)
     table = _merge_predictions(pd.concat(parts, ignore_index=True), predictors)
     table.attrs = _facts({
-        "version": __version__, "backbone": backbone.name, "pretrained": str(backbone.pretrained or ""), "fingerprint": backbone.fingerprint, "precision": backbone.precision,
+        "version": oodnb.__version__, "backbone": backbone.name, "pretrained": str(backbone.pretrained or ""), "fingerprint": backbone.fingerprint, "precision": backbone.precision,
         "id_set": id_set.name, "images": {s.name: int((table["dataset"] == s.name).sum()) for s in (id_set, *ood_sets)},
         "class_names": [str(c) for c in classes], "id_class_names": [str(c) for c in id_set.class_names],
         "detectors": {d.name: dict(getattr(d, "settings", {})) for d in detectors}, "skipped": skipped, "shared_images": shared})

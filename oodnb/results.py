@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from . import __version__
+import oodnb
 from .benchmark import by_role, detector_names
 from .metrics import bootstrap_samples, detection_metrics
 from .pipeline.rows import IDENTITY, ROW_COLUMNS, SCALES, average_seeds, check_rows, published_rows, read_rows, row_vocabulary, write_rows
@@ -185,7 +185,7 @@ def rows(
 ) -> pd.DataFrame: # rows, percent, unrounded
     "Rows of one run from its metrics table; the detectors' names are the methods."
     seeds = ";".join(str(s) for s in ([seeds] if isinstance(seeds, int) else seeds))
-    fixed = {"paper": paper, "table": table, "backbone": backbone, "setting": setting, "source": f"oodnb {__version__}", "std": np.nan, "seeds": seeds, "scale": scale, "run": run}
+    fixed = {"paper": paper, "table": table, "backbone": backbone, "setting": setting, "source": f"oodnb {oodnb.__version__}", "std": np.nan, "seeds": seeds, "scale": scale, "run": run}
     called = _mean_names(metrics) if scale == "paper" else {}
     out = [{"method": r["detector"], "dataset": called.get(r["dataset"], r["dataset"]), "metric": m, "value": r[m], **fixed} for r in metrics.to_dict("records") for m in names]
     if accuracy is not None:

@@ -28,7 +28,7 @@ HEAVY = ("torch", "torchvision", "open_clip", "timm", "transformers", "scipy", "
 # needed without being imported: the kernel of every run is started with `python -m`, JupyterLab is where the notebooks are read, torchvision reads PCAM with h5py
 RUN_NOT_IMPORTED = {"ipykernel", "jupyterlab", "h5py"}
 # comes with another one that is asked for
-COMES_WITH = {"IPython": "ipykernel", "dask": "distributed", "psutil": "distributed"}
+COMES_WITH = {"IPython": "ipykernel", "fastcore": "nbdev", "dask": "distributed", "psutil": "distributed"}
 
 
 def run(*command, **options):
@@ -200,9 +200,8 @@ def test_everything_the_notebooks_import_is_in_an_extra():
 
 
 def test_every_requirement_has_a_lower_bound():
-    held_back = {"ghapi", "fastgit"}  # nbdev asks for them; only too new ones break it
     lines = [line for key in ("requirements", *(f"{extra}_requirements" for extra in all_extras())) for line in SETTINGS[key].split()]
-    assert [line for line in lines if not re.search(r"[>=]=\d", line) and re.match(r"\w+", line)[0] not in held_back] == []
+    assert [line for line in lines if not re.search(r"[>=]=\d", line)] == []
 
 
 # on every supported Python
