@@ -1802,6 +1802,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'oodnb.toe.decoder._one_by_one': ('9_toe/decoder.html#_one_by_one', 'oodnb/toe/decoder.py'),
                                    'oodnb.toe.decoder._search': ('9_toe/decoder.html#_search', 'oodnb/toe/decoder.py'),
                                    'oodnb.toe.decoder._see': ('9_toe/decoder.html#_see', 'oodnb/toe/decoder.py'),
+                                   'oodnb.toe.decoder._with_one_look': ('9_toe/decoder.html#_with_one_look', 'oodnb/toe/decoder.py'),
                                    'oodnb.toe.decoder.make_decoder': ('9_toe/decoder.html#make_decoder', 'oodnb/toe/decoder.py'),
                                    'oodnb.toe.decoder.own_draws': ('9_toe/decoder.html#own_draws', 'oodnb/toe/decoder.py')},
             'oodnb.toe.decoder_training': { 'oodnb.toe.decoder_training._batches_by_length': ( '9_toe/decoder_training.html#_batches_by_length',
