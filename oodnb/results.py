@@ -8,9 +8,9 @@ __all__ = ['METRICS', 'NEAR', 'far_sets', 'without_cleaned', 'metrics_table', 'd
            'published_rows', 'read_rows', 'vocabulary', 'write_rows']
 
 # %% ../nbs/library/71_results.ipynb #bd6820bf
-import html
 import zlib
 
+import jinja2
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 from . import __version__
 from .benchmark import by_role, detector_names
 from .metrics import bootstrap_samples, detection_metrics
-from .records import IDENTITY, ROW_COLUMNS, SCALES, average_seeds, check_rows, published_rows, read_rows, vocabulary, write_rows
+from .records import IDENTITY, ROW_COLUMNS, SCALES, average_seeds, check_rows, markdown_table, markdown_text, published_rows, read_rows, vocabulary, write_rows
 
 # %% ../nbs/library/71_results.ipynb #686878cf
 _KEYS = list(IDENTITY)
@@ -277,9 +277,21 @@ def to_markdown(
     digits=1, # decimals
 ) -> str: # Markdown with a legend below
     "A compact Markdown table: AUROC and FPR95 per detector and set, or published beside reproduced."
-    body, legend = _body(table, convention, digits, "**{}**")
-    lines = [list(body.columns), ["---"] + ["---:"] * (body.shape[1] - 1), *body.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in lines) + f"\n\n{legend}\n"
+    body, legend = _body(table, convention, digits, "\x02{}\x03")
+    text = markdown_table(body.columns, body.to_numpy().tolist()) + f"\n\n{markdown_text(legend)}\n"
+    return text.translate({2: "**", 3: "**"})
+
+
+_TABLE = """<table style="border-collapse:collapse;font-size:90%">
+{%- macro cells(tag, texts, rule) %}
+<tr style="border-bottom:{{ rule }}">
+{%- for text in texts %}
+<{{ tag }} style="text-align:{{ 'left' if loop.first else 'right' }};padding:.25em .7em;white-space:nowrap">{{ text }}</{{ tag }}>
+{%- endfor %}</tr>
+{%- endmacro %}
+<caption style="caption-side:bottom;text-align:left;padding-top:.5em">{{ words }}</caption>
+<thead>{{ cells("th", columns, "1.5px solid") }}</thead>
+<tbody>{% for line in lines %}{{ cells("td", line, "0.5px solid #ccc") }}{% endfor %}</tbody></table>"""
 
 
 def to_html(
@@ -290,8 +302,7 @@ def to_html(
 ) -> str: # one <table>, no script, no outside resource
     "The same table as self-contained HTML."
     body, legend = _body(table, convention, digits, "\x02{}\x03")
-    def cell(tag, value, first): return f'<{tag} style="text-align:{"left" if first else "right"};padding:.25em .7em;white-space:nowrap">' + html.escape(str(value)).replace("\x02", "<b>").replace("\x03", "</b>") + f"</{tag}>"
-    def line(tag, values, rule): return f'<tr style="border-bottom:{rule}">' + "".join(cell(tag, v, i == 0) for i, v in enumerate(values)) + "</tr>"
-    head, rows = line("th", body.columns, "1.5px solid"), "".join(line("td", values, "0.5px solid #ccc") for values in body.to_numpy().tolist())
-    words = html.escape(" ".join(w for w in (caption, legend) if w))
-    return f'<table style="border-collapse:collapse;font-size:90%"><caption style="caption-side:bottom;text-align:left;padding-top:.5em">{words}</caption><thead>{head}</thead><tbody>{rows}</tbody></table>'
+    words, lines = " ".join(filter(None, (caption, legend))), body.to_numpy().tolist()
+    page = jinja2.Template(_TABLE, autoescape=True).render(columns=body.columns, lines=lines, words=words)
+    return page.translate({2: "<b>", 3: "</b>"})
+

@@ -6,7 +6,7 @@
 Why no mkdocs: mkdocs 1.6 with material, mkdocs-jupyter 0.26 and mkdocstrings 1.0 was tried on this repository (2026).
 It took 74 s of one core for 233 pages of 127 MB, against 9 s for 246 pages of 34 MB, and 82 packages, against one besides nbdev's own.
 The comments beside parameters, which hold shapes and units, are lost, links from notebook to notebook lead to .ipynb files
-(135 of them), and without a network there are neither formulas (MathJax is fetched) nor, from a folder, a search.
+(135 of them), formulas stay TeX until a MathJax is added, and the search needs a server or one more plugin.
 Contents, accepted results and the ways between a name and its cell would have to be written all the same.
 """
 
