@@ -1518,5 +1518,6 @@ d = { 'settings': { 'branch': 'main',
                                'oodnb.writing._one_by_one': ('library/writing.html#_one_by_one', 'oodnb/writing.py'),
                                'oodnb.writing._search': ('library/writing.html#_search', 'oodnb/writing.py'),
                                'oodnb.writing._see': ('library/writing.html#_see', 'oodnb/writing.py'),
+                               'oodnb.writing._with_one_look': ('library/writing.html#_with_one_look', 'oodnb/writing.py'),
                                'oodnb.writing.make_decoder': ('library/writing.html#make_decoder', 'oodnb/writing.py'),
                                'oodnb.writing.own_draws': ('library/writing.html#own_draws', 'oodnb/writing.py')}}}

@@ -41,12 +41,6 @@ def _check_way(positions, max_tokens, beams, temperature, generator):
     if temperature is not None and not (0 < temperature < math.inf and beams == 1 and generator is not None): raise ValueError(f"temperature is {temperature} with beams={beams} and generator={generator}; words are drawn at a finite temperature above 0, with one beam and a generator: torch.Generator().manual_seed(0).")
 
 
-def _see(look, hidden_states, encoder_hidden_states, **_): # values of one vector [N, 1, W] for each token [N, L, W]
-    value = look.value(encoder_hidden_states).unflatten(2, (look.num_attention_heads, -1))
-    seen = look.dropout(value.new_ones(len(value), value.shape[2], hidden_states.shape[1], 1))
-    return (seen.transpose(1, 2) * value).flatten(2), None
-
-
 @contextmanager
 def _evaluating(decoder): # no dropout, no gradients
     before = decoder.training
@@ -54,18 +48,28 @@ def _evaluating(decoder): # no dropout, no gradients
         with torch.no_grad(): yield decoder.eval()
     finally: decoder.train(before)
 
+# %% ../nbs/library/38_writing.ipynb #ff957bce
+def _see(look, hidden_states, encoder_hidden_states, **_): # values of one vector [N, 1, W] for each token [N, L, W]
+    value = look.value(encoder_hidden_states).unflatten(2, (look.num_attention_heads, -1))
+    seen = look.dropout(value.new_ones(len(value), value.shape[2], hidden_states.shape[1], 1))
+    return (seen.transpose(1, 2) * value).flatten(2), None
+
+
+def _with_one_look(model): # the same model
+    for look in (layer.crossattention.self for layer in model.bert.encoder.layer): look.forward = partial(_see, look)
+    return model
+
 # %% ../nbs/library/38_writing.ipynb #a00fd68e
 class TextDecoder(nn.Module):
     "A BertGeneration decoder that is shown one vector. V words, D numbers per picture."
     def __init__(
         self,
-        model, # transformers' BertGenerationDecoder with cross-attention
+        model, # transformers' BertGenerationDecoder with cross-attention, which from now on reads one vector
         tokenizer, # WordTokenizer, or the published one
         repeat=2, # times that a feature is laid down
     ):
         super().__init__()
-        self.model, self.tokenizer, self.repeat = model, tokenizer, repeat
-        for layer in model.bert.encoder.layer: layer.crossattention.self.forward = partial(_see, layer.crossattention.self)
+        self.model, self.tokenizer, self.repeat = _with_one_look(model), tokenizer, repeat
         self.feature_dim, self.backbone, self.settings, self.history = model.config.hidden_size // repeat, None, {}, [] # backbone: fingerprint of the one it was trained with
 
     def __repr__(self): return f"TextDecoder({self.feature_dim} numbers in, {self.model.config.vocab_size} words, {self.model.config.num_hidden_layers} layers, trained with {self.backbone})"
