@@ -24,7 +24,10 @@ class BuildWithData(build_py):
             return
         for name in SHIPPED:
             if (ROOT / "data" / name).is_dir():
-                self.copy_tree(str(ROOT / "data" / name), str(Path(self.build_lib) / settings["lib_path"] / "shipped" / name))
+                self.copy_tree(
+                    str(ROOT / "data" / name),
+                    str(Path(self.build_lib) / settings["lib_path"] / "shipped" / name),
+                )
 
 
 setup(
@@ -42,8 +45,15 @@ setup(
     cmdclass={"build_py": BuildWithData},
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
-    extras_require={key.removesuffix("_requirements"): value.split() for key, value in settings.items() if key.endswith("_requirements")},
-    entry_points={"console_scripts": settings["console_scripts"].split(), "nbdev": [f"{settings['lib_name']}={settings['lib_path']}._modidx:d"]},
+    extras_require={
+        key.removesuffix("_requirements"): value.split()
+        for key, value in settings.items()
+        if key.endswith("_requirements")
+    },
+    entry_points={
+        "console_scripts": settings["console_scripts"].split(),
+        "nbdev": [f"{settings['lib_name']}={settings['lib_path']}._modidx:d"],
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
@@ -52,7 +62,10 @@ setup(
         "Operating System :: POSIX :: Linux",
         "Framework :: Jupyter",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
-        *(f"Programming Language :: Python :: {version}" for version in ("3", "3.11", "3.12", "3.13")),
+        *(
+            f"Programming Language :: Python :: {version}"
+            for version in ("3", "3.11", "3.12", "3.13")
+        ),
     ],
     zip_safe=False,
 )

@@ -29,13 +29,27 @@ _HOMES = {
 }
 
 # %% ../nbs/0_ground/00_front_page.ipynb #eb789db3
-_all_ = ["auroc", "detection_metrics", "extract", "list_backbones", "list_datasets", "load_backbone", "load_dataset", "metrics_table", "run_benchmark", "to_markdown", "zero_shot"]
+_all_ = [
+    "auroc",
+    "detection_metrics",
+    "extract",
+    "list_backbones",
+    "list_datasets",
+    "load_backbone",
+    "load_dataset",
+    "metrics_table",
+    "run_benchmark",
+    "to_markdown",
+    "zero_shot",
+]
 
 # %% ../nbs/0_ground/00_front_page.ipynb #973a220f
 def __getattr__(name: str):
     "A name of this page, from its home; asked for once, then it is here."
     if name not in _HOMES:
-        raise AttributeError(f"module 'oodnb' has no attribute {name!r}; it offers {', '.join(_HOMES)}, and the modules that dir(oodnb) and the README name")
+        raise AttributeError(
+            f"module 'oodnb' has no attribute {name!r}; it offers {', '.join(_HOMES)}, and the modules that dir(oodnb) and the README name"
+        )
     value = globals()[name] = getattr(import_module(f"oodnb.{_HOMES[name]}"), name)
     return value
 

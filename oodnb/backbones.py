@@ -18,13 +18,35 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 
 from .ground.places import home, shipped
 from .ground.spelling import did_you_mean
-from .models.backbone import PRECISIONS, Backbone, cut_texts, find_device, half_factor, in_precision, is_native, plain_preprocess, resolve_precision, tiny_clip, token_rows
+from oodnb.models.backbone import (
+    PRECISIONS,
+    Backbone,
+    cut_texts,
+    find_device,
+    half_factor,
+    in_precision,
+    is_native,
+    plain_preprocess,
+    resolve_precision,
+    tiny_clip,
+    token_rows,
+)
 from .models.blip import BLIP_MODELS, is_blip, load_blip
 from .models.checkpoints import ACTIVATIONS, fill_model, infer_config, read_checkpoint
 from .models.mini_clip import preprocessing, unfold_clip
 
 # %% ../nbs/2_models/07_backbones.ipynb #92a88fab
-_all_ = ["PRECISIONS", "Backbone", "cut_texts", "half_factor", "in_precision", "is_native", "resolve_precision", "tiny_clip", "token_rows"] # offered here too
+_all_ = [
+    "PRECISIONS",
+    "Backbone",
+    "cut_texts",
+    "half_factor",
+    "in_precision",
+    "is_native",
+    "resolve_precision",
+    "tiny_clip",
+    "token_rows",
+]  # offered here too
 
 # %% ../nbs/2_models/07_backbones.ipynb #64ae1ac2
 def _sibling(name):
@@ -36,10 +58,17 @@ def _sibling(name):
 def _check_activation(name, trained_with, weights):
     "Raise when `name` computes another activation than the `weights` were trained with; None is unknown."
     computes = "quick_gelu" if get_model_config(name).get("quick_gelu", False) else "gelu"
-    if trained_with in (None, computes): return
+    if trained_with in (None, computes):
+        return
     other = _sibling(name)
-    cure = f"Use load_backbone({other!r}, {weights!r})." if other else "open_clip has no such architecture with the other activation; use other weights."
-    raise ValueError(f"Activation mismatch: {name!r} computes {ACTIVATIONS[computes]}, but the weights {weights!r} were trained with {ACTIVATIONS[trained_with]}. The features would be wrong without any sign. {cure}")
+    cure = (
+        f"Use load_backbone({other!r}, {weights!r})."
+        if other
+        else "open_clip has no such architecture with the other activation; use other weights."
+    )
+    raise ValueError(
+        f"Activation mismatch: {name!r} computes {ACTIVATIONS[computes]}, but the weights {weights!r} were trained with {ACTIVATIONS[trained_with]}. The features would be wrong without any sign. {cure}"
+    )
 
 # %% ../nbs/2_models/07_backbones.ipynb #67a278e0
 _TINY_NAMES = {"tiny-vit": "vit_a", "tiny-resnet": "rn_a"}
@@ -48,21 +77,32 @@ _OWN_NAMES = ("mini", *_TINY_NAMES, *BLIP_MODELS)
 
 def _tag_activation(name, tag):
     "What open_clip's list says; a few architectures exist with one activation only, whatever their tags are marked with."
-    if open_clip.get_pretrained_cfg(name.removesuffix("-quickgelu"), tag).get("quick_gelu", False): return "quick_gelu"
+    if open_clip.get_pretrained_cfg(name.removesuffix("-quickgelu"), tag).get("quick_gelu", False):
+        return "quick_gelu"
     return "gelu" if _sibling(name) else None
 
 
 def _tags(name):
     computes = "quick_gelu" if get_model_config(name).get("quick_gelu", False) else "gelu"
-    return tuple(tag for tag in open_clip.list_pretrained_tags_by_model(name) if _tag_activation(name, tag) in (None, computes))
+    return tuple(
+        tag
+        for tag in open_clip.list_pretrained_tags_by_model(name)
+        if _tag_activation(name, tag) in (None, computes)
+    )
 
 
 def list_backbones(
-    contains="", # only names that contain this, upper or lower case
-) -> dict: # name to its pretrained tags; the first five come without
+    contains="",  # only names that contain this, upper or lower case
+) -> dict:  # name to its pretrained tags; the first five come without
     "Every name `load_backbone` knows, with the published weights that fit."
-    names = {name: () for name in _OWN_NAMES} | {name: _tags(name) for name in open_clip.list_models()}
-    return {name: tags for name, tags in names.items() if contains.lower() in name.lower() and (tags or name in _OWN_NAMES)}
+    names = {name: () for name in _OWN_NAMES} | {
+        name: _tags(name) for name in open_clip.list_models()
+    }
+    return {
+        name: tags
+        for name, tags in names.items()
+        if contains.lower() in name.lower() and (tags or name in _OWN_NAMES)
+    }
 
 # %% ../nbs/2_models/07_backbones.ipynb #2b02c078
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -70,14 +110,21 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 def _check_name(name):
     name, known = name.replace("/", "-"), open_clip.list_models()
-    if name in known: return name
-    raise ValueError(f"There is no model {name!r}.{did_you_mean(name, (*_OWN_NAMES, *known))} list_backbones() names all of them, for instance 'ViT-B-16-quickgelu' with the weights 'openai'; 'mini' ships with oodnb; a checkpoint is given by its path ({', '.join(_SUFFIXES)}).")
+    if name in known:
+        return name
+    raise ValueError(
+        f"There is no model {name!r}.{did_you_mean(name, (*_OWN_NAMES, *known))} list_backbones() names all of them, for instance 'ViT-B-16-quickgelu' with the weights 'openai'; 'mini' ships with oodnb; a checkpoint is given by its path ({', '.join(_SUFFIXES)})."
+    )
 
 
 def _offer(name):
     "Published weights of an architecture and of its twin, as text for errors."
     twin = _sibling(name)
-    return f"Published are: {', '.join(_tags(name)) or 'none'}" + (f"; and as {twin!r}: {', '.join(_tags(twin))}" if twin and _tags(twin) else "") + f". Or give the path of a file ({', '.join(_SUFFIXES)})."
+    return (
+        f"Published are: {', '.join(_tags(name)) or 'none'}"
+        + (f"; and as {twin!r}: {', '.join(_tags(twin))}" if twin and _tags(twin) else "")
+        + f". Or give the path of a file ({', '.join(_SUFFIXES)})."
+    )
 
 
 def _places(name, tag):
@@ -87,68 +134,124 @@ def _places(name, tag):
 
 def _weights_of(name, pretrained):
     "(file, tag) of the weights asked for; the file is None when open_clip has to fetch the tag."
-    if pretrained is None: raise ValueError(f"{name!r} needs weights: load_backbone({name!r}, pretrained=...). {_offer(name)}")
+    if pretrained is None:
+        raise ValueError(
+            f"{name!r} needs weights: load_backbone({name!r}, pretrained=...). {_offer(name)}"
+        )
     tag, family = str(pretrained).lower().replace("-", "_"), name.removesuffix("-quickgelu")
     if open_clip.get_pretrained_cfg(family, tag):
         _check_activation(name, _tag_activation(name, tag), tag)
         return next((path for path in _places(name, tag) if path.is_file()), None), tag
-    if Path(pretrained).suffix in _SUFFIXES or Path(pretrained).expanduser().exists(): return Path(pretrained).expanduser(), None
-    raise ValueError(f"{name!r} has no published weights {str(pretrained)!r}.{did_you_mean(tag, open_clip.list_pretrained_tags_by_model(family))} {_offer(name)}")
+    if Path(pretrained).suffix in _SUFFIXES or Path(pretrained).expanduser().exists():
+        return Path(pretrained).expanduser(), None
+    raise ValueError(
+        f"{name!r} has no published weights {str(pretrained)!r}.{did_you_mean(tag, open_clip.list_pretrained_tags_by_model(family))} {_offer(name)}"
+    )
 
 # %% ../nbs/2_models/07_backbones.ipynb #55a17e6a
 def _missing_help(name, tag, error):
     reason = (str(error).split("Last error: ")[-1].splitlines() or [type(error).__name__])[0]
-    if name.startswith("local-dir:"): return f"The folder of {name!r} cannot be loaded: {reason:.200}. It needs open_clip_config.json and the weights beside it."
-    if tag is None: return f"{name!r} cannot be set up: {reason:.200}. Files of it come from Hugging Face; let this machine reach the network once, or take a model that needs none: load_backbone('mini') ships with oodnb."
+    if name.startswith("local-dir:"):
+        return f"The folder of {name!r} cannot be loaded: {reason:.200}. It needs open_clip_config.json and the weights beside it."
+    if tag is None:
+        return f"{name!r} cannot be set up: {reason:.200}. Files of it come from Hugging Face; let this machine reach the network once, or take a model that needs none: load_backbone('mini') ships with oodnb."
     config = open_clip.get_pretrained_cfg(name, tag)
-    repository, file = "/".join(config["hf_hub"].split("/")[:2]), config["hf_hub"].split("/")[-1] or HF_SAFE_WEIGHTS_NAME
+    repository, file = (
+        "/".join(config["hf_hub"].split("/")[:2]),
+        config["hf_hub"].split("/")[-1] or HF_SAFE_WEIGHTS_NAME,
+    )
     place = next(path for path in _places(name, tag) if path.suffix == Path(file).suffix)
-    return (f"The weights {tag!r} of {name!r} are not here and could not be downloaded ({reason:.160}). Missing is the file {file} of https://huggingface.co/{repository}. "
-            f"Let this machine reach the network, or fetch the file on another one and put it to {place} (an original .pt file by the same name is read too). "
-            "Without any download: load_backbone('mini'), which ships with oodnb.")
+    return (
+        f"The weights {tag!r} of {name!r} are not here and could not be downloaded ({reason:.160}). Missing is the file {file} of https://huggingface.co/{repository}. "
+        f"Let this machine reach the network, or fetch the file on another one and put it to {place} (an original .pt file by the same name is read too). "
+        "Without any download: load_backbone('mini'), which ships with oodnb."
+    )
 
 
 def _create(name, tag=None, weights=True):
     "An open_clip model by name, with the weights of a tag or of its repository, or empty for `fill_model`; and its tokenizer."
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
-    try: return open_clip.create_model(name, tag, device="cpu", require_pretrained=weights, pretrained_text=False, weights_only=True), open_clip.get_tokenizer(name)
-    except Exception as error: raise RuntimeError(_missing_help(name, tag, error)) from error
-    finally: logging.disable(level)
+    try:
+        return open_clip.create_model(
+            name,
+            tag,
+            device="cpu",
+            require_pretrained=weights,
+            pretrained_text=False,
+            weights_only=True,
+        ), open_clip.get_tokenizer(name)
+    except Exception as error:
+        raise RuntimeError(_missing_help(name, tag, error)) from error
+    finally:
+        logging.disable(level)
 
 # %% ../nbs/2_models/07_backbones.ipynb #c13e6b7f
 def mini_clip(
-    device=None, # see `Backbone`
-    precision="fp32", # see `Backbone`
-    path=None, # another checkpoint of `save_clip`; None: the one that ships
+    device=None,  # see `Backbone`
+    precision="fp32",  # see `Backbone`
+    path=None,  # another checkpoint of `save_clip`; None: the one that ships
 ) -> Backbone:
-    "The small CLIP of the mini world; `load_backbone(\"mini\")` calls this."
+    'The small CLIP of the mini world; `load_backbone("mini")` calls this.'
     path = shipped("mini", "clip.safetensors") if path is None else path
-    return Backbone(unfold_clip(path), preprocessing(), open_clip.SimpleTokenizer(), "mini", "v2", device, precision)
+    return Backbone(
+        unfold_clip(path),
+        preprocessing(),
+        open_clip.SimpleTokenizer(),
+        "mini",
+        "v2",
+        device,
+        precision,
+    )
 
 # %% ../nbs/2_models/07_backbones.ipynb #453d4a54
 def _agree(told, trained_with, path):
-    if told not in (None, *ACTIVATIONS): raise ValueError(f"activation is {told!r}; give one of {', '.join(ACTIVATIONS)}, or None if the file says it.")
-    if told and trained_with and told != trained_with: raise ValueError(f"Activation mismatch: asked for {ACTIVATIONS[told]}, but the weights in {path} were trained with {ACTIVATIONS[trained_with]}. Leave activation out.")
+    if told not in (None, *ACTIVATIONS):
+        raise ValueError(
+            f"activation is {told!r}; give one of {', '.join(ACTIVATIONS)}, or None if the file says it."
+        )
+    if told and trained_with and told != trained_with:
+        raise ValueError(
+            f"Activation mismatch: asked for {ACTIVATIONS[told]}, but the weights in {path} were trained with {ACTIVATIONS[trained_with]}. Leave activation out."
+        )
     return told or trained_with
 
 
 def _from_file(path, activation):
     state, trained_with = read_checkpoint(path)
     config, activation = infer_config(state, path), _agree(activation, trained_with, path)
-    if config["text_cfg"]["vocab_size"] != 49408: raise ValueError(f"{path} has a vocabulary of {config['text_cfg']['vocab_size']} tokens instead of CLIP's 49408, so its tokenizer is unknown. Name its architecture: load_backbone('...', pretrained={str(path)!r}).")
+    if config["text_cfg"]["vocab_size"] != 49408:
+        raise ValueError(
+            f"{path} has a vocabulary of {config['text_cfg']['vocab_size']} tokens instead of CLIP's 49408, so its tokenizer is unknown. Name its architecture: load_backbone('...', pretrained={str(path)!r})."
+        )
     if activation is None:
-        raise ValueError(f"{path} does not say which activation it was trained with, and its tensors cannot tell. Say activation='quick_gelu' (OpenAI, MetaCLIP, DFN) or activation='gelu' (most of LAION and DataComp), "
-                         "or store it in the metadata of the safetensors file as activation.")
+        raise ValueError(
+            f"{path} does not say which activation it was trained with, and its tensors cannot tell. Say activation='quick_gelu' (OpenAI, MetaCLIP, DFN) or activation='gelu' (most of LAION and DataComp), "
+            "or store it in the metadata of the safetensors file as activation."
+        )
     model = fill_model(open_clip.CLIP(**config, quick_gelu=activation == "quick_gelu"), state, path)
-    return model, plain_preprocess(config["vision_cfg"]["image_size"]), open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    return (
+        model,
+        plain_preprocess(config["vision_cfg"]["image_size"]),
+        open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"]),
+    )
 
 # %% ../nbs/2_models/07_backbones.ipynb #9ac98a95
 def _named_preprocess(name, tag, size):
     fields = ("mean", "std", "interpolation", "resize_mode")
     tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(name)
-    found = {repr(kept): kept for kept in ({key: config[key] for key in fields if key in config} for config in (open_clip.get_pretrained_cfg(name, t) for t in tags))}
-    if len(found) > 1: warnings.warn(f"The published weights of {name!r} were trained with different mean, std or resizing; your file is taken to use OpenAI's. If not, set backbone.preprocess.", stacklevel=5)
+    found = {
+        repr(kept): kept
+        for kept in (
+            {key: config[key] for key in fields if key in config}
+            for config in (open_clip.get_pretrained_cfg(name, t) for t in tags)
+        )
+    }
+    if len(found) > 1:
+        warnings.warn(
+            f"The published weights of {name!r} were trained with different mean, std or resizing; your file is taken to use OpenAI's. If not, set backbone.preprocess.",
+            stacklevel=5,
+        )
     return plain_preprocess(size, next(iter(found.values())) if len(found) == 1 else None)
 
 
@@ -157,49 +260,98 @@ _SCHEMES = ("hf-hub:", "local-dir:")
 
 def _from_name(name, pretrained, activation):
     if name.startswith(_SCHEMES):
-        if pretrained is not None: raise ValueError(f"{name!r} comes with its own weights; leave pretrained={str(pretrained)!r} out.")
+        if pretrained is not None:
+            raise ValueError(
+                f"{name!r} comes with its own weights; leave pretrained={str(pretrained)!r} out."
+            )
         model, tokenizer = _create(name)
-        return model, image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False), tokenizer, None
+        return (
+            model,
+            image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False),
+            tokenizer,
+            None,
+        )
     name = _check_name(name)
     file, tag = _weights_of(name, pretrained)
     if file is None:
         _check_activation(name, _agree(activation, None, tag), tag)
         model, tokenizer = _create(name, tag)
-        return model, image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False), tokenizer, tag
+        return (
+            model,
+            image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False),
+            tokenizer,
+            tag,
+        )
     state, trained_with = read_checkpoint(file)
     _check_activation(name, _agree(activation, trained_with, file), tag or str(file))
     model, tokenizer = _create(name, weights=False)
-    return fill_model(model, state, file), _named_preprocess(name, tag, model.visual.image_size), tokenizer, tag or file.name
+    return (
+        fill_model(model, state, file),
+        _named_preprocess(name, tag, model.visual.image_size),
+        tokenizer,
+        tag or file.name,
+    )
 
 # %% ../nbs/2_models/07_backbones.ipynb #08dd5d0a
 def _from_blip(name, pretrained, device, precision):
-    if pretrained is not None: raise ValueError(f"{str(name)!r} comes with its own weights; leave pretrained={str(pretrained)!r} out. A folder with a BLIP is loaded by its path.")
-    model, tokenizer = load_blip(name, place=home() / "weights" / name if name in BLIP_MODELS else None)
+    if pretrained is not None:
+        raise ValueError(
+            f"{str(name)!r} comes with its own weights; leave pretrained={str(pretrained)!r} out. A folder with a BLIP is loaded by its path."
+        )
+    model, tokenizer = load_blip(
+        name, place=home() / "weights" / name if name in BLIP_MODELS else None
+    )
     preprocess = plain_preprocess(model.visual.image_size, {"resize_mode": "squash"})
-    return Backbone(model, preprocess, tokenizer, Path(name).name, BLIP_MODELS.get(name, Path(name).name), device, precision)
+    return Backbone(
+        model,
+        preprocess,
+        tokenizer,
+        Path(name).name,
+        BLIP_MODELS.get(name, Path(name).name),
+        device,
+        precision,
+    )
 
 
 def load_backbone(
-    name, # open_clip name ("ViT-B-16-quickgelu"), path of a checkpoint, "blip-base", "blip-large" or the folder of a BLIP, "mini", "tiny-vit" or "tiny-resnet"
-    pretrained=None, # tag of published weights ("openai"), or path of a file, for open_clip names
-    device=None, # torch.device or str; None takes CUDA if there is one, else the CPU
-    precision="fp32", # "fp32", "bf16", "fp16" or "auto" inside the towers, see `resolve_precision`; features are float32 always
-    activation=None, # "quick_gelu" or "gelu": what a silent file was trained with
+    # open_clip name ("ViT-B-16-quickgelu"), path of a checkpoint, "blip-base", "blip-large" or the folder of a BLIP, "mini", "tiny-vit" or "tiny-resnet"
+    name,
+    pretrained=None,  # tag of published weights ("openai"), or path of a file, for open_clip names
+    device=None,  # torch.device or str; None takes CUDA if there is one, else the CPU
+    # "fp32", "bf16", "fp16" or "auto" inside the towers, see `resolve_precision`; features are float32 always
+    precision="fp32",
+    activation=None,  # "quick_gelu" or "gelu": what a silent file was trained with
 ) -> Backbone:
     "A frozen vision-language model, ready to encode. `list_backbones()` names what there is."
     device = find_device(device)
     precision = resolve_precision(precision, device)
     if name == "mini" or name in _TINY_NAMES:
-        if pretrained is not None: raise ValueError(f"{name!r} comes with its own weights; leave pretrained={str(pretrained)!r} out.")
-        if name == "mini": return mini_clip(device, precision)
+        if pretrained is not None:
+            raise ValueError(
+                f"{name!r} comes with its own weights; leave pretrained={str(pretrained)!r} out."
+            )
+        if name == "mini":
+            return mini_clip(device, precision)
         backbone = tiny_clip(_TINY_NAMES[name], 0, device, precision)
         backbone.name = name
         return backbone
-    if not isinstance(name, (str, Path)): raise ValueError(f"name is {name!r}; give the name of a model or the path of a checkpoint. list_backbones() shows names.")
-    if name in BLIP_MODELS or is_blip(name): return _from_blip(name, pretrained, device, precision)
+    if not isinstance(name, (str, Path)):
+        raise ValueError(
+            f"name is {name!r}; give the name of a model or the path of a checkpoint. list_backbones() shows names."
+        )
+    if name in BLIP_MODELS or is_blip(name):
+        return _from_blip(name, pretrained, device, precision)
     path = Path(name).expanduser()
-    if isinstance(name, Path) or path.suffix in _SUFFIXES or name.startswith((".", "/", "~")) or (path.exists() and name not in open_clip.list_models()):
-        if pretrained is not None: raise ValueError(f"{str(name)!r} is a file, so pretrained={str(pretrained)!r} has no meaning. To name the architecture of a file: load_backbone('ViT-B-16', pretrained={str(name)!r}).")
+    if (
+        isinstance(name, Path)
+        or path.suffix in _SUFFIXES
+        or name.startswith((".", "/", "~"))
+        or (path.exists() and name not in open_clip.list_models())
+    ):
+        if pretrained is not None:
+            raise ValueError(
+                f"{str(name)!r} is a file, so pretrained={str(pretrained)!r} has no meaning. To name the architecture of a file: load_backbone('ViT-B-16', pretrained={str(name)!r})."
+            )
         model, preprocess, tokenizer = _from_file(path, activation)
         return Backbone(model, preprocess, tokenizer, path.stem, path.name, device, precision)
     model, preprocess, tokenizer, label = _from_name(name, pretrained, activation)

@@ -24,106 +24,213 @@ from .scores import normalize
 
 # %% ../nbs/5_pipeline/09_benchmark.ipynb #d5412c54
 class _Shared:
-    def __deepcopy__(self, memo): return self
+    def __deepcopy__(self, memo):
+        return self
 
 
-class _SharedDict(_Shared, dict): pass
+class _SharedDict(_Shared, dict):
+    pass
 
 
-class _SharedList(_Shared, list): pass
+class _SharedList(_Shared, list):
+    pass
 
 
-def _facts(attrs): return {name: _SharedDict(value) if isinstance(value, dict) else _SharedList(value) if isinstance(value, list) else value for name, value in attrs.items()}
+def _facts(attrs):
+    return {
+        name: _SharedDict(value)
+        if isinstance(value, dict)
+        else _SharedList(value)
+        if isinstance(value, list)
+        else value
+        for name, value in attrs.items()
+    }
 
 
 _KEYS = ("dataset", "split", "role", "image_id", "label", "prediction")
 
 
 def detector_names(
-    scores, # score table
-) -> list[str]: # names in table order
+    scores,  # score table
+) -> list[str]:  # names in table order
     "The columns of a score table that hold scores."
     names = [c for c in scores.columns if c not in _KEYS and not str(c).startswith("prediction:")]
-    half = [(c, dtype) for c, dtype in scores.dtypes.items() if c in names and dtype not in (np.float32, np.float64)]
-    if half: raise ValueError(f"Column {half[0][0]!r} holds {half[0][1]}; scores are float64 (float32 at least), and columns that are no scores must be dropped first.")
+    half = [
+        (c, dtype)
+        for c, dtype in scores.dtypes.items()
+        if c in names and dtype not in (np.float32, np.float64)
+    ]
+    if half:
+        raise ValueError(
+            f"Column {half[0][0]!r} holds {half[0][1]}; scores are float64 (float32 at least), and columns that are no scores must be dropped first."
+        )
     return names
 
 # %% ../nbs/5_pipeline/09_benchmark.ipynb #034e97a3
 def by_role(
-    scores, # score table
-) -> tuple: # ID rows (DataFrame), and a dict from OOD set to its rows
+    scores,  # score table
+) -> tuple:  # ID rows (DataFrame), and a dict from OOD set to its rows
     "Split a score table into its ID rows and its OOD sets."
     missing = [c for c in ("dataset", "role") if c not in scores.columns]
-    if missing: raise ValueError(f"This is no score table: column {missing[0]!r} is missing, columns are {', '.join(map(str, scores.columns))}. Make one with run_benchmark, score_table or load_scores.")
+    if missing:
+        raise ValueError(
+            f"This is no score table: column {missing[0]!r} is missing, columns are {', '.join(map(str, scores.columns))}. Make one with run_benchmark, score_table or load_scores."
+        )
     strange = sorted(set(scores["role"]) - {"id", "ood"})
-    if strange: raise ValueError(f"role holds {strange[0]!r}; it must be 'id' or 'ood'.")
+    if strange:
+        raise ValueError(f"role holds {strange[0]!r}; it must be 'id' or 'ood'.")
     known = scores[scores["role"] == "id"]
-    ood = {name: rows for name, rows in scores[scores["role"] == "ood"].groupby("dataset", sort=False)}
+    ood = {
+        name: rows for name, rows in scores[scores["role"] == "ood"].groupby("dataset", sort=False)
+    }
     for what, rows in (("ID", known), ("OOD", ood)):
-        if len(rows) == 0: raise ValueError(f"The score table has no {what} images; a detection metric compares both.")
-    if not detector_names(scores): raise ValueError("The score table has no score column; add one float64 column per detector.")
+        if len(rows) == 0:
+            raise ValueError(
+                f"The score table has no {what} images; a detection metric compares both."
+            )
+    if not detector_names(scores):
+        raise ValueError(
+            "The score table has no score column; add one float64 column per detector."
+        )
     return known, ood
 
 # %% ../nbs/5_pipeline/09_benchmark.ipynb #101d5c8c
 def score_table(
-    id_scores, # dict: detector -> scores of the ID images [N]
-    ood_scores, # dict: OOD set -> dict: detector -> scores [M]
-    id_name="id", # name of the ID set
-) -> pd.DataFrame: # score table without labels and predictions
+    id_scores,  # dict: detector -> scores of the ID images [N]
+    ood_scores,  # dict: OOD set -> dict: detector -> scores [M]
+    id_name="id",  # name of the ID set
+) -> pd.DataFrame:  # score table without labels and predictions
     "A score table from plain arrays; raises `ValueError` when detectors or lengths disagree."
     parts = []
-    for role, name, columns in [("id", id_name, id_scores), *(("ood", name, columns) for name, columns in ood_scores.items())]:
-        if set(columns) != set(id_scores): raise ValueError(f"{name!r} has scores of {', '.join(columns) or 'no detector'}, the ID set of {', '.join(id_scores)}; every detector must score every set.")
+    for role, name, columns in [
+        ("id", id_name, id_scores),
+        *(("ood", name, columns) for name, columns in ood_scores.items()),
+    ]:
+        if set(columns) != set(id_scores):
+            raise ValueError(
+                f"{name!r} has scores of {', '.join(columns) or 'no detector'}, the ID set of {', '.join(id_scores)}; every detector must score every set."
+            )
         values = {d: np.asarray(columns[d], dtype=np.float64) for d in id_scores}
         sizes = {d: v.shape for d, v in values.items()}
-        if len({s for s in sizes.values()}) != 1 or any(len(s) != 1 for s in sizes.values()): raise ValueError(f"The scores of {name!r} have shapes {sizes}; one number per image and the same images for every detector are needed.")
+        if len({s for s in sizes.values()}) != 1 or any(len(s) != 1 for s in sizes.values()):
+            raise ValueError(
+                f"The scores of {name!r} have shapes {sizes}; one number per image and the same images for every detector are needed."
+            )
         n = len(next(iter(values.values())))
-        parts.append(pd.DataFrame({"dataset": name, "split": "", "role": role, "image_id": [f"{i:06d}" for i in range(n)], "label": np.int64(-1), "prediction": np.int64(-1), **values}))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "dataset": name,
+                    "split": "",
+                    "role": role,
+                    "image_id": [f"{i:06d}" for i in range(n)],
+                    "label": np.int64(-1),
+                    "prediction": np.int64(-1),
+                    **values,
+                }
+            )
+        )
     return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/5_pipeline/09_benchmark.ipynb #c68cba00
 def _check_detectors(detectors, backbone):
-    if isinstance(detectors, Detector): detectors = [detectors]
+    if isinstance(detectors, Detector):
+        detectors = [detectors]
     detectors = list(detectors)
-    if not detectors: raise ValueError("No detector was given; zero_shot(backbone, class_names) makes some.")
+    if not detectors:
+        raise ValueError("No detector was given; zero_shot(backbone, class_names) makes some.")
     for d in detectors:
         missing = [a for a in ("name", "needs_local", "score") if not hasattr(d, a)]
-        if missing: raise ValueError(f"{d!r:.80} is no detector: it has no {missing[0]!r}. A detector has .name, .needs_local and .score(features).")
-        if not isinstance(d.name, str) or not d.name.strip() or d.name in _KEYS or d.name.startswith("prediction"): raise ValueError(f"{d.name!r} cannot be the name of a detector; give a word that is none of {', '.join(_KEYS)}.")
+        if missing:
+            raise ValueError(
+                f"{d!r:.80} is no detector: it has no {missing[0]!r}. A detector has .name, .needs_local and .score(features)."
+            )
+        if (
+            not isinstance(d.name, str)
+            or not d.name.strip()
+            or d.name in _KEYS
+            or d.name.startswith("prediction")
+        ):
+            raise ValueError(
+                f"{d.name!r} cannot be the name of a detector; give a word that is none of {', '.join(_KEYS)}."
+            )
     names = [d.name for d in detectors]
     twice = sorted({n for n in names if names.count(n) > 1})
-    if twice: raise ValueError(f"Two detectors are called {twice[0]!r}; give one of them another name, as zero_shot(..., suffix='_t0.1') does.")
+    if twice:
+        raise ValueError(
+            f"Two detectors are called {twice[0]!r}; give one of them another name, as zero_shot(..., suffix='_t0.1') does."
+        )
     local = [d.name for d in detectors if d.needs_local]
-    if local and backbone.grid is None: raise ValueError(f"{local[0]!r} reads local features, but the backbone {backbone.name!r} has none. Leave it out, or take a CLIP ViT or ResNet.")
+    if local and backbone.grid is None:
+        raise ValueError(
+            f"{local[0]!r} reads local features, but the backbone {backbone.name!r} has none. Leave it out, or take a CLIP ViT or ResNet."
+        )
     return detectors
 
 # %% ../nbs/5_pipeline/09_benchmark.ipynb #06475e46
 def _check_sets(id_set, ood_sets):
-    ood_sets = [ood_sets] if hasattr(ood_sets, "read") else list(ood_sets.values()) if isinstance(ood_sets, dict) else list(ood_sets)
-    if not ood_sets: raise ValueError("No OOD set was given; load_dataset('mini-near') is one.")
+    ood_sets = (
+        [ood_sets]
+        if hasattr(ood_sets, "read")
+        else list(ood_sets.values())
+        if isinstance(ood_sets, dict)
+        else list(ood_sets)
+    )
+    if not ood_sets:
+        raise ValueError("No OOD set was given; load_dataset('mini-near') is one.")
     seen = {}
     for s in (id_set, *ood_sets):
-        if not hasattr(s, "ids"): raise ValueError(f"{s!r:.60} is no image set; load_dataset(name) makes one.")
-        if len(s) == 0: raise ValueError(f"The image set {s.name!r} ({s.split}) is empty.")
+        if not hasattr(s, "ids"):
+            raise ValueError(f"{s!r:.60} is no image set; load_dataset(name) makes one.")
+        if len(s) == 0:
+            raise ValueError(f"The image set {s.name!r} ({s.split}) is empty.")
         for what, value in (("name", s.name), ("images", s.fingerprint)):
-            if (what, value) in seen: raise ValueError(f"{seen[what, value]!r} and {s.name!r} have the same {what}" + (" although one is ID and the other OOD or both are OOD; take each set once." if what == "images" else "; rename one with dataclasses.replace(image_set, name=...)."))
+            if (what, value) in seen:
+                raise ValueError(
+                    f"{seen[what, value]!r} and {s.name!r} have the same {what}"
+                    + (
+                        " although one is ID and the other OOD or both are OOD; take each set once."
+                        if what == "images"
+                        else "; rename one with dataclasses.replace(image_set, name=...)."
+                    )
+                )
             seen[what, value] = s.name
         lower = {str(c).casefold() for c in id_set.class_names}
-        both = sorted({str(c) for c in s.class_names if str(c).casefold() in lower}) if s is not id_set else []
-        if both: warnings.warn(f"{len(both)} classes of the OOD set {s.name!r} are also ID classes ({', '.join(both[:5])}{', ...' if len(both) > 5 else ''}); their images are counted as OOD.", stacklevel=3)
+        both = (
+            sorted({str(c) for c in s.class_names if str(c).casefold() in lower})
+            if s is not id_set
+            else []
+        )
+        if both:
+            warnings.warn(
+                f"{len(both)} classes of the OOD set {s.name!r} are also ID classes ({', '.join(both[:5])}{', ...' if len(both) > 5 else ''}); their images are counted as OOD.",
+                stacklevel=3,
+            )
     return ood_sets
 
 # %% ../nbs/5_pipeline/09_benchmark.ipynb #86e5d2c9
 def _checked_scores(detector, chunk):
-    try: scores = detector.score(chunk)
+    try:
+        scores = detector.score(chunk)
     except Exception as error:
-        error.add_note(f"while the detector {detector.name!r} scored {len(chunk)} images of {chunk.dataset!r}")
+        error.add_note(
+            f"while the detector {detector.name!r} scored {len(chunk)} images of {chunk.dataset!r}"
+        )
         raise
     scores = torch.as_tensor(scores).detach().cpu()
-    if tuple(scores.shape) != (len(chunk),): raise ValueError(f"The detector {detector.name!r} returned scores of shape {tuple(scores.shape)} for {len(chunk)} images of {chunk.dataset!r}; one number per image, [{len(chunk)}], is needed.")
-    if scores.dtype not in (torch.float32, torch.float64): raise ValueError(f"The detector {detector.name!r} returned {str(scores.dtype).removeprefix('torch.')}; scores must be float32 or float64, because half precision makes most of them equal.")
+    if tuple(scores.shape) != (len(chunk),):
+        raise ValueError(
+            f"The detector {detector.name!r} returned scores of shape {tuple(scores.shape)} for {len(chunk)} images of {chunk.dataset!r}; one number per image, [{len(chunk)}], is needed."
+        )
+    if scores.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"The detector {detector.name!r} returned {str(scores.dtype).removeprefix('torch.')}; scores must be float32 or float64, because half precision makes most of them equal."
+        )
     bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
-    if bad: raise ValueError(f"The detector {detector.name!r} gave {len(bad)} of {len(chunk)} images of {chunk.dataset!r} a score that is NaN or infinite, first {chunk.ids[bad[0]]!r}: {scores[bad[0]].item()}.")
+    if bad:
+        raise ValueError(
+            f"The detector {detector.name!r} gave {len(bad)} of {len(chunk)} images of {chunk.dataset!r} a score that is NaN or infinite, first {chunk.ids[bad[0]]!r}: {scores[bad[0]].item()}."
+        )
     return scores.double().numpy()
 
 # %% ../nbs/5_pipeline/09_benchmark.ipynb #585a6f61
@@ -131,15 +238,18 @@ def _class_list(detectors):
     names = []
     for d in detectors:
         own = list(getattr(d, "class_names", ()))
-        if not names: names = own
-        elif own != names: names += [c for c in own if c not in names]
+        if not names:
+            names = own
+        elif own != names:
+            names += [c for c in own if c not in names]
     return names
 
 
 def _predictions(detector, chunk, classes):
     own = list(getattr(detector, "class_names", ()))
     index = torch.as_tensor(detector.predict(chunk)).cpu().numpy().astype(np.int64)
-    if not own or own == classes[:len(own)]: return index
+    if not own or own == classes[: len(own)]:
+        return index
     return np.array([classes.index(c) for c in own], dtype=np.int64)[index]
 
 
@@ -155,18 +265,38 @@ def _score_set(backbone, dataset, role, detectors, classes, **options):
     parts, features, skipped = [], [], {}
     for chunk in stream(backbone, dataset, local=any(d.needs_local for d in detectors), **options):
         skipped.update(chunk.skipped)
-        if len(chunk) == 0: continue
-        columns = {"dataset": dataset.name, "split": dataset.split, "role": role, "image_id": list(chunk.ids), "label": np.asarray(chunk.labels, dtype=np.int64)}
+        if len(chunk) == 0:
+            continue
+        columns = {
+            "dataset": dataset.name,
+            "split": dataset.split,
+            "role": role,
+            "image_id": list(chunk.ids),
+            "label": np.asarray(chunk.labels, dtype=np.int64),
+        }
         with shared_reading():
-            columns |= {f"prediction:{d.name}": _predictions(d, chunk, classes) for d in detectors if hasattr(d, "predict")}
+            columns |= {
+                f"prediction:{d.name}": _predictions(d, chunk, classes)
+                for d in detectors
+                if hasattr(d, "predict")
+            }
             columns |= {d.name: _checked_scores(d, chunk) for d in detectors}
         parts.append(pd.DataFrame(columns))
         features.append(normalize(chunk.image_features))
-    if not parts: raise RuntimeError(f"No image of {dataset.name!r} ({dataset.split}) could be read; the first reason: {next(iter(skipped.values()), 'none given')}.")
+    if not parts:
+        raise RuntimeError(
+            f"No image of {dataset.name!r} ({dataset.split}) could be read; the first reason: {next(iter(skipped.values()), 'none given')}."
+        )
     rows = pd.concat(parts, ignore_index=True)
     if rows["image_id"].duplicated().any() or len(rows) + len(skipped) != len(dataset):
-        raise RuntimeError(f"{dataset.name!r} has {len(dataset)} images, but {len(rows)} scores ({rows['image_id'].nunique()} different images) and {len(skipped)} unreadable images came back. Clear the feature cache of this set and run again.")
-    return rows, torch.cat(features).numpy(), [[str(i), str(reason)] for i, reason in skipped.items()]
+        raise RuntimeError(
+            f"{dataset.name!r} has {len(dataset)} images, but {len(rows)} scores ({rows['image_id'].nunique()} different images) and {len(skipped)} unreadable images came back. Clear the feature cache of this set and run again."
+        )
+    return (
+        rows,
+        torch.cat(features).numpy(),
+        [[str(i), str(reason)] for i, reason in skipped.items()],
+    )
 
 # %% ../nbs/5_pipeline/09_benchmark.ipynb #b3539ee8
 def _shared_images(tables, features, tolerance=1e-4):
@@ -177,74 +307,140 @@ def _shared_images(tables, features, tolerance=1e-4):
     line, order = np.sort(known @ direction), np.argsort(known @ direction)
     for table, found in zip(tables[1:], features[1:]):
         place = found @ direction
-        ends = zip(np.searchsorted(line, place - tolerance), np.searchsorted(line, place + tolerance))
+        ends = zip(
+            np.searchsorted(line, place - tolerance), np.searchsorted(line, place + tolerance)
+        )
         near = [(j, order[a:b]) for j, (a, b) in enumerate(ends) if b > a]
-        pairs = [[table["image_id"].iloc[j], tables[0]["image_id"].iloc[i]] for j, c in near for i in c[np.linalg.norm(known[c] - found[j], axis=1) < tolerance][:1]]
-        if not pairs: continue
+        pairs = [
+            [table["image_id"].iloc[j], tables[0]["image_id"].iloc[i]]
+            for j, c in near
+            for i in c[np.linalg.norm(known[c] - found[j], axis=1) < tolerance][:1]
+        ]
+        if not pairs:
+            continue
         shared[str(table["dataset"].iloc[0])] = pairs
-        warnings.warn(f"{len(pairs)} images of {table['dataset'].iloc[0]!r} are also in the ID set (first {pairs[0][0]!r} = {pairs[0][1]!r}); they count as OOD. Remove them from the set for a fair number.", stacklevel=3)
+        warnings.warn(
+            f"{len(pairs)} images of {table['dataset'].iloc[0]!r} are also in the ID set (first {pairs[0][0]!r} = {pairs[0][1]!r}); they count as OOD. Remove them from the set for a fair number.",
+            stacklevel=3,
+        )
     return shared
 
 # %% ../nbs/5_pipeline/09_benchmark.ipynb #36ea84c7
 def run_benchmark(
-    backbone, # Backbone that encodes the images
-    id_set, # ImageSet of in-distribution images
-    ood_sets, # ImageSets, or a dict of them
-    detectors, # Detectors; each scores every image
-    cache=True, # read and write the feature cache
-    batch_size=256, # images encoded and scored at once
-    progress=True, # show a progress bar
-) -> pd.DataFrame: # score table, one row per image that could be read
+    backbone,  # Backbone that encodes the images
+    id_set,  # ImageSet of in-distribution images
+    ood_sets,  # ImageSets, or a dict of them
+    detectors,  # Detectors; each scores every image
+    cache=True,  # read and write the feature cache
+    batch_size=256,  # images encoded and scored at once
+    progress=True,  # show a progress bar
+) -> pd.DataFrame:  # score table, one row per image that could be read
     "Scores of all detectors on one ID set and several OOD sets, in one pass over the images."
     detectors, ood_sets = _check_detectors(detectors, backbone), _check_sets(id_set, ood_sets)
     classes, predictors = _class_list(detectors), [d for d in detectors if hasattr(d, "predict")]
     parts, features, skipped = [], [], {}
     for role, dataset in [("id", id_set), *(("ood", s) for s in ood_sets)]:
-        rows, unit, lost = _score_set(backbone, dataset, role, detectors, classes, cache=cache, batch_size=batch_size, progress=progress)
+        rows, unit, lost = _score_set(
+            backbone,
+            dataset,
+            role,
+            detectors,
+            classes,
+            cache=cache,
+            batch_size=batch_size,
+            progress=progress,
+        )
         parts.append(rows)
         features.append(unit)
-        if lost: skipped[dataset.name] = lost
+        if lost:
+            skipped[dataset.name] = lost
     shared = _shared_images(parts, features)
     table = _merge_predictions(pd.concat(parts, ignore_index=True), predictors)
-    table.attrs = _facts({
-        "version": oodnb.__version__, "backbone": backbone.name, "pretrained": str(backbone.pretrained or ""), "fingerprint": backbone.fingerprint, "precision": backbone.precision,
-        "id_set": id_set.name, "images": {s.name: int((table["dataset"] == s.name).sum()) for s in (id_set, *ood_sets)},
-        "class_names": [str(c) for c in classes], "id_class_names": [str(c) for c in id_set.class_names],
-        "detectors": {d.name: dict(getattr(d, "settings", {})) for d in detectors}, "skipped": skipped, "shared_images": shared})
+    table.attrs = _facts(
+        {
+            "version": oodnb.__version__,
+            "backbone": backbone.name,
+            "pretrained": str(backbone.pretrained or ""),
+            "fingerprint": backbone.fingerprint,
+            "precision": backbone.precision,
+            "id_set": id_set.name,
+            "images": {
+                s.name: int((table["dataset"] == s.name).sum()) for s in (id_set, *ood_sets)
+            },
+            "class_names": [str(c) for c in classes],
+            "id_class_names": [str(c) for c in id_set.class_names],
+            "detectors": {d.name: dict(getattr(d, "settings", {})) for d in detectors},
+            "skipped": skipped,
+            "shared_images": shared,
+        }
+    )
     return table
 
 # %% ../nbs/5_pipeline/09_benchmark.ipynb #01e32753
 def save_scores(
-    scores, # score table
-    path, # file to write, usually ending in .parquet
-) -> Path: # the file
+    scores,  # score table
+    path,  # file to write, usually ending in .parquet
+) -> Path:  # the file
     "Write a score table and its `attrs` as Parquet, atomically."
     by_role(scores)
     plain = scores.copy()
     plain.attrs = {}
     table = pa.Table.from_pandas(plain, preserve_index=False)
-    facts = {"format": 1, "rows": len(scores), "columns": list(map(str, scores.columns)), "attrs": scores.attrs}
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"oodnb_scores": json.dumps(facts, ensure_ascii=False, default=str).encode()})
-    with atomic_path(path) as temporary: pq.write_table(table, temporary, compression="zstd")
+    facts = {
+        "format": 1,
+        "rows": len(scores),
+        "columns": list(map(str, scores.columns)),
+        "attrs": scores.attrs,
+    }
+    table = table.replace_schema_metadata(
+        {
+            **(table.schema.metadata or {}),
+            b"oodnb_scores": json.dumps(facts, ensure_ascii=False, default=str).encode(),
+        }
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
     return Path(path)
 
 # %% ../nbs/5_pipeline/09_benchmark.ipynb #be734285
 def load_scores(
-    path, # file written by save_scores
-) -> pd.DataFrame: # score table with its attrs
+    path,  # file written by save_scores
+) -> pd.DataFrame:  # score table with its attrs
     "Read a score table and check it against what was written."
     path = Path(path).expanduser()
     if not path.is_file():
-        beside = sorted(p.name for p in path.parent.glob("*.parquet")) if path.parent.is_dir() else []
-        raise FileNotFoundError(f"There is no score table {path}" + (f"; the folder holds {', '.join(beside[:10])}." if beside else "; write one with save_scores(run_benchmark(...), path)."))
-    try: table = pq.read_table(path)
-    except pa.ArrowInvalid as error: raise ValueError(f"{path} is no Parquet file or is damaged ({str(error).splitlines()[0]}); run the benchmark again.") from None
+        beside = (
+            sorted(p.name for p in path.parent.glob("*.parquet")) if path.parent.is_dir() else []
+        )
+        raise FileNotFoundError(
+            f"There is no score table {path}"
+            + (
+                f"; the folder holds {', '.join(beside[:10])}."
+                if beside
+                else "; write one with save_scores(run_benchmark(...), path)."
+            )
+        )
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{path} is no Parquet file or is damaged ({str(error).splitlines()[0]}); run the benchmark again."
+        ) from None
     facts = json.loads((table.schema.metadata or {}).get(b"oodnb_scores", b"null"))
-    if not facts: raise ValueError(f"{path} is a Parquet file, but not a score table of oodnb (columns {', '.join(table.column_names[:8])}); score_table(...) makes one from plain arrays.")
+    if not facts:
+        raise ValueError(
+            f"{path} is a Parquet file, but not a score table of oodnb (columns {', '.join(table.column_names[:8])}); score_table(...) makes one from plain arrays."
+        )
     scores = table.to_pandas()
-    if len(scores) != facts["rows"] or list(scores.columns) != facts["columns"]: raise ValueError(f"{path} should hold {facts['rows']} rows with the columns {', '.join(facts['columns'])}, but has {len(scores)} rows and {', '.join(scores.columns)}; run the benchmark again.")
+    if len(scores) != facts["rows"] or list(scores.columns) != facts["columns"]:
+        raise ValueError(
+            f"{path} should hold {facts['rows']} rows with the columns {', '.join(facts['columns'])}, but has {len(scores)} rows and {', '.join(scores.columns)}; run the benchmark again."
+        )
     twice = scores[scores.duplicated(["dataset", "split", "image_id"])]
-    if len(twice): raise ValueError(f"{path} scores {len(twice)} images twice, first {twice['image_id'].iloc[0]!r} of {twice['dataset'].iloc[0]!r}; run the benchmark again.")
+    if len(twice):
+        raise ValueError(
+            f"{path} scores {len(twice)} images twice, first {twice['image_id'].iloc[0]!r} of {twice['dataset'].iloc[0]!r}; run the benchmark again."
+        )
     scores.attrs = _facts(facts["attrs"])
     by_role(scores)
     return scores

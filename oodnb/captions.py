@@ -38,85 +38,146 @@ from .pictures import open_rgb
 SHARD_PICTURES = ("jpg", "jpeg", "png", "webp")
 
 
-def _members(path, complain): # yields (key, suffix, offset, size, caption bytes or None) of what is complete
+def _members(
+    path, complain
+):  # yields (key, suffix, offset, size, caption bytes or None) of what is complete
     length = path.stat().st_size
-    try: shard = tarfile.open(path, "r:")
-    except (tarfile.TarError, EOFError) as error: return complain(path.name, f"no tar file that can be read: {error}")
+    try:
+        shard = tarfile.open(path, "r:")
+    except (tarfile.TarError, EOFError) as error:
+        return complain(path.name, f"no tar file that can be read: {error}")
     with shard:
         try:
             for member in shard:
-                if member.offset_data + member.size > length: return complain(path.name, f"cut off in {member.name}, after {length:,} bytes")
+                if member.offset_data + member.size > length:
+                    return complain(path.name, f"cut off in {member.name}, after {length:,} bytes")
                 key, _, suffix = member.name.rpartition("/")[2].partition(".")
-                folder = member.name[:-len(key + suffix) - 1]
-                text = shard.extractfile(member).read() if member.isfile() and suffix.lower() == "txt" else None
-                if member.isfile(): yield folder + key, suffix.lower(), member.offset_data, member.size, text
+                folder = member.name[: -len(key + suffix) - 1]
+                text = (
+                    shard.extractfile(member).read()
+                    if member.isfile() and suffix.lower() == "txt"
+                    else None
+                )
+                if member.isfile():
+                    yield folder + key, suffix.lower(), member.offset_data, member.size, text
                 shard.members = []
             with open(path, "rb") as file:
                 file.seek(shard.offset)
-                if file.read(512) != bytes(512): complain(path.name, f"damaged or cut off at byte {shard.offset:,}; the pairs before it are kept")
-        except tarfile.TarError as error: complain(path.name, f"damaged: {error}; the pairs before it are kept")
+                if file.read(512) != bytes(512):
+                    complain(
+                        path.name,
+                        f"damaged or cut off at byte {shard.offset:,}; the pairs before it are kept",
+                    )
+        except tarfile.TarError as error:
+            complain(path.name, f"damaged: {error}; the pairs before it are kept")
 
 
-def _text(data): # (caption, what is wrong with it or None)
-    try: caption = data.decode("utf-8").strip()
-    except UnicodeDecodeError: return None, "the caption is not UTF-8"
+def _text(data):  # (caption, what is wrong with it or None)
+    try:
+        caption = data.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return None, "the caption is not UTF-8"
     return (caption, None) if caption else (None, "the caption is empty")
 
 
 def index_shard(
-    path, # a tar file
-) -> pd.DataFrame: # key, offset, size, caption; .attrs["skipped"] lists (what, why)
+    path,  # a tar file
+) -> pd.DataFrame:  # key, offset, size, caption; .attrs["skipped"] lists (what, why)
     "The image-caption pairs of a shard."
     path, pictures, texts, skipped = Path(path), {}, {}, []
-    for key, suffix, offset, size, text in _members(path, lambda name, why: skipped.append([name, why])):
+    for key, suffix, offset, size, text in _members(
+        path, lambda name, why: skipped.append([name, why])
+    ):
         kind = pictures if suffix in SHARD_PICTURES else texts if suffix == "txt" else None
-        if kind is None: continue
-        if key in kind: skipped.append([f"{key}.{suffix}", "a second one of this name"])
-        else: kind[key] = (offset, size) if kind is pictures else _text(text)
+        if kind is None:
+            continue
+        if key in kind:
+            skipped.append([f"{key}.{suffix}", "a second one of this name"])
+        else:
+            kind[key] = (offset, size) if kind is pictures else _text(text)
     rows = []
     for key in dict.fromkeys([*pictures, *texts]):
         caption, why = texts.get(key, (None, "it has no caption (.txt)"))
         why = why if key in pictures else "the caption has no picture"
         skipped.append([key, why]) if why else rows.append((key, *pictures[key], caption))
-    table = pd.DataFrame(rows, columns=["key", "offset", "size", "caption"]).astype({"offset": "int64", "size": "int64"})
+    table = pd.DataFrame(rows, columns=["key", "offset", "size", "caption"]).astype(
+        {"offset": "int64", "size": "int64"}
+    )
     table.attrs["skipped"] = skipped
     return table
 
 # %% ../nbs/4_data/06_captions.ipynb #1175da54
-def _expand_braces(pattern): # every text that it stands for
+def _expand_braces(pattern):  # every text that it stands for
     found = re.search(r"\{([^{}]*)\}", pattern)
-    if not found: return [pattern]
+    if not found:
+        return [pattern]
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
-    if numbers and int(numbers[1]) > int(numbers[2]): raise ValueError(f"{pattern!r} counts backwards, from {numbers[1]} to {numbers[2]}.")
-    inside = [f"{i:0{len(numbers[1])}d}" for i in range(int(numbers[1]), int(numbers[2]) + 1)] if numbers else found[1].split(",")
-    return [text for middle in inside for text in _expand_braces(pattern[:found.start()] + middle + pattern[found.end():])]
+    if numbers and int(numbers[1]) > int(numbers[2]):
+        raise ValueError(f"{pattern!r} counts backwards, from {numbers[1]} to {numbers[2]}.")
+    inside = (
+        [f"{i:0{len(numbers[1])}d}" for i in range(int(numbers[1]), int(numbers[2]) + 1)]
+        if numbers
+        else found[1].split(",")
+    )
+    return [
+        text
+        for middle in inside
+        for text in _expand_braces(pattern[: found.start()] + middle + pattern[found.end() :])
+    ]
 
 
-def _find_files(source): # existing Paths, each once
-    patterns = [text for part in ([source] if isinstance(source, (str, Path)) else source) for text in _expand_braces(str(part))]
+def _find_files(source):  # existing Paths, each once
+    patterns = [
+        text
+        for part in ([source] if isinstance(source, (str, Path)) else source)
+        for text in _expand_braces(str(part))
+    ]
     paths, missing = [], []
     for pattern in patterns:
         path = Path(pattern).expanduser()
-        found = [path] if path.is_file() else [Path(name) for name in sorted(glob(str(path)))] if re.search(r"[*?\[]", pattern) else []
+        found = (
+            [path]
+            if path.is_file()
+            else [Path(name) for name in sorted(glob(str(path)))]
+            if re.search(r"[*?\[]", pattern)
+            else []
+        )
         paths += [p for p in found if p.is_file()]
-        if not found: missing.append(pattern)
-    if missing or not paths: raise FileNotFoundError(f"{len(missing)} of {len(patterns)} files or patterns name nothing: {', '.join(map(repr, missing[:5]))}{', ...' if missing[5:] else ''}. Looked from {Path.cwd()}; give paths, patterns ('cc3m/*.tar') or ranges ('cc3m/{{00000..00331}}.tar').")
+        if not found:
+            missing.append(pattern)
+    if missing or not paths:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(patterns)} files or patterns name nothing: {', '.join(map(repr, missing[:5]))}{', ...' if missing[5:] else ''}. Looked from {Path.cwd()}; give paths, patterns ('cc3m/*.tar') or ranges ('cc3m/{{00000..00331}}.tar')."
+        )
     return list(dict.fromkeys(paths))
 
 # %% ../nbs/4_data/06_captions.ipynb #ffcd42a0
 def _kept_index(path, cache):
-    if not cache: return index_shard(path)
+    if not cache:
+        return index_shard(path)
     about = path.stat()
-    kept = home() / "captions" / f"{content_hash('index 1', str(path.absolute()), about.st_size, about.st_mtime_ns)}.parquet"
+    kept = (
+        home()
+        / "captions"
+        / f"{content_hash('index 1', str(path.absolute()), about.st_size, about.st_mtime_ns)}.parquet"
+    )
     if kept.is_file():
-        try: return pd.read_parquet(kept)
-        except Exception as error: warnings.warn(f"The index {kept} is damaged ({error}) and made again.", stacklevel=4)
+        try:
+            return pd.read_parquet(kept)
+        except Exception as error:
+            warnings.warn(f"The index {kept} is damaged ({error}) and made again.", stacklevel=4)
     table = index_shard(path)
-    with locked(kept), atomic_path(kept) as temporary: table.to_parquet(temporary)
+    with locked(kept), atomic_path(kept) as temporary:
+        table.to_parquet(temporary)
     return table
 
 
-def _reader(paths, ids, places): # function that reads picture i; files are opened when it is asked for, so that processes can share it
+def _reader(
+    paths,
+    ids,
+    # function that reads picture i; files are opened when it is asked for, so that processes can share it
+    places,
+):
     def read(i):
         shard, offset, size = places[i].tolist()
         with open(paths[shard], "rb") as file:
@@ -128,46 +189,125 @@ def _reader(paths, ids, places): # function that reads picture i; files are open
     return read
 
 
-def _unique(names): # a number behind what was there before
+def _unique(names):  # a number behind what was there before
     seen = {}
-    for name in names: seen[name] = seen.get(name, 0) + 1; yield name if seen[name] == 1 else f"{name}#{seen[name]}"
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        yield name if seen[name] == 1 else f"{name}#{seen[name]}"
 
 
-def _pair_set(name, table, read, skipped): # ImageSet, or an error when nothing is left
-    shown = "; ".join(f"{what}: {why}" for what, why in skipped[:3]) + ("; ..." if skipped[3:] else "")
-    if not len(table): raise ValueError(f"{name} has no image-caption pair. " + (f"{len(skipped)} things were left out: {shown}." if skipped else "It is empty."))
-    if skipped: warnings.warn(f"{name}: {len(table):,} image-caption pairs; {len(skipped):,} things were left out: {shown}. about['skipped'] lists them.", stacklevel=4)
-    facts = content_hash("captions 1", table.id.tolist(), table.caption.tolist(), table.drop(columns=["id", "caption"]).to_numpy().astype(np.int64))
-    return ImageSet(name, "train", table.id.tolist(), np.full(len(table), -1), [], read, facts, table.caption.tolist(), about={"skipped": [tuple(row) for row in skipped]})
+def _pair_set(name, table, read, skipped):  # ImageSet, or an error when nothing is left
+    shown = "; ".join(f"{what}: {why}" for what, why in skipped[:3]) + (
+        "; ..." if skipped[3:] else ""
+    )
+    if not len(table):
+        raise ValueError(
+            f"{name} has no image-caption pair. "
+            + (f"{len(skipped)} things were left out: {shown}." if skipped else "It is empty.")
+        )
+    if skipped:
+        warnings.warn(
+            f"{name}: {len(table):,} image-caption pairs; {len(skipped):,} things were left out: {shown}. about['skipped'] lists them.",
+            stacklevel=4,
+        )
+    facts = content_hash(
+        "captions 1",
+        table.id.tolist(),
+        table.caption.tolist(),
+        table.drop(columns=["id", "caption"]).to_numpy().astype(np.int64),
+    )
+    return ImageSet(
+        name,
+        "train",
+        table.id.tolist(),
+        np.full(len(table), -1),
+        [],
+        read,
+        facts,
+        table.caption.tolist(),
+        about={"skipped": [tuple(row) for row in skipped]},
+    )
 
 
 def _from_shards(paths, cache, progress):
-    with ThreadPoolExecutor(8) as pool: tables = list(tqdm(pool.map(lambda path: _kept_index(path, cache), paths), total=len(paths), desc="shards", unit="shard", disable=not progress, delay=1))
-    skipped = [(what if what == path.name else f"{path.stem}/{what}", why) for path, table in zip(paths, tables) for what, why in table.attrs["skipped"]]
-    table = pd.concat([table.assign(shard=i, key=f"{path.stem}/" + table.key) for i, (path, table) in enumerate(zip(paths, tables))], ignore_index=True)
+    with ThreadPoolExecutor(8) as pool:
+        tables = list(
+            tqdm(
+                pool.map(lambda path: _kept_index(path, cache), paths),
+                total=len(paths),
+                desc="shards",
+                unit="shard",
+                disable=not progress,
+                delay=1,
+            )
+        )
+    skipped = [
+        (what if what == path.name else f"{path.stem}/{what}", why)
+        for path, table in zip(paths, tables)
+        for what, why in table.attrs["skipped"]
+    ]
+    table = pd.concat(
+        [
+            table.assign(shard=i, key=f"{path.stem}/" + table.key)
+            for i, (path, table) in enumerate(zip(paths, tables))
+        ],
+        ignore_index=True,
+    )
     table["id"] = list(_unique(table.pop("key")))
-    name = paths[0].stem if len(paths) == 1 else f"{paths[0].parent.absolute().name} ({len(paths)} shards)"
-    return _pair_set(name, table, _reader(paths, table.id.tolist(), table[["shard", "offset", "size"]].to_numpy()), skipped)
+    name = (
+        paths[0].stem
+        if len(paths) == 1
+        else f"{paths[0].parent.absolute().name} ({len(paths)} shards)"
+    )
+    return _pair_set(
+        name,
+        table,
+        _reader(paths, table.id.tolist(), table[["shard", "offset", "size"]].to_numpy()),
+        skipped,
+    )
 
 # %% ../nbs/4_data/06_captions.ipynb #b38dc2ac
-COLUMNS = {"image": ("filepath", "path", "image", "file", "filename", "image_path"), "caption": ("title", "caption", "text", "description")}
+COLUMNS = {
+    "image": ("filepath", "path", "image", "file", "filename", "image_path"),
+    "caption": ("title", "caption", "text", "description"),
+}
 
 
 def _column(columns, kind, wanted, path):
     found = [wanted] if wanted else [name for name in COLUMNS[kind] if name in columns]
-    if found and found[0] in columns: return found[0]
-    raise ValueError(f"{path} has no {kind} column{f' {wanted!r}' if wanted else ''}; it has {', '.join(map(repr, columns))}. Name it: {kind}_column=... (found without help: {', '.join(COLUMNS[kind])}).")
+    if found and found[0] in columns:
+        return found[0]
+    raise ValueError(
+        f"{path} has no {kind} column{f' {wanted!r}' if wanted else ''}; it has {', '.join(map(repr, columns))}. Name it: {kind}_column=... (found without help: {', '.join(COLUMNS[kind])})."
+    )
 
 
 def _from_table(path, image_column, caption_column):
-    try: table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error: raise ValueError(f"{path} is no table of paths and captions: {str(error).strip()}. Expected is a line of names, then {'tabs' if path.suffix == '.tsv' else 'commas'} between the columns and quotes around captions that hold one.") from error
-    names = [table[_column(table.columns, kind, wanted, path)] for kind, wanted in (("image", image_column), ("caption", caption_column))]
+    try:
+        table = pd.read_csv(
+            path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str, keep_default_na=False
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is no table of paths and captions: {str(error).strip()}. Expected is a line of names, then {'tabs' if path.suffix == '.tsv' else 'commas'} between the columns and quotes around captions that hold one."
+        ) from error
+    names = [
+        table[_column(table.columns, kind, wanted, path)]
+        for kind, wanted in (("image", image_column), ("caption", caption_column))
+    ]
     rows, skipped = [], []
     for name, identity, caption in zip(names[0], _unique(names[0]), names[1]):
         place = path.parent / name
-        why = "the caption is empty" if not caption.strip() else None if place.is_file() else "there is no such file"
-        if why: skipped.append((identity, why)); continue
+        why = (
+            "the caption is empty"
+            if not caption.strip()
+            else None
+            if place.is_file()
+            else "there is no such file"
+        )
+        if why:
+            skipped.append((identity, why))
+            continue
         about = place.stat()
         rows.append((identity, caption.strip(), about.st_size, about.st_mtime_ns, place))
     table = pd.DataFrame(rows, columns=["id", "caption", "size", "time", "place"])
@@ -176,34 +316,49 @@ def _from_table(path, image_column, caption_column):
 
 
 def load_captions(
-    source, # "mini", *.tar (path, list, 'cc3m/{00000..00331}.tar', 'cc3m/*.tar'), *.csv or *.tsv, or an ImageSet with captions
-    image_column=None, # of a table; None finds it
-    caption_column=None, # of a table; None finds it
-    cache=True, # keep the index of shards
-    progress=True, # show a bar when it takes longer than a second
-) -> ImageSet: # with captions; about["skipped"] lists (what, why)
+    # "mini", *.tar (path, list, 'cc3m/{00000..00331}.tar', 'cc3m/*.tar'), *.csv or *.tsv, or an ImageSet with captions
+    source,
+    image_column=None,  # of a table; None finds it
+    caption_column=None,  # of a table; None finds it
+    cache=True,  # keep the index of shards
+    progress=True,  # show a bar when it takes longer than a second
+) -> ImageSet:  # with captions; about["skipped"] lists (what, why)
     "Image-caption pairs. `FileNotFoundError` or `ValueError` when there are none."
     if isinstance(source, ImageSet):
-        if source.captions is None: raise ValueError(f"{source!r} has no captions; load_captions('mini') has, or give shards (*.tar) or a table (*.csv).")
+        if source.captions is None:
+            raise ValueError(
+                f"{source!r} has no captions; load_captions('mini') has, or give shards (*.tar) or a table (*.csv)."
+            )
         blank = [i for i, caption in enumerate(source.captions) if not caption.strip()]
-        if not blank: return source
+        if not blank:
+            return source
         table = pd.DataFrame({"id": source.ids, "caption": source.captions}).drop(index=blank)
-        return _pair_set(source.name, table.assign(row=table.index), lambda i, rows=table.index: source.read(int(rows[i])), [(source.ids[i], "the caption is empty") for i in blank])
-    if source == "mini": return load_split("mini-web", "train")
+        return _pair_set(
+            source.name,
+            table.assign(row=table.index),
+            lambda i, rows=table.index: source.read(int(rows[i])),
+            [(source.ids[i], "the caption is empty") for i in blank],
+        )
+    if source == "mini":
+        return load_split("mini-web", "train")
     paths = _find_files(source)
     kinds = {path.suffix.lower() for path in paths}
-    if kinds == {".tar"}: return _from_shards(paths, cache, progress)
-    if len(paths) == 1 and kinds <= {".csv", ".tsv"}: return _from_table(paths[0], image_column, caption_column)
-    raise ValueError(f"Captions come from *.tar shards (not compressed), or from one *.csv or *.tsv; {source!r:.80} names {', '.join(sorted(path.name for path in paths)[:5])}. A compressed shard cannot be read at any place: unpack it first.")
+    if kinds == {".tar"}:
+        return _from_shards(paths, cache, progress)
+    if len(paths) == 1 and kinds <= {".csv", ".tsv"}:
+        return _from_table(paths[0], image_column, caption_column)
+    raise ValueError(
+        f"Captions come from *.tar shards (not compressed), or from one *.csv or *.tsv; {source!r:.80} names {', '.join(sorted(path.name for path in paths)[:5])}. A compressed shard cannot be read at any place: unpack it first."
+    )
 
 # %% ../nbs/4_data/06_captions.ipynb #f9955cf2
 def epoch_size(
-    samples, # pairs
-    batch_size, # per rank
-    ranks=1, # processes
-    workers=1, # per rank
-    floor=False, # round down
-): # (batches, samples) of an epoch
+    samples,  # pairs
+    batch_size,  # per rank
+    ranks=1,  # processes
+    workers=1,  # per rank
+    floor=False,  # round down
+):  # (batches, samples) of an epoch
     "Size of an epoch in the published training."
     down = (lambda a, b: a // b) if floor else (lambda a, b: -(-a // b))
     batches = down(down(samples, batch_size * ranks), max(1, workers)) * max(1, workers)
@@ -212,94 +367,198 @@ def epoch_size(
 # %% ../nbs/4_data/06_captions.ipynb #fbe84b6e
 @lru_cache(2)
 def epoch_order(
-    count, # pairs
-    seed, # of the run
-    epoch, # 0, 1, ...
-    block=None, # neighbours that are read together; None mixes everything
-) -> np.ndarray: # int64 positions [count]
+    count,  # pairs
+    seed,  # of the run
+    epoch,  # 0, 1, ...
+    block=None,  # neighbours that are read together; None mixes everything
+) -> np.ndarray:  # int64 positions [count]
     "The order of the pairs in an epoch."
     chance = chance_of("captions", seed, epoch)
-    order = chance.permutation(count) if block is None else np.concatenate([np.arange(i, min(i + block, count)) for i in chance.permutation(np.arange(0, count, block))])
-    if block: order = np.concatenate([chance.permutation(part) for part in np.split(order, range(16 * block, count, 16 * block))])
+    order = (
+        chance.permutation(count)
+        if block is None
+        else np.concatenate(
+            [
+                np.arange(i, min(i + block, count))
+                for i in chance.permutation(np.arange(0, count, block))
+            ]
+        )
+    )
+    if block:
+        order = np.concatenate(
+            [
+                chance.permutation(part)
+                for part in np.split(order, range(16 * block, count, 16 * block))
+            ]
+        )
     order.flags.writeable = False
     return order
 
 
-def _step_rows(count, batch_size, seed, step, steps_per_epoch=None, block=None): # (epoch, positions [batch_size])
+def _step_rows(
+    count, batch_size, seed, step, steps_per_epoch=None, block=None
+):  # (epoch, positions [batch_size])
     epoch, place = divmod(step, steps_per_epoch or -(-count // batch_size))
-    return epoch, epoch_order(count, seed, epoch, block)[np.arange(place * batch_size, (place + 1) * batch_size) % count]
+    return epoch, epoch_order(count, seed, epoch, block)[
+        np.arange(place * batch_size, (place + 1) * batch_size) % count
+    ]
 
 # %% ../nbs/4_data/06_captions.ipynb #c412ac9e
 @dataclass
 class CaptionBatch:
     "What one rank reads in one step."
-    step: int
-    rows: np.ndarray # positions in the set [n]
-    tokens: torch.Tensor # for the frozen text tower [n, L]
-    no_tokens: torch.Tensor # for the "no" tower [n, L]; the same unless there are templates
-    pixels: torch.Tensor | None # crops [n, 3, H, W]
-    skipped: list = field(default_factory=list) # (id, reason) of pictures that were replaced
-    cut: list = field(default_factory=list) # ids whose caption was cut
 
-    def pin_memory(self): # a DataLoader calls it where there is a GPU
-        if self.pixels is not None: self.pixels = self.pixels.pin_memory()
+    step: int
+    rows: np.ndarray  # positions in the set [n]
+    tokens: torch.Tensor  # for the frozen text tower [n, L]
+    no_tokens: torch.Tensor  # for the "no" tower [n, L]; the same unless there are templates
+    pixels: torch.Tensor | None  # crops [n, 3, H, W]
+    skipped: list = field(default_factory=list)  # (id, reason) of pictures that were replaced
+    cut: list = field(default_factory=list)  # ids whose caption was cut
+
+    def pin_memory(self):  # a DataLoader calls it where there is a GPU
+        if self.pixels is not None:
+            self.pixels = self.pixels.pin_memory()
         return self
 
 
-class _Steps: # step -> CaptionBatch; sent to worker processes
-    def __init__(self, backbone, images, batch_size, own, facts): self.backbone, self.images, self.batch_size, self.own, self.facts = backbone, images, batch_size, own, facts
+class _Steps:  # step -> CaptionBatch; sent to worker processes
+    def __init__(self, backbone, images, batch_size, own, facts):
+        self.backbone, self.images, self.batch_size, self.own, self.facts = (
+            backbone,
+            images,
+            batch_size,
+            own,
+            facts,
+        )
 
-    def crop(self, epoch, row, batch): # (row, pixels, skipped): the row itself, or the first in its place that can be read
-        pictures, skipped, count = random_crops(self.images, self.facts["size"], self.facts["seed"], epoch, self.facts["scale"], 0.0), [], len(self.images)
-        taken, chance, asked = set(batch.tolist()) if count > len(batch) else set(), chance_of("instead", self.facts["seed"], epoch, int(row)), row
+    def crop(
+        self, epoch, row, batch
+    ):  # (row, pixels, skipped): the row itself, or the first in its place that can be read
+        pictures, skipped, count = (
+            random_crops(
+                self.images, self.facts["size"], self.facts["seed"], epoch, self.facts["scale"], 0.0
+            ),
+            [],
+            len(self.images),
+        )
+        taken, chance, asked = (
+            set(batch.tolist()) if count > len(batch) else set(),
+            chance_of("instead", self.facts["seed"], epoch, int(row)),
+            row,
+        )
         for _ in range(1000):
-            try: return row, self.backbone.preprocess(pictures.read(int(row))), skipped
-            except MemoryError: raise
-            except Exception as error: skipped.append((self.images.ids[row], getattr(error, "reason", f"{type(error).__name__}: {error}")))
+            try:
+                return row, self.backbone.preprocess(pictures.read(int(row))), skipped
+            except MemoryError:
+                raise
+            except Exception as error:
+                skipped.append(
+                    (
+                        self.images.ids[row],
+                        getattr(error, "reason", f"{type(error).__name__}: {error}"),
+                    )
+                )
             row = next(i for i in iter(lambda: int(chance.integers(count)), None) if i not in taken)
-        raise RuntimeError(f"In place of {self.images.ids[asked]!r} 1000 other pictures of {self.images.name} were tried and none can be read; the last was {skipped[-1][0]!r} ({skipped[-1][1]}). Is the disk there?")
+        raise RuntimeError(
+            f"In place of {self.images.ids[asked]!r} 1000 other pictures of {self.images.name} were tried and none can be read; the last was {skipped[-1][0]!r} ({skipped[-1][1]}). Is the disk there?"
+        )
 
     def __getitem__(self, step):
-        epoch, batch = _step_rows(len(self.images), self.batch_size, self.facts["seed"], step, self.facts["steps_per_epoch"], self.facts["block"])
+        epoch, batch = _step_rows(
+            len(self.images),
+            self.batch_size,
+            self.facts["seed"],
+            step,
+            self.facts["steps_per_epoch"],
+            self.facts["block"],
+        )
         rows, pixels, skipped = batch[self.own], None, []
         if self.facts["pixels"]:
             rows, pixels, skipped = zip(*(self.crop(epoch, row, batch) for row in rows))
-            rows, pixels, skipped = np.array(rows), torch.stack(pixels), list(itertools.chain.from_iterable(skipped))
+            rows, pixels, skipped = (
+                np.array(rows),
+                torch.stack(pixels),
+                list(itertools.chain.from_iterable(skipped)),
+            )
         captions = [self.images.captions[i] for i in rows]
         yes, no = self.facts["templates"] or (("{}",), ("{}",))
-        drawn = chance_of("templates", self.facts["seed"], step).integers(len(yes), size=self.batch_size)[self.own]
-        texts, opposite = ([texts[k].replace("{}", caption) for k, caption in zip(drawn, captions)] for texts in (yes, no))
+        drawn = chance_of("templates", self.facts["seed"], step).integers(
+            len(yes), size=self.batch_size
+        )[self.own]
+        texts, opposite = (
+            [texts[k].replace("{}", caption) for k, caption in zip(drawn, captions)]
+            for texts in (yes, no)
+        )
         tokens = token_rows(self.backbone.tokenizer, texts)
         cut = [self.images.ids[rows[i]] for i in cut_texts(self.backbone.tokenizer, texts, tokens)]
-        return CaptionBatch(step, rows, tokens, tokens if opposite == texts else token_rows(self.backbone.tokenizer, opposite), pixels, skipped, cut)
+        return CaptionBatch(
+            step,
+            rows,
+            tokens,
+            tokens if opposite == texts else token_rows(self.backbone.tokenizer, opposite),
+            pixels,
+            skipped,
+            cut,
+        )
 
 # %% ../nbs/4_data/06_captions.ipynb #1398e10b
 def caption_batches(
-    backbone, # Backbone: its tokenizer and preprocessing
-    images, # ImageSet with captions
-    batch_size, # of all ranks
-    seed=0, # of order, crops and templates
-    rank=0, # of this process
-    ranks=1, # processes
-    scale=(0.9, 1.0), # share of the area that a crop keeps
-    templates=None, # (yes, no): two lists of templates with {}, as long as each other
-    steps_per_epoch=None, # None: as many as fill an epoch, rounded up
-    block=None, # see `epoch_order`
-    pixels=True, # False: texts only
-    workers=0, # processes that make batches ahead; 0: this one makes them
-): # function: first step -> endless iterator of CaptionBatch
+    backbone,  # Backbone: its tokenizer and preprocessing
+    images,  # ImageSet with captions
+    batch_size,  # of all ranks
+    seed=0,  # of order, crops and templates
+    rank=0,  # of this process
+    ranks=1,  # processes
+    scale=(0.9, 1.0),  # share of the area that a crop keeps
+    templates=None,  # (yes, no): two lists of templates with {}, as long as each other
+    steps_per_epoch=None,  # None: as many as fill an epoch, rounded up
+    block=None,  # see `epoch_order`
+    pixels=True,  # False: texts only
+    workers=0,  # processes that make batches ahead; 0: this one makes them
+):  # function: first step -> endless iterator of CaptionBatch
     "What a training reads, step by step. `ValueError` for settings that cannot work."
-    if images.captions is None: raise ValueError(f"{images!r} has no captions; load_captions makes sets that have.")
-    if batch_size < 1 or batch_size % ranks: raise ValueError(f"batch_size is {batch_size} for {ranks} processes; give a number that they can share equally.")
-    if batch_size > len(images): raise ValueError(f"batch_size is {batch_size}, but {images!r} has only {len(images)} pairs; a pair twice in a batch would count as a mismatch of itself.")
-    if templates and (len(templates) != 2 or len(templates[0]) != len(templates[1]) or not len(templates[0])): raise ValueError(f"templates are two lists of the same length, one text with {{}} for each; these have the lengths {[len(part) for part in templates]}.")
-    if not 0 <= rank < ranks: raise ValueError(f"rank is {rank}; it counts from 0 to {ranks - 1}.")
+    if images.captions is None:
+        raise ValueError(f"{images!r} has no captions; load_captions makes sets that have.")
+    if batch_size < 1 or batch_size % ranks:
+        raise ValueError(
+            f"batch_size is {batch_size} for {ranks} processes; give a number that they can share equally."
+        )
+    if batch_size > len(images):
+        raise ValueError(
+            f"batch_size is {batch_size}, but {images!r} has only {len(images)} pairs; a pair twice in a batch would count as a mismatch of itself."
+        )
+    if templates and (
+        len(templates) != 2 or len(templates[0]) != len(templates[1]) or not len(templates[0])
+    ):
+        raise ValueError(
+            f"templates are two lists of the same length, one text with {{}} for each; these have the lengths {[len(part) for part in templates]}."
+        )
+    if not 0 <= rank < ranks:
+        raise ValueError(f"rank is {rank}; it counts from 0 to {ranks - 1}.")
     share = batch_size // ranks
-    facts = {"seed": seed, "scale": scale, "templates": templates, "steps_per_epoch": steps_per_epoch, "block": block, "pixels": pixels, "size": input_size(backbone) if pixels else None}
+    facts = {
+        "seed": seed,
+        "scale": scale,
+        "templates": templates,
+        "steps_per_epoch": steps_per_epoch,
+        "block": block,
+        "pixels": pixels,
+        "size": input_size(backbone) if pixels else None,
+    }
     steps = _Steps(backbone, images, batch_size, slice(rank * share, (rank + 1) * share), facts)
 
     def batches(start=0):
         ahead = workers if "fork" in torch.multiprocessing.get_all_start_methods() else 0
-        return iter(DataLoader(steps, batch_size=None, sampler=itertools.count(start), num_workers=ahead, multiprocessing_context="fork" if ahead else None, pin_memory=torch.device(backbone.device).type == "cuda"))
+        return iter(
+            DataLoader(
+                steps,
+                batch_size=None,
+                sampler=itertools.count(start),
+                num_workers=ahead,
+                multiprocessing_context="fork" if ahead else None,
+                pin_memory=torch.device(backbone.device).type == "cuda",
+            )
+        )
 
     return batches

@@ -21,83 +21,173 @@ from .data.image_sets import ImageSet, file_digest, fingerprint, load_folder
 from .ground.spelling import unknown_name
 
 # %% ../nbs/4_data/13_datasets.ipynb #66dc0605
-_all_ = ["ImageSet", "fingerprint", "load_folder"] # offered here too
+_all_ = ["ImageSet", "fingerprint", "load_folder"]  # offered here too
 
 # %% ../nbs/4_data/13_datasets.ipynb #98261ea6
-def _folder_named(name): # the folder meant by `name`, or None when it is a plain word
+def _folder_named(name):  # the folder meant by `name`, or None when it is a plain word
     text = os.fspath(name)
-    meant = not isinstance(name, str) or any(mark in text for mark in {"/", os.sep}) or text.startswith((".", "~"))
+    meant = (
+        not isinstance(name, str)
+        or any(mark in text for mark in {"/", os.sep})
+        or text.startswith((".", "~"))
+    )
     folder = Path(text).expanduser()
-    if folder.is_dir(): return folder
-    if not meant: return None
-    if folder.exists(): raise ValueError(f"{folder} is a file; load_dataset reads folders of pictures, open_rgb one picture.")
+    if folder.is_dir():
+        return folder
+    if not meant:
+        return None
+    if folder.exists():
+        raise ValueError(
+            f"{folder} is a file; load_dataset reads folders of pictures, open_rgb one picture."
+        )
     near = next((above for above in folder.absolute().parents if above.is_dir()), Path("/"))
     inside = sorted(entry.name for entry in near.iterdir() if entry.is_dir())
     close = difflib.get_close_matches(folder.absolute().relative_to(near).parts[0], inside, n=3)
-    raise FileNotFoundError(f"The folder {folder} does not exist; {near} does" + (f" and holds {', '.join(map(repr, close))}" if close else "") + ".")
+    raise FileNotFoundError(
+        f"The folder {folder} does not exist; {near} does"
+        + (f" and holds {', '.join(map(repr, close))}" if close else "")
+        + "."
+    )
 
 # %% ../nbs/4_data/13_datasets.ipynb #c771543d
 def load_dataset(
-    name, # "mini", "mini-...", "ImageNet", "iNaturalist", ... (see list_datasets), or the path of a folder
-    split="test", # ImageNet's "test" is the official validation list, as in the papers, and "train" is there to draw few shots from; others: see catalogue
-    root=None, # folder that holds the named benchmarks; default $OODNB_DATA
-    classes=None, # for folders: list of class folders, dict folder -> class name, or False to ignore folders
-    allow_different=False, # take a named benchmark that is not the published list; its name, and every row made with it, then says so
+    # "mini", "mini-...", "ImageNet", "iNaturalist", ... (see list_datasets), or the path of a folder
+    name,
+    # ImageNet's "test" is the official validation list, as in the papers, and "train" is there to draw few shots from; others: see catalogue
+    split="test",
+    root=None,  # folder that holds the named benchmarks; default $OODNB_DATA
+    # for folders: list of class folders, dict folder -> class name, or False to ignore folders
+    classes=None,
+    # take a named benchmark that is not the published list; its name, and every row made with it, then says so
+    allow_different=False,
 ) -> ImageSet:
     "Any set of pictures. `FileNotFoundError` says what is missing and where it goes, `ValueError` what does not fit."
-    if not isinstance(name, (str, os.PathLike)) or not os.fspath(name).strip(): raise ValueError(f"name is {name!r}; give the name of a data set (list_datasets() shows them) or the path of a folder.")
+    if not isinstance(name, (str, os.PathLike)) or not os.fspath(name).strip():
+        raise ValueError(
+            f"name is {name!r}; give the name of a data set (list_datasets() shows them) or the path of a folder."
+        )
     world = mini.is_mini(name)
     known = None if world else catalogue.spelled(name)
-    if classes is not None and (known or world): raise ValueError(f"classes belongs to folders of yours; {name} has its own. Choose pictures with .subset(...).")
-    if world: return mini.load_split(name, split)
-    if known: return published_sets.load_published(known, split, root, allow_different)
+    if classes is not None and (known or world):
+        raise ValueError(
+            f"classes belongs to folders of yours; {name} has its own. Choose pictures with .subset(...)."
+        )
+    if world:
+        return mini.load_split(name, split)
+    if known:
+        return published_sets.load_published(known, split, root, allow_different)
     folder = _folder_named(name)
-    if folder is None: raise ValueError(unknown_name("data set", name, [*catalogue.entries(), *(row["name"] for row in mini.list_sets())]) + f" A folder of that name does not exist here; write a path as './{name}'.")
+    if folder is None:
+        raise ValueError(
+            unknown_name(
+                "data set", name, [*catalogue.entries(), *(row["name"] for row in mini.list_sets())]
+            )
+            + f" A folder of that name does not exist here; write a path as './{name}'."
+        )
     return load_folder(folder, split, classes)
 
 # %% ../nbs/4_data/13_datasets.ipynb #9505e5a3
 def list_datasets(
-    root=None, # data root; default $OODNB_DATA
-) -> pd.DataFrame: # name, splits, images, classes, role, licence, access, ready
+    root=None,  # data root; default $OODNB_DATA
+) -> pd.DataFrame:  # name, splits, images, classes, role, licence, access, ready
     "All data sets with a name. `ready` looks for the folder only; `check_dataset` reads every picture."
     rows = []
     for row in mini.list_sets():
         splits = row["splits"]
-        rows.append({"name": row["name"], "splits": ", ".join(f"{split} {count:,}" for split, count in splits.items()), "images": sum(splits.values()), "classes": row["classes"],
-                     "role": row["role"], "licence": row["licence"], "access": "embedded", "ready": True})
+        rows.append(
+            {
+                "name": row["name"],
+                "splits": ", ".join(f"{split} {count:,}" for split, count in splits.items()),
+                "images": sum(splits.values()),
+                "classes": row["classes"],
+                "role": row["role"],
+                "licence": row["licence"],
+                "access": "embedded",
+                "ready": True,
+            }
+        )
     rows += catalogue.list_entries(root)
-    return pd.DataFrame(rows).drop(columns="splits_ready").astype({"images": "Int64", "classes": "Int64"}).set_index("name", drop=False)
+    return (
+        pd.DataFrame(rows)
+        .drop(columns="splits_ready")
+        .astype({"images": "Int64", "classes": "Int64"})
+        .set_index("name", drop=False)
+    )
 
 # %% ../nbs/4_data/13_datasets.ipynb #5fea3d97
-def _look_at(images, i): # (id, why it cannot be read or None, is it another file than was unpacked)
+def _look_at(
+    images, i
+):  # (id, why it cannot be read or None, is it another file than was unpacked)
     name, recorded = images.ids[i], images.about.get("recorded", {})
-    changed = name in recorded and file_digest(Path(images.about["folder"]) / name) != recorded[name]
-    try: images.read(i)
-    except Exception as error: return name, getattr(error, "reason", f"{type(error).__name__}: {error}"), changed
+    changed = (
+        name in recorded and file_digest(Path(images.about["folder"]) / name) != recorded[name]
+    )
+    try:
+        images.read(i)
+    except Exception as error:
+        return name, getattr(error, "reason", f"{type(error).__name__}: {error}"), changed
     return name, None, changed
 
 
 def check_dataset(
-    name, # as in load_dataset
-    root=None, # data root; default $OODNB_DATA
+    name,  # as in load_dataset
+    root=None,  # data root; default $OODNB_DATA
     split="test",
-    workers=8, # threads that decode
-    progress=True, # show a bar while decoding
-) -> dict: # ok, problems, found, expected, missing, extra, different, unreadable, other_files
+    workers=8,  # threads that decode
+    progress=True,  # show a bar while decoding
+) -> dict:  # ok, problems, found, expected, missing, extra, different, unreadable, other_files
     "Read every picture of a set once and compare with what is known about it. `missing` and `extra` are names where the list of names is known, else counts. Nothing is changed."
-    report = {"name": str(name), "split": split, "ok": False, "found": 0, "expected": None, "missing": [], "extra": [], "different": [], "unreadable": [], "other_files": {}, "problems": []}
+    report = {
+        "name": str(name),
+        "split": split,
+        "ok": False,
+        "found": 0,
+        "expected": None,
+        "missing": [],
+        "extra": [],
+        "different": [],
+        "unreadable": [],
+        "other_files": {},
+        "problems": [],
+    }
     known = catalogue.spelled(name)
-    if known: report["expected"] = catalogue.split_of(known, split).images
-    try: images = load_dataset(name, split, root, allow_different=True)
-    except FileNotFoundError as error: return {**report, "missing": report["expected"] or [], "problems": [str(error)]}
+    if known:
+        report["expected"] = catalogue.split_of(known, split).images
+    try:
+        images = load_dataset(name, split, root, allow_different=True)
+    except FileNotFoundError as error:
+        return {**report, "missing": report["expected"] or [], "problems": [str(error)]}
     found = images.about.get("pictures", len(images))
-    report.update(found=found, other_files=images.about.get("other_files", {}), **images.about.get("files", {}))
-    if report["expected"] is not None and not report["missing"] and not report["extra"]: report.update(missing=max(0, report["expected"] - found), extra=max(0, found - report["expected"]))
+    report.update(
+        found=found,
+        other_files=images.about.get("other_files", {}),
+        **images.about.get("files", {}),
+    )
+    if report["expected"] is not None and not report["missing"] and not report["extra"]:
+        report.update(
+            missing=max(0, report["expected"] - found), extra=max(0, found - report["expected"])
+        )
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        looked = list(tqdm(pool.map(lambda i: _look_at(images, i), range(len(images))), total=len(images), desc=f"check {images.name}", disable=not progress, delay=1))
+        looked = list(
+            tqdm(
+                pool.map(lambda i: _look_at(images, i), range(len(images))),
+                total=len(images),
+                desc=f"check {images.name}",
+                disable=not progress,
+                delay=1,
+            )
+        )
     report["unreadable"] = [(name, why) for name, why, _ in looked if why]
     report["different"] = [name for name, _, changed in looked if changed]
-    if images.about.get("different"): report["problems"].append(images.about["different"])
-    if report["different"]: report["problems"].append(f"{len(report['different'])} files are not those that were unpacked")
-    if report["unreadable"]: report["problems"].append(f"{len(report['unreadable'])} pictures cannot be read")
-    return {**report, "ok": not any(report[kind] for kind in ("problems", "missing", "extra", "different"))}
+    if images.about.get("different"):
+        report["problems"].append(images.about["different"])
+    if report["different"]:
+        report["problems"].append(
+            f"{len(report['different'])} files are not those that were unpacked"
+        )
+    if report["unreadable"]:
+        report["problems"].append(f"{len(report['unreadable'])} pictures cannot be read")
+    return {
+        **report,
+        "ok": not any(report[kind] for kind in ("problems", "missing", "extra", "different")),
+    }

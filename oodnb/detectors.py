@@ -23,91 +23,142 @@ from .scores import cosine_sims, energy, entropy, l_mcm, max_logit, mcm, msp, va
 @runtime_checkable
 class Detector(Protocol):
     "A named rule that gives every image one score; higher = more in-distribution."
-    name: str # column name of its scores
-    needs_local: bool # True when it reads features.local_features
+
+    name: str  # column name of its scores
+    needs_local: bool  # True when it reads features.local_features
 
     def score(
         self,
-        features, # Features of N images
-    ) -> torch.Tensor: # scores [N], float32 or float64
+        features,  # Features of N images
+    ) -> torch.Tensor:  # scores [N], float32 or float64
         "One score per image."
         ...
 
 # %% ../nbs/5_pipeline/06_detectors.ipynb #0cd21bbb
-_READS = {"mcm": "sims", "l_mcm": "local sims", "gl_mcm": "sims and local sims",
-          "max_logit": "logits", "energy": "logits", "msp": "logits", "entropy": "logits", "variance": "logits"}
-_ON_LOGITS = {"max_logit": max_logit, "energy": energy, "msp": msp, "entropy": entropy, "variance": variance}
-_LOCAL_ELEMENTS = {"cpu": 2**21, "cuda": 2**25} # local sims held at once: 8 MB of float32 stay near a core, 128 MB keep a GPU busy
+_READS = {
+    "mcm": "sims",
+    "l_mcm": "local sims",
+    "gl_mcm": "sims and local sims",
+    "max_logit": "logits",
+    "energy": "logits",
+    "msp": "logits",
+    "entropy": "logits",
+    "variance": "logits",
+}
+_ON_LOGITS = {
+    "max_logit": max_logit,
+    "energy": energy,
+    "msp": msp,
+    "entropy": entropy,
+    "variance": variance,
+}
+_LOCAL_ELEMENTS = {
+    "cpu": 2**21,
+    "cuda": 2**25,
+}  # local sims held at once: 8 MB of float32 stay near a core, 128 MB keep a GPU busy
 
 
 def _score_names(scores):
     scores = (scores,) if isinstance(scores, str) else tuple(scores)
     unknown = [s for s in scores if s not in _READS]
-    if unknown: raise ValueError(f"Unknown score {unknown[0]!r}; available: {', '.join(_READS)}.")
-    if not scores: raise ValueError(f"No score was asked for; give one or more of {', '.join(_READS)}.")
+    if unknown:
+        raise ValueError(f"Unknown score {unknown[0]!r}; available: {', '.join(_READS)}.")
+    if not scores:
+        raise ValueError(f"No score was asked for; give one or more of {', '.join(_READS)}.")
     return scores
 
 # %% ../nbs/5_pipeline/06_detectors.ipynb #65c3a624
 def check_features(
-    features, # Features of N images
-    width, # columns of the classifier
-    fingerprint, # of the backbone that made the classifier, or None
-    local, # whether region features are needed
-    who, # name of the detector, for the message
+    features,  # Features of N images
+    width,  # columns of the classifier
+    fingerprint,  # of the backbone that made the classifier, or None
+    local,  # whether region features are needed
+    who,  # name of the detector, for the message
 ):
     "Refuse features that do not fit a classifier, with the reason."
     x, maps = features.image_features, features.local_features
     if x.ndim != 2 or x.shape[1] != width:
-        raise ValueError(f"{who} has text vectors of width {width}, but image_features has shape {tuple(x.shape)}; [N, {width}] is needed. Encode images and class names with the same backbone.")
+        raise ValueError(
+            f"{who} has text vectors of width {width}, but image_features has shape {tuple(x.shape)}; [N, {width}] is needed. Encode images and class names with the same backbone."
+        )
     if fingerprint and features.backbone and features.backbone != fingerprint:
-        raise ValueError(f"{who} was built with the backbone {fingerprint}, but these features come from {features.backbone}. Build the detector with the backbone that encoded the images.")
+        raise ValueError(
+            f"{who} was built with the backbone {fingerprint}, but these features come from {features.backbone}. Build the detector with the backbone that encoded the images."
+        )
     if (bad := ~(x.isfinite().all(1) & x.any(1))).any():
-        raise ValueError(f"{int(bad.sum())} image_features of {features.dataset!r} are zero, NaN or infinite, the first in row {int(bad.nonzero()[0])}; look at that picture, or encode with precision='fp32'.")
+        raise ValueError(
+            f"{int(bad.sum())} image_features of {features.dataset!r} are zero, NaN or infinite, the first in row {int(bad.nonzero()[0])}; look at that picture, or encode with precision='fp32'."
+        )
     if local and maps is None:
-        raise ValueError(f"{who} reads local features, but these Features of {features.dataset!r} have none. Use extract(..., local=True), or stream(..., local=True) when they are too large to keep.")
+        raise ValueError(
+            f"{who} reads local features, but these Features of {features.dataset!r} have none. Use extract(..., local=True), or stream(..., local=True) when they are too large to keep."
+        )
     for what, value in (("image_features", x), ("local_features", maps if local else None)):
         if value is not None and value.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"{what} are {str(value.dtype).removeprefix('torch.')}; scores need float32 or better, because half precision leaves MCM a few dozen distinct values. Convert with .float() before normalising.")
+            raise ValueError(
+                f"{what} are {str(value.dtype).removeprefix('torch.')}; scores need float32 or better, because half precision leaves MCM a few dozen distinct values. Convert with .float() before normalising."
+            )
 
 # %% ../nbs/5_pipeline/06_detectors.ipynb #b46e9988
 @dataclass(frozen=True, eq=False)
 class TextDetector:
     "A detector that compares image features with one text vector per class."
-    name: str # column name of its scores
-    kind: str # one of the eight score names
-    classifier: torch.Tensor # text vectors [K, D]
-    class_names: tuple = () # K names, or empty
-    logit_scale: float = 100.0 # factor from cosines to logits
-    temperature: float = 1.0 # softmax temperature on cosines (MCM family only)
-    local_weight: float = 1.0 # weight of the region term of gl_mcm
-    fingerprint: str | None = None # backbone the vectors belong to; None skips the check
+
+    name: str  # column name of its scores
+    kind: str  # one of the eight score names
+    classifier: torch.Tensor  # text vectors [K, D]
+    class_names: tuple = ()  # K names, or empty
+    logit_scale: float = 100.0  # factor from cosines to logits
+    temperature: float = 1.0  # softmax temperature on cosines (MCM family only)
+    local_weight: float = 1.0  # weight of the region term of gl_mcm
+    fingerprint: str | None = None  # backbone the vectors belong to; None skips the check
 
     @property
-    def needs_local(self) -> bool: return "local" in _READS[self.kind]
+    def needs_local(self) -> bool:
+        return "local" in _READS[self.kind]
 
     @property
-    def settings(self) -> dict: # what is kept with the scores
+    def settings(self) -> dict:  # what is kept with the scores
         "The numbers this score depends on."
-        own = {"temperature": self.temperature} if self.kind not in _ON_LOGITS else {"logit_scale": self.logit_scale}
-        if self.kind == "gl_mcm": own["local_weight"] = self.local_weight
-        return {"score": self.kind, "reads": _READS[self.kind], "classes": len(self.classifier), **own}
+        own = (
+            {"temperature": self.temperature}
+            if self.kind not in _ON_LOGITS
+            else {"logit_scale": self.logit_scale}
+        )
+        if self.kind == "gl_mcm":
+            own["local_weight"] = self.local_weight
+        return {
+            "score": self.kind,
+            "reads": _READS[self.kind],
+            "classes": len(self.classifier),
+            **own,
+        }
 
     def score(
         self,
-        features, # Features of N images
-    ) -> torch.Tensor: # scores [N], float64
+        features,  # Features of N images
+    ) -> torch.Tensor:  # scores [N], float64
         "One score per image; raises `ValueError` when the features do not fit."
         _check_fit(self, features, self.needs_local)
         with torch.no_grad():
-            if self.kind in _ON_LOGITS: return _ON_LOGITS[self.kind](self.logit_scale * _sims(features, self.classifier).double())
-            if self.kind == "l_mcm": return _best_region(features, self.classifier, self.temperature).double()
+            if self.kind in _ON_LOGITS:
+                return _ON_LOGITS[self.kind](
+                    self.logit_scale * _sims(features, self.classifier).double()
+                )
+            if self.kind == "l_mcm":
+                return _best_region(features, self.classifier, self.temperature).double()
             score = mcm(_sims(features, self.classifier).double(), self.temperature)
-            return score if self.kind == "mcm" else score + self.local_weight * _best_region(features, self.classifier, self.temperature)
+            return (
+                score
+                if self.kind == "mcm"
+                else score
+                + self.local_weight * _best_region(features, self.classifier, self.temperature)
+            )
 
     def predict(
         self,
-        features, # Features of N images
-    ) -> torch.Tensor: # class index [N], int64
+        features,  # Features of N images
+    ) -> torch.Tensor:  # class index [N], int64
         "The class whose text is nearest."
         _check_fit(self, features, False)
         return predict(features, self.classifier)
@@ -120,157 +171,249 @@ _SHARED = ContextVar("shared", default=None)
 def shared_reading():
     "Inside, what several text detectors read off the same Features is computed once and kept until the end of the block."
     token = _SHARED.set({})
-    try: yield
-    finally: _SHARED.reset(token)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
 
 
 def _once(what, features, classifier, compute):
     known, place = _SHARED.get(), (what, id(features), id(classifier))
-    if known is None: return compute()
-    if place not in known: known[place] = (features, classifier, compute())
+    if known is None:
+        return compute()
+    if place not in known:
+        known[place] = (features, classifier, compute())
     return known[place][-1]
 
 
 def _check_fit(detector, features, local):
-    _once(("fit", detector.fingerprint, local), features, detector.classifier, lambda: check_features(features, detector.classifier.shape[1], detector.fingerprint, local, detector.name))
+    _once(
+        ("fit", detector.fingerprint, local),
+        features,
+        detector.classifier,
+        lambda: check_features(
+            features, detector.classifier.shape[1], detector.fingerprint, local, detector.name
+        ),
+    )
 
 
-def _sims(features, classifier): # cosines [N, K]
-    return _once("sims", features, classifier, lambda: cosine_sims(features.image_features.to(classifier.device), classifier))
+def _sims(features, classifier):  # cosines [N, K]
+    return _once(
+        "sims",
+        features,
+        classifier,
+        lambda: cosine_sims(features.image_features.to(classifier.device), classifier),
+    )
 
 
-def _best_region(features, classifier, temperature): # l_mcm [N]
+def _best_region(features, classifier, temperature):  # l_mcm [N]
     maps = features.local_features
-    step = max(1, _LOCAL_ELEMENTS.get(classifier.device.type, 2**25) // max(1, maps.shape[1] * len(classifier)))
-    compute = lambda: torch.cat([l_mcm(cosine_sims(part.to(classifier.device), classifier), temperature) for part in maps.split(step)])
+    step = max(
+        1,
+        _LOCAL_ELEMENTS.get(classifier.device.type, 2**25)
+        // max(1, maps.shape[1] * len(classifier)),
+    )
+    compute = lambda: torch.cat(
+        [
+            l_mcm(cosine_sims(part.to(classifier.device), classifier), temperature)
+            for part in maps.split(step)
+        ]
+    )
     return _once(("best region", temperature), features, classifier, compute)
 
 # %% ../nbs/5_pipeline/06_detectors.ipynb #9cc736a6
 def predict(
-    features, # Features of N images
-    classifier, # text vectors [K, D]
-    class_names=None, # K names; None returns indices
-): # int64 tensor [N], or a list of N names
+    features,  # Features of N images
+    classifier,  # text vectors [K, D]
+    class_names=None,  # K names; None returns indices
+):  # int64 tensor [N], or a list of N names
     "Zero-shot class of every image: the text vector with the largest cosine."
-    _once(("fit", None, False), features, classifier, lambda: check_features(features, classifier.shape[1], None, False, "The classifier"))
+    _once(
+        ("fit", None, False),
+        features,
+        classifier,
+        lambda: check_features(features, classifier.shape[1], None, False, "The classifier"),
+    )
     if class_names is not None and len(class_names) != len(classifier):
-        raise ValueError(f"{len(class_names)} class names for {len(classifier)} text vectors; give one name per row of the classifier.")
+        raise ValueError(
+            f"{len(class_names)} class names for {len(classifier)} text vectors; give one name per row of the classifier."
+        )
     best = _once("best", features, classifier, lambda: _sims(features, classifier).argmax(-1))
     return best if class_names is None else [class_names[i] for i in best.tolist()]
 
 # %% ../nbs/5_pipeline/06_detectors.ipynb #e90c23c3
 def text_detectors(
-    classifier, # text vectors [K, D]
-    class_names=(), # K names
-    scores=("mcm",), # score names
-    logit_scale=100.0, # factor from cosines to logits
-    temperature=1.0, # softmax temperature on cosines (MCM family)
-    local_weight=1.0, # weight of the region term of gl_mcm
-    prefix="", # put before every name
-    suffix="", # put behind every name, e.g. "_t0.1"
-    fingerprint=None, # backbone of the vectors
-) -> list: # detectors in the order of `scores`
+    classifier,  # text vectors [K, D]
+    class_names=(),  # K names
+    scores=("mcm",),  # score names
+    logit_scale=100.0,  # factor from cosines to logits
+    temperature=1.0,  # softmax temperature on cosines (MCM family)
+    local_weight=1.0,  # weight of the region term of gl_mcm
+    prefix="",  # put before every name
+    suffix="",  # put behind every name, e.g. "_t0.1"
+    fingerprint=None,  # backbone of the vectors
+) -> list:  # detectors in the order of `scores`
     "One `TextDetector` per score for given text vectors."
     scores, class_names = _score_names(scores), tuple(class_names)
-    if not temperature > 0: raise ValueError(f"temperature is {temperature}; it divides cosines and must be above 0 (MCM uses 1).")
-    if not logit_scale > 0: raise ValueError(f"logit_scale is {logit_scale}; it must be above 0 (100 for OpenAI's CLIP).")
-    if classifier.ndim != 2: raise ValueError(f"classifier has shape {tuple(classifier.shape)}; one row per class, [K, D], is needed.")
-    if class_names and len(class_names) != len(classifier): raise ValueError(f"{len(class_names)} class names for {len(classifier)} text vectors; give one name per row.")
+    if not temperature > 0:
+        raise ValueError(
+            f"temperature is {temperature}; it divides cosines and must be above 0 (MCM uses 1)."
+        )
+    if not logit_scale > 0:
+        raise ValueError(
+            f"logit_scale is {logit_scale}; it must be above 0 (100 for OpenAI's CLIP)."
+        )
+    if classifier.ndim != 2:
+        raise ValueError(
+            f"classifier has shape {tuple(classifier.shape)}; one row per class, [K, D], is needed."
+        )
+    if class_names and len(class_names) != len(classifier):
+        raise ValueError(
+            f"{len(class_names)} class names for {len(classifier)} text vectors; give one name per row."
+        )
     vectors = classifier.detach().float().cpu()
-    return [TextDetector(f"{prefix}{s}{suffix}", s, vectors, class_names, float(logit_scale), float(temperature), float(local_weight), fingerprint) for s in scores]
+    return [
+        TextDetector(
+            f"{prefix}{s}{suffix}",
+            s,
+            vectors,
+            class_names,
+            float(logit_scale),
+            float(temperature),
+            float(local_weight),
+            fingerprint,
+        )
+        for s in scores
+    ]
 
 # %% ../nbs/5_pipeline/06_detectors.ipynb #3aca4863
 def zero_shot(
-    backbone, # Backbone
-    class_names, # K class names, or an object that has class_names (an image set)
-    scores=("mcm", "gl_mcm", "max_logit", "energy", "msp", "entropy"), # score names
-    temperature=1.0, # softmax temperature on cosines (mcm, l_mcm, gl_mcm)
-    local_weight=1.0, # weight of the region term of gl_mcm
-    templates="photo", # name or list of prompt templates
-    logit_scale=None, # factor from cosines to logits; None takes the backbone's own
-    prefix="", # put before every name
-    suffix="", # put behind every name
-) -> list: # detectors in the order of `scores`
+    backbone,  # Backbone
+    class_names,  # K class names, or an object that has class_names (an image set)
+    scores=("mcm", "gl_mcm", "max_logit", "energy", "msp", "entropy"),  # score names
+    temperature=1.0,  # softmax temperature on cosines (mcm, l_mcm, gl_mcm)
+    local_weight=1.0,  # weight of the region term of gl_mcm
+    templates="photo",  # name or list of prompt templates
+    logit_scale=None,  # factor from cosines to logits; None takes the backbone's own
+    prefix="",  # put before every name
+    suffix="",  # put behind every name
+) -> list:  # detectors in the order of `scores`
     "Detectors that need class names only (MCM, GL-MCM, MaxLogit, Energy, MSP, entropy, variance)."
     scores = _score_names(scores)
     local = [s for s in scores if "local" in _READS[s]]
     if local and backbone.grid is None:
         rest = tuple(s for s in scores if s not in local)
-        raise ValueError(f"{' and '.join(local)} compares image regions, but the backbone {backbone.name!r} has no local features. Ask for scores={rest or ('mcm',)}, or take a CLIP ViT or ResNet.")
-    if isinstance(class_names, str): raise ValueError(f"class_names is the single string {class_names!r}; give a list of names.")
+        raise ValueError(
+            f"{' and '.join(local)} compares image regions, but the backbone {backbone.name!r} has no local features. Ask for scores={rest or ('mcm',)}, or take a CLIP ViT or ResNet."
+        )
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names is the single string {class_names!r}; give a list of names.")
     names = tuple(getattr(class_names, "class_names", class_names))
     classifier = zero_shot_classifier(backbone, list(names), templates=templates)
     scale = backbone.logit_scale if logit_scale is None else logit_scale
-    return text_detectors(classifier, names, scores, scale, temperature, local_weight, prefix, suffix, backbone.fingerprint)
+    return text_detectors(
+        classifier,
+        names,
+        scores,
+        scale,
+        temperature,
+        local_weight,
+        prefix,
+        suffix,
+        backbone.fingerprint,
+    )
 
 # %% ../nbs/5_pipeline/06_detectors.ipynb #afa70977
 @dataclass(frozen=True)
 class Threshold:
     "A line on the score axis: scores at or above `value` are called in-distribution."
-    value: float # the line
-    tpr: float # asked share of accepted ID images
-    achieved: float # share of the given ID scores at or above the line
-    floor: float # with 95 % confidence at least this share of new ID images is accepted
-    n_id: int # ID scores it was set on
+
+    value: float  # the line
+    tpr: float  # asked share of accepted ID images
+    achieved: float  # share of the given ID scores at or above the line
+    floor: float  # with 95 % confidence at least this share of new ID images is accepted
+    n_id: int  # ID scores it was set on
 
     def decide(
         self,
-        scores, # a number, or scores [N]
-    ): # True where in-distribution; bool, array or tensor like the input
+        scores,  # a number, or scores [N]
+    ):  # True where in-distribution; bool, array or tensor like the input
         "True for in-distribution, False for out-of-distribution."
         accepted = scores >= self.value
         return bool(accepted) if np.ndim(scores) == 0 else accepted
 
     def __str__(self):
-        return (f"in-distribution from {self.value:.6g} up: accepts {self.achieved:.1%} of the {self.n_id} ID scores it was set on; a new ID image of the same kind is accepted "
-                f"with probability {self.tpr:.0%} or more on average over such sets, {self.floor:.1%} or more for this set with 95 % confidence. Nothing is promised about OOD images.")
+        return (
+            f"in-distribution from {self.value:.6g} up: accepts {self.achieved:.1%} of the {self.n_id} ID scores it was set on; a new ID image of the same kind is accepted "
+            f"with probability {self.tpr:.0%} or more on average over such sets, {self.floor:.1%} or more for this set with 95 % confidence. Nothing is promised about OOD images."
+        )
 
 # %% ../nbs/5_pipeline/06_detectors.ipynb #8c1542df
-def _line_scores(scores, name): # sorted float64 numpy [n]
+def _line_scores(scores, name):  # sorted float64 numpy [n]
     values = torch.as_tensor(scores).detach().cpu().flatten()
-    if values.dtype in (torch.float16, torch.bfloat16): raise ValueError(f"{name} are {str(values.dtype).removeprefix('torch.')}; a threshold needs float32 or float64 scores.")
-    if (bad := int((~values.double().isfinite()).sum())): raise ValueError(f"{bad} of {len(values)} {name} are NaN or infinite; find the images or texts that caused them first.")
+    if values.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"{name} are {str(values.dtype).removeprefix('torch.')}; a threshold needs float32 or float64 scores."
+        )
+    if bad := int((~values.double().isfinite()).sum()):
+        raise ValueError(
+            f"{bad} of {len(values)} {name} are NaN or infinite; find the images or texts that caused them first."
+        )
     return np.sort(values.double().numpy())
 
 
 def threshold_at_tpr(
-    id_scores, # scores of n ID images not used for training, float32 or float64
-    tpr=0.95, # share of ID images to accept
-) -> Threshold: # the line and what it guarantees
+    id_scores,  # scores of n ID images not used for training, float32 or float64
+    tpr=0.95,  # share of ID images to accept
+) -> Threshold:  # the line and what it guarantees
     "The highest line that still accepts a new ID image with probability `tpr`. Raises `ValueError` when there are too few scores for that promise."
     values = _line_scores(id_scores, "id_scores")
-    if not 0 < tpr < 1: raise ValueError(f"tpr is {tpr}; give a share between 0 and 1, such as 0.95.")
+    if not 0 < tpr < 1:
+        raise ValueError(f"tpr is {tpr}; give a share between 0 and 1, such as 0.95.")
     n = len(values)
     k = int((n + 1) * (1 - tpr) + 1e-9)
-    if k < 1: raise ValueError(f"{n} ID scores cannot promise a true-positive rate of {tpr:g}; at least {int(np.ceil(tpr / (1 - tpr) - 1e-9))} are needed. Give more ID images or a smaller tpr.")
+    if k < 1:
+        raise ValueError(
+            f"{n} ID scores cannot promise a true-positive rate of {tpr:g}; at least {int(np.ceil(tpr / (1 - tpr) - 1e-9))} are needed. Give more ID images or a smaller tpr."
+        )
     line = float(values[k - 1])
-    return Threshold(line, float(tpr), float((values >= line).mean()), float(beta.ppf(0.05, n + 1 - k, k)), n)
+    return Threshold(
+        line, float(tpr), float((values >= line).mean()), float(beta.ppf(0.05, n + 1 - k, k)), n
+    )
 
 # %% ../nbs/5_pipeline/06_detectors.ipynb #b5tt0002
 @dataclass(frozen=True)
 class TextThreshold:
     "A line between texts: scores at or above `value` are called in-distribution. It promises nothing about pictures."
-    value: float # the line
-    task_kept: float # share of the task's texts at or above it
-    words_kept: float # share of the words at or above it
-    n_task: int # texts of the task
-    n_words: int # words
+
+    value: float  # the line
+    task_kept: float  # share of the task's texts at or above it
+    words_kept: float  # share of the words at or above it
+    n_task: int  # texts of the task
+    n_words: int  # words
     decide = Threshold.decide
 
     def __str__(self):
-        return (f"in-distribution from {self.value:.6g} up: on this side lie {self.task_kept:.1%} of the {self.n_task} texts of the task and {self.words_kept:.1%} of the {self.n_words} words. "
-                "It was set on texts; how many pictures of either kind it accepts is not known before some are looked at.")
+        return (
+            f"in-distribution from {self.value:.6g} up: on this side lie {self.task_kept:.1%} of the {self.n_task} texts of the task and {self.words_kept:.1%} of the {self.n_words} words. "
+            "It was set on texts; how many pictures of either kind it accepts is not known before some are looked at."
+        )
 
 
 def threshold_from_texts(
-    task_scores, # scores of the task's texts [n], float32 or float64
-    word_scores, # scores of words of every kind [m]
-) -> TextThreshold: # the line
+    task_scores,  # scores of the task's texts [n], float32 or float64
+    word_scores,  # scores of words of every kind [m]
+) -> TextThreshold:  # the line
     "The line that parts the task's texts from the words with the smallest sum of both error rates, in the middle of its gap."
     task, words = _line_scores(task_scores, "task_scores"), _line_scores(word_scores, "word_scores")
-    if not len(task) or not len(words): raise ValueError(f"{len(task)} task_scores and {len(words)} word_scores; a line between texts needs some of both.")
+    if not len(task) or not len(words):
+        raise ValueError(
+            f"{len(task)} task_scores and {len(words)} word_scores; a line between texts needs some of both."
+        )
     steps = np.unique(np.concatenate([task, words]))
     lines = np.concatenate([steps[:1], (steps[1:] + steps[:-1]) / 2])
     kept = [1 - np.searchsorted(side, lines, side="left") / len(side) for side in (task, words)]
     best = int((kept[0] - kept[1]).argmax())
-    return TextThreshold(float(lines[best]), float(kept[0][best]), float(kept[1][best]), len(task), len(words))
+    return TextThreshold(
+        float(lines[best]), float(kept[0][best]), float(kept[1][best]), len(task), len(words)
+    )

@@ -23,120 +23,251 @@ from .views.one_picture import image_panel, region_panel
 # %% ../nbs/15_views/06_explore.ipynb #b33276dd
 class Explorer(widgets.VBox):
     "Controls above a panel; every change of a control makes the panel anew."
+
     def __init__(
         self,
-        panel_of, # function of the controls' values, by name -> Panel
-        controls, # dict: argument -> widget with a value
-        extras=(), # further widgets beside the controls
+        panel_of,  # function of the controls' values, by name -> Panel
+        controls,  # dict: argument -> widget with a value
+        extras=(),  # further widgets beside the controls
     ):
-        self.panel_of, self.controls, self.panel, self.milliseconds = panel_of, dict(controls), None, 0.0
-        self.says, self.picture, self.note = widgets.HTML(), widgets.Image(format="jpeg", layout={"max_width": "100%", "object_fit": "contain", "align_self": "flex-start"}), widgets.HTML()
-        for control in self.controls.values(): control.style, control.layout.width = {"description_width": "8.5em"}, "auto"
-        beside = widgets.GridBox([*self.controls.values(), *extras], layout={"grid_template_columns": "repeat(2, minmax(0, 1fr))", "width": "100%", "max_width": "60em", "grid_gap": "2px 16px"})
+        self.panel_of, self.controls, self.panel, self.milliseconds = (
+            panel_of,
+            dict(controls),
+            None,
+            0.0,
+        )
+        self.says, self.picture, self.note = (
+            widgets.HTML(),
+            widgets.Image(
+                format="jpeg",
+                layout={"max_width": "100%", "object_fit": "contain", "align_self": "flex-start"},
+            ),
+            widgets.HTML(),
+        )
+        for control in self.controls.values():
+            control.style, control.layout.width = {"description_width": "8.5em"}, "auto"
+        beside = widgets.GridBox(
+            [*self.controls.values(), *extras],
+            layout={
+                "grid_template_columns": "repeat(2, minmax(0, 1fr))",
+                "width": "100%",
+                "max_width": "60em",
+                "grid_gap": "2px 16px",
+            },
+        )
         super().__init__([beside, self.picture, self.says, self.note])
-        for control in self.controls.values(): control.observe(self.refresh, "value")
+        for control in self.controls.values():
+            control.observe(self.refresh, "value")
         self.refresh()
 
     def refresh(self, change=None):
         "Make the panel with the present values."
         start = time.perf_counter()
-        try: self.panel = self.panel_of(**{name: control.value for name, control in self.controls.items()})
+        try:
+            self.panel = self.panel_of(
+                **{name: control.value for name, control in self.controls.items()}
+            )
         except (ValueError, RuntimeError) as error:
             self.says.value = f'<div class="oodnb-says" style="color:#B00020; max-width:60em; line-height:1.4">{escape(str(error))}</div>'
             return
         self.picture.value = self.panel.encoded()
         self.milliseconds = 1000 * (time.perf_counter() - start)
         self.says.value = f'<div class="oodnb-says" style="max-width:60em; line-height:1.4">{escape(self.panel.says)}</div>'
-        self.note.value = f'<small class="oodnb-time" style="color:#767676">{self.milliseconds:.0f} ms</small>'
+        self.note.value = (
+            f'<small class="oodnb-time" style="color:#767676">{self.milliseconds:.0f} ms</small>'
+        )
 
     def _repr_mimebundle_(self, **options):
         bundle = dict(super()._repr_mimebundle_(**options) or {})
-        if self.panel is None: return bundle
-        return bundle | {"image/jpeg": base64.b64encode(self.panel.encoded(65)).decode(), "text/plain": self.panel.says}
+        if self.panel is None:
+            return bundle
+        return bundle | {
+            "image/jpeg": base64.b64encode(self.panel.encoded(65)).decode(),
+            "text/plain": self.panel.says,
+        }
 
 # %% ../nbs/15_views/06_explore.ipynb #2bf89534
-def _percent(value=95.0, description="ID accepted, %"): return widgets.FloatSlider(value, min=1, max=99.5, step=.5, description=description, readout_format=".1f")
+def _percent(value=95.0, description="ID accepted, %"):
+    return widgets.FloatSlider(
+        value, min=1, max=99.5, step=0.5, description=description, readout_format=".1f"
+    )
 
 
 def explore_scores(
-    scores, # score table
-    image_sets=(), # ImageSets that were scored, for the pictures
+    scores,  # score table
+    image_sets=(),  # ImageSets that were scored, for the pictures
 ) -> Explorer:
     "A line through the scores of a benchmark, its price in both conventions, and the pictures on its wrong side."
-    sets = {images.name: images for images in (image_sets.values() if isinstance(image_sets, dict) else image_sets)}
-    def panel(**values): return score_panel(scores, image_sets=sets, **values)
-    return Explorer(panel, {"detector": widgets.Dropdown(options=detector_names(scores), description="detector"), "accepted": _percent(),
-                            "order": widgets.ToggleButtons(options=[("worst mistakes", "worst"), ("nearest the line", "near")], description="pictures")})
+    sets = {
+        images.name: images
+        for images in (image_sets.values() if isinstance(image_sets, dict) else image_sets)
+    }
+
+    def panel(**values):
+        return score_panel(scores, image_sets=sets, **values)
+
+    return Explorer(
+        panel,
+        {
+            "detector": widgets.Dropdown(options=detector_names(scores), description="detector"),
+            "accepted": _percent(),
+            "order": widgets.ToggleButtons(
+                options=[("worst mistakes", "worst"), ("nearest the line", "near")],
+                description="pictures",
+            ),
+        },
+    )
 
 # %% ../nbs/15_views/06_explore.ipynb #0e3aeafd
 def explore_regions(
-    probes, # RegionProbe, or a dict: title -> RegionProbe of the same class names and texts
+    probes,  # RegionProbe, or a dict: title -> RegionProbe of the same class names and texts
 ) -> Explorer:
     "OOD regions of pictures with sliders for K, class, temperature and prompts."
     probes = probes if isinstance(probes, dict) else {"picture": probes}
-    if not probes: raise ValueError("No probe was given; probe_regions(backbone, image, class_names) makes one.")
+    if not probes:
+        raise ValueError(
+            "No probe was given; probe_regions(backbone, image, class_names) makes one."
+        )
     first = next(iter(probes.values()))
-    other = next((title for title, p in probes.items() if p.class_names != first.class_names or list(p.texts) != list(first.texts)), None)
-    if other is not None: raise ValueError(f"The probe {other!r} has other class names or texts than the first; the controls are shared, so make them alike.")
-    def panel(picture, label, **values): return region_panel(probes[picture], label=label or None, **values)
-    return Explorer(panel, {"picture": widgets.Dropdown(options=list(probes), description="picture"), "texts": widgets.Dropdown(options=list(first.texts), description="prompts"),
-                            "label": widgets.Dropdown(options=[("(predicted)", ""), *((name, name) for name in first.class_names)], value="", description="class"),
-                            "top_k": widgets.IntSlider(default_top_k(len(first.class_names)), 0, len(first.class_names), description="K"),
-                            "temperature": widgets.FloatLogSlider(.02, min=-2.5, max=0, step=.05, description="temperature", readout_format=".3f")})
+    other = next(
+        (
+            title
+            for title, p in probes.items()
+            if p.class_names != first.class_names or list(p.texts) != list(first.texts)
+        ),
+        None,
+    )
+    if other is not None:
+        raise ValueError(
+            f"The probe {other!r} has other class names or texts than the first; the controls are shared, so make them alike."
+        )
+
+    def panel(picture, label, **values):
+        return region_panel(probes[picture], label=label or None, **values)
+
+    return Explorer(
+        panel,
+        {
+            "picture": widgets.Dropdown(options=list(probes), description="picture"),
+            "texts": widgets.Dropdown(options=list(first.texts), description="prompts"),
+            "label": widgets.Dropdown(
+                options=[("(predicted)", ""), *((name, name) for name in first.class_names)],
+                value="",
+                description="class",
+            ),
+            "top_k": widgets.IntSlider(
+                default_top_k(len(first.class_names)), 0, len(first.class_names), description="K"
+            ),
+            "temperature": widgets.FloatLogSlider(
+                0.02, min=-2.5, max=0, step=0.05, description="temperature", readout_format=".3f"
+            ),
+        },
+    )
 
 # %% ../nbs/15_views/06_explore.ipynb #d1421260
 def typed_names(
-    text, # "dog, cat\nbird"
-) -> list: # of names
+    text,  # "dog, cat\nbird"
+) -> list:  # of names
     "Names from free text: commas, semicolons and line breaks part them; what is written twice counts once."
-    found = list(dict.fromkeys(name.strip() for line in text.replace(";", "\n").replace(",", "\n").splitlines() if (name := line.strip())))
-    if not found: raise ValueError("No class name was typed; write at least one, such as: dog, cat, bird.")
+    found = list(
+        dict.fromkeys(
+            name.strip()
+            for line in text.replace(";", "\n").replace(",", "\n").splitlines()
+            if (name := line.strip())
+        )
+    )
+    if not found:
+        raise ValueError("No class name was typed; write at least one, such as: dog, cat, bird.")
     return found
 
 
 _UPLOADED = "(uploaded)"
 
 
-def _uploaded(files): # PIL of the last uploaded file
-    if not files: raise ValueError("No picture was uploaded yet; drop one onto the button, or choose one from a set.")
+def _uploaded(files):  # PIL of the last uploaded file
+    if not files:
+        raise ValueError(
+            "No picture was uploaded yet; drop one onto the button, or choose one from a set."
+        )
     with io.BytesIO(bytes(files[-1]["content"])) as file:
         file.name = files[-1]["name"]
         return open_rgb(file)
 
 
 def explore_images(
-    gallery, # Gallery
-    class_names=None, # names to begin with; None: those of the first set
-    detectors=("mcm", "max_logit", "energy"), # score names that need no regions
+    gallery,  # Gallery
+    class_names=None,  # names to begin with; None: those of the first set
+    detectors=("mcm", "max_logit", "energy"),  # score names that need no regions
 ) -> Explorer:
     "One picture and freely typed names: nearest names, scores among known and other pictures, decision."
-    names = list(next(iter(gallery.sets.values())).class_names if class_names is None else class_names)
+    names = list(
+        next(iter(gallery.sets.values())).class_names if class_names is None else class_names
+    )
     chosen = widgets.Dropdown(options=[*gallery.sets, _UPLOADED], description="from")
     upload = widgets.FileUpload(accept="image/*", description="drop or choose a picture")
-    seen = {} # the last uploaded picture, encoded once
-    def panel(source, index, upload, names, accepted):
-        if source != _UPLOADED: return image_panel(gallery, *gallery.picture(source, index), typed_names(names), detectors, accepted)
-        key = bytes(upload[-1]["content"]) if upload else None
-        if seen.get("key") != key or key is None: seen.update(image=_uploaded(upload), key=key, one=None)
-        seen["one"] = seen["one"] or gallery.encode(seen["image"])
-        return image_panel(gallery, seen["image"], seen["one"], typed_names(names), detectors, accepted)
+    seen = {}  # the last uploaded picture, encoded once
 
-    explorer = Explorer(panel, {"source": chosen, "index": widgets.IntSlider(0, 0, max(map(len, gallery.sets.values())) - 1, description="picture"), "upload": upload,
-                                "accepted": _percent(description="accepted, %"), "names": widgets.Textarea(", ".join(names), rows=4, continuous_update=False, description="class names")})
+    def panel(source, index, upload, names, accepted):
+        if source != _UPLOADED:
+            return image_panel(
+                gallery, *gallery.picture(source, index), typed_names(names), detectors, accepted
+            )
+        key = bytes(upload[-1]["content"]) if upload else None
+        if seen.get("key") != key or key is None:
+            seen.update(image=_uploaded(upload), key=key, one=None)
+        seen["one"] = seen["one"] or gallery.encode(seen["image"])
+        return image_panel(
+            gallery, seen["image"], seen["one"], typed_names(names), detectors, accepted
+        )
+
+    explorer = Explorer(
+        panel,
+        {
+            "source": chosen,
+            "index": widgets.IntSlider(
+                0, 0, max(map(len, gallery.sets.values())) - 1, description="picture"
+            ),
+            "upload": upload,
+            "accepted": _percent(description="accepted, %"),
+            "names": widgets.Textarea(
+                ", ".join(names), rows=4, continuous_update=False, description="class names"
+            ),
+        },
+    )
     upload.observe(lambda change: chosen.set_trait("value", _UPLOADED), "value")
     return explorer
 
 # %% ../nbs/15_views/06_explore.ipynb #25368f43
 def explore_forgetting(
-    board, # ForgetBoard
-    names=(), # classes to begin with
+    board,  # ForgetBoard
+    names=(),  # classes to begin with
 ) -> Explorer:
     "Pick classes to forget; accuracy, neighbours and retrieval before and after; undo."
-    classes, recipe = list(board.images.class_names), protocol_recipe(board.images.name, board.backbone.name)
+    classes, recipe = (
+        list(board.images.class_names),
+        protocol_recipe(board.images.name, board.backbone.name),
+    )
     gone = widgets.SelectMultiple(options=classes, value=tuple(names), rows=6, description="forget")
     undo = widgets.Button(description="undo", icon="undo", tooltip="take the patch off")
     undo.on_click(lambda _: gone.set_trait("value", ()))
-    slider = lambda value, text: widgets.FloatSlider(value, min=0, max=max(3., 2 * value), step=.05, description=text, continuous_update=False)
-    def panel(names, forget_weight, preserve_weight, shown): return forget_panel(board, names, forget_weight, preserve_weight, shown or None)
-    return Explorer(panel, {"names": gone, "shown": widgets.Dropdown(options=[("(the first one forgotten)", ""), *((c, c) for c in classes)], value="", description="retrieve"),
-                            "forget_weight": slider(recipe.forget_weight, "forget weight"), "preserve_weight": slider(recipe.preserve_weight, "preserve weight")}, [undo])
+    slider = lambda value, text: widgets.FloatSlider(
+        value, min=0, max=max(3.0, 2 * value), step=0.05, description=text, continuous_update=False
+    )
+
+    def panel(names, forget_weight, preserve_weight, shown):
+        return forget_panel(board, names, forget_weight, preserve_weight, shown or None)
+
+    return Explorer(
+        panel,
+        {
+            "names": gone,
+            "shown": widgets.Dropdown(
+                options=[("(the first one forgotten)", ""), *((c, c) for c in classes)],
+                value="",
+                description="retrieve",
+            ),
+            "forget_weight": slider(recipe.forget_weight, "forget weight"),
+            "preserve_weight": slider(recipe.preserve_weight, "preserve weight"),
+        },
+        [undo],
+    )

@@ -19,271 +19,477 @@ import torch
 from tqdm.auto import tqdm
 
 from .ground.files import locked
-from .pipeline.cache import CacheEntry, Piece, cache_info, cache_root, clear_cache, join, keep, read_parts, stored, writable, write_part
+from oodnb.pipeline.cache import (
+    CacheEntry,
+    Piece,
+    cache_info,
+    cache_root,
+    clear_cache,
+    join,
+    keep,
+    read_parts,
+    stored,
+    writable,
+    write_part,
+)
 
 # %% ../nbs/5_pipeline/02_features.ipynb #195c3e1b
 @dataclass(repr=False)
 class Features:
     "What one backbone sees in one data set; made by `extract`. N pictures, R regions, D width."
-    image_features: torch.Tensor # float32 [N, D], as the image tower gives them
-    labels: np.ndarray # int64 [N], index into class_names, -1 for none
-    ids: list[str] # [N]
-    dataset: str # name of the ImageSet
-    split: str
-    backbone: str # fingerprint of the backbone
-    local_features: torch.Tensor | None = None # float32 [N, R, D]
-    skipped: list[tuple[str, str]] = field(default_factory=list) # (id, reason) of pictures that could not be read
-    class_names: list[str] = field(default_factory=list) # [K]
-    about: dict = field(default_factory=dict) # source ("cache" or "computed"), path, key
 
-    def __len__(self): return len(self.ids)
+    image_features: torch.Tensor  # float32 [N, D], as the image tower gives them
+    labels: np.ndarray  # int64 [N], index into class_names, -1 for none
+    ids: list[str]  # [N]
+    dataset: str  # name of the ImageSet
+    split: str
+    backbone: str  # fingerprint of the backbone
+    local_features: torch.Tensor | None = None  # float32 [N, R, D]
+    # (id, reason) of pictures that could not be read
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)  # [K]
+    about: dict = field(default_factory=dict)  # source ("cache" or "computed"), path, key
+
+    def __len__(self):
+        return len(self.ids)
 
     def __repr__(self):
-        shape = " x ".join(map(str, self.image_features.shape)) + ("" if self.local_features is None else f", local {' x '.join(map(str, self.local_features.shape))}")
-        return f"Features({self.dataset} {self.split}: {shape}, {self.about.get('source', 'made by hand')}" + (f", {len(self.skipped)} pictures skipped)" if self.skipped else ")")
+        shape = " x ".join(map(str, self.image_features.shape)) + (
+            ""
+            if self.local_features is None
+            else f", local {' x '.join(map(str, self.local_features.shape))}"
+        )
+        return (
+            f"Features({self.dataset} {self.split}: {shape}, {self.about.get('source', 'made by hand')}"
+            + (f", {len(self.skipped)} pictures skipped)" if self.skipped else ")")
+        )
 
     def subset(
         self,
-        rows, # slice (no copy), positions, or boolean mask [N]
-    ): # Features of these rows
+        rows,  # slice (no copy), positions, or boolean mask [N]
+    ):  # Features of these rows
         local = None if self.local_features is None else self.local_features[rows]
-        if isinstance(rows, slice): ids = self.ids[rows]
-        else: ids = [self.ids[i] for i in np.arange(len(self))[np.asarray(rows)].tolist()]
-        return Features(self.image_features[rows], self.labels[rows], ids, self.dataset, self.split, self.backbone, local, self.skipped, self.class_names, self.about)
+        if isinstance(rows, slice):
+            ids = self.ids[rows]
+        else:
+            ids = [self.ids[i] for i in np.arange(len(self))[np.asarray(rows)].tolist()]
+        return Features(
+            self.image_features[rows],
+            self.labels[rows],
+            ids,
+            self.dataset,
+            self.split,
+            self.backbone,
+            local,
+            self.skipped,
+            self.class_names,
+            self.about,
+        )
 
     def batches(
         self,
-        size=256, # rows per batch; the last one may be smaller
-    ): # yields Features, in order; the first one carries the skipped list
-        if size < 1: raise ValueError(f"A batch holds at least one row, not {size}.")
+        size=256,  # rows per batch; the last one may be smaller
+    ):  # yields Features, in order; the first one carries the skipped list
+        if size < 1:
+            raise ValueError(f"A batch holds at least one row, not {size}.")
         for start in range(0, len(self), size):
             batch = self.subset(slice(start, start + size))
-            if start: batch.skipped = []
+            if start:
+                batch.skipped = []
             yield batch
 
 # %% ../nbs/5_pipeline/02_features.ipynb #f0916ce1
-def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _in_order(
-    work, # function of one item
-    items, # iterable
-    workers, # threads; 0 works in the caller's thread
-    ahead, # results that may wait
-): # yields work(item), in the order of items
+    work,  # function of one item
+    items,  # iterable
+    workers,  # threads; 0 works in the caller's thread
+    ahead,  # results that may wait
+):  # yields work(item), in the order of items
     if not workers:
-        for item in items: yield work(item)
+        for item in items:
+            yield work(item)
         return
     waiting = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) > ahead: yield waiting.popleft().result()
-            while waiting: yield waiting.popleft().result()
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
-            for future in waiting: future.cancel()
+            for future in waiting:
+                future.cancel()
 
 # %% ../nbs/5_pipeline/02_features.ipynb #8af91148
-def _pixels(dataset, preprocess, i): # (tensor [3, H, W], None), or (None, reason) when the picture cannot be read
-    try: picture = dataset.read(i)
-    except MemoryError: raise
-    except Exception as error: return None, getattr(error, "reason", f"{type(error).__name__}: {error}")
-    try: return preprocess(picture), None
-    except Exception as error: raise RuntimeError(f"Preprocessing failed on picture {dataset.ids[i]!r} of {dataset.name}: {error}") from error
+def _pixels(
+    dataset, preprocess, i
+):  # (tensor [3, H, W], None), or (None, reason) when the picture cannot be read
+    try:
+        picture = dataset.read(i)
+    except MemoryError:
+        raise
+    except Exception as error:
+        return None, getattr(error, "reason", f"{type(error).__name__}: {error}")
+    try:
+        return preprocess(picture), None
+    except Exception as error:
+        raise RuntimeError(
+            f"Preprocessing failed on picture {dataset.ids[i]!r} of {dataset.name}: {error}"
+        ) from error
 
 # %% ../nbs/5_pipeline/02_features.ipynb #418b2a3b
-def _encode(backbone, pixels, local, ids): # {"global": ..., "local": ...} float32 on the CPU; non-finite features are an error
+def _encode(
+    backbone, pixels, local, ids
+):  # {"global": ..., "local": ...} float32 on the CPU; non-finite features are an error
     device = torch.device(backbone.device)
-    if device.type == "cuda": pixels = pixels.pin_memory()
+    if device.type == "cuda":
+        pixels = pixels.pin_memory()
     try:
-        with torch.no_grad(): result = backbone.encode_images(pixels.to(device, non_blocking=True), local=local)
-    except torch.OutOfMemoryError as error: raise RuntimeError(f"{backbone.name} needs more memory than {device} has for {len(ids)} pictures at once; try a smaller batch_size. What is finished is kept.") from error
-    tensors = {kind: part.float().cpu() for kind, part in zip(("global", "local"), result if local else (result,))}
+        with torch.no_grad():
+            result = backbone.encode_images(pixels.to(device, non_blocking=True), local=local)
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(
+            f"{backbone.name} needs more memory than {device} has for {len(ids)} pictures at once; try a smaller batch_size. What is finished is kept."
+        ) from error
+    tensors = {
+        kind: part.float().cpu()
+        for kind, part in zip(("global", "local"), result if local else (result,))
+    }
     for kind, part in tensors.items():
-        if len(part) != len(ids): raise RuntimeError(f"{backbone.name} returned {len(part)} {kind} features for {len(ids)} pictures.")
-        bad = [name for name, good in zip(ids, part.flatten(1).isfinite().all(1).tolist()) if not good]
-        if bad: raise RuntimeError(f"{kind} features of {len(bad)} pictures are not finite: {', '.join(bad[:10])}. Half precision overflows on some towers: try precision='fp32' (now {backbone.precision}); else look at these pictures.")
+        if len(part) != len(ids):
+            raise RuntimeError(
+                f"{backbone.name} returned {len(part)} {kind} features for {len(ids)} pictures."
+            )
+        bad = [
+            name for name, good in zip(ids, part.flatten(1).isfinite().all(1).tolist()) if not good
+        ]
+        if bad:
+            raise RuntimeError(
+                f"{kind} features of {len(bad)} pictures are not finite: {', '.join(bad[:10])}. Half precision overflows on some towers: try precision='fp32' (now {backbone.precision}); else look at these pictures."
+            )
     return tensors
 
 # %% ../nbs/5_pipeline/02_features.ipynb #e9ab46ef
 def _pieces(
     backbone,
     dataset,
-    start, # first picture
-    local, # local features too
+    start,  # first picture
+    local,  # local features too
     batch_size,
     workers,
-    on_error, # "skip" or "raise"
-    stop=None, # one after the last picture; None is the end
-): # yields one Piece per batch
+    on_error,  # "skip" or "raise"
+    stop=None,  # one after the last picture; None is the end
+):  # yields one Piece per batch
     end = len(dataset) if stop is None else stop
-    decoded = _in_order(lambda i: (i, *_pixels(dataset, backbone.preprocess, i)), range(start, end), workers, 2 * batch_size)
+    decoded = _in_order(
+        lambda i: (i, *_pixels(dataset, backbone.preprocess, i)),
+        range(start, end),
+        workers,
+        2 * batch_size,
+    )
     try:
         for first in range(start, end, batch_size):
             last, good, skipped = min(first + batch_size, end), [], []
             for _ in range(first, last):
                 i, pixels, reason = next(decoded)
-                if reason and on_error == "raise": raise RuntimeError(f"Picture {dataset.ids[i]!r} of {dataset.name} cannot be read ({reason}). on_error='skip' goes on without it and lists it.")
+                if reason and on_error == "raise":
+                    raise RuntimeError(
+                        f"Picture {dataset.ids[i]!r} of {dataset.name} cannot be read ({reason}). on_error='skip' goes on without it and lists it."
+                    )
                 skipped.append([i, reason]) if reason else good.append((i, pixels))
-            tensors = _encode(backbone, torch.stack([p for _, p in good]), local, [dataset.ids[i] for i, _ in good]) if good else _empty(backbone, local)
+            tensors = (
+                _encode(
+                    backbone,
+                    torch.stack([p for _, p in good]),
+                    local,
+                    [dataset.ids[i] for i, _ in good],
+                )
+                if good
+                else _empty(backbone, local)
+            )
             yield Piece(first, last, tensors, skipped)
-    finally: decoded.close()
+    finally:
+        decoded.close()
 
 
-def _empty(backbone, local): # tensors of a batch of which no picture could be read
+def _empty(backbone, local):  # tensors of a batch of which no picture could be read
     regions = backbone.grid[0] * backbone.grid[1] if local else 0
-    return {"global": torch.zeros(0, backbone.embed_dim)} | ({"local": torch.zeros(0, regions, backbone.embed_dim)} if local else {})
+    return {"global": torch.zeros(0, backbone.embed_dim)} | (
+        {"local": torch.zeros(0, regions, backbone.embed_dim)} if local else {}
+    )
 
 # %% ../nbs/5_pipeline/02_features.ipynb #4490fbeb
 def encode_range(
-    backbone, # Backbone
-    dataset, # ImageSet
-    start, # first picture
-    stop, # one after the last
-    entry=None, # CacheEntry that keeps the parts; None keeps nothing
-    local=False, # local features too
-    batch_size=256, # pictures encoded at once
-    workers=0, # threads that decode; 0 for none
-    progress=False, # show a bar when it takes longer than a second
-    on_error="skip", # unreadable picture: "skip" (list it) or "raise"
-    chunk=2048, # pictures per part
-    patience=60.0, # seconds after which a part is written early
-) -> list[Piece]: # they follow each other
+    backbone,  # Backbone
+    dataset,  # ImageSet
+    start,  # first picture
+    stop,  # one after the last
+    entry=None,  # CacheEntry that keeps the parts; None keeps nothing
+    local=False,  # local features too
+    batch_size=256,  # pictures encoded at once
+    workers=0,  # threads that decode; 0 for none
+    progress=False,  # show a bar when it takes longer than a second
+    on_error="skip",  # unreadable picture: "skip" (list it) or "raise"
+    chunk=2048,  # pictures per part
+    patience=60.0,  # seconds after which a part is written early
+) -> list[Piece]:  # they follow each other
     "Encode some pictures of a set, and keep them as parts of its entry."
     pieces, fresh, last = [], [], time.monotonic()
 
     def flush():
-        if fresh: pieces.append(write_part(entry.parts(local), join(fresh)) if entry else join(fresh))
+        if fresh:
+            pieces.append(write_part(entry.parts(local), join(fresh)) if entry else join(fresh))
         fresh.clear()
 
-    with tqdm(total=len(dataset), initial=start, desc=f"{dataset.name} {dataset.split}", unit="img", disable=not progress, delay=1) as bar:
+    with tqdm(
+        total=len(dataset),
+        initial=start,
+        desc=f"{dataset.name} {dataset.split}",
+        unit="img",
+        disable=not progress,
+        delay=1,
+    ) as bar:
         try:
-            for piece in _pieces(backbone, dataset, start, local, batch_size, workers, on_error, stop):
+            for piece in _pieces(
+                backbone, dataset, start, local, batch_size, workers, on_error, stop
+            ):
                 fresh.append(piece)
                 bar.update(piece.stop - piece.start)
                 size = sum(tensor.nbytes for p in fresh for tensor in p.tensors.values())
-                if entry and (piece.stop - fresh[0].start >= chunk or size > 2**28 or time.monotonic() - last > patience):
+                if entry and (
+                    piece.stop - fresh[0].start >= chunk
+                    or size > 2**28
+                    or time.monotonic() - last > patience
+                ):
                     flush()
                     last = time.monotonic()
-        finally: flush()
+        finally:
+            flush()
     return pieces
 
 
-def _compute(backbone, dataset, entry=None, spread=None, **options): # one Piece for the whole set
-    if entry and spread: spread(entry, options)
+def _compute(backbone, dataset, entry=None, spread=None, **options):  # one Piece for the whole set
+    if entry and spread:
+        spread(entry, options)
     pieces = read_parts(entry.parts(options["local"]), dataset) if entry else []
-    return join(pieces + encode_range(backbone, dataset, pieces[-1].stop if pieces else 0, len(dataset), entry, **options))
+    return join(
+        pieces
+        + encode_range(
+            backbone, dataset, pieces[-1].stop if pieces else 0, len(dataset), entry, **options
+        )
+    )
 
 # %% ../nbs/5_pipeline/02_features.ipynb #3f121ef5
-def _local_bytes(backbone, dataset): return len(dataset) * backbone.grid[0] * backbone.grid[1] * backbone.embed_dim * 4
+def _local_bytes(backbone, dataset):
+    return len(dataset) * backbone.grid[0] * backbone.grid[1] * backbone.embed_dim * 4
 
 
-def _check_request(backbone, dataset, local, batch_size, workers, on_error): # number of decoding threads
-    if not hasattr(dataset, "read"): raise ValueError(f"dataset must be an ImageSet, not {dataset!r:.60}; load_dataset({dataset!r:.60}) makes one.")
-    if not len(dataset): raise ValueError(f"{dataset!r} has no pictures.")
-    if batch_size < 1: raise ValueError(f"batch_size is {batch_size}, it must be at least 1.")
-    if workers is not None and workers < 0: raise ValueError(f"workers is {workers}; give a number of threads, 0 for none, or None for one per core.")
-    if on_error not in ("skip", "raise"): raise ValueError(f"on_error is {on_error!r}; possible are 'skip' (list unreadable pictures and go on) and 'raise'.")
-    if local and backbone.grid is None: raise ValueError(f"The backbone {backbone.name} has no local features (its grid is None); use local=False, or a CLIP vision transformer or ResNet.")
+def _check_request(
+    backbone, dataset, local, batch_size, workers, on_error
+):  # number of decoding threads
+    if not hasattr(dataset, "read"):
+        raise ValueError(
+            f"dataset must be an ImageSet, not {dataset!r:.60}; load_dataset({dataset!r:.60}) makes one."
+        )
+    if not len(dataset):
+        raise ValueError(f"{dataset!r} has no pictures.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, it must be at least 1.")
+    if workers is not None and workers < 0:
+        raise ValueError(
+            f"workers is {workers}; give a number of threads, 0 for none, or None for one per core."
+        )
+    if on_error not in ("skip", "raise"):
+        raise ValueError(
+            f"on_error is {on_error!r}; possible are 'skip' (list unreadable pictures and go on) and 'raise'."
+        )
+    if local and backbone.grid is None:
+        raise ValueError(
+            f"The backbone {backbone.name} has no local features (its grid is None); use local=False, or a CLIP vision transformer or ResNet."
+        )
     return min(16, _cores()) if workers is None else workers
 
 # %% ../nbs/5_pipeline/02_features.ipynb #5a53cf48
 _log = logging.getLogger(__name__)
 
 
-def _features(backbone, dataset, piece, **about): # Features of a piece
+def _features(backbone, dataset, piece, **about):  # Features of a piece
     kept = piece.kept
-    return Features(piece.tensors["global"], dataset.labels[kept], [dataset.ids[i] for i in kept], dataset.name, dataset.split, backbone.fingerprint,
-                    piece.tensors.get("local"), [(dataset.ids[i], reason) for i, reason in piece.skipped], list(dataset.class_names), about)
+    return Features(
+        piece.tensors["global"],
+        dataset.labels[kept],
+        [dataset.ids[i] for i in kept],
+        dataset.name,
+        dataset.split,
+        backbone.fingerprint,
+        piece.tensors.get("local"),
+        [(dataset.ids[i], reason) for i, reason in piece.skipped],
+        list(dataset.class_names),
+        about,
+    )
 
 
 def _report_skipped(dataset, skipped, on_error, where=None):
-    if not skipped: return
-    shown = "; ".join(f"{dataset.ids[i]} ({reason})" for i, reason in skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
-    message = f"{len(skipped)} of {len(dataset)} pictures of {dataset.name} could not be read: {shown}."
-    if len(skipped) == len(dataset): raise ValueError(message)
-    if on_error == "raise": raise RuntimeError(message + " on_error='skip' goes on without them.")
-    warnings.warn(f"{message} They have no features; Features.skipped lists them{f', and so does {where}' if where else ''}.", stacklevel=4)
+    if not skipped:
+        return
+    shown = "; ".join(f"{dataset.ids[i]} ({reason})" for i, reason in skipped[:3]) + (
+        "; ..." if len(skipped) > 3 else ""
+    )
+    message = (
+        f"{len(skipped)} of {len(dataset)} pictures of {dataset.name} could not be read: {shown}."
+    )
+    if len(skipped) == len(dataset):
+        raise ValueError(message)
+    if on_error == "raise":
+        raise RuntimeError(message + " on_error='skip' goes on without them.")
+    warnings.warn(
+        f"{message} They have no features; Features.skipped lists them{f', and so does {where}' if where else ''}.",
+        stacklevel=4,
+    )
 
 
-def _obtain(backbone, dataset, cache, kinds, options): # (Piece, "cache" or "computed", entry or None)
-    if cache_root(cache) is None: return _compute(backbone, dataset, **options), "computed", None
+def _obtain(
+    backbone, dataset, cache, kinds, options
+):  # (Piece, "cache" or "computed", entry or None)
+    if cache_root(cache) is None:
+        return _compute(backbone, dataset, **options), "computed", None
     entry = CacheEntry(cache_root(cache), backbone, dataset)
     piece = stored(entry, kinds)
-    if piece: return piece, "cache", entry
-    if not writable(cache): return _compute(backbone, dataset, **options), "computed", None
+    if piece:
+        return piece, "cache", entry
+    if not writable(cache):
+        return _compute(backbone, dataset, **options), "computed", None
     with locked(entry.folder):
         piece = stored(entry, kinds, repair=True)
-        if piece: return piece, "cache", entry
-        for left in entry.folder.rglob(".tmp-*"): left.unlink()
+        if piece:
+            return piece, "cache", entry
+        for left in entry.folder.rglob(".tmp-*"):
+            left.unlink()
         keep(entry, _compute(backbone, dataset, **options, entry=entry))
         piece = stored(entry, kinds)
-    if piece is None: raise RuntimeError(f"The features just written to {entry.folder} cannot be read back; check the disk, or use cache=False.")
+    if piece is None:
+        raise RuntimeError(
+            f"The features just written to {entry.folder} cannot be read back; check the disk, or use cache=False."
+        )
     return piece, "computed", entry
 
 # %% ../nbs/5_pipeline/02_features.ipynb #037ca067
 def extract(
-    backbone, # Backbone
-    dataset, # ImageSet
-    cache=True, # True: $OODNB_HOME/features; a folder; False: nothing is kept
-    local=False, # local features too
-    batch_size=256, # pictures encoded at once
-    workers=None, # threads that decode; 0 for none, None for one per core (at most 16)
-    progress=True, # show a bar when it takes longer than a second
-    keep_bytes=2_000_000_000, # largest size of the local features, in bytes
-    on_error="skip", # unreadable picture: "skip" (list it) or "raise"
-    chunk=2048, # pictures per part that survives a crash
-    spread=None, # spread(entry, options), called before anything is computed; it may make parts elsewhere, as in shards
+    backbone,  # Backbone
+    dataset,  # ImageSet
+    cache=True,  # True: $OODNB_HOME/features; a folder; False: nothing is kept
+    local=False,  # local features too
+    batch_size=256,  # pictures encoded at once
+    workers=None,  # threads that decode; 0 for none, None for one per core (at most 16)
+    progress=True,  # show a bar when it takes longer than a second
+    keep_bytes=2_000_000_000,  # largest size of the local features, in bytes
+    on_error="skip",  # unreadable picture: "skip" (list it) or "raise"
+    chunk=2048,  # pictures per part that survives a crash
+    # spread(entry, options), called before anything is computed; it may make parts elsewhere, as in shards
+    spread=None,
 ) -> Features:
     "Features of a data set, from the cache or computed. `ValueError` before the work, `RuntimeError` for non-finite features."
     workers = _check_request(backbone, dataset, local, batch_size, workers, on_error)
     if local and _local_bytes(backbone, dataset) > keep_bytes:
-        raise ValueError(f"Local features of {dataset!r} take {_local_bytes(backbone, dataset) / 1e9:.1f} GB, more than keep_bytes ({keep_bytes / 1e9:.1f} GB). "
-                         "stream(...) gives them batch by batch without keeping them; or raise keep_bytes.")
-    options = dict(local=local, batch_size=batch_size, workers=workers, progress=progress, on_error=on_error, chunk=chunk, spread=spread)
-    piece, source, entry = _obtain(backbone, dataset, cache, ("global", "local") if local else ("global",), options)
-    _log.info("%s %s with %s: %d features %s", dataset.name, dataset.split, backbone.name, len(piece.kept), f"read from {entry.folder}" if source == "cache" else "computed")
+        raise ValueError(
+            f"Local features of {dataset!r} take {_local_bytes(backbone, dataset) / 1e9:.1f} GB, more than keep_bytes ({keep_bytes / 1e9:.1f} GB). "
+            "stream(...) gives them batch by batch without keeping them; or raise keep_bytes."
+        )
+    options = dict(
+        local=local,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+        on_error=on_error,
+        chunk=chunk,
+        spread=spread,
+    )
+    piece, source, entry = _obtain(
+        backbone, dataset, cache, ("global", "local") if local else ("global",), options
+    )
+    _log.info(
+        "%s %s with %s: %d features %s",
+        dataset.name,
+        dataset.split,
+        backbone.name,
+        len(piece.kept),
+        f"read from {entry.folder}" if source == "cache" else "computed",
+    )
     _report_skipped(dataset, piece.skipped, on_error, entry and entry.folder / "quarantine.json")
-    return _features(backbone, dataset, piece, source=source, **({"key": entry.key, "path": str(entry.folder)} if entry else {}))
+    return _features(
+        backbone,
+        dataset,
+        piece,
+        source=source,
+        **({"key": entry.key, "path": str(entry.folder)} if entry else {}),
+    )
 
 # %% ../nbs/5_pipeline/02_features.ipynb #f0e143e1
-def _stream(backbone, dataset, cache, progress, options): # yields Features; keeps the global ones at the end
+def _stream(
+    backbone, dataset, cache, progress, options
+):  # yields Features; keeps the global ones at the end
     entry = None if cache_root(cache) is None else CacheEntry(cache_root(cache), backbone, dataset)
     known = entry and stored(entry, ("global",))
     row = {i: r for r, i in enumerate(known.kept)} if known else {}
     seen, lost, waiting = [], [], None
-    with tqdm(total=len(dataset), desc=f"{dataset.name} {dataset.split}", unit="img", disable=not progress, delay=1) as bar:
+    with tqdm(
+        total=len(dataset),
+        desc=f"{dataset.name} {dataset.split}",
+        unit="img",
+        disable=not progress,
+        delay=1,
+    ) as bar:
         for piece in _pieces(backbone, dataset, 0, True, **options):
-            if known and all(i in row for i in piece.kept): piece.tensors["global"] = known.tensors["global"][[row[i] for i in piece.kept]]
-            seen.append(Piece(piece.start, piece.stop, {"global": piece.tensors["global"]}, piece.skipped))
+            if known and all(i in row for i in piece.kept):
+                piece.tensors["global"] = known.tensors["global"][[row[i] for i in piece.kept]]
+            seen.append(
+                Piece(piece.start, piece.stop, {"global": piece.tensors["global"]}, piece.skipped)
+            )
             bar.update(piece.stop - piece.start)
             lost += [(dataset.ids[i], reason) for i, reason in piece.skipped]
-            if not piece.kept: continue
-            if waiting is not None: yield waiting
+            if not piece.kept:
+                continue
+            if waiting is not None:
+                yield waiting
             waiting = _features(backbone, dataset, piece, source="stream")
             waiting.skipped, lost = lost, []
     whole = join(seen)
     _report_skipped(dataset, whole.skipped, options["on_error"])
     if entry and not known and writable(cache):
-        with locked(entry.folder): keep(entry, whole)
+        with locked(entry.folder):
+            keep(entry, whole)
     waiting.skipped += lost
     yield waiting
 
 
 def stream(
-    backbone, # Backbone
-    dataset, # ImageSet
-    cache=True, # as in extract
-    local=True, # local features too
-    batch_size=256, # rows per batch
-    workers=None, # as in extract
-    progress=True, # show a bar when it takes longer than a second
-    keep_bytes=2_000_000_000, # local features up to this size are kept in the cache, larger ones pass by
-    on_error="skip", # as in extract
-): # iterator of Features, in order; their skipped lists together are the whole list
+    backbone,  # Backbone
+    dataset,  # ImageSet
+    cache=True,  # as in extract
+    local=True,  # local features too
+    batch_size=256,  # rows per batch
+    workers=None,  # as in extract
+    progress=True,  # show a bar when it takes longer than a second
+    # local features up to this size are kept in the cache, larger ones pass by
+    keep_bytes=2_000_000_000,
+    on_error="skip",  # as in extract
+):  # iterator of Features, in order; their skipped lists together are the whole list
     "Features of a data set batch by batch, for local features too big to keep."
     workers = _check_request(backbone, dataset, local, batch_size, workers, on_error)
     if not local or (cache_root(cache) and _local_bytes(backbone, dataset) <= keep_bytes):
-        return extract(backbone, dataset, cache, local, batch_size, workers, progress, keep_bytes, on_error).batches(batch_size)
-    return _stream(backbone, dataset, cache, progress, dict(batch_size=batch_size, workers=workers, on_error=on_error))
+        return extract(
+            backbone, dataset, cache, local, batch_size, workers, progress, keep_bytes, on_error
+        ).batches(batch_size)
+    return _stream(
+        backbone,
+        dataset,
+        cache,
+        progress,
+        dict(batch_size=batch_size, workers=workers, on_error=on_error),
+    )

@@ -15,39 +15,65 @@ from numbers import Integral
 import torch
 import torch.nn.functional as F
 
-from .measure.outlier_losses import energy_logistic_loss, energy_margin_loss, outlier_exposure_loss, weighted_energy
+from oodnb.measure.outlier_losses import (
+    energy_logistic_loss,
+    energy_margin_loss,
+    outlier_exposure_loss,
+    weighted_energy,
+)
 
 # %% ../nbs/1_measure/05_losses.ipynb #70e10550
-_all_ = ["energy_logistic_loss", "energy_margin_loss", "outlier_exposure_loss", "weighted_energy"] # those of outlier exposure have a notebook of their own
+_all_ = [
+    "energy_logistic_loss",
+    "energy_margin_loss",
+    "outlier_exposure_loss",
+    "weighted_energy",
+]  # those of outlier exposure have a notebook of their own
 
 # %% ../nbs/1_measure/05_losses.ipynb #5f9de8ed
 def _checked_local(
-    local_logits, # [N, R, K]
-    labels, # [N]
+    local_logits,  # [N, R, K]
+    labels,  # [N]
     top_k,
-): # (local_logits, labels) as tensors on one device
+):  # (local_logits, labels) as tensors on one device
     logits = torch.as_tensor(local_logits)
-    if not logits.is_floating_point(): logits = logits.float()
-    if logits.ndim != 3 or 0 in logits.shape[1:]: raise ValueError(f"local_logits have shape {list(logits.shape)}; [images, regions, classes] is needed, with at least one region and class. One image: add an axis with local_logits[None].")
-    if logits.element_size() < 4: raise ValueError(f"local_logits are {logits.dtype}; the ranking of classes needs float32 or float64. Multiply float32 features, or convert the features with .float() before that.")
-    if isinstance(top_k, bool) or not isinstance(top_k, Integral): raise ValueError(f"top_k is {top_k!r}; give a whole number of classes.")
+    if not logits.is_floating_point():
+        logits = logits.float()
+    if logits.ndim != 3 or 0 in logits.shape[1:]:
+        raise ValueError(
+            f"local_logits have shape {list(logits.shape)}; [images, regions, classes] is needed, with at least one region and class. One image: add an axis with local_logits[None]."
+        )
+    if logits.element_size() < 4:
+        raise ValueError(
+            f"local_logits are {logits.dtype}; the ranking of classes needs float32 or float64. Multiply float32 features, or convert the features with .float() before that."
+        )
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral):
+        raise ValueError(f"top_k is {top_k!r}; give a whole number of classes.")
     classes = logits.shape[2]
     if not 0 <= top_k <= classes:
-        raise ValueError(f"top_k is {top_k}, but there are {classes} classes; possible are 0 (every region is OOD) to {classes} (none is). LoCoOp takes a fifth of the classes: 200 of 1000, 20 of 100.")
+        raise ValueError(
+            f"top_k is {top_k}, but there are {classes} classes; possible are 0 (every region is OOD) to {classes} (none is). LoCoOp takes a fifth of the classes: 200 of 1000, 20 of 100."
+        )
     return logits, _checked_labels(labels, len(logits), classes, logits.device)
 
 
 def _checked_labels(labels, count, classes, device):
     labels = torch.as_tensor(labels, device=device)
-    if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool: raise ValueError(f"labels have shape {list(labels.shape)} and type {labels.dtype}; one class index for each of the {count} images is needed.")
-    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes: raise ValueError(f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {classes} classes, 0 to {classes - 1}. Leave out pictures without a label (-1).")
+    if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels have shape {list(labels.shape)} and type {labels.dtype}; one class index for each of the {count} images is needed."
+        )
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {classes} classes, 0 to {classes - 1}. Leave out pictures without a label (-1)."
+        )
     return labels.long()
 
 # %% ../nbs/1_measure/05_losses.ipynb #7fc7a55f
 def region_ranks(
-    local_logits, # logits or cosines of regions and classes [N, R, K], float32 or float64
-    labels, # class of each image [N]
-) -> torch.Tensor: # int64 [N, R], 1 to K
+    local_logits,  # logits or cosines of regions and classes [N, R, K], float32 or float64
+    labels,  # class of each image [N]
+) -> torch.Tensor:  # int64 [N, R], 1 to K
     "Rank of the image's class in each of its regions; ties count in favour of the class."
     logits, labels = _checked_local(local_logits, labels, 0)
     logits = logits.detach()
@@ -56,68 +82,96 @@ def region_ranks(
 
 
 def ood_regions(
-    local_logits, # logits or cosines of regions and classes [N, R, K], float32 or float64
-    labels, # class of each image [N]
-    top_k, # a region that ranks its image's class among the first top_k is in-distribution; 0 to K
-) -> torch.Tensor: # bool [N, R], True where the region is OOD
+    local_logits,  # logits or cosines of regions and classes [N, R, K], float32 or float64
+    labels,  # class of each image [N]
+    top_k,  # a region that ranks its image's class among the first top_k is in-distribution; 0 to K
+) -> torch.Tensor:  # bool [N, R], True where the region is OOD
     "Regions in which the image's class is not among the `top_k` most probable classes (LoCoOp)."
     logits, labels = _checked_local(local_logits, labels, top_k)
     return region_ranks(logits, labels) > top_k
 
 # %% ../nbs/1_measure/05_losses.ipynb #fb19207e
-_INSIDE_LOG = 1e-5 # added to probabilities before the logarithm, as in the paper's code
+_INSIDE_LOG = 1e-5  # added to probabilities before the logarithm, as in the paper's code
 
 
-def _mean_entropy(local_logits, selected): # float tensor []
+def _mean_entropy(local_logits, selected):  # float tensor []
     p = local_logits.softmax(-1)
     each = -(p * (p + _INSIDE_LOG).log()).sum(-1)
     return each.masked_fill(~selected, 0).sum() / selected.sum().clamp_min(1)
 
 
 def region_entropy(
-    local_logits, # scaled similarities of regions and classes [N, R, K], float32 or float64
-    labels, # class of each image [N]
-    top_k, # see `ood_regions`
-) -> torch.Tensor: # mean entropy of the OOD regions in nats, []; 0 when there are none
+    local_logits,  # scaled similarities of regions and classes [N, R, K], float32 or float64
+    labels,  # class of each image [N]
+    top_k,  # see `ood_regions`
+) -> torch.Tensor:  # mean entropy of the OOD regions in nats, []; 0 when there are none
     "How undecided the OOD regions of a batch are; LoCoOp makes it large."
     logits, labels = _checked_local(local_logits, labels, top_k)
     return _mean_entropy(logits, ood_regions(logits, labels, top_k))
 
 # %% ../nbs/1_measure/05_losses.ipynb #0b23b84c
 def locoop_terms(
-    logits, local_logits, labels, top_k=200, weight=0.25, # see `locoop_loss`
-) -> dict: # loss, loss_id and entropy: float tensors []; selected: bool [N, R] or None
+    logits,
+    local_logits,
+    labels,
+    top_k=200,
+    weight=0.25,  # see `locoop_loss`
+) -> dict:  # loss, loss_id and entropy: float tensors []; selected: bool [N, R] or None
     "The LoCoOp loss and what it is made of."
     logits = torch.as_tensor(logits)
-    if logits.ndim != 2 or 0 in logits.shape: raise ValueError(f"logits have shape {list(logits.shape)}; [images, classes] is needed, with at least one of each.")
-    if not logits.is_floating_point() or logits.element_size() < 4: raise ValueError(f"logits are {logits.dtype}; the loss needs float32 or float64.")
-    if not 0 <= weight < math.inf: raise ValueError(f"weight is {weight}; the entropy term is weighted by a number from 0 (CoOp) up, LoCoOp takes 0.25.")
-    if local_logits is None and weight: raise ValueError(f"weight is {weight}, but there are no local_logits; encode the images with local=True, or give weight=0 (CoOp).")
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise ValueError(
+            f"logits have shape {list(logits.shape)}; [images, classes] is needed, with at least one of each."
+        )
+    if not logits.is_floating_point() or logits.element_size() < 4:
+        raise ValueError(f"logits are {logits.dtype}; the loss needs float32 or float64.")
+    if not 0 <= weight < math.inf:
+        raise ValueError(
+            f"weight is {weight}; the entropy term is weighted by a number from 0 (CoOp) up, LoCoOp takes 0.25."
+        )
+    if local_logits is None and weight:
+        raise ValueError(
+            f"weight is {weight}, but there are no local_logits; encode the images with local=True, or give weight=0 (CoOp)."
+        )
     loss_id = F.cross_entropy(logits, _checked_labels(labels, *logits.shape, logits.device))
-    if local_logits is None: return {"loss": loss_id, "loss_id": loss_id, "entropy": loss_id.new_zeros(()), "selected": None}
+    if local_logits is None:
+        return {
+            "loss": loss_id,
+            "loss_id": loss_id,
+            "entropy": loss_id.new_zeros(()),
+            "selected": None,
+        }
     local_logits, labels = _checked_local(local_logits, labels, top_k)
-    if local_logits.shape[::2] != logits.shape: raise ValueError(f"logits [N, K] have shape {list(logits.shape)}, but local_logits [N, R, K] {list(local_logits.shape)}; images and classes must be the same.")
+    if local_logits.shape[::2] != logits.shape:
+        raise ValueError(
+            f"logits [N, K] have shape {list(logits.shape)}, but local_logits [N, R, K] {list(local_logits.shape)}; images and classes must be the same."
+        )
     selected = ood_regions(local_logits, labels, top_k)
     entropy = _mean_entropy(local_logits, selected)
-    return {"loss": loss_id - weight * entropy, "loss_id": loss_id, "entropy": entropy, "selected": selected}
+    return {
+        "loss": loss_id - weight * entropy,
+        "loss_id": loss_id,
+        "entropy": entropy,
+        "selected": selected,
+    }
 
 
 def locoop_loss(
-    logits, # scaled similarities of images and classes [N, K], float32 or float64
-    local_logits, # the same for regions [N, R, K]; None where weight is 0
-    labels, # class of each image [N]
-    top_k=200, # see `ood_regions`
-    weight=0.25, # lambda
-) -> torch.Tensor: # []
+    logits,  # scaled similarities of images and classes [N, K], float32 or float64
+    local_logits,  # the same for regions [N, R, K]; None where weight is 0
+    labels,  # class of each image [N]
+    top_k=200,  # see `ood_regions`
+    weight=0.25,  # lambda
+) -> torch.Tensor:  # []
     "Cross-entropy of the images minus `weight` times the entropy of their OOD regions."
     return locoop_terms(logits, local_logits, labels, top_k, weight)["loss"]
 
 # %% ../nbs/1_measure/05_losses.ipynb #abcca881
 def focal_mean(
-    log_p, # logarithm of the probability of what is right [..., B]
-    log_rest, # logarithm of 1 - p [..., B]
-    focal=1.0, # gamma, a number or a tensor [...]; 0 and below: the plain mean
-) -> torch.Tensor: # [...]
+    log_p,  # logarithm of the probability of what is right [..., B]
+    log_rest,  # logarithm of 1 - p [..., B]
+    focal=1.0,  # gamma, a number or a tensor [...]; 0 and below: the plain mean
+) -> torch.Tensor:  # [...]
     "Mean of -log p, weighted by (1 - p) ** focal; the weights are constants."
     focal = torch.as_tensor(focal, dtype=log_p.dtype, device=log_p.device).clamp_min(0)[..., None]
     weights = (focal * log_rest.detach().clamp_min(-1e30)).softmax(-1)
@@ -125,10 +179,10 @@ def focal_mean(
 
 # %% ../nbs/1_measure/05_losses.ipynb #a74d5928
 def log_odds_loss(
-    task_log_odds, # log-odds of being in-distribution, of texts of the task [..., n]
-    word_log_odds, # the same of words [..., m]
-    focal=1.0, # gamma of the words, a number or a tensor [...]
-) -> dict: # loss, loss_id and loss_word [...]
+    task_log_odds,  # log-odds of being in-distribution, of texts of the task [..., n]
+    word_log_odds,  # the same of words [..., m]
+    focal=1.0,  # gamma of the words, a number or a tensor [...]
+) -> dict:  # loss, loss_id and loss_word [...]
     "HFTT's loss and its two halves."
     loss_id = -F.logsigmoid(task_log_odds).mean(-1)
     loss_word = focal_mean(F.logsigmoid(-word_log_odds), F.logsigmoid(word_log_odds), focal)
@@ -136,116 +190,213 @@ def log_odds_loss(
 
 # %% ../nbs/1_measure/05_losses.ipynb #7874ec8f
 def checked_texts(
-    rows, # tensor or array
-    name, # how messages call it
-    like=None, # rows of the width that is needed
-    unit=True, # whether they must have length 1 (0 is left alone)
-): # float tensor [n, D]
+    rows,  # tensor or array
+    name,  # how messages call it
+    like=None,  # rows of the width that is needed
+    unit=True,  # whether they must have length 1 (0 is left alone)
+):  # float tensor [n, D]
     "Rows of text features as a tensor. Raises `ValueError` for everything a loss cannot read."
     rows = torch.as_tensor(rows)
-    if not rows.is_floating_point() or rows.element_size() < 4: raise ValueError(f"{name} are {rows.dtype}; the loss needs float32 or float64.")
-    if rows.ndim != 2 or 0 in rows.shape: raise ValueError(f"{name} have shape {list(rows.shape)}; one row per text, [n, D], and at least one row is needed.")
-    if like is not None and rows.shape[1] != like.shape[1]: raise ValueError(f"{name} have width {rows.shape[1]}, but task_embeddings {like.shape[1]}; encode both with the same backbone.")
+    if not rows.is_floating_point() or rows.element_size() < 4:
+        raise ValueError(f"{name} are {rows.dtype}; the loss needs float32 or float64.")
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(
+            f"{name} have shape {list(rows.shape)}; one row per text, [n, D], and at least one row is needed."
+        )
+    if like is not None and rows.shape[1] != like.shape[1]:
+        raise ValueError(
+            f"{name} have width {rows.shape[1]}, but task_embeddings {like.shape[1]}; encode both with the same backbone."
+        )
     length = rows.detach().norm(dim=1)
-    if not length.isfinite().all(): raise ValueError(f"{name} hold NaN or infinite values, the first in row {int((~length.isfinite()).nonzero()[0])}; look at the text it came from.")
-    wrong = ((length - 1).abs() > .01) & (length > 0)
-    if unit and wrong.any(): raise ValueError(f"{name} must have length 1, but row {int(wrong.nonzero()[0])} has {length[wrong][0]:.4g}; normalise them first (oodnb.scores.normalize).")
+    if not length.isfinite().all():
+        raise ValueError(
+            f"{name} hold NaN or infinite values, the first in row {int((~length.isfinite()).nonzero()[0])}; look at the text it came from."
+        )
+    wrong = ((length - 1).abs() > 0.01) & (length > 0)
+    if unit and wrong.any():
+        raise ValueError(
+            f"{name} must have length 1, but row {int(wrong.nonzero()[0])} has {length[wrong][0]:.4g}; normalise them first (oodnb.scores.normalize)."
+        )
     return rows
 
 
-def _row_odds(texts, task, outliers, temperature): # [n]
-    return (texts @ task.T / temperature).logsumexp(-1) - (texts @ outliers.T / temperature).logsumexp(-1)
+def _row_odds(texts, task, outliers, temperature):  # [n]
+    return (texts @ task.T / temperature).logsumexp(-1) - (
+        texts @ outliers.T / temperature
+    ).logsumexp(-1)
 
 # %% ../nbs/1_measure/05_losses.ipynb #74fa30ea
 def textual_detection_terms(
-    task_texts, word_texts, task_embeddings, outlier_embeddings, temperature=0.01, focal=1.0, # see `textual_detection_loss`
-) -> dict: # loss, loss_id, loss_word: []; task_log_odds [n], word_log_odds [m]
+    task_texts,
+    word_texts,
+    task_embeddings,
+    outlier_embeddings,
+    temperature=0.01,
+    focal=1.0,  # see `textual_detection_loss`
+) -> dict:  # loss, loss_id, loss_word: []; task_log_odds [n], word_log_odds [m]
     "The HFTT loss and what it is made of."
-    if not 0 < temperature < math.inf: raise ValueError(f"temperature is {temperature}; it divides cosines and must be positive and finite (0.01 for CLIP, 0.0174 and 0.0222 for BLIP).")
-    if not -math.inf < focal < math.inf: raise ValueError(f"focal is {focal}; give a finite number, 1 in the paper, 0 for the plain mean.")
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature is {temperature}; it divides cosines and must be positive and finite (0.01 for CLIP, 0.0174 and 0.0222 for BLIP)."
+        )
+    if not -math.inf < focal < math.inf:
+        raise ValueError(
+            f"focal is {focal}; give a finite number, 1 in the paper, 0 for the plain mean."
+        )
     task = checked_texts(task_embeddings, "task_embeddings")
-    texts, words = (checked_texts(rows, name, task) for rows, name in ((task_texts, "task_texts"), (word_texts, "word_texts")))
-    outliers = F.normalize(checked_texts(outlier_embeddings, "outlier_embeddings", task, unit=False), dim=1)
+    texts, words = (
+        checked_texts(rows, name, task)
+        for rows, name in ((task_texts, "task_texts"), (word_texts, "word_texts"))
+    )
+    outliers = F.normalize(
+        checked_texts(outlier_embeddings, "outlier_embeddings", task, unit=False), dim=1
+    )
     task_odds, word_odds = (_row_odds(rows, task, outliers, temperature) for rows in (texts, words))
-    return {**log_odds_loss(task_odds, word_odds, focal), "task_log_odds": task_odds, "word_log_odds": word_odds}
+    return {
+        **log_odds_loss(task_odds, word_odds, focal),
+        "task_log_odds": task_odds,
+        "word_log_odds": word_odds,
+    }
 
 
 def textual_detection_loss(
-    task_texts, # unit rows of texts of the task [n, D]
-    word_texts, # unit rows of a batch of words [m, D]
-    task_embeddings, # unit rows, one per class [K, D]
-    outlier_embeddings, # what is trained, of any length [N, D]; normalised here
-    temperature=0.01, # of the backbone: 1 / logit_scale
-    focal=1.0, # gamma; 0 and below: the plain mean
-) -> torch.Tensor: # []
+    task_texts,  # unit rows of texts of the task [n, D]
+    word_texts,  # unit rows of a batch of words [m, D]
+    task_embeddings,  # unit rows, one per class [K, D]
+    outlier_embeddings,  # what is trained, of any length [N, D]; normalised here
+    temperature=0.01,  # of the backbone: 1 / logit_scale
+    focal=1.0,  # gamma; 0 and below: the plain mean
+) -> torch.Tensor:  # []
     "What HFTT minimises: texts of the task belong to the task, words to the outliers."
-    return textual_detection_terms(task_texts, word_texts, task_embeddings, outlier_embeddings, temperature, focal)["loss"]
+    return textual_detection_terms(
+        task_texts, word_texts, task_embeddings, outlier_embeddings, temperature, focal
+    )["loss"]
 
 # %% ../nbs/1_measure/05_losses.ipynb #c1b0e0d2
 def binary_opposite_loss(
-    yes_logits, # s x_i . t_j: all N pictures and n of their captions [N, n], float32 or float64
-    no_logits, # s x_i . u_j: the same with the no texts [N, n]; or the scalar 0, and yes_logits their difference
-    first=0, # caption j belongs to picture first + j
-): # (match_term [], mismatch_term []), in nats; of n < N captions their share: shares add up to the whole
+    yes_logits,  # s x_i . t_j: all N pictures and n of their captions [N, n], float32 or float64
+    # s x_i . u_j: the same with the no texts [N, n]; or the scalar 0, and yes_logits their difference
+    no_logits,
+    first=0,  # caption j belongs to picture first + j
+    # (match_term [], mismatch_term []), in nats; of n < N captions their share: shares add up to the whole
+):
     "CLIPN's image-text loss: own captions say yes, those of others say no. The second term is 0 for a single pair."
     yes, no = torch.as_tensor(yes_logits), torch.as_tensor(no_logits)
-    if yes.ndim != 2 or 0 in yes.shape: raise ValueError(f"yes_logits have shape {list(yes.shape)}; one row per picture and one column per caption, [N, n], and at least one pair are needed.")
-    if no.shape not in (yes.shape, ()): raise ValueError(f"yes_logits have shape {list(yes.shape)}, no_logits {list(no.shape)}; both must come from the same pictures and captions.")
-    if not 0 <= first <= len(yes) - yes.shape[1]: raise ValueError(f"first is {first}, but {yes.shape[1]} captions of {len(yes)} pictures can begin at 0 to {len(yes) - yes.shape[1]} only; a whole batch is square, [N, N], and begins at 0.")
+    if yes.ndim != 2 or 0 in yes.shape:
+        raise ValueError(
+            f"yes_logits have shape {list(yes.shape)}; one row per picture and one column per caption, [N, n], and at least one pair are needed."
+        )
+    if no.shape not in (yes.shape, ()):
+        raise ValueError(
+            f"yes_logits have shape {list(yes.shape)}, no_logits {list(no.shape)}; both must come from the same pictures and captions."
+        )
+    if not 0 <= first <= len(yes) - yes.shape[1]:
+        raise ValueError(
+            f"first is {first}, but {yes.shape[1]} captions of {len(yes)} pictures can begin at 0 to {len(yes) - yes.shape[1]} only; a whole batch is square, [N, N], and begins at 0."
+        )
     odds = yes - no
-    if not odds.is_floating_point() or min(yes.element_size(), odds.element_size()) < 4: raise ValueError(f"yes_logits are {yes.dtype} and no_logits {no.dtype}; their difference needs float32 or float64. Normalise features and multiply them in float32.")
+    if not odds.is_floating_point() or min(yes.element_size(), odds.element_size()) < 4:
+        raise ValueError(
+            f"yes_logits are {yes.dtype} and no_logits {no.dtype}; their difference needs float32 or float64. Normalise features and multiply them in float32."
+        )
     own, count = odds.diagonal(-first), len(odds)
-    others = F.logsigmoid(-odds).masked_fill(torch.ones_like(odds, dtype=torch.bool).triu(-first).tril(-first), 0)
+    others = F.logsigmoid(-odds).masked_fill(
+        torch.ones_like(odds, dtype=torch.bool).triu(-first).tril(-first), 0
+    )
     return -F.logsigmoid(own).sum() / count, -others.sum() / max(1, count * count - count)
 
 
-_UNDER_ROOT = 1e-4 # added under the square root, as in the paper's code
+_UNDER_ROOT = 1e-4  # added under the square root, as in the paper's code
 
 
 def semantic_opposite_loss(
-    yes_features, # t: unit rows of captions [N, D], float32 or float64
-    no_features, # u: unit rows of the same captions from the trained encoder [N, D]
-    kind="l2", # "l2" (the paper's) or "cosine"
-) -> torch.Tensor: # [], about 0 (opposite) to 2 (equal)
+    yes_features,  # t: unit rows of captions [N, D], float32 or float64
+    no_features,  # u: unit rows of the same captions from the trained encoder [N, D]
+    kind="l2",  # "l2" (the paper's) or "cosine"
+) -> torch.Tensor:  # [], about 0 (opposite) to 2 (equal)
     "CLIPN's loss on texts alone: yes and no of a caption stand apart."
-    if kind not in ("l2", "cosine"): raise ValueError(f"kind is {kind!r}; possible are 'l2' and 'cosine'.")
+    if kind not in ("l2", "cosine"):
+        raise ValueError(f"kind is {kind!r}; possible are 'l2' and 'cosine'.")
     yes, no = checked_texts(yes_features, "yes_features"), checked_texts(no_features, "no_features")
-    if yes.shape != no.shape: raise ValueError(f"yes_features have shape {list(yes.shape)}, no_features {list(no.shape)}; both hold one row per caption.")
+    if yes.shape != no.shape:
+        raise ValueError(
+            f"yes_features have shape {list(yes.shape)}, no_features {list(no.shape)}; both hold one row per caption."
+        )
     cosines = (yes * no).sum(1)
-    if kind == "cosine": return (1 + cosines).mean()
+    if kind == "cosine":
+        return (1 + cosines).mean()
     return (2 - (2 - 2 * cosines + _UNDER_ROOT).clamp_min(1e-8).sqrt()).mean()
 
 # %% ../nbs/1_measure/05_losses.ipynb #f0rge702
 def _checked_rows(output, target, name):
     output, target = torch.as_tensor(output), torch.as_tensor(target)
     for rows, what in ((output, "output"), (target, "target")):
-        if not rows.is_floating_point() or rows.element_size() < 4: raise ValueError(f"{name}_{what} is {rows.dtype}; the loss needs float32 or float64.")
-    if output.ndim != 2 or output.shape != target.shape: raise ValueError(f"{name}_output has shape {list(output.shape)}, {name}_target {list(target.shape)}; both hold one row per name, [names, width].")
+        if not rows.is_floating_point() or rows.element_size() < 4:
+            raise ValueError(f"{name}_{what} is {rows.dtype}; the loss needs float32 or float64.")
+    if output.ndim != 2 or output.shape != target.shape:
+        raise ValueError(
+            f"{name}_output has shape {list(output.shape)}, {name}_target {list(target.shape)}; both hold one row per name, [names, width]."
+        )
     return target - output
 
 
 def forgetting_terms(
-    forget_output, forget_target, preserve_output, preserve_target, update, forget_weight=1.1, preserve_weight=0.3, update_weight=1.0, squared=False, # see `forgetting_loss`
-) -> dict: # loss, forget_norm, preserve_norm, update_norm: []; the norms without weights and squares
+    forget_output,
+    forget_target,
+    preserve_output,
+    preserve_target,
+    update,
+    forget_weight=1.1,
+    preserve_weight=0.3,
+    update_weight=1.0,
+    squared=False,  # see `forgetting_loss`
+    # loss, forget_norm, preserve_norm, update_norm: []; the norms without weights and squares
+) -> dict:
     "The forgetting loss and what it is made of."
-    for name, weight in (("forget_weight", forget_weight), ("preserve_weight", preserve_weight), ("update_weight", update_weight)):
-        if not 0 <= weight < math.inf: raise ValueError(f"{name} is {weight}; it must be a finite number from 0 up (0 leaves the term out).")
-    rows = _checked_rows(forget_output, forget_target, "forget"), _checked_rows(preserve_output, preserve_target, "preserve")
+    for name, weight in (
+        ("forget_weight", forget_weight),
+        ("preserve_weight", preserve_weight),
+        ("update_weight", update_weight),
+    ):
+        if not 0 <= weight < math.inf:
+            raise ValueError(
+                f"{name} is {weight}; it must be a finite number from 0 up (0 leaves the term out)."
+            )
+    rows = (
+        _checked_rows(forget_output, forget_target, "forget"),
+        _checked_rows(preserve_output, preserve_target, "preserve"),
+    )
     norms = [torch.linalg.vector_norm(part) for part in (*rows, torch.as_tensor(update))]
-    weighted = [weight * (norm.square() if squared else norm) for weight, norm in zip((forget_weight, preserve_weight, update_weight), norms)]
-    return {"loss": sum(weighted), **dict(zip(("forget_norm", "preserve_norm", "update_norm"), norms))}
+    weighted = [
+        weight * (norm.square() if squared else norm)
+        for weight, norm in zip((forget_weight, preserve_weight, update_weight), norms)
+    ]
+    return {
+        "loss": sum(weighted),
+        **dict(zip(("forget_norm", "preserve_norm", "update_norm"), norms)),
+    }
 
 
 def forgetting_loss(
-    forget_output, # embeddings of the forgotten names now, as long as they are [k, D]
-    forget_target, # where they should be [k, D]
-    preserve_output, # embeddings of the preserved names now [m, D]; no name: [0, D]
-    preserve_target, # where they were [m, D]
-    update, # B A, without its scale
-    forget_weight=1.1, # lambda_f
-    preserve_weight=0.3, # lambda_p
-    update_weight=1.0, # lambda_w
-    squared=False, # squares of the norms, as in the paper's figure
-) -> torch.Tensor: # []
+    forget_output,  # embeddings of the forgotten names now, as long as they are [k, D]
+    forget_target,  # where they should be [k, D]
+    preserve_output,  # embeddings of the preserved names now [m, D]; no name: [0, D]
+    preserve_target,  # where they were [m, D]
+    update,  # B A, without its scale
+    forget_weight=1.1,  # lambda_f
+    preserve_weight=0.3,  # lambda_p
+    update_weight=1.0,  # lambda_w
+    squared=False,  # squares of the norms, as in the paper's figure
+) -> torch.Tensor:  # []
     "What class forgetting minimises: three Frobenius norms."
-    return forgetting_terms(forget_output, forget_target, preserve_output, preserve_target, update, forget_weight, preserve_weight, update_weight, squared)["loss"]
+    return forgetting_terms(
+        forget_output,
+        forget_target,
+        preserve_output,
+        preserve_target,
+        update,
+        forget_weight,
+        preserve_weight,
+        update_weight,
+        squared,
+    )["loss"]

@@ -15,208 +15,329 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .measure.roc import as_scores, count_scores, oriented, rank_scores, resampled_counts, roc_counts
+from oodnb.measure.roc import (
+    as_scores,
+    count_scores,
+    oriented,
+    rank_scores,
+    resampled_counts,
+    roc_counts,
+)
 
 # %% ../nbs/1_measure/02_metrics.ipynb #5b729afd
-def _auroc(true_positives: np.ndarray, false_positives: np.ndarray) -> np.ndarray: # Curve [..., T + 1] to [...]
+def _auroc(
+    true_positives: np.ndarray, false_positives: np.ndarray
+) -> np.ndarray:  # Curve [..., T + 1] to [...]
     "Area under the ROC curve in counts."
     width = false_positives[..., :-1] - false_positives[..., 1:]
     twice_height = true_positives[..., :-1] + true_positives[..., 1:]
-    return np.einsum("...t,...t->...", width, twice_height) / (2 * true_positives[..., 0] * false_positives[..., 0])
+    return np.einsum("...t,...t->...", width, twice_height) / (
+        2 * true_positives[..., 0] * false_positives[..., 0]
+    )
 
 
-def auroc(id_scores, # Scores of ID images, higher = more ID [N]
-          ood_scores, # Scores of OOD images [M]
-         ) -> float: # 0 to 1; 0.5 = no separation
+def auroc(
+    id_scores,  # Scores of ID images, higher = more ID [N]
+    ood_scores,  # Scores of OOD images [M]
+) -> float:  # 0 to 1; 0.5 = no separation
     "Area under the ROC curve: the chance that an ID image outscores an OOD image, ties counted one half."
     return float(_auroc(*roc_counts(*count_scores(id_scores, ood_scores))))
 
 # %% ../nbs/1_measure/02_metrics.ipynb #a3ddcccd
-def _aupr(true_positives: np.ndarray, false_positives: np.ndarray) -> np.ndarray: # Curve [..., T + 1] to [...]
+def _aupr(
+    true_positives: np.ndarray, false_positives: np.ndarray
+) -> np.ndarray:  # Curve [..., T + 1] to [...]
     "Stepwise average precision from a ROC curve in counts."
     precision = true_positives / np.maximum(true_positives + false_positives, 1)
     steps = true_positives[..., :-1] - true_positives[..., 1:]
     return np.einsum("...t,...t->...", steps, precision[..., :-1]) / true_positives[..., 0]
 
 
-def aupr(id_scores, # Scores of ID images, higher = more ID [N]
-         ood_scores, # Scores of OOD images [M]
-         positive: str = "id", # Which side counts as found: "id" or "ood"
-        ) -> float: # 0 to 1
+def aupr(
+    id_scores,  # Scores of ID images, higher = more ID [N]
+    ood_scores,  # Scores of OOD images [M]
+    positive: str = "id",  # Which side counts as found: "id" or "ood"
+) -> float:  # 0 to 1
     "Average precision, stepwise over distinct scores."
     return float(_aupr(*oriented(*roc_counts(*count_scores(id_scores, ood_scores)), positive)))
 
 # %% ../nbs/1_measure/02_metrics.ipynb #c07a634f
-def _false_positive_rate(true_positives: np.ndarray, # Per threshold, ascending [..., T + 1]
-                         false_positives: np.ndarray, # [..., T + 1]
-                         tpr: float = 0.95, # Wanted recall
-                         rule: str = "nearest", # or "at_least"
-                        ) -> np.ndarray: # [...]
+def _false_positive_rate(
+    true_positives: np.ndarray,  # Per threshold, ascending [..., T + 1]
+    false_positives: np.ndarray,  # [..., T + 1]
+    tpr: float = 0.95,  # Wanted recall
+    rule: str = "nearest",  # or "at_least"
+) -> np.ndarray:  # [...]
     "FPR at the threshold that a rule picks on a ROC curve in counts."
     recalls = np.arange(true_positives.flat[0] + 1) / true_positives.flat[0]
     pick = (true_positives >= recalls.searchsorted(tpr)).sum(-1, keepdims=True) - 1
     if rule == "nearest":
         distance = np.abs(recalls - tpr)
-        enough, short = (np.take_along_axis(true_positives, index, -1) for index in (pick, pick + 1))
+        enough, short = (
+            np.take_along_axis(true_positives, index, -1) for index in (pick, pick + 1)
+        )
         called = short + np.take_along_axis(false_positives, pick + 1, -1)
         lowest = (true_positives > enough).sum(-1, keepdims=True)
-        pick = np.where((distance[short] < distance[enough]) & (called > 0), pick + 1, np.where(recalls[enough] == 1, pick, lowest))
+        pick = np.where(
+            (distance[short] < distance[enough]) & (called > 0),
+            pick + 1,
+            np.where(recalls[enough] == 1, pick, lowest),
+        )
     return np.take_along_axis(false_positives, pick, -1)[..., 0] / false_positives[..., 0]
 
 # %% ../nbs/1_measure/02_metrics.ipynb #afca7f44
-def fpr_at_tpr(id_scores, # Scores of ID images, higher = more ID [N]
-               ood_scores, # Scores of OOD images [M]
-               tpr: float = 0.95, # Recall of the positive side to hold, 0 < tpr <= 1
-               positive: str = "id", # "id": OOD images passing as ID; "ood": ID images flagged as OOD
-               rule: str = "nearest", # "nearest", "interpolate" or "at_least"
-              ) -> float: # 0 to 1, lower is better
+def fpr_at_tpr(
+    id_scores,  # Scores of ID images, higher = more ID [N]
+    ood_scores,  # Scores of OOD images [M]
+    tpr: float = 0.95,  # Recall of the positive side to hold, 0 < tpr <= 1
+    positive: str = "id",  # "id": OOD images passing as ID; "ood": ID images flagged as OOD
+    rule: str = "nearest",  # "nearest", "interpolate" or "at_least"
+) -> float:  # 0 to 1, lower is better
     "False positive rate where `tpr` of the positive side is recalled."
-    if not 0 < tpr <= 1: raise ValueError(f"tpr={tpr}; it is a fraction, 0 < tpr <= 1 (0.95 for FPR95)")
-    if rule not in ("nearest", "interpolate", "at_least"): raise ValueError(f"rule={rule!r}; choose 'nearest', 'interpolate' or 'at_least'")
+    if not 0 < tpr <= 1:
+        raise ValueError(f"tpr={tpr}; it is a fraction, 0 < tpr <= 1 (0.95 for FPR95)")
+    if rule not in ("nearest", "interpolate", "at_least"):
+        raise ValueError(f"rule={rule!r}; choose 'nearest', 'interpolate' or 'at_least'")
     curve = oriented(*roc_counts(*count_scores(id_scores, ood_scores)), positive)
-    if rule == "interpolate": return float(np.interp(tpr, *(side[::-1] / side[0] for side in curve)))
+    if rule == "interpolate":
+        return float(np.interp(tpr, *(side[::-1] / side[0] for side in curve)))
     return float(_false_positive_rate(*curve, tpr, rule))
 
 # %% ../nbs/1_measure/02_metrics.ipynb #70e8227d
-_METRICS = dict(auroc=(_auroc, "id"), aupr_in=(_aupr, "id"), aupr_out=(_aupr, "ood"),
-                fpr95_id_positive=(_false_positive_rate, "id"), fpr95_ood_positive=(_false_positive_rate, "ood"))
+_METRICS = dict(
+    auroc=(_auroc, "id"),
+    aupr_in=(_aupr, "id"),
+    aupr_out=(_aupr, "ood"),
+    fpr95_id_positive=(_false_positive_rate, "id"),
+    fpr95_ood_positive=(_false_positive_rate, "ood"),
+)
 
 
-def _evaluate(names: Iterable[str], # Keys of _METRICS
-              id_counts: np.ndarray, # ID images per distinct score [..., T]
-              ood_counts: np.ndarray, # OOD images per distinct score [..., T]
-             ) -> dict[str, np.ndarray]: # Name -> [...]
+def _evaluate(
+    names: Iterable[str],  # Keys of _METRICS
+    id_counts: np.ndarray,  # ID images per distinct score [..., T]
+    ood_counts: np.ndarray,  # OOD images per distinct score [..., T]
+) -> dict[str, np.ndarray]:  # Name -> [...]
     "Several metrics from one curve."
     curve = roc_counts(id_counts, ood_counts)
-    sides = {positive: oriented(*curve, positive) for positive in {_METRICS[name][1] for name in names}}
+    sides = {
+        positive: oriented(*curve, positive) for positive in {_METRICS[name][1] for name in names}
+    }
     return {name: _METRICS[name][0](*sides[_METRICS[name][1]]) for name in names}
 
 
-def detection_metrics(id_scores, # Scores of ID images, higher = more ID [N]
-                      ood_scores, # Scores of OOD images [M]
-                     ) -> dict[str, float | int]: # auroc, aupr_in, aupr_out, fpr95_id_positive, fpr95_ood_positive (0 to 1); ties, n_id, n_ood
+def detection_metrics(
+    id_scores,  # Scores of ID images, higher = more ID [N]
+    ood_scores,  # Scores of OOD images [M]
+    # auroc, aupr_in, aupr_out, fpr95_id_positive, fpr95_ood_positive (0 to 1); ties, n_id, n_ood
+) -> dict[str, float | int]:
     "AUROC, AUPR of both sides and FPR95 in both conventions (nearest recall), with the number of tied images."
     id_counts, ood_counts = count_scores(id_scores, ood_scores)
     images = id_counts + ood_counts
-    return {name: float(value) for name, value in _evaluate(_METRICS, id_counts, ood_counts).items()} | dict(
-        ties=int(images[images > 1].sum()), n_id=int(id_counts.sum()), n_ood=int(ood_counts.sum()))
+    return {
+        name: float(value) for name, value in _evaluate(_METRICS, id_counts, ood_counts).items()
+    } | dict(
+        ties=int(images[images > 1].sum()), n_id=int(id_counts.sum()), n_ood=int(ood_counts.sum())
+    )
 
 # %% ../nbs/1_measure/02_metrics.ipynb #0026f47f
-def accuracy(predictions, # Predicted class indices [N]
-             labels, # True class indices [N]
-            ) -> float: # 0 to 1
+def accuracy(
+    predictions,  # Predicted class indices [N]
+    labels,  # True class indices [N]
+) -> float:  # 0 to 1
     "Share of images whose predicted class is the true one."
     predictions, labels = as_scores(predictions, "predictions"), as_scores(labels, "labels")
-    if predictions.size != labels.size: raise ValueError(f"{predictions.size} predictions for {labels.size} labels; both need one entry per image")
+    if predictions.size != labels.size:
+        raise ValueError(
+            f"{predictions.size} predictions for {labels.size} labels; both need one entry per image"
+        )
     if unlabelled := np.count_nonzero(labels < 0):
-        raise ValueError(f"labels holds {unlabelled} negative entries (no label), the first at index {(labels < 0).argmax()}; leave those images out")
+        raise ValueError(
+            f"labels holds {unlabelled} negative entries (no label), the first at index {(labels < 0).argmax()}; leave those images out"
+        )
     return float((predictions == labels).mean())
 
 # %% ../nbs/1_measure/02_metrics.ipynb #ead49e68
-def bootstrap_samples(id_scores, # Scores of ID images, higher = more ID [N]
-                      ood_scores, # Scores of OOD images [M]
-                      metrics: dict | tuple = tuple(_METRICS), # Names of `detection_metrics`, or name -> function(id_scores, ood_scores)
-                      n_boot: int = 1000, # Number of resamples
-                      seed: int | tuple[int, int] = 0, # Fixes which images are drawn; (ID seed, OOD seed) for two independent sides
-                     ) -> dict[str, np.ndarray]: # Name -> float64 [n_boot]
+def bootstrap_samples(
+    id_scores,  # Scores of ID images, higher = more ID [N]
+    ood_scores,  # Scores of OOD images [M]
+    # Names of `detection_metrics`, or name -> function(id_scores, ood_scores)
+    metrics: dict | tuple = tuple(_METRICS),
+    n_boot: int = 1000,  # Number of resamples
+    # Fixes which images are drawn; (ID seed, OOD seed) for two independent sides
+    seed: int | tuple[int, int] = 0,
+) -> dict[str, np.ndarray]:  # Name -> float64 [n_boot]
     "Values of metrics over stratified bootstrap resamples of the images; named metrics are vectorised, functions are called once per resample."
-    if isinstance(metrics, str): metrics = (metrics,)
-    if unknown := [name for name in metrics if name not in _METRICS and not isinstance(metrics, dict)]:
-        raise ValueError(f"unknown metric {unknown[0]!r}; choose from {', '.join(_METRICS)}, or pass a function of id_scores and ood_scores")
-    if operator.index(n_boot) < 1: raise ValueError(f"n_boot={n_boot}; at least one resample is needed (1000 for an interval)")
+    if isinstance(metrics, str):
+        metrics = (metrics,)
+    if unknown := [
+        name for name in metrics if name not in _METRICS and not isinstance(metrics, dict)
+    ]:
+        raise ValueError(
+            f"unknown metric {unknown[0]!r}; choose from {', '.join(_METRICS)}, or pass a function of id_scores and ood_scores"
+        )
+    if operator.index(n_boot) < 1:
+        raise ValueError(f"n_boot={n_boot}; at least one resample is needed (1000 for an interval)")
     values, id_ranks, ood_ranks = rank_scores(id_scores, ood_scores)
     found = {name: [] for name in metrics}
     for id_counts, ood_counts in resampled_counts(id_ranks, ood_ranks, values.size, n_boot, seed):
         if isinstance(metrics, dict):
-            resamples = [(np.repeat(values, i), np.repeat(values, o)) for i, o in zip(id_counts, ood_counts)]
-            block = {name: [function(*resample) for resample in resamples] for name, function in metrics.items()}
-        else: block = _evaluate(metrics, id_counts, ood_counts)
-        for name in found: found[name].append(block[name])
+            resamples = [
+                (np.repeat(values, i), np.repeat(values, o)) for i, o in zip(id_counts, ood_counts)
+            ]
+            block = {
+                name: [function(*resample) for resample in resamples]
+                for name, function in metrics.items()
+            }
+        else:
+            block = _evaluate(metrics, id_counts, ood_counts)
+        for name in found:
+            found[name].append(block[name])
     return {name: np.concatenate(blocks).astype(np.float64) for name, blocks in found.items()}
 
 # %% ../nbs/1_measure/02_metrics.ipynb #7b1f70e7
-def _ends(level: float, # Coverage of an interval, 0 < level < 1
-         ) -> tuple[float, float]: # The two quantiles that leave equal tails
+def _ends(
+    level: float,  # Coverage of an interval, 0 < level < 1
+) -> tuple[float, float]:  # The two quantiles that leave equal tails
     "Check a level before the long work starts."
-    if not 0 < level < 1: raise ValueError(f"level={level}; it is a fraction, 0 < level < 1 (0.95 for a 95 % interval)")
+    if not 0 < level < 1:
+        raise ValueError(
+            f"level={level}; it is a fraction, 0 < level < 1 (0.95 for a 95 % interval)"
+        )
     return (1 - level) / 2, (1 + level) / 2
 
 
-def bootstrap_ci(id_scores, # Scores of ID images, higher = more ID [N]
-                 ood_scores, # Scores of OOD images [M]
-                 metric: str | Callable = "auroc", # A name of `detection_metrics`, or a function of id_scores and ood_scores
-                 n_boot: int = 1000, # Number of resamples
-                 level: float = 0.95, # Coverage of the interval
-                 seed: int | tuple[int, int] = 0, # Fixes which images are drawn; (ID seed, OOD seed) for two independent sides
-                ) -> tuple[float, float]: # low, high
+def bootstrap_ci(
+    id_scores,  # Scores of ID images, higher = more ID [N]
+    ood_scores,  # Scores of OOD images [M]
+    # A name of `detection_metrics`, or a function of id_scores and ood_scores
+    metric: str | Callable = "auroc",
+    n_boot: int = 1000,  # Number of resamples
+    level: float = 0.95,  # Coverage of the interval
+    # Fixes which images are drawn; (ID seed, OOD seed) for two independent sides
+    seed: int | tuple[int, int] = 0,
+) -> tuple[float, float]:  # low, high
     "Percentile bootstrap interval of one metric; ID and OOD images are resampled separately."
     ends, metrics = _ends(level), {"metric": metric} if callable(metric) else (metric,)
     [samples] = bootstrap_samples(id_scores, ood_scores, metrics, n_boot, seed).values()
     return tuple(np.quantile(samples, ends).tolist())
 
 
-def detection_intervals(id_scores, # Scores of ID images, higher = more ID [N]
-                        ood_scores, # Scores of OOD images [M]
-                        n_boot: int = 1000, # Number of resamples
-                        level: float = 0.95, # Coverage of the intervals
-                        seed: int | tuple[int, int] = 0, # Fixes which images are drawn; (ID seed, OOD seed) for two independent sides
-                       ) -> dict[str, tuple[float, float]]: # Name of the metric -> (low, high)
+def detection_intervals(
+    id_scores,  # Scores of ID images, higher = more ID [N]
+    ood_scores,  # Scores of OOD images [M]
+    n_boot: int = 1000,  # Number of resamples
+    level: float = 0.95,  # Coverage of the intervals
+    # Fixes which images are drawn; (ID seed, OOD seed) for two independent sides
+    seed: int | tuple[int, int] = 0,
+) -> dict[str, tuple[float, float]]:  # Name of the metric -> (low, high)
     "Percentile bootstrap intervals of the five metrics of `detection_metrics`, from one set of resamples."
     ends = _ends(level)
-    return {name: tuple(np.quantile(samples, ends).tolist()) for name, samples in bootstrap_samples(id_scores, ood_scores, n_boot=n_boot, seed=seed).items()}
+    return {
+        name: tuple(np.quantile(samples, ends).tolist())
+        for name, samples in bootstrap_samples(
+            id_scores, ood_scores, n_boot=n_boot, seed=seed
+        ).items()
+    }
 
 # %% ../nbs/1_measure/02_metrics.ipynb #9bda8dff
-def _placements(id_scores, ood_scores) -> tuple[np.ndarray, np.ndarray]: # float64 [N] and [M], both with AUROC as their mean
+def _placements(
+    id_scores, ood_scores
+) -> tuple[np.ndarray, np.ndarray]:  # float64 [N] and [M], both with AUROC as their mean
     "Share of the other side that each image is ranked correctly against, ties counted one half."
     values, id_ranks, ood_ranks = rank_scores(id_scores, ood_scores)
-    id_counts, ood_counts = (np.bincount(ranks, minlength=values.size) for ranks in (id_ranks, ood_ranks))
+    id_counts, ood_counts = (
+        np.bincount(ranks, minlength=values.size) for ranks in (id_ranks, ood_ranks)
+    )
     below = (ood_counts.cumsum() - ood_counts / 2) / ood_ranks.size
     above = 1 - (id_counts.cumsum() - id_counts / 2) / id_ranks.size
     return below[id_ranks], above[ood_ranks]
 
 
-def _delong(id_a, ood_a, id_b, ood_b, # Scores of two detectors on the same images [N], [M], [N], [M]
-            ends: tuple[float, float], # Quantiles of the interval
-           ) -> tuple[float, float, float]: # low, high, p-value of the difference in AUROC
+def _delong(
+    id_a,
+    ood_a,
+    id_b,
+    ood_b,  # Scores of two detectors on the same images [N], [M], [N], [M]
+    ends: tuple[float, float],  # Quantiles of the interval
+) -> tuple[float, float, float]:  # low, high, p-value of the difference in AUROC
     "DeLong's test for paired AUROCs; NaN where the images give no variance to judge by."
     differences = [a - b for a, b in zip(_placements(id_a, ood_a), _placements(id_b, ood_b))]
-    if min(map(len, differences)) < 2: return math.nan, math.nan, math.nan
+    if min(map(len, differences)) < 2:
+        return math.nan, math.nan, math.nan
     difference = auroc(id_a, ood_a) - auroc(id_b, ood_b)
     deviation = math.sqrt(sum(d.var(ddof=1) / d.size for d in differences))
-    if deviation < 1e-12: return (0.0, 0.0, 1.0) if abs(difference) < 1e-12 else (math.nan, math.nan, math.nan)
+    if deviation < 1e-12:
+        return (0.0, 0.0, 1.0) if abs(difference) < 1e-12 else (math.nan, math.nan, math.nan)
     half = NormalDist().inv_cdf(ends[1]) * deviation
-    return difference - half, difference + half, math.erfc(abs(difference) / deviation / math.sqrt(2))
+    return (
+        difference - half,
+        difference + half,
+        math.erfc(abs(difference) / deviation / math.sqrt(2)),
+    )
 
 # %% ../nbs/1_measure/02_metrics.ipynb #eaa4ed77
-def _paired_bootstrap(id_a, ood_a, id_b, ood_b, ends, metric, n_boot: int, seed) -> tuple[float, float, float]: # low, high, p-value
+def _paired_bootstrap(
+    id_a, ood_a, id_b, ood_b, ends, metric, n_boot: int, seed
+) -> tuple[float, float, float]:  # low, high, p-value
     "Percentile interval and two-sided p-value of a difference, both detectors resampled on the same images."
     metrics = {"metric": metric} if callable(metric) else (metric,)
-    a, b = (next(iter(bootstrap_samples(i, o, metrics, n_boot, seed).values())) for i, o in ((id_a, ood_a), (id_b, ood_b)))
+    a, b = (
+        next(iter(bootstrap_samples(i, o, metrics, n_boot, seed).values()))
+        for i, o in ((id_a, ood_a), (id_b, ood_b))
+    )
     tail = min(np.count_nonzero(a - b <= 0), np.count_nonzero(a - b >= 0))
     return *np.quantile(a - b, ends).tolist(), min(1.0, 2 * (tail + 1) / (n_boot + 1))
 
 # %% ../nbs/1_measure/02_metrics.ipynb #3f5d7bfe
-def paired_test(id_a, # Scores of detector A on the ID images [N]
-                ood_a, # Scores of detector A on the OOD images [M]
-                id_b, # Scores of detector B on the same ID images, same order [N]
-                ood_b, # Scores of detector B on the same OOD images, same order [M]
-                metric: str | Callable = "auroc", # A name of `detection_metrics`, or a function of id_scores and ood_scores
-                method: str | None = None, # "delong" (only AUROC) or "bootstrap"; None = delong for AUROC, bootstrap otherwise
-                n_boot: int = 1000, # Resamples of the bootstrap
-                level: float = 0.95, # Coverage of the interval
-                seed: int | tuple[int, int] = 0, # Fixes which images the bootstrap draws
-               ) -> dict: # a, b, difference = a - b, low, high, p_value (two-sided), metric, method
+def paired_test(
+    id_a,  # Scores of detector A on the ID images [N]
+    ood_a,  # Scores of detector A on the OOD images [M]
+    id_b,  # Scores of detector B on the same ID images, same order [N]
+    ood_b,  # Scores of detector B on the same OOD images, same order [M]
+    # A name of `detection_metrics`, or a function of id_scores and ood_scores
+    metric: str | Callable = "auroc",
+    # "delong" (only AUROC) or "bootstrap"; None = delong for AUROC, bootstrap otherwise
+    method: str | None = None,
+    n_boot: int = 1000,  # Resamples of the bootstrap
+    level: float = 0.95,  # Coverage of the interval
+    seed: int | tuple[int, int] = 0,  # Fixes which images the bootstrap draws
+) -> dict:  # a, b, difference = a - b, low, high, p_value (two-sided), metric, method
     "Do two detectors differ on the same images? DeLong's test for AUROC, a paired bootstrap for every other metric."
     method = method or ("delong" if metric == "auroc" else "bootstrap")
     if method not in ("delong", "bootstrap") or (method == "delong" and metric != "auroc"):
-        raise ValueError(f"method={method!r} for metric={metric!r}; choose 'bootstrap', or 'delong' for 'auroc'")
+        raise ValueError(
+            f"method={method!r} for metric={metric!r}; choose 'bootstrap', or 'delong' for 'auroc'"
+        )
     ends = _ends(level)
-    id_a, ood_a, id_b, ood_b = (as_scores(scores, name) for scores, name in ((id_a, "id_a"), (ood_a, "ood_a"), (id_b, "id_b"), (ood_b, "ood_b")))
+    id_a, ood_a, id_b, ood_b = (
+        as_scores(scores, name)
+        for scores, name in ((id_a, "id_a"), (ood_a, "ood_a"), (id_b, "id_b"), (ood_b, "ood_b"))
+    )
     for side, a, b in (("ID", id_a, id_b), ("OOD", ood_a, ood_b)):
-        if a.size != b.size: raise ValueError(f"detector A has {a.size} {side} scores, detector B has {b.size}; a paired test needs the same images in the same order")
-    test = _delong if method == "delong" else partial(_paired_bootstrap, metric=metric, n_boot=n_boot, seed=seed)
+        if a.size != b.size:
+            raise ValueError(
+                f"detector A has {a.size} {side} scores, detector B has {b.size}; a paired test needs the same images in the same order"
+            )
+    test = (
+        _delong
+        if method == "delong"
+        else partial(_paired_bootstrap, metric=metric, n_boot=n_boot, seed=seed)
+    )
     low, high, p_value = test(id_a, ood_a, id_b, ood_b, ends)
-    measure = metric if callable(metric) else lambda i, o: _evaluate((metric,), *count_scores(i, o))[metric]
+    measure = (
+        metric
+        if callable(metric)
+        else lambda i, o: _evaluate((metric,), *count_scores(i, o))[metric]
+    )
     a, b = float(measure(id_a, ood_a)), float(measure(id_b, ood_b))
-    return dict(a=a, b=b, difference=a - b, low=low, high=high, p_value=p_value, method=method,
-                metric=getattr(metric, "__name__", "function") if callable(metric) else metric)
+    return dict(
+        a=a,
+        b=b,
+        difference=a - b,
+        low=low,
+        high=high,
+        p_value=p_value,
+        method=method,
+        metric=getattr(metric, "__name__", "function") if callable(metric) else metric,
+    )

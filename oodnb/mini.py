@@ -26,11 +26,28 @@ from .ground.hashing import content_hash
 from .ground.places import home, shipped
 from .ground.spelling import did_you_mean
 from .miniworld.backgrounds import SCENES, TEXTURES
-from .miniworld.painter import AT, STYLES, TEST, WEB, Concept, Contents, World, background_bank, caption, draw_contents, paint, with_article
+from oodnb.miniworld.painter import (
+    AT,
+    STYLES,
+    TEST,
+    WEB,
+    Concept,
+    Contents,
+    World,
+    background_bank,
+    caption,
+    draw_contents,
+    paint,
+    with_article,
+)
 from .models.mini_clip import PIXELS
 
 # %% ../nbs/4_data/05_mini.ipynb #59db62e3
-HELD_OUT, FLAT, SHIFTED = "fluent-emoji", "fluent-emoji-flat", "twemoji"  # artists kept from pre-training (the last one only on ID things)
+HELD_OUT, FLAT, SHIFTED = (
+    "fluent-emoji",
+    "fluent-emoji-flat",
+    "twemoji",
+)  # artists kept from pre-training (the last one only on ID things)
 
 
 @lru_cache(1)
@@ -38,8 +55,16 @@ def load_concepts():
     "The things of the mini world, in their fixed order."
     table = json.loads(shipped("mini", "concepts.json").read_text(encoding="utf-8"))
     return tuple(
-        Concept(c["name"], c["role"], c["sup"], c["group"], tuple(c["tags"]), frozenset(artist for artist, _ in c["icons"]))
-        for c in table["concepts"])
+        Concept(
+            c["name"],
+            c["role"],
+            c["sup"],
+            c["group"],
+            tuple(c["tags"]),
+            frozenset(artist for artist, _ in c["icons"]),
+        )
+        for c in table["concepts"]
+    )
 
 
 @lru_cache(1)
@@ -47,19 +72,29 @@ def load_world():
     "The World of the sprites that ship."
     concepts, packed = load_concepts(), pd.read_parquet(shipped("mini", "sprites.parquet"))
     number = {c.name: k for k, c in enumerate(concepts)}
-    decode = lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")).transpose(2, 0, 1)
-    return World(concepts, np.stack([decode(data) for data in packed.webp]), packed.concept.map(number), packed.artist)
+    decode = lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")).transpose(
+        2, 0, 1
+    )
+    return World(
+        concepts,
+        np.stack([decode(data) for data in packed.webp]),
+        packed.concept.map(number),
+        packed.artist,
+    )
 
 
 def web_drawers(world):
     "The sprites that pre-training may show: not the held-out artist's, and of the ID things not the shifted artist's."
     is_id = np.isin(world.shows, world.having("id"))
-    return world.drawers(~np.isin(world.artists, (HELD_OUT, FLAT)) & ~((world.artists == SHIFTED) & is_id))
+    return world.drawers(
+        ~np.isin(world.artists, (HELD_OUT, FLAT)) & ~((world.artists == SHIFTED) & is_id)
+    )
 
 # %% ../nbs/4_data/05_mini.ipynb #b30f27da
 @dataclass(frozen=True)
 class PaintedSplit:
     "How the pictures of one split are made."
+
     role: str  # the role of the concepts, or "scenes", "textures", "web"
     artist: str | None  # whose sprites
     per: int  # pictures per class (web: in all)
@@ -68,14 +103,26 @@ class PaintedSplit:
 
 
 PAINTED_SPLITS = {
-    ("mini", "test"): PaintedSplit("id", HELD_OUT, 20, 1, "ImageNet-1k"), ("mini", "val"): PaintedSplit("id", HELD_OUT, 10, 2, "ImageNet-1k"),
-    ("mini", "fewshot"): PaintedSplit("id", HELD_OUT, 16, 3, "ImageNet-1k"), ("mini-near", "test"): PaintedSplit("near", HELD_OUT, 10, 4, "NINCO, SSB-hard"),
-    ("mini-plants", "test"): PaintedSplit("plant", HELD_OUT, 36, 5, "iNaturalist"), ("mini-places", "test"): PaintedSplit("place", HELD_OUT, 24, 6, "Places"),
-    ("mini-scenes", "test"): PaintedSplit("scenes", None, 45, 7, "SUN"), ("mini-textures", "test"): PaintedSplit("textures", None, 30, 8, "Textures"),
-    ("mini-flat", "test"): PaintedSplit("id", FLAT, 10, 9, "ImageNet-R"), ("mini-shifted", "fewshot"): PaintedSplit("id", SHIFTED, 16, 10, "few-shot pictures from elsewhere"),
+    ("mini", "test"): PaintedSplit("id", HELD_OUT, 20, 1, "ImageNet-1k"),
+    ("mini", "val"): PaintedSplit("id", HELD_OUT, 10, 2, "ImageNet-1k"),
+    ("mini", "fewshot"): PaintedSplit("id", HELD_OUT, 16, 3, "ImageNet-1k"),
+    ("mini-near", "test"): PaintedSplit("near", HELD_OUT, 10, 4, "NINCO, SSB-hard"),
+    ("mini-plants", "test"): PaintedSplit("plant", HELD_OUT, 36, 5, "iNaturalist"),
+    ("mini-places", "test"): PaintedSplit("place", HELD_OUT, 24, 6, "Places"),
+    ("mini-scenes", "test"): PaintedSplit("scenes", None, 45, 7, "SUN"),
+    ("mini-textures", "test"): PaintedSplit("textures", None, 30, 8, "Textures"),
+    ("mini-flat", "test"): PaintedSplit("id", FLAT, 10, 9, "ImageNet-R"),
+    ("mini-shifted", "fewshot"): PaintedSplit(
+        "id", SHIFTED, 16, 10, "few-shot pictures from elsewhere"
+    ),
     ("mini-web", "train"): PaintedSplit("web", None, 12_000, 11, "CC3M"),
 }
-GROUPS = {"mini-animals": "animal", "mini-food": "food", "mini-vehicles": "vehicle", "mini-objects": "object"}  # the ID things kind by kind
+GROUPS = {
+    "mini-animals": "animal",
+    "mini-food": "food",
+    "mini-vehicles": "vehicle",
+    "mini-objects": "object",
+}  # the ID things kind by kind
 MINI_OOD = ("mini-near", "mini-plants", "mini-places", "mini-scenes", "mini-textures")
 
 
@@ -84,7 +131,11 @@ def _classes(split):
     if split.role in ("scenes", "textures"):
         return list(SCENES if split.role == "scenes" else TEXTURES), None
     concepts = load_concepts()
-    numbers = [k for k, c in enumerate(concepts) if (split.artist in c.artists or not split.artist) and split.role in (c.role, "web")]
+    numbers = [
+        k
+        for k, c in enumerate(concepts)
+        if (split.artist in c.artists or not split.artist) and split.role in (c.role, "web")
+    ]
     return [concepts[k].name for k in numbers], np.array(numbers)
 
 # %% ../nbs/4_data/05_mini.ipynb #cf99b488
@@ -98,37 +149,63 @@ def list_sets():
     "One dictionary per set: name, role, splits with their numbers of pictures, classes, licence."
     sets = []
     for name in dict.fromkeys([*(name for name, _ in PAINTED_SPLITS), *GROUPS]):
-        splits = {split: recipe for (n, split), recipe in PAINTED_SPLITS.items() if n == ("mini" if name in GROUPS else name)}
+        splits = {
+            split: recipe
+            for (n, split), recipe in PAINTED_SPLITS.items()
+            if n == ("mini" if name in GROUPS else name)
+        }
         things = [] if name == "mini-web" else _classes(next(iter(splits.values())))[0]
         classes = len(_in_group(name, things) if name in GROUPS else things)
         sizes = {split: recipe.per * (classes or 1) for split, recipe in splits.items()}
-        sets.append(dict(name=name, role="ood" if name in MINI_OOD else "id", splits=sizes, classes=classes, licence="open emoji sets, see data/mini/ATTRIBUTION.md"))
+        sets.append(
+            dict(
+                name=name,
+                role="ood" if name in MINI_OOD else "id",
+                splits=sizes,
+                classes=classes,
+                licence="open emoji sets, see data/mini/ATTRIBUTION.md",
+            )
+        )
     return sets
 
 # %% ../nbs/4_data/05_mini.ipynb #13a2ee1e
 def is_mini(
-    name, # of a data set or model
+    name,  # of a data set or model
 ) -> bool:
-    "Whether a name belongs to the mini world: \"mini\", or \"mini-...\"."
+    'Whether a name belongs to the mini world: "mini", or "mini-...".'
     return isinstance(name, str) and (name == "mini" or name.startswith("mini-"))
 
 # %% ../nbs/4_data/05_mini.ipynb #d1920128
-_BESIDE = ("objects", "activities", "travel-places")  # groups whose `web` concepts may stand beside the main thing
+_BESIDE = (
+    "objects",
+    "activities",
+    "travel-places",
+)  # groups whose `web` concepts may stand beside the main thing
 
 
 def _draw_split(split, rng):
     "(Contents, labels) of all pictures of a split."
     names, numbers = _classes(split)
     if split.role == "web":
-        main = np.where(rng.random(split.per) < .1, -1, rng.permutation(np.resize(numbers, split.per)))
+        main = np.where(
+            rng.random(split.per) < 0.1, -1, rng.permutation(np.resize(numbers, split.per))
+        )
         return draw_contents(rng, main, company=numbers), np.full(split.per, -1)
     labels = np.repeat(np.arange(len(names)), split.per)
     if numbers is None:
         kind = np.full(len(labels), 2 if split.role == "scenes" else 1)
         none = np.full(len(labels), -1)
-        return Contents(none, np.full((len(labels), 2), -1), kind, labels, np.zeros(len(labels))), labels
-    beside = [k for k, c in enumerate(load_concepts()) if c.role == "web" and split.artist in c.artists and c.group in _BESIDE]
-    return draw_contents(rng, numbers[labels], company=beside, look=TEST, alone=.4, kinds=(.1, .45, .45)), labels
+        return Contents(
+            none, np.full((len(labels), 2), -1), kind, labels, np.zeros(len(labels))
+        ), labels
+    beside = [
+        k
+        for k, c in enumerate(load_concepts())
+        if c.role == "web" and split.artist in c.artists and c.group in _BESIDE
+    ]
+    return draw_contents(
+        rng, numbers[labels], company=beside, look=TEST, alone=0.4, kinds=(0.1, 0.45, 0.45)
+    ), labels
 
 
 def _take(contents, at):
@@ -146,7 +223,7 @@ def _paint_split(split, wrap=lambda chunks: chunks):
         part, rng = _take(contents, slice(k, k + 100)), np.random.default_rng([split.seed, 1, k])
         painted, visible = paint(rng, world, part, drawers, bank, PIXELS, look)
         pictures.append((painted * 255).round().byte().permute(0, 2, 3, 1))
-        masks.append(visible > .5)
+        masks.append(visible > 0.5)
         captions += [caption(rng, world.concepts, part, i) for i in range(len(part.main))]
     return torch.cat(pictures), torch.cat(masks), labels, captions
 
@@ -185,6 +262,7 @@ def _as_text(data):
 def _recipe():
     "A hash of the things, the sprites and the code that paints them."
     from oodnb.miniworld import backgrounds, compose, painter
+
     code = [inspect.getsource(module) for module in (backgrounds, compose, painter)]
     return content_hash(code, shipped("mini", "concepts.json"), shipped("mini", "sprites.parquet"))
 
@@ -193,7 +271,12 @@ def _group(images, name):
     "The pictures of one kind of ID things, with labels of their own."
     own = _in_group(name, images.class_names)
     part = images.subset(np.isin(images.labels, own))
-    return replace(part, name=name, labels=np.searchsorted(own, part.labels), class_names=[images.class_names[k] for k in own])
+    return replace(
+        part,
+        name=name,
+        labels=np.searchsorted(own, part.labels),
+        class_names=[images.class_names[k] for k in own],
+    )
 
 
 def load_split(
@@ -203,37 +286,80 @@ def load_split(
     """A split of the mini benchmark as an ImageSet, with captions and the true outline of the main object (`masks`).
 
     The first call paints the pictures (a few seconds per thousand) and keeps them; later calls read them. ValueError for a name or split that does not exist."""
-    if name in GROUPS: return _group(load_split("mini", split), name)
+    if name in GROUPS:
+        return _group(load_split("mini", split), name)
     recipe = PAINTED_SPLITS.get((name, split))
     if recipe is None:
-        have = "; ".join(f"{n}: {', '.join(s for m, s in PAINTED_SPLITS if m == n)}" for n in dict.fromkeys(n for n, _ in PAINTED_SPLITS))
-        raise ValueError(f"The mini world has no split {split!r} of {name!r}.{did_you_mean(name, [*GROUPS, *(n for n, _ in PAINTED_SPLITS)])} It has {have}; {', '.join(GROUPS)}: as mini.")
+        have = "; ".join(
+            f"{n}: {', '.join(s for m, s in PAINTED_SPLITS if m == n)}"
+            for n in dict.fromkeys(n for n, _ in PAINTED_SPLITS)
+        )
+        raise ValueError(
+            f"The mini world has no split {split!r} of {name!r}.{did_you_mean(name, [*GROUPS, *(n for n, _ in PAINTED_SPLITS)])} It has {have}; {', '.join(GROUPS)}: as mini."
+        )
     names, _ = _classes(recipe)
     key = f"{name}-{split}-{_recipe()}"
+
     def make():
         pictures, masks, labels, captions = _paint_split(recipe)
         texts = {"captions": "\n".join(captions), "digest": content_hash(pictures.numpy())}
-        return {"pictures": pictures, "masks": masks, "labels": torch.as_tensor(labels), **{k: _as_bytes(t) for k, t in texts.items()}}
+        return {
+            "pictures": pictures,
+            "masks": masks,
+            "labels": torch.as_tensor(labels),
+            **{k: _as_bytes(t) for k, t in texts.items()},
+        }
+
     kept = _kept(key, make)
-    labels, captions, digest = kept["labels"].numpy(), _as_text(kept["captions"]).split("\n"), _as_text(kept["digest"])
+    labels, captions, digest = (
+        kept["labels"].numpy(),
+        _as_text(kept["captions"]).split("\n"),
+        _as_text(kept["digest"]),
+    )
     stems = [names[k].replace(" ", "-") if k >= 0 else "web" for k in labels]
     ids = [f"{name}/{split}/{stem}-{k % recipe.per:02d}" for k, stem in enumerate(stems)]
     class_names = names if recipe.role != "web" else []
     return ImageSet(
-        name=name, split=split, ids=ids, labels=labels, class_names=class_names, fingerprint=content_hash(digest, ids),
-        read=lambda i: Image.fromarray(kept["pictures"][i].numpy()), captions=captions,
-        masks=(lambda i: kept["masks"][i].numpy()) if recipe.role not in ("scenes", "textures") else None,
-        about={"stands for": recipe.stands_for, "artist": recipe.artist or "backgrounds only", "seed": recipe.seed, "licence": "see data/mini/ATTRIBUTION.md"},
+        name=name,
+        split=split,
+        ids=ids,
+        labels=labels,
+        class_names=class_names,
+        fingerprint=content_hash(digest, ids),
+        read=lambda i: Image.fromarray(kept["pictures"][i].numpy()),
+        captions=captions,
+        masks=(lambda i: kept["masks"][i].numpy())
+        if recipe.role not in ("scenes", "textures")
+        else None,
+        about={
+            "stands for": recipe.stands_for,
+            "artist": recipe.artist or "backgrounds only",
+            "seed": recipe.seed,
+            "licence": "see data/mini/ATTRIBUTION.md",
+        },
     )
 
 # %% ../nbs/4_data/05_mini.ipynb #e3c6daa4
 def trained_tokens(tokenizer):
     "The ids of all tokens that captions, templates and plain sentences about the mini world can contain, ascending (int64 [V])."
     words = "a an and with next to near on of in by at the this it is some one my background texture surface pattern scene plain small big , ."
-    texts = [words, *STYLES, *AT.values(), *SCENES, *TEXTURES, *(t("") for t in OPENAI_IMAGENET_TEMPLATES), "This is a photo of a."]
+    texts = [
+        words,
+        *STYLES,
+        *AT.values(),
+        *SCENES,
+        *TEXTURES,
+        *(t("") for t in OPENAI_IMAGENET_TEMPLATES),
+        "This is a photo of a.",
+    ]
     for concept in load_concepts():
         texts += [with_article(concept.name), *concept.synonyms]
-    ids = {token for text in texts for ending in ("", ".", ",") for token in tokenizer.encode(text + ending)}
+    ids = {
+        token
+        for text in texts
+        for ending in ("", ".", ",")
+        for token in tokenizer.encode(text + ending)
+    }
     return np.array(sorted(ids | {tokenizer.sot_token_id, tokenizer.eot_token_id}))
 
 # %% ../nbs/4_data/05_mini.ipynb #85a96d9a

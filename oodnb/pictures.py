@@ -14,97 +14,143 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 # %% ../nbs/4_data/01_pictures.ipynb #7e308a81
-def _wide_to_grey(image): # 16-bit, 32-bit or floating-point picture
+def _wide_to_grey(image):  # 16-bit, 32-bit or floating-point picture
     values = np.asarray(image).astype(np.float64)
     top = 1.0 if image.mode == "F" else 65535.0
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= top):
-        raise ValueError(f"{image.mode} pixels run from {low:g} to {high:g}, possible are 0 to {top:g}")
+        raise ValueError(
+            f"{image.mode} pixels run from {low:g} to {high:g}, possible are 0 to {top:g}"
+        )
     return Image.fromarray(np.rint(values * (255.0 / top)).astype(np.uint8))
 
 
 def _to_rgb(image):
     image.load()
-    try: image = ImageOps.exif_transpose(image)
-    except Exception: image = image.copy()
-    if image.mode == "F" or image.mode.startswith("I"): image = _wide_to_grey(image)
-    if not image.has_transparency_data: return image.convert("RGB")
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:
+        image = image.copy()
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _wide_to_grey(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def open_rgb(
-    path, # file name, or a binary file object
-) -> Image.Image: # mode RGB, upright, first frame
+    path,  # file name, or a binary file object
+) -> Image.Image:  # mode RGB, upright, first frame
     "Any picture as 8-bit RGB; alpha on white, EXIF orientation applied, ICC profiles ignored. `ValueError` names a damaged file."
     name = getattr(path, "name", "picture") if hasattr(path, "read") else path
     try:
-        with Image.open(path) as image: return _to_rgb(image)
-    except (FileNotFoundError, PermissionError, MemoryError): raise
-    except IsADirectoryError: raise ValueError(f"{name} is a folder, not a picture; load_dataset({str(name)!r}) reads folders.") from None
-    except UnidentifiedImageError: reason = "no picture format is recognised"
-    except Exception as error: reason = str(error) or type(error).__name__
-    problem = ValueError(f"Cannot read the picture {name}: {reason}. Replace the file or remove it from the set.")
+        with Image.open(path) as image:
+            return _to_rgb(image)
+    except (FileNotFoundError, PermissionError, MemoryError):
+        raise
+    except IsADirectoryError:
+        raise ValueError(
+            f"{name} is a folder, not a picture; load_dataset({str(name)!r}) reads folders."
+        ) from None
+    except UnidentifiedImageError:
+        reason = "no picture format is recognised"
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+    problem = ValueError(
+        f"Cannot read the picture {name}: {reason}. Replace the file or remove it from the set."
+    )
     problem.reason = reason
     raise problem
 
 # %% ../nbs/4_data/01_pictures.ipynb #75c97900
-PICTURES = frozenset(".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split())
+PICTURES = frozenset(
+    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+)
 NOT_DECODED = frozenset(".arw .cr2 .cr3 .dng .eps .heic .heif .jxl .nef .psd .raw .svg".split())
 
 
 def list_pictures(
-    folder, # folder to list
-    other, # Counter, filled with the suffixes of files that are no pictures
-    parts=(), # name of the folder relative to the set
-    above=(), # real paths of the folders above: a link that leads back to one of them is not followed
-): # yields (parts, path) of every picture
+    folder,  # folder to list
+    other,  # Counter, filled with the suffixes of files that are no pictures
+    parts=(),  # name of the folder relative to the set
+    # real paths of the folders above: a link that leads back to one of them is not followed
+    above=(),
+):  # yields (parts, path) of every picture
     "The pictures below a folder, sorted by folder, then by name; hidden files are none."
     real = os.path.realpath(folder)
-    if real in above: return
+    if real in above:
+        return
     try:
-        with os.scandir(folder) as listing: entries = sorted(listing, key=lambda entry: entry.name)
-    except PermissionError as error: raise PermissionError(f"Cannot list {folder}: {error.strerror}. Give yourself the right to read it, or move it out of the set.") from None
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except PermissionError as error:
+        raise PermissionError(
+            f"Cannot list {folder}: {error.strerror}. Give yourself the right to read it, or move it out of the set."
+        ) from None
     for entry in entries:
-        if entry.name.startswith(".") or entry.name == "__MACOSX": continue
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
+            continue
         suffix = os.path.splitext(entry.name)[1].lower()
-        if entry.is_dir(): yield from list_pictures(entry.path, other, (*parts, entry.name), (*above, real))
-        elif suffix in PICTURES: yield (*parts, entry.name), entry.path
-        else: other[suffix or "no suffix"] += 1
+        if entry.is_dir():
+            yield from list_pictures(entry.path, other, (*parts, entry.name), (*above, real))
+        elif suffix in PICTURES:
+            yield (*parts, entry.name), entry.path
+        else:
+            other[suffix or "no suffix"] += 1
 
 # %% ../nbs/4_data/01_pictures.ipynb #5297de0e
 def readable_id(
-    parts, # folders and name of a file
-) -> str: # id of the file, also when its name is no valid text
+    parts,  # folders and name of a file
+) -> str:  # id of the file, also when its name is no valid text
     "The name of a file relative to its set, with slashes."
-    return PurePosixPath(*parts).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return (
+        PurePosixPath(*parts)
+        .as_posix()
+        .encode("utf-8", "surrogateescape")
+        .decode("utf-8", "backslashreplace")
+    )
 
 
 def nothing_found(
-    folder, # where no picture is
-    other, # Counter of suffixes, see list_pictures
+    folder,  # where no picture is
+    other,  # Counter of suffixes, see list_pictures
 ) -> ValueError:
     "The error for a folder without pictures."
-    kinds = ", ".join(f"{times} x {suffix}" for suffix, times in sorted(other.items())) or "no file at all"
-    return ValueError(f"{folder} holds no pictures, only: {kinds}. Pictures end in {' '.join(sorted(PICTURES))} (capitals too), in the folder or below it.")
+    kinds = (
+        ", ".join(f"{times} x {suffix}" for suffix, times in sorted(other.items()))
+        or "no file at all"
+    )
+    return ValueError(
+        f"{folder} holds no pictures, only: {kinds}. Pictures end in {' '.join(sorted(PICTURES))} (capitals too), in the folder or below it."
+    )
 
 # %% ../nbs/4_data/01_pictures.ipynb #238a39af
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test", "fewshot")
 
 
 def folders(
-    folder, # existing folder
-) -> list[str]: # names of the folders in it, sorted
+    folder,  # existing folder
+) -> list[str]:  # names of the folders in it, sorted
     "Folders directly below; hidden ones are passed over."
-    with os.scandir(folder) as listing: return sorted(e.name for e in listing if e.is_dir() and not e.name.startswith(".") and e.name != "__MACOSX")
+    with os.scandir(folder) as listing:
+        return sorted(
+            e.name
+            for e in listing
+            if e.is_dir() and not e.name.startswith(".") and e.name != "__MACOSX"
+        )
 
 
 def split_folder(
-    folder, # existing folder
-    split, # wanted split
-): # the folder of that split, or the folder itself when it has no split folders
+    folder,  # existing folder
+    split,  # wanted split
+):  # the folder of that split, or the folder itself when it has no split folders
     "Where the pictures of a split lie. `ValueError` when there are splits, but not that one."
     found = folders(folder)
-    if not found or not set(found) <= set(SPLIT_FOLDERS): return folder
-    if split in found: return folder / split
-    raise ValueError(f"{folder} has no split {split!r}; it has: {', '.join(found)}. Say split={found[0]!r}, or give the path of one of them.")
+    if not found or not set(found) <= set(SPLIT_FOLDERS):
+        return folder
+    if split in found:
+        return folder / split
+    raise ValueError(
+        f"{folder} has no split {split!r}; it has: {', '.join(found)}. Say split={found[0]!r}, or give the path of one of them."
+    )

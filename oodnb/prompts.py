@@ -32,44 +32,77 @@ TEMPLATES = {
 
 # %% ../nbs/2_models/08_prompts.ipynb #d29287fb
 def resolve_templates(
-    templates="photo", # name in TEMPLATES, one template with {}, or a list of templates
-) -> tuple: # templates, each with {} where the class name goes
+    templates="photo",  # name in TEMPLATES, one template with {}, or a list of templates
+) -> tuple:  # templates, each with {} where the class name goes
     "Templates by name or written out. Raises `ValueError` for unknown names and for templates without {}."
-    if isinstance(templates, str) and templates in TEMPLATES: return TEMPLATES[templates]
+    if isinstance(templates, str) and templates in TEMPLATES:
+        return TEMPLATES[templates]
     if isinstance(templates, str) and "{}" not in templates:
-        raise ValueError(f"There is no template {templates!r}.{did_you_mean(templates, TEMPLATES)} Known are {', '.join(map(repr, TEMPLATES))}; or write one with {{}} where the class name goes, such as 'a drawing of a {{}}'.")
+        raise ValueError(
+            f"There is no template {templates!r}.{did_you_mean(templates, TEMPLATES)} Known are {', '.join(map(repr, TEMPLATES))}; or write one with {{}} where the class name goes, such as 'a drawing of a {{}}'."
+        )
     chosen = (templates,) if isinstance(templates, str) else tuple(templates)
-    if not chosen: raise ValueError(f"The list of templates is empty; give at least one, or a name: {', '.join(map(repr, TEMPLATES))}.")
-    wrong = next((i for i, template in enumerate(chosen) if not isinstance(template, str) or "{}" not in template), None)
-    if wrong is not None: raise ValueError(f"Template number {wrong}, {chosen[wrong]!r}, has no {{}} where the class name goes; all classes would look the same.")
+    if not chosen:
+        raise ValueError(
+            f"The list of templates is empty; give at least one, or a name: {', '.join(map(repr, TEMPLATES))}."
+        )
+    wrong = next(
+        (
+            i
+            for i, template in enumerate(chosen)
+            if not isinstance(template, str) or "{}" not in template
+        ),
+        None,
+    )
+    if wrong is not None:
+        raise ValueError(
+            f"Template number {wrong}, {chosen[wrong]!r}, has no {{}} where the class name goes; all classes would look the same."
+        )
     return chosen
 
 # %% ../nbs/2_models/08_prompts.ipynb #57f8da4e
 def clean_names(
-    class_names, # K class names
-) -> list: # the names as they are put into sentences
+    class_names,  # K class names
+) -> list:  # the names as they are put into sentences
     "Underscores to spaces, blanks at the ends removed. Raises `ValueError` for an empty list or a blank name, warns of names that occur twice."
-    if isinstance(class_names, str): raise ValueError(f"class_names is the single string {class_names!r}; give a list of names.")
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names is the single string {class_names!r}; give a list of names.")
     class_names = list(class_names)
-    if not class_names: raise ValueError("The list of class names is empty; give at least one name.")
+    if not class_names:
+        raise ValueError("The list of class names is empty; give at least one name.")
     wrong = next((i for i, name in enumerate(class_names) if not isinstance(name, str)), None)
-    if wrong is not None: raise ValueError(f"Class name number {wrong} is a {type(class_names[wrong]).__name__}, {class_names[wrong]!r:.60}; names are strings.")
+    if wrong is not None:
+        raise ValueError(
+            f"Class name number {wrong} is a {type(class_names[wrong]).__name__}, {class_names[wrong]!r:.60}; names are strings."
+        )
     names = [name.replace("_", " ").strip() for name in class_names]
     blank = [i for i, name in enumerate(names) if not name]
-    if blank: raise ValueError(f"Class name number {blank[0]} is blank ({class_names[blank[0]]!r})" + (f", and {len(blank) - 1} more are" if blank[1:] else "") + "; every class needs a word.")
+    if blank:
+        raise ValueError(
+            f"Class name number {blank[0]} is blank ({class_names[blank[0]]!r})"
+            + (f", and {len(blank) - 1} more are" if blank[1:] else "")
+            + "; every class needs a word."
+        )
     twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice: warnings.warn(f"{len(twice)} class names occur more than once and cannot be told apart by their text: {', '.join(map(repr, twice[:5]))}{', ...' if twice[5:] else ''}.", stacklevel=3)
+    if twice:
+        warnings.warn(
+            f"{len(twice)} class names occur more than once and cannot be told apart by their text: {', '.join(map(repr, twice[:5]))}{', ...' if twice[5:] else ''}.",
+            stacklevel=3,
+        )
     return names
 
 # %% ../nbs/2_models/08_prompts.ipynb #fde5caab
 def zero_shot_classifier(
-    backbone, # a `Backbone`
-    class_names, # K class names
-    templates="photo", # name in TEMPLATES, one template with {}, or a list of templates
-): # text_features [K, D], unit rows, float32, on the backbone's device
+    backbone,  # a `Backbone`
+    class_names,  # K class names
+    templates="photo",  # name in TEMPLATES, one template with {}, or a list of templates
+):  # text_features [K, D], unit rows, float32, on the backbone's device
     "Text features of the classes, averaged over the templates."
     names, templates = clean_names(class_names), resolve_templates(templates)
-    features = [normalize(backbone.encode_texts([template.replace("{}", name) for name in names])) for template in templates]
+    features = [
+        normalize(backbone.encode_texts([template.replace("{}", name) for name in names]))
+        for template in templates
+    ]
     return normalize(torch.stack(features).mean(dim=0))
 
 # %% ../nbs/2_models/08_prompts.ipynb #ef558568
@@ -77,83 +110,122 @@ POSITIONS = ("end", "middle", "front")
 
 
 def _placeholder_prompts(
-    backbone, # a `Backbone`
-    names, # K cleaned class names
-    placeholder, # words of M tokens
-    length, # M
-): # (ids [K, context length], tokens of each name alone [K])
+    backbone,  # a `Backbone`
+    names,  # K cleaned class names
+    placeholder,  # words of M tokens
+    length,  # M
+):  # (ids [K, context length], tokens of each name alone [K])
     "Tokens of '<placeholder> <name>.'; every name must fit."
     tokenizer, positions, counts = backbone.tokenizer, backbone.model.context_length, []
     room = positions - length - 3
-    if room < 1: raise ValueError(f"A context of {length} tokens leaves no room for names: {positions} positions hold it, SOS, EOT and a full stop. At most {positions - 4} tokens can be learned.")
+    if room < 1:
+        raise ValueError(
+            f"A context of {length} tokens leaves no room for names: {positions} positions hold it, SOS, EOT and a full stop. At most {positions - 4} tokens can be learned."
+        )
     for i, name in enumerate(names):
         own, prompt = tokenizer.encode(name), tokenizer.encode(f"{placeholder} {name}.")
-        if not own: raise ValueError(f"Class name number {i}, {name!r}, has no token: CLIP's tokenizer reads nothing in it.")
-        if len(prompt) + 2 > positions: raise ValueError(f"Class name number {i}, {name!r:.80}, has {len(own)} tokens; beside a context of {length} at most {room} fit into {positions} positions. Shorten the name or the context.")
+        if not own:
+            raise ValueError(
+                f"Class name number {i}, {name!r}, has no token: CLIP's tokenizer reads nothing in it."
+            )
+        if len(prompt) + 2 > positions:
+            raise ValueError(
+                f"Class name number {i}, {name!r:.80}, has {len(own)} tokens; beside a context of {length} at most {room} fit into {positions} positions. Shorten the name or the context."
+            )
         counts.append(len(own))
     return tokenizer([f"{placeholder} {name}." for name in names]), torch.tensor(counts)
 
 # %% ../nbs/2_models/08_prompts.ipynb #92c53504
 def _learned_rows(
-    tokens, # placeholder prompts [K, L]
-    counts, # tokens of each name alone [K]
-    ends, # position of EOT [K]
-    length, # M
-    position, # "end", "middle" or "front"
-    class_specific, # whether every class has its own words
-    vocabulary, # id of the first learned word
-): # ids [K, L]; learned words are counted from `vocabulary` on
+    tokens,  # placeholder prompts [K, L]
+    counts,  # tokens of each name alone [K]
+    ends,  # position of EOT [K]
+    length,  # M
+    position,  # "end", "middle" or "front"
+    class_specific,  # whether every class has its own words
+    vocabulary,  # id of the first learned word
+):  # ids [K, L]; learned words are counted from `vocabulary` on
     "The learned words in place of the placeholders, the name where it belongs."
     before = {"end": length, "middle": length // 2, "front": 0}[position]
     rows = []
     for k, (row, count, end) in enumerate(zip(tokens, counts.tolist(), ends.tolist())):
         words = vocabulary + torch.arange(length) + (k * length if class_specific else 0)
-        name, rest = row[1 + length:].tensor_split([min(count, end - 1 - length)])
+        name, rest = row[1 + length :].tensor_split([min(count, end - 1 - length)])
         rows.append(torch.cat([row[:1], words[:before], name, words[before:], rest]))
     return torch.stack(rows)
 
 # %% ../nbs/2_models/08_prompts.ipynb #9b19e885
 def _first_words(backbone, tower, words, length):
     "Placeholder text and first vectors [M, W], float32 on the CPU."
-    if not isinstance(backbone.tokenizer, open_clip.SimpleTokenizer): raise ValueError(f"The backbone {backbone.name!r} has the tokenizer {type(backbone.tokenizer).__name__}; prompts are learned with CLIP's own.")
+    if not isinstance(backbone.tokenizer, open_clip.SimpleTokenizer):
+        raise ValueError(
+            f"The backbone {backbone.name!r} has the tokenizer {type(backbone.tokenizer).__name__}; prompts are learned with CLIP's own."
+        )
     if words is None:
-        if not isinstance(length, Integral) or length < 1: raise ValueError(f"length is {length!r}; a context has at least one word to learn.")
+        if not isinstance(length, Integral) or length < 1:
+            raise ValueError(f"length is {length!r}; a context has at least one word to learn.")
         return " ".join(["X"] * length), torch.empty(length, tower.positional_embedding.shape[1])
     placeholder = " ".join(words.replace("_", " ").split())
     ids = backbone.tokenizer.encode(placeholder)
-    if not ids: raise ValueError(f"words is {words!r}; give the words to start from, such as 'a photo of a', or None for noise.")
+    if not ids:
+        raise ValueError(
+            f"words is {words!r}; give the words to start from, such as 'a photo of a', or None for noise."
+        )
     return placeholder, tower.token_embedding.weight[ids].detach().float().cpu()
 
 # %% ../nbs/2_models/08_prompts.ipynb #49cbfcfa
 class PromptContext(nn.Module):
     "Learned words around class names. `vectors`, [M, W] or [K, M, W], is the only parameter; the backbone is frozen and no part of the state."
+
     def __init__(
         self,
-        backbone, # a `Backbone` with a causal text tower
-        class_names, # K class names
-        length=16, # M learned words; with `words` their number of tokens
-        words=None, # "a photo of a": the vectors start as the embeddings of these
-        position="end", # of the class name: "end", "middle" or "front"
-        class_specific=False, # every class has words of its own
-        generator=None, # torch.Generator of the noise
-        std=0.02, # of the noise
+        backbone,  # a `Backbone` with a causal text tower
+        class_names,  # K class names
+        length=16,  # M learned words; with `words` their number of tokens
+        words=None,  # "a photo of a": the vectors start as the embeddings of these
+        position="end",  # of the class name: "end", "middle" or "front"
+        class_specific=False,  # every class has words of its own
+        generator=None,  # torch.Generator of the noise
+        std=0.02,  # of the noise
     ):
         super().__init__()
-        if position not in POSITIONS: raise ValueError(f"position is {position!r}; the class name stands at the {', '.join(map(repr, POSITIONS[:-1]))} or {POSITIONS[-1]!r}.")
+        if position not in POSITIONS:
+            raise ValueError(
+                f"position is {position!r}; the class name stands at the {', '.join(map(repr, POSITIONS[:-1]))} or {POSITIONS[-1]!r}."
+            )
         tower, names = text_tower(backbone.model), clean_names(class_names)
-        self.backbone, self.class_names, self.words, self.position, self.class_specific = backbone, list(class_names), words, position, bool(class_specific)
+        self.backbone, self.class_names, self.words, self.position, self.class_specific = (
+            backbone,
+            list(class_names),
+            words,
+            position,
+            bool(class_specific),
+        )
         placeholder, vectors = _first_words(backbone, tower, words, length)
         self.length = len(vectors)
-        self.tokens, self.name_lengths = _placeholder_prompts(backbone, names, placeholder, self.length)
+        self.tokens, self.name_lengths = _placeholder_prompts(
+            backbone, names, placeholder, self.length
+        )
         self.eot_index = tower.ends(self.tokens)
-        self.rows = _learned_rows(self.tokens, self.name_lengths, self.eot_index, self.length, position, class_specific, tower.token_embedding.num_embeddings)
+        self.rows = _learned_rows(
+            self.tokens,
+            self.name_lengths,
+            self.eot_index,
+            self.length,
+            position,
+            class_specific,
+            tower.token_embedding.num_embeddings,
+        )
         vectors = vectors.expand(len(names), -1, -1).clone() if class_specific else vectors
-        if words is None: vectors = std * torch.randn(vectors.shape, generator=generator)
+        if words is None:
+            vectors = std * torch.randn(vectors.shape, generator=generator)
         self.vectors = nn.Parameter(vectors.to(backbone.device))
 
     def extra_repr(self):
         kind = "class-specific" if self.class_specific else "shared"
-        return f"{self.length} {kind} words, {len(self.class_names)} classes, name at {self.position}"
+        return (
+            f"{self.length} {kind} words, {len(self.class_names)} classes, name at {self.position}"
+        )
 
     @cached_property
     def tower(self):
@@ -167,30 +239,46 @@ class PromptContext(nn.Module):
 
     def embeddings(
         self,
-        vectors=None, # learned words; None: `vectors`
-    ): # token embeddings of the whole rows [K, L, W], without positions
+        vectors=None,  # learned words; None: `vectors`
+    ):  # token embeddings of the whole rows [K, L, W], without positions
         "What the text tower is given."
         vectors = self.vectors if vectors is None else vectors
-        return text_tower(self.backbone.model).embed(self.rows.to(vectors.device), vectors.flatten(0, -2))
+        return text_tower(self.backbone.model).embed(
+            self.rows.to(vectors.device), vectors.flatten(0, -2)
+        )
 
     def for_classes(
         self,
-        class_names, # other class names
-    ): # PromptContext with the same `vectors`
+        class_names,  # other class names
+    ):  # PromptContext with the same `vectors`
         "The same words around other names."
-        if self.class_specific: raise ValueError(f"This context has words of its own for each of its {len(self.class_names)} classes, so it says nothing about other classes. Shared contexts do.")
-        other = PromptContext(self.backbone, class_names, self.length, self.words, self.position, generator=torch.Generator())
+        if self.class_specific:
+            raise ValueError(
+                f"This context has words of its own for each of its {len(self.class_names)} classes, so it says nothing about other classes. Shared contexts do."
+            )
+        other = PromptContext(
+            self.backbone,
+            class_names,
+            self.length,
+            self.words,
+            self.position,
+            generator=torch.Generator(),
+        )
         other.vectors = self.vectors
         return other
 
 # %% ../nbs/2_models/08_prompts.ipynb #25345459
 def encode_prompts(
-    context, # `PromptContext`
-    share=True, # False: the plain computation over all positions
-    vectors=None, # learned words in place of `context.vectors`
-): # text_features [K, D], not normalised, float32 (float64 from a float64 tower), differentiable
+    context,  # `PromptContext`
+    share=True,  # False: the plain computation over all positions
+    vectors=None,  # learned words in place of `context.vectors`
+):  # text_features [K, D], not normalised, float32 (float64 from a float64 tower), differentiable
     "Text features of all classes."
     vectors = context.vectors if vectors is None else vectors
     words = vectors.flatten(0, -2)
     with context.backbone.running(grad=True):
-        return encode_packed(context.tower, context.packed, words) if share else encode_tokens(context.backbone.model, context.rows, words, share=False)
+        return (
+            encode_packed(context.tower, context.packed, words)
+            if share
+            else encode_tokens(context.backbone.model, context.rows, words, share=False)
+        )

@@ -9,9 +9,51 @@ __all__ = ['average_seeds', 'check_rows', 'compare_with_published', 'difference_
            'write_rows']
 
 # %% ../nbs/12_evidence/05_report.ipynb #41348723
-from .evidence.figures import plot_metric_intervals, plot_roc, plot_score_distributions, save_figure, style, worst_mistakes
-from .results import average_seeds, check_rows, compare_with_published, difference_table, far_sets, id_accuracy, metrics_table, published_rows, read_rows, rows, to_html, to_markdown, without_cleaned, write_rows
+from oodnb.evidence.figures import (
+    plot_metric_intervals,
+    plot_roc,
+    plot_score_distributions,
+    save_figure,
+    style,
+    worst_mistakes,
+)
+from oodnb.results import (
+    average_seeds,
+    check_rows,
+    compare_with_published,
+    difference_table,
+    far_sets,
+    id_accuracy,
+    metrics_table,
+    published_rows,
+    read_rows,
+    rows,
+    to_html,
+    to_markdown,
+    without_cleaned,
+    write_rows,
+)
 
 # %% ../nbs/12_evidence/05_report.ipynb #9f28d379
-_all_ = ["average_seeds", "check_rows", "compare_with_published", "difference_table", "far_sets", "id_accuracy", "metrics_table", "plot_metric_intervals", "plot_roc", "plot_score_distributions",
-         "published_rows", "read_rows", "rows", "save_figure", "style", "to_html", "to_markdown", "without_cleaned", "worst_mistakes", "write_rows"]
+_all_ = [
+    "average_seeds",
+    "check_rows",
+    "compare_with_published",
+    "difference_table",
+    "far_sets",
+    "id_accuracy",
+    "metrics_table",
+    "plot_metric_intervals",
+    "plot_roc",
+    "plot_score_distributions",
+    "published_rows",
+    "read_rows",
+    "rows",
+    "save_figure",
+    "style",
+    "to_html",
+    "to_markdown",
+    "without_cleaned",
+    "worst_mistakes",
+    "write_rows",
+]

@@ -18,7 +18,19 @@ from scipy.stats import binomtest
 import oodnb
 from .benchmark import by_role, detector_names
 from .metrics import bootstrap_samples, detection_metrics
-from .pipeline.rows import IDENTITY, ROW_COLUMNS, SCALES, average_seeds, check_rows, markdown_table, markdown_text, published_rows, read_rows, row_vocabulary, write_rows
+from oodnb.pipeline.rows import (
+    IDENTITY,
+    ROW_COLUMNS,
+    SCALES,
+    average_seeds,
+    check_rows,
+    markdown_table,
+    markdown_text,
+    published_rows,
+    read_rows,
+    row_vocabulary,
+    write_rows,
+)
 
 # %% ../nbs/12_evidence/01_results.ipynb #686878cf
 _KEYS = list(IDENTITY)
@@ -26,35 +38,44 @@ METRICS = ("auroc", "aupr_in", "aupr_out", "fpr95_id_positive", "fpr95_ood_posit
 
 
 def _metric_samples(
-    known, # ID rows
-    ood, # dict: OOD set -> rows
-    detector, # column name
-    n_boot, # resamples
-    seed, # fixes the draws; the same for every detector
-) -> dict: # OOD set -> metric -> values [n_boot], in percent
+    known,  # ID rows
+    ood,  # dict: OOD set -> rows
+    detector,  # column name
+    n_boot,  # resamples
+    seed,  # fixes the draws; the same for every detector
+) -> dict:  # OOD set -> metric -> values [n_boot], in percent
     "Bootstrap values per OOD set; value b of every set and detector rests on the same draw of ID images."
     found = {}
     for name, rows in ood.items():
         own = zlib.crc32(f"{name} {seed}".encode())
-        samples = bootstrap_samples(known[detector].to_numpy(), rows[detector].to_numpy(), METRICS, n_boot=n_boot, seed=(seed, own))
+        samples = bootstrap_samples(
+            known[detector].to_numpy(),
+            rows[detector].to_numpy(),
+            METRICS,
+            n_boot=n_boot,
+            seed=(seed, own),
+        )
         found[name] = {m: 100 * v for m, v in samples.items()}
     return found
 
 # %% ../nbs/12_evidence/01_results.ipynb #7fc03196
-NEAR = frozenset(["NINCO", "SSB-hard", "mini-near", "mini-small-near"]) # OOD sets of the same kinds as the ID classes
+NEAR = frozenset(
+    ["NINCO", "SSB-hard", "mini-near", "mini-small-near"]
+)  # OOD sets of the same kinds as the ID classes
 
 
 def far_sets(
-    names, # OOD sets
-) -> dict: # {"far": [...]}, or empty when there is nothing to part
+    names,  # OOD sets
+) -> dict:  # {"far": [...]}, or empty when there is nothing to part
     "The sets that are not near, where a list holds one near set and several far ones."
     far = [name for name in names if name not in NEAR]
     return {"far": far} if 1 < len(far) < len(names) else {}
 
 
 def without_cleaned(
-    scores, # score table
-) -> tuple: # (score table without the sets "...-cleaned", score table with these as its only OOD sets, or None)
+    scores,  # score table
+    # (score table without the sets "...-cleaned", score table with these as its only OOD sets, or None)
+) -> tuple:
     "Part a table, so that no mean counts a set and its cleaned copy."
     cleaned = scores["dataset"].str.endswith("-cleaned")
     return scores[~cleaned], scores[cleaned | (scores["role"] == "id")] if cleaned.any() else None
@@ -64,26 +85,47 @@ def _group_members(groups, names):
     groups = {**(groups or {}), "mean": list(names)}
     for group, members in groups.items():
         unknown = [m for m in members if m not in names]
-        if unknown or not members: raise ValueError(f"The group {group!r} " + (f"names {unknown[0]!r}, which is no OOD set of this table; they are {', '.join(names)}." if unknown else "is empty."))
-        if group in names: raise ValueError(f"{group!r} is both a group and an OOD set; rename the group.")
+        if unknown or not members:
+            raise ValueError(
+                f"The group {group!r} "
+                + (
+                    f"names {unknown[0]!r}, which is no OOD set of this table; they are {', '.join(names)}."
+                    if unknown
+                    else "is empty."
+                )
+            )
+        if group in names:
+            raise ValueError(f"{group!r} is both a group and an OOD set; rename the group.")
     return groups
 
 
 def _metric_row(detector, dataset, point, samples, level):
-    ends = {m: np.quantile(samples[m], [(1 - level) / 2, (1 + level) / 2]) if samples else (np.nan, np.nan) for m in METRICS}
+    ends = {
+        m: np.quantile(samples[m], [(1 - level) / 2, (1 + level) / 2])
+        if samples
+        else (np.nan, np.nan)
+        for m in METRICS
+    }
     values = {}
-    for m in METRICS: values |= {m: point[m], f"{m}_low": float(ends[m][0]), f"{m}_high": float(ends[m][1])}
-    return {"detector": detector, "dataset": dataset, **values, **{k: int(point[k]) for k in ("ties", "n_id", "n_ood")}, "tied": point["tied"]}
+    for m in METRICS:
+        values |= {m: point[m], f"{m}_low": float(ends[m][0]), f"{m}_high": float(ends[m][1])}
+    return {
+        "detector": detector,
+        "dataset": dataset,
+        **values,
+        **{k: int(point[k]) for k in ("ties", "n_id", "n_ood")},
+        "tied": point["tied"],
+    }
 
 # %% ../nbs/12_evidence/01_results.ipynb #00f23941
 def metrics_table(
-    scores, # score table
-    n_boot=1000, # bootstrap resamples; 0 for no intervals
-    seed=0, # fixes the resamples
-    level=0.95, # coverage of the intervals
-    detectors=None, # names; None takes all
-    groups=None, # dict: name -> OOD sets whose mean is wanted too
-) -> pd.DataFrame: # one row per detector and OOD set, then groups and "mean", in percent
+    scores,  # score table
+    n_boot=1000,  # bootstrap resamples; 0 for no intervals
+    seed=0,  # fixes the resamples
+    level=0.95,  # coverage of the intervals
+    detectors=None,  # names; None takes all
+    groups=None,  # dict: name -> OOD sets whose mean is wanted too
+) -> pd.DataFrame:  # one row per detector and OOD set, then groups and "mean", in percent
     "AUROC, AUPR of both sides and FPR95 in both conventions, each with `_low` and `_high`, for every detector and OOD set."
     known, ood = by_role(scores)
     groups, out = _group_members(groups, ood), []
@@ -91,49 +133,98 @@ def metrics_table(
         points = {}
         for name, rows in ood.items():
             point = detection_metrics(known[detector].to_numpy(), rows[detector].to_numpy())
-            points[name] = {k: 100 * v if k in METRICS else v for k, v in point.items()} | {"tied": 100 * point["ties"] / (point["n_id"] + point["n_ood"])}
+            points[name] = {k: 100 * v if k in METRICS else v for k, v in point.items()} | {
+                "tied": 100 * point["ties"] / (point["n_id"] + point["n_ood"])
+            }
         samples = _metric_samples(known, ood, detector, n_boot, seed) if n_boot else {}
         out += [_metric_row(detector, name, points[name], samples.get(name), level) for name in ood]
         for group, members in groups.items():
             mean = {m: float(np.mean([points[s][m] for s in members])) for m in (*METRICS, "tied")}
-            mean |= {"ties": sum(points[s]["ties"] for s in members), "n_id": len(known), "n_ood": sum(len(ood[s]) for s in members)}
-            joint = {m: np.mean([samples[s][m] for s in members], axis=0) for m in METRICS} if samples else None
+            mean |= {
+                "ties": sum(points[s]["ties"] for s in members),
+                "n_id": len(known),
+                "n_ood": sum(len(ood[s]) for s in members),
+            }
+            joint = (
+                {m: np.mean([samples[s][m] for s in members], axis=0) for m in METRICS}
+                if samples
+                else None
+            )
             out.append(_metric_row(detector, group, mean, joint, level))
     table = pd.DataFrame(out)
-    table.attrs = {"level": level, "n_boot": n_boot, "id_set": str(known["dataset"].iloc[0]), "groups": groups}
+    table.attrs = {
+        "level": level,
+        "n_boot": n_boot,
+        "id_set": str(known["dataset"].iloc[0]),
+        "groups": groups,
+    }
     return table
 
 
 def _chosen(scores, detectors):
     names = detector_names(scores)
-    wanted = names if detectors is None else [detectors] if isinstance(detectors, str) else list(detectors)
+    wanted = (
+        names
+        if detectors is None
+        else [detectors]
+        if isinstance(detectors, str)
+        else list(detectors)
+    )
     unknown = [d for d in wanted if d not in names]
-    if unknown: raise ValueError(f"No detector {unknown[0]!r} in this score table; it has {', '.join(names)}.")
+    if unknown:
+        raise ValueError(
+            f"No detector {unknown[0]!r} in this score table; it has {', '.join(names)}."
+        )
     return wanted
 
 # %% ../nbs/12_evidence/01_results.ipynb #055708f7
 def difference_table(
-    scores, # score table
-    reference, # detector the others are compared with
-    metrics=("auroc", "fpr95_id_positive", "fpr95_ood_positive"), # names from METRICS
-    n_boot=1000, # bootstrap resamples
-    seed=0, # fixes the resamples
-    level=0.95, # coverage
-) -> pd.DataFrame: # detector minus reference per OOD set and for the mean, in percentage points
+    scores,  # score table
+    reference,  # detector the others are compared with
+    metrics=("auroc", "fpr95_id_positive", "fpr95_ood_positive"),  # names from METRICS
+    n_boot=1000,  # bootstrap resamples
+    seed=0,  # fixes the resamples
+    level=0.95,  # coverage
+) -> pd.DataFrame:  # detector minus reference per OOD set and for the mean, in percentage points
     "Paired differences to one detector with their intervals; `clear` when the interval leaves out zero."
     (reference,), (known, ood), out = _chosen(scores, reference), by_role(scores), []
+
     def table(detector):
-        points = {s: detection_metrics(known[detector].to_numpy(), rows[detector].to_numpy()) for s, rows in ood.items()}
+        points = {
+            s: detection_metrics(known[detector].to_numpy(), rows[detector].to_numpy())
+            for s, rows in ood.items()
+        }
         samples = _metric_samples(known, ood, detector, n_boot, seed)
-        both = {s: (100 * np.array([points[s][m] for m in metrics]), np.array([samples[s][m] for m in metrics])) for s in ood}
+        both = {
+            s: (
+                100 * np.array([points[s][m] for m in metrics]),
+                np.array([samples[s][m] for m in metrics]),
+            )
+            for s in ood
+        }
         return both | {"mean": tuple(np.mean([both[s][k] for s in ood], axis=0) for k in (0, 1))}
+
     base = table(reference)
     for detector in detector_names(scores):
-        if detector == reference: continue
+        if detector == reference:
+            continue
         for name, (point, sample) in table(detector).items():
-            low, high = np.quantile(sample - base[name][1], [(1 - level) / 2, (1 + level) / 2], axis=1)
+            low, high = np.quantile(
+                sample - base[name][1], [(1 - level) / 2, (1 + level) / 2], axis=1
+            )
             for m, d, a, b in zip(metrics, point - base[name][0], low, high):
-                out.append({"detector": detector, "reference": reference, "dataset": name, "metric": m, "difference": d, "low": a, "high": b, "clear": bool(a > 0 or b < 0)})
+                out.append(
+                    {
+                        "detector": detector,
+                        "reference": reference,
+                        "dataset": name,
+                        "metric": m,
+                        "difference": d,
+                        "low": a,
+                        "high": b,
+                        "clear": bool(a > 0 or b < 0),
+                    }
+                )
     return pd.DataFrame(out)
 
 # %% ../nbs/12_evidence/01_results.ipynb #1bd7334d
@@ -147,135 +238,282 @@ def _accuracy(right):
 
 
 def id_accuracy(
-    scores, # score table with labels and predictions
-) -> pd.DataFrame: # detector, accuracy with _low and _high in percent, n
+    scores,  # score table with labels and predictions
+) -> pd.DataFrame:  # detector, accuracy with _low and _high in percent, n
     "Top-1 accuracy of every detector's class predictions on the ID images; NaN where the classes are unknown."
     known, _ = by_role(scores)
     predicted, labels = scores.attrs.get("class_names", []), scores.attrs.get("id_class_names", [])
     known, out = known[known["label"] >= 0] if "label" in known else known[:0], []
     for detector in detector_names(scores):
-        guess = known.get(f"prediction:{detector}", known.get("prediction", pd.Series(dtype=np.int64)))
+        guess = known.get(
+            f"prediction:{detector}", known.get("prediction", pd.Series(dtype=np.int64))
+        )
         usable = len(known) > 0 and (guess >= 0).all()
-        if usable and predicted[:len(labels)] != labels: right = np.array([predicted[p] == labels[t] for p, t in zip(guess, known["label"])])
-        else: right = (guess == known["label"]).to_numpy() if usable else np.array([])
+        if usable and predicted[: len(labels)] != labels:
+            right = np.array([predicted[p] == labels[t] for p, t in zip(guess, known["label"])])
+        else:
+            right = (guess == known["label"]).to_numpy() if usable else np.array([])
         out.append({"detector": detector, **_accuracy(right), "n": len(right)})
     return pd.DataFrame(out)
 
 # %% ../nbs/12_evidence/01_results.ipynb #bb72eda9
-_all_ = ["ROW_COLUMNS", "SCALES", "average_seeds", "check_rows", "published_rows", "read_rows", "row_vocabulary", "write_rows"]
+_all_ = [
+    "ROW_COLUMNS",
+    "SCALES",
+    "average_seeds",
+    "check_rows",
+    "published_rows",
+    "read_rows",
+    "row_vocabulary",
+    "write_rows",
+]
 
 
 def _mean_names(metrics):
     "A mean over other sets than the papers' four must not be called `mean`: say what it averages."
-    four, groups = set(row_vocabulary()["mean_of"]), metrics.attrs.get("groups") or {"mean": [d for d in metrics["dataset"].unique() if d != "mean"]}
-    return {group: "mean" if set(members) == four else f"mean of {', '.join(members)}" for group, members in groups.items()}
+    four, groups = (
+        set(row_vocabulary()["mean_of"]),
+        metrics.attrs.get("groups")
+        or {"mean": [d for d in metrics["dataset"].unique() if d != "mean"]},
+    )
+    return {
+        group: "mean" if set(members) == four else f"mean of {', '.join(members)}"
+        for group, members in groups.items()
+    }
 
 
 def rows(
-    metrics, # metrics_table(...)
-    paper, # paper whose experiment it is, e.g. "locoop"
-    table, # which table of it, e.g. "imagenet_main"
-    backbone, # open_clip's name, or "mini"
-    setting, # "ImageNet; openai; zero-shot": ID set; weights; protocol
-    scale, # "paper", "mini" or "own"
-    run="", # name or key of the run
-    seeds=(), # seeds that trained the method
-    accuracy=None, # id_accuracy(...), adds one row per detector
-    names=("auroc", "fpr95_id_positive", "fpr95_ood_positive", "aupr_in", "aupr_out"), # metrics to keep
-) -> pd.DataFrame: # rows, percent, unrounded
+    metrics,  # metrics_table(...)
+    paper,  # paper whose experiment it is, e.g. "locoop"
+    table,  # which table of it, e.g. "imagenet_main"
+    backbone,  # open_clip's name, or "mini"
+    setting,  # "ImageNet; openai; zero-shot": ID set; weights; protocol
+    scale,  # "paper", "mini" or "own"
+    run="",  # name or key of the run
+    seeds=(),  # seeds that trained the method
+    accuracy=None,  # id_accuracy(...), adds one row per detector
+    # metrics to keep
+    names=("auroc", "fpr95_id_positive", "fpr95_ood_positive", "aupr_in", "aupr_out"),
+) -> pd.DataFrame:  # rows, percent, unrounded
     "Rows of one run from its metrics table; the detectors' names are the methods."
     seeds = ";".join(str(s) for s in ([seeds] if isinstance(seeds, int) else seeds))
-    fixed = {"paper": paper, "table": table, "backbone": backbone, "setting": setting, "source": f"oodnb {oodnb.__version__}", "std": np.nan, "seeds": seeds, "scale": scale, "run": run}
+    fixed = {
+        "paper": paper,
+        "table": table,
+        "backbone": backbone,
+        "setting": setting,
+        "source": f"oodnb {oodnb.__version__}",
+        "std": np.nan,
+        "seeds": seeds,
+        "scale": scale,
+        "run": run,
+    }
     called = _mean_names(metrics) if scale == "paper" else {}
-    out = [{"method": r["detector"], "dataset": called.get(r["dataset"], r["dataset"]), "metric": m, "value": r[m], **fixed} for r in metrics.to_dict("records") for m in names]
+    out = [
+        {
+            "method": r["detector"],
+            "dataset": called.get(r["dataset"], r["dataset"]),
+            "metric": m,
+            "value": r[m],
+            **fixed,
+        }
+        for r in metrics.to_dict("records")
+        for m in names
+    ]
     if accuracy is not None:
         id_set = metrics.attrs.get("id_set", "ImageNet")
-        out += [{"method": r["detector"], "dataset": id_set, "metric": "accuracy", "value": r["accuracy"], **fixed} for r in accuracy.to_dict("records") if r["n"]]
+        out += [
+            {
+                "method": r["detector"],
+                "dataset": id_set,
+                "metric": "accuracy",
+                "value": r["accuracy"],
+                **fixed,
+            }
+            for r in accuracy.to_dict("records")
+            if r["n"]
+        ]
     return check_rows(pd.DataFrame(out, columns=list(ROW_COLUMNS)), "these rows")
 
 # %% ../nbs/12_evidence/01_results.ipynb #e919865c
 def compare_with_published(
-    rows, # reproduced rows; several scales allowed
-    published=None, # rows to compare with; None takes the same papers and tables from published_rows()
-) -> pd.DataFrame: # published | reproduced, std, difference | mini | own
+    rows,  # reproduced rows; several scales allowed
+    # rows to compare with; None takes the same papers and tables from published_rows()
+    published=None,
+) -> pd.DataFrame:  # published | reproduced, std, difference | mini | own
     "Published and reproduced numbers side by side; a difference exists only for rows of scale `paper`."
     check_rows(rows)
-    if "published" in set(rows["scale"]): raise ValueError("rows holds published numbers; give them as published=..., and reproduced rows (scale paper, mini or own) as rows.")
+    if "published" in set(rows["scale"]):
+        raise ValueError(
+            "rows holds published numbers; give them as published=..., and reproduced rows (scale paper, mini or own) as rows."
+        )
     again = rows[rows.duplicated([*IDENTITY, "scale"], keep=False)]
-    if len(again): raise ValueError(f"{len(again)} rows belong to several runs of the same experiment (runs {', '.join(sorted(set(again['run'])))}); take one run, or average_seeds(rows) first.")
+    if len(again):
+        raise ValueError(
+            f"{len(again)} rows belong to several runs of the same experiment (runs {', '.join(sorted(set(again['run'])))}); take one run, or average_seeds(rows) first."
+        )
     if published is None:
         published = published_rows()
-        published = published[(published["paper"] + "/" + published["table"]).isin(rows["paper"] + "/" + rows["table"])]
-    columns = [published.set_index(_KEYS)[["value", "source"]].rename(columns={"value": "published"})]
+        published = published[
+            (published["paper"] + "/" + published["table"]).isin(
+                rows["paper"] + "/" + rows["table"]
+            )
+        ]
+    columns = [
+        published.set_index(_KEYS)[["value", "source"]].rename(columns={"value": "published"})
+    ]
     for scale, name in (("paper", "reproduced"), ("mini", "mini"), ("own", "own")):
         part = rows[rows["scale"] == scale].set_index(_KEYS)[["value", "std", "seeds"]]
-        if len(part) or scale == "paper": columns.append(part.rename(columns={"value": name, "std": f"{name}_std", "seeds": f"{name}_seeds"}))
+        if len(part) or scale == "paper":
+            columns.append(
+                part.rename(columns={"value": name, "std": f"{name}_std", "seeds": f"{name}_seeds"})
+            )
     table = columns[0]
-    for extra in columns[1:]: table = table.join(extra, how="outer", sort=False)
-    table.insert(table.columns.get_loc("reproduced") + 1, "difference", table["reproduced"] - table["published"])
+    for extra in columns[1:]:
+        table = table.join(extra, how="outer", sort=False)
+    table.insert(
+        table.columns.get_loc("reproduced") + 1,
+        "difference",
+        table["reproduced"] - table["published"],
+    )
     return _in_order(table.reset_index(), rows, published)
 
 
 def _in_order(table, rows, published):
     "Reproduced lines in their own order first, then what only the paper has."
-    order = {tuple(k): i for i, k in enumerate(pd.concat([rows, published])[_KEYS].drop_duplicates().to_numpy().tolist())}
-    return table.iloc[np.argsort([order[tuple(k)] for k in table[_KEYS].to_numpy().tolist()], kind="stable")].reset_index(drop=True)
+    order = {
+        tuple(k): i
+        for i, k in enumerate(
+            pd.concat([rows, published])[_KEYS].drop_duplicates().to_numpy().tolist()
+        )
+    }
+    return table.iloc[
+        np.argsort([order[tuple(k)] for k in table[_KEYS].to_numpy().tolist()], kind="stable")
+    ].reset_index(drop=True)
 
 # %% ../nbs/12_evidence/01_results.ipynb #8214fb38
-_CONVENTIONS = {"both": ("fpr95_id_positive", "fpr95_ood_positive"), "id_positive": ("fpr95_id_positive",), "ood_positive": ("fpr95_ood_positive",)}
-_HEADS = {"auroc": "AUROC", "fpr95_id_positive": "FPR95 (ID positive)", "fpr95_ood_positive": "FPR95 (OOD positive)"}
+_CONVENTIONS = {
+    "both": ("fpr95_id_positive", "fpr95_ood_positive"),
+    "id_positive": ("fpr95_id_positive",),
+    "ood_positive": ("fpr95_ood_positive",),
+}
+_HEADS = {
+    "auroc": "AUROC",
+    "fpr95_id_positive": "FPR95 (ID positive)",
+    "fpr95_ood_positive": "FPR95 (OOD positive)",
+}
 
 
 def _cell(row, metric, digits, best, mark):
-    low, high, spread = row[f"{metric}_low"], row[f"{metric}_high"], row.get(f"{metric}_std", np.nan)
+    low, high, spread = (
+        row[f"{metric}_low"],
+        row[f"{metric}_high"],
+        row.get(f"{metric}_std", np.nan),
+    )
     text = f"{row[metric]:.{digits}f}"
-    if best: text = mark.format(text)
-    return text + (f" ±{(high - low) / 2:.{digits}f}" if np.isfinite(high - low) else "") + (f" ({spread:.{digits}f})" if np.isfinite(spread) else "")
+    if best:
+        text = mark.format(text)
+    return (
+        text
+        + (f" ±{(high - low) / 2:.{digits}f}" if np.isfinite(high - low) else "")
+        + (f" ({spread:.{digits}f})" if np.isfinite(spread) else "")
+    )
 
 
 def _compact(metrics, convention, digits, mark):
     "Cells of a metrics table as text, and the line that explains them."
-    if convention not in _CONVENTIONS: raise ValueError(f"Unknown convention {convention!r}; choose {', '.join(_CONVENTIONS)}.")
+    if convention not in _CONVENTIONS:
+        raise ValueError(f"Unknown convention {convention!r}; choose {', '.join(_CONVENTIONS)}.")
     shown = ("auroc", *_CONVENTIONS[convention])
     metrics = metrics.assign(**{f"_{m}": metrics[m].round(digits) for m in shown})
-    best = {(d, m): (g[f"_{m}"].max() if m == "auroc" else g[f"_{m}"].min()) for d, g in metrics.groupby("dataset") for m in shown}
+    best = {
+        (d, m): (g[f"_{m}"].max() if m == "auroc" else g[f"_{m}"].min())
+        for d, g in metrics.groupby("dataset")
+        for m in shown
+    }
     many = metrics["detector"].nunique() > 1
-    cells = [" / ".join(_cell(r, m, digits, many and r[f"_{m}"] == best[r["dataset"], m], mark) for m in shown) for r in metrics.to_dict("records")]
-    wide = metrics.assign(cell=cells).pivot(index="detector", columns="dataset", values="cell").reindex(index=metrics["detector"].unique(), columns=metrics["dataset"].unique())
+    cells = [
+        " / ".join(
+            _cell(r, m, digits, many and r[f"_{m}"] == best[r["dataset"], m], mark) for m in shown
+        )
+        for r in metrics.to_dict("records")
+    ]
+    wide = (
+        metrics.assign(cell=cells)
+        .pivot(index="detector", columns="dataset", values="cell")
+        .reindex(index=metrics["detector"].unique(), columns=metrics["dataset"].unique())
+    )
     legend = " / ".join(_HEADS[m] + {"auroc": " ↑"}.get(m, " ↓") for m in shown) + ", in percent"
-    if metrics["auroc_low"].notna().any(): legend += f"; ± half of the {metrics.attrs.get('level', .95):.0%} bootstrap interval"
-    if "auroc_std" in metrics and metrics["auroc_std"].notna().any(): legend += "; in brackets the standard deviation over seeds"
+    if metrics["auroc_low"].notna().any():
+        legend += f"; ± half of the {metrics.attrs.get('level', 0.95):.0%} bootstrap interval"
+    if "auroc_std" in metrics and metrics["auroc_std"].notna().any():
+        legend += "; in brackets the standard deviation over seeds"
     return wide.fillna("–").reset_index(), legend + "." + _say_ties(metrics)
 
 
 def _say_ties(metrics):
     "How many images share their score, in words; nothing where it is not known."
-    if "tied" not in metrics or metrics["tied"].isna().all(): return ""
+    if "tied" not in metrics or metrics["tied"].isna().all():
+        return ""
     most = metrics.loc[metrics["tied"].idxmax()]
-    return f" Tied images: at most {most['tied']:.1f} % ({most['detector']} on {most['dataset']})." if most["tied"] > 0 else " Tied images: none."
+    return (
+        f" Tied images: at most {most['tied']:.1f} % ({most['detector']} on {most['dataset']})."
+        if most["tied"] > 0
+        else " Tied images: none."
+    )
 
 
 def _comparison(table, digits):
     "Cells of compare_with_published as text; columns that hold one value throughout go into the legend."
     fixed = [c for c in _KEYS if table[c].nunique() == 1]
-    wanted = [c for c in table.columns if c not in (*fixed, "source") and (c in ("published", "reproduced", "difference") or not table[c].replace("", np.nan).isna().all())]
-    def text(value, column): return "–" if value is None or value != value or value == "" else f"{value:+.{digits}f}" if column == "difference" else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+    wanted = [
+        c
+        for c in table.columns
+        if c not in (*fixed, "source")
+        and (
+            c in ("published", "reproduced", "difference")
+            or not table[c].replace("", np.nan).isna().all()
+        )
+    ]
+
+    def text(value, column):
+        return (
+            "–"
+            if value is None or value != value or value == ""
+            else f"{value:+.{digits}f}"
+            if column == "difference"
+            else f"{value:.{digits}f}"
+            if isinstance(value, float)
+            else str(value)
+        )
+
     body = pd.DataFrame({c: [text(v, c) for v in table[c]] for c in wanted})
-    legend = "; ".join(f"{c}: {table[c].iloc[0]}" for c in fixed) + ". In percent; – means that side has no number."
-    return body, legend + (" The mini column is another, smaller world: it is not comparable with the others." if "mini" in wanted else "")
+    legend = (
+        "; ".join(f"{c}: {table[c].iloc[0]}" for c in fixed)
+        + ". In percent; – means that side has no number."
+    )
+    return body, legend + (
+        " The mini column is another, smaller world: it is not comparable with the others."
+        if "mini" in wanted
+        else ""
+    )
 
 
 def _body(table, convention, digits, mark):
-    if {"detector", "auroc", "auroc_low"} <= set(table.columns): return _compact(table, convention, digits, mark)
-    if "published" in table.columns: return _comparison(table, digits)
-    raise ValueError(f"This is neither a metrics table nor a comparison (columns {', '.join(map(str, table.columns[:8]))}); make one with metrics_table(scores) or compare_with_published(rows).")
+    if {"detector", "auroc", "auroc_low"} <= set(table.columns):
+        return _compact(table, convention, digits, mark)
+    if "published" in table.columns:
+        return _comparison(table, digits)
+    raise ValueError(
+        f"This is neither a metrics table nor a comparison (columns {', '.join(map(str, table.columns[:8]))}); make one with metrics_table(scores) or compare_with_published(rows)."
+    )
 
 # %% ../nbs/12_evidence/01_results.ipynb #afa82e97
 def to_markdown(
-    table, # metrics_table(...) or compare_with_published(...)
-    convention="both", # which FPR95: "both", "id_positive" or "ood_positive"
-    digits=1, # decimals
-) -> str: # Markdown with a legend below
+    table,  # metrics_table(...) or compare_with_published(...)
+    convention="both",  # which FPR95: "both", "id_positive" or "ood_positive"
+    digits=1,  # decimals
+) -> str:  # Markdown with a legend below
     "A compact Markdown table: AUROC and FPR95 per detector and set, or published beside reproduced."
     body, legend = _body(table, convention, digits, "\x02{}\x03")
     text = markdown_table(body.columns, body.to_numpy().tolist()) + f"\n\n{markdown_text(legend)}\n"
@@ -295,14 +533,15 @@ _TABLE = """<table style="border-collapse:collapse;font-size:90%">
 
 
 def to_html(
-    table, # metrics_table(...) or compare_with_published(...)
-    convention="both", # which FPR95: "both", "id_positive" or "ood_positive"
-    digits=1, # decimals
-    caption="", # put before the legend
-) -> str: # one <table>, no script, no outside resource
+    table,  # metrics_table(...) or compare_with_published(...)
+    convention="both",  # which FPR95: "both", "id_positive" or "ood_positive"
+    digits=1,  # decimals
+    caption="",  # put before the legend
+) -> str:  # one <table>, no script, no outside resource
     "The same table as self-contained HTML."
     body, legend = _body(table, convention, digits, "\x02{}\x03")
     words, lines = " ".join(filter(None, (caption, legend))), body.to_numpy().tolist()
-    page = jinja2.Template(_TABLE, autoescape=True).render(columns=body.columns, lines=lines, words=words)
+    page = jinja2.Template(_TABLE, autoescape=True).render(
+        columns=body.columns, lines=lines, words=words
+    )
     return page.translate({2: "<b>", 3: "</b>"})
-

@@ -13,123 +13,168 @@ import torch
 from torch.nn.functional import logsigmoid
 
 # %% ../nbs/1_measure/03_scores.ipynb #4a38f2ed
-def _checked(values, # Tensor, array or nested list
-             name: str, # How messages call it
-             axes: str, # Expected axes, e.g. "NRK"
-            ) -> torch.Tensor: # float32 or float64, as many axes as named
+def _checked(
+    values,  # Tensor, array or nested list
+    name: str,  # How messages call it
+    axes: str,  # Expected axes, e.g. "NRK"
+) -> torch.Tensor:  # float32 or float64, as many axes as named
     "Check similarities or logits before they are scored."
     values = torch.as_tensor(values)
     expected = f"[{', '.join(axes)}]"
     if values.is_complex() or (values.is_floating_point() and values.element_size() < 4):
         raise ValueError(
             f"{name} are {values.dtype}: in half precision MCM over 1000 classes keeps about 30 distinct values in bfloat16, and FPR95 moves by many points. "
-            f"Encode in half precision if you like, but compute {name} from the features in float32 (`cosine_sims` does)")
-    if not values.is_floating_point(): values = values.float()
+            f"Encode in half precision if you like, but compute {name} from the features in float32 (`cosine_sims` does)"
+        )
+    if not values.is_floating_point():
+        values = values.float()
     if values.ndim != len(axes) or 0 in values.shape[1:]:
-        raise ValueError(f"{name} must have shape {expected} with at least one entry along {', '.join(axes[1:])}, but has {list(values.shape)}; "
-                         f"{'add an axis for one image with values[None]' if values.ndim < len(axes) else 'flatten grids to one region axis, and use l_mcm for local sims'}")
+        raise ValueError(
+            f"{name} must have shape {expected} with at least one entry along {', '.join(axes[1:])}, but has {list(values.shape)}; "
+            f"{'add an axis for one image with values[None]' if values.ndim < len(axes) else 'flatten grids to one region axis, and use l_mcm for local sims'}"
+        )
     if not values.sum().isfinite() and (bad := ~values.isfinite()).any():
-        raise ValueError(f"{name} holds {int(bad.sum())} NaN or infinite values, the first at index {bad.nonzero()[0].tolist()}; look at the features of that image")
+        raise ValueError(
+            f"{name} holds {int(bad.sum())} NaN or infinite values, the first at index {bad.nonzero()[0].tolist()}; look at the features of that image"
+        )
     return values
 
 
-def _checked_temperature(temperature: float, # Softmax temperature
-                         dtype: torch.dtype, # What it will divide
-                        ) -> float: # Representable in `dtype`
+def _checked_temperature(
+    temperature: float,  # Softmax temperature
+    dtype: torch.dtype,  # What it will divide
+) -> float:  # Representable in `dtype`
     "Refuse temperatures that are not positive and finite."
     if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature={temperature}; it must be positive and finite (1.0 on sims for MCM; 0.01 on sims is CLIP's own scale)")
+        raise ValueError(
+            f"temperature={temperature}; it must be positive and finite (1.0 on sims for MCM; 0.01 on sims is CLIP's own scale)"
+        )
     limits = torch.finfo(dtype)
     return min(max(float(temperature), limits.tiny), limits.max)
 
 # %% ../nbs/1_measure/03_scores.ipynb #b8209e48
-def normalize(features, # Tensor, array or nested list [..., D]
-             ) -> torch.Tensor: # Rows of length 1 [..., D], float32 (or float64 where it came in)
+def normalize(
+    features,  # Tensor, array or nested list [..., D]
+) -> torch.Tensor:  # Rows of length 1 [..., D], float32 (or float64 where it came in)
     "Divide every feature vector by its length."
     features = torch.as_tensor(features)
-    if features.dtype != torch.float64: features = features.float()
-    if features.ndim == 0 or features.shape[-1] == 0: raise ValueError(f"features must have shape [..., D], but have {list(features.shape)}")
+    if features.dtype != torch.float64:
+        features = features.float()
+    if features.ndim == 0 or features.shape[-1] == 0:
+        raise ValueError(f"features must have shape [..., D], but have {list(features.shape)}")
     largest = features.abs().amax(-1, keepdim=True)
     if (bad := ~((largest > 0) & largest.isfinite())).any():
         rows = bad[..., 0].nonzero()
-        raise ValueError(f"{len(rows)} feature rows are zero, NaN or infinite and have no direction, the first is row {rows[0].tolist()}; look at the image or text it came from")
+        raise ValueError(
+            f"{len(rows)} feature rows are zero, NaN or infinite and have no direction, the first is row {rows[0].tolist()}; look at the image or text it came from"
+        )
     scaled = features / largest
     return scaled / scaled.norm(dim=-1, keepdim=True)
 
 # %% ../nbs/1_measure/03_scores.ipynb #718038e6
-def cosine_sims(image_features, # Global [N, D] or local [N, R, D] image features, any length
-                text_features, # One row per class [K, D], any length
-               ) -> torch.Tensor: # Cosines [N, K] or [N, R, K], float32 or float64
+def cosine_sims(
+    image_features,  # Global [N, D] or local [N, R, D] image features, any length
+    text_features,  # One row per class [K, D], any length
+) -> torch.Tensor:  # Cosines [N, K] or [N, R, K], float32 or float64
     "Cosine similarity of every image (or region) with every class text."
     images, texts = normalize(image_features), normalize(text_features)
     if texts.ndim != 2 or images.shape[-1] != texts.shape[-1]:
-        raise ValueError(f"image features {list(images.shape)} and text features {list(texts.shape)} do not fit; expected [..., D] and [K, D] with the same D: use the same backbone for both")
-    if images.device != texts.device: raise ValueError(f"image features are on {images.device}, text features on {texts.device}; move one with .to(device)")
+        raise ValueError(
+            f"image features {list(images.shape)} and text features {list(texts.shape)} do not fit; expected [..., D] and [K, D] with the same D: use the same backbone for both"
+        )
+    if images.device != texts.device:
+        raise ValueError(
+            f"image features are on {images.device}, text features on {texts.device}; move one with .to(device)"
+        )
     dtype = torch.promote_types(images.dtype, texts.dtype)
     return images.to(dtype) @ texts.to(dtype).T
 
 # %% ../nbs/1_measure/03_scores.ipynb #2a501cb6
-def _below_best(values: torch.Tensor, # Sims or logits [..., K]
-                temperature: float, # Positive, checked
-               ) -> tuple[torch.Tensor, torch.Tensor]: # Best value [...] and distances to it, divided by the temperature [..., K]
+def _below_best(
+    values: torch.Tensor,  # Sims or logits [..., K]
+    temperature: float,  # Positive, checked
+    # Best value [...] and distances to it, divided by the temperature [..., K]
+) -> tuple[torch.Tensor, torch.Tensor]:
     "Largest value, and how far every class lies below it."
     best = values.amax(-1)
     return best, (values - best[..., None]).div_(temperature)
 
 
-def _largest_probability(values: torch.Tensor, temperature: float) -> torch.Tensor: # [..., K] to [...]
+def _largest_probability(
+    values: torch.Tensor, temperature: float
+) -> torch.Tensor:  # [..., K] to [...]
     "Largest softmax probability over the last axis."
     return _below_best(values, temperature)[1].exp_().sum(-1).reciprocal()
 
 # %% ../nbs/1_measure/03_scores.ipynb #38443669
-def mcm(sims, # Cosine similarities [N, K]
-        temperature: float = 1.0, # Softmax temperature on sims
-        log_odds: bool = False, # Its log-odds instead, which do not saturate
-       ) -> torch.Tensor: # ID score [N], 1/K to 1
+def mcm(
+    sims,  # Cosine similarities [N, K]
+    temperature: float = 1.0,  # Softmax temperature on sims
+    log_odds: bool = False,  # Its log-odds instead, which do not saturate
+) -> torch.Tensor:  # ID score [N], 1/K to 1
     "Maximum concept matching: the largest softmax probability of the cosine similarities (Ming et al., NeurIPS 2022)."
     sims = _checked(sims, "sims", "NK")
-    temperature, largest = _checked_temperature(temperature, sims.dtype), torch.finfo(sims.dtype).max
-    if not log_odds: return _largest_probability(sims, temperature)
+    temperature, largest = (
+        _checked_temperature(temperature, sims.dtype),
+        torch.finfo(sims.dtype).max,
+    )
+    if not log_odds:
+        return _largest_probability(sims, temperature)
     below = _below_best(sims, temperature)[1]
-    return below.scatter(1, sims.argmax(1, keepdim=True), -math.inf).logsumexp(1).neg().clamp(-largest, largest)
+    return (
+        below.scatter(1, sims.argmax(1, keepdim=True), -math.inf)
+        .logsumexp(1)
+        .neg()
+        .clamp(-largest, largest)
+    )
 
 # %% ../nbs/1_measure/03_scores.ipynb #7f60f931
-def l_mcm(local_sims, # Cosine similarities of regions [N, R, K]
-          temperature: float = 1.0, # Softmax temperature on sims
-         ) -> torch.Tensor: # ID score [N], 1/K to 1
+def l_mcm(
+    local_sims,  # Cosine similarities of regions [N, R, K]
+    temperature: float = 1.0,  # Softmax temperature on sims
+) -> torch.Tensor:  # ID score [N], 1/K to 1
     "Local MCM: the largest softmax probability over all regions and classes (Miyai et al. 2023)."
     local_sims = _checked(local_sims, "local_sims", "NRK")
-    return _largest_probability(local_sims, _checked_temperature(temperature, local_sims.dtype)).amax(-1)
+    return _largest_probability(
+        local_sims, _checked_temperature(temperature, local_sims.dtype)
+    ).amax(-1)
 
 
-def gl_mcm(sims, # Global cosine similarities [N, K]
-           local_sims, # Cosine similarities of regions [N, R, K]
-           temperature: float = 1.0, # Softmax temperature on sims
-           local_weight: float = 1.0, # Weight of the local part
-          ) -> torch.Tensor: # ID score [N]
+def gl_mcm(
+    sims,  # Global cosine similarities [N, K]
+    local_sims,  # Cosine similarities of regions [N, R, K]
+    temperature: float = 1.0,  # Softmax temperature on sims
+    local_weight: float = 1.0,  # Weight of the local part
+) -> torch.Tensor:  # ID score [N]
     "MCM of the image plus weighted MCM of its best region (Miyai et al. 2023; LoCoOp uses weight 1)."
     sims, local_sims = _checked(sims, "sims", "NK"), _checked(local_sims, "local_sims", "NRK")
     if sims.shape != local_sims[:, 0].shape or sims.device != local_sims.device:
-        raise ValueError(f"sims {list(sims.shape)} on {sims.device} and local_sims {list(local_sims.shape)} on {local_sims.device} do not fit; expected [N, K] and [N, R, K] of the same images and classes")
-    if not math.isfinite(local_weight): raise ValueError(f"local_weight={local_weight}; it must be finite (1.0 for LoCoOp)")
+        raise ValueError(
+            f"sims {list(sims.shape)} on {sims.device} and local_sims {list(local_sims.shape)} on {local_sims.device} do not fit; expected [N, K] and [N, R, K] of the same images and classes"
+        )
+    if not math.isfinite(local_weight):
+        raise ValueError(f"local_weight={local_weight}; it must be finite (1.0 for LoCoOp)")
     return mcm(sims, temperature) + local_weight * l_mcm(local_sims, temperature)
 
 # %% ../nbs/1_measure/03_scores.ipynb #197b095c
-def msp(logits, # [N, K]
-       ) -> torch.Tensor: # ID score [N], 1/K to 1
+def msp(
+    logits,  # [N, K]
+) -> torch.Tensor:  # ID score [N], 1/K to 1
     "Maximum softmax probability (Hendrycks and Gimpel, ICLR 2017)."
     return _largest_probability(_checked(logits, "logits", "NK"), 1.0)
 
 
-def max_logit(logits, # [N, K]
-             ) -> torch.Tensor: # ID score [N]
+def max_logit(
+    logits,  # [N, K]
+) -> torch.Tensor:  # ID score [N]
     "Largest logit (Hendrycks et al., ICML 2022)."
     return _checked(logits, "logits", "NK").amax(-1)
 
 # %% ../nbs/1_measure/03_scores.ipynb #32168940
-def energy(logits, # [N, K]
-           temperature: float = 1.0, # Softness of the maximum
-          ) -> torch.Tensor: # ID score [N]
+def energy(
+    logits,  # [N, K]
+    temperature: float = 1.0,  # Softness of the maximum
+) -> torch.Tensor:  # ID score [N]
     "Negative free energy, temperature * logsumexp(logits / temperature) (Liu et al., NeurIPS 2020)."
     logits = _checked(logits, "logits", "NK")
     temperature = _checked_temperature(temperature, logits.dtype)
@@ -137,9 +182,10 @@ def energy(logits, # [N, K]
     return best + temperature * below.exp_().sum(-1).log()
 
 # %% ../nbs/1_measure/03_scores.ipynb #917e2e88
-def entropy(logits, # [N, K]
-            temperature: float = 1.0, # Softmax temperature
-           ) -> torch.Tensor: # ID score [N], -log K to 0
+def entropy(
+    logits,  # [N, K]
+    temperature: float = 1.0,  # Softmax temperature
+) -> torch.Tensor:  # ID score [N], -log K to 0
     "Negative Shannon entropy of the softmax, in nats."
     logits = _checked(logits, "logits", "NK")
     below = _below_best(logits, _checked_temperature(temperature, logits.dtype))[1].clamp_min(-1e4)
@@ -147,9 +193,10 @@ def entropy(logits, # [N, K]
     return (log_probabilities.exp() * log_probabilities).sum(-1)
 
 # %% ../nbs/1_measure/03_scores.ipynb #d0be5b7e
-def variance(logits, # [N, K]
-             temperature: float = 1.0, # Softmax temperature
-            ) -> torch.Tensor: # ID score [N], 0 or more
+def variance(
+    logits,  # [N, K]
+    temperature: float = 1.0,  # Softmax temperature
+) -> torch.Tensor:  # ID score [N], 0 or more
     "Population variance of the softmax probabilities, safe for nearly uniform ones."
     logits = _checked(logits, "logits", "NK")
     grown = _below_best(logits, _checked_temperature(temperature, logits.dtype))[1].expm1_()
@@ -157,43 +204,65 @@ def variance(logits, # [N, K]
     return deviations.square().mean(-1)
 
 # %% ../nbs/1_measure/03_scores.ipynb #ca8dc995
-def task_log_odds(task_sims, # Cosine similarities with the classes [N, K]
-                  outlier_sims, # Cosine similarities with the outlier vectors [N, M]
-                  temperature: float = 0.01, # Softmax temperature on sims
-                  probability: bool = False, # The probability of being ID instead, which saturates
-                 ) -> torch.Tensor: # ID score [N]
+def task_log_odds(
+    task_sims,  # Cosine similarities with the classes [N, K]
+    outlier_sims,  # Cosine similarities with the outlier vectors [N, M]
+    temperature: float = 0.01,  # Softmax temperature on sims
+    probability: bool = False,  # The probability of being ID instead, which saturates
+) -> torch.Tensor:  # ID score [N]
     "Log-odds of the classes against outlier vectors (HFTT, Lee et al., NeurIPS 2024; the paper's score is 1 minus the probability)."
-    task_sims, outlier_sims = _checked(task_sims, "task_sims", "NK"), _checked(outlier_sims, "outlier_sims", "NM")
-    if len(task_sims) != len(outlier_sims) or task_sims.device != outlier_sims.device or task_sims.dtype != outlier_sims.dtype:
-        raise ValueError(f"task_sims {list(task_sims.shape)} and outlier_sims {list(outlier_sims.shape)} do not fit; expected [N, K] and [N, M] of the same images, of one type ({task_sims.dtype}, {outlier_sims.dtype}) on one device")
-    temperature, largest = _checked_temperature(temperature, task_sims.dtype), torch.finfo(task_sims.dtype).max
-    (task, task_below), (outlier, outlier_below) = _below_best(task_sims, temperature), _below_best(outlier_sims, temperature)
-    odds = (task - outlier) / temperature + (task_below.exp_().sum(-1).log() - outlier_below.exp_().sum(-1).log())
+    task_sims, outlier_sims = (
+        _checked(task_sims, "task_sims", "NK"),
+        _checked(outlier_sims, "outlier_sims", "NM"),
+    )
+    if (
+        len(task_sims) != len(outlier_sims)
+        or task_sims.device != outlier_sims.device
+        or task_sims.dtype != outlier_sims.dtype
+    ):
+        raise ValueError(
+            f"task_sims {list(task_sims.shape)} and outlier_sims {list(outlier_sims.shape)} do not fit; expected [N, K] and [N, M] of the same images, of one type ({task_sims.dtype}, {outlier_sims.dtype}) on one device"
+        )
+    temperature, largest = (
+        _checked_temperature(temperature, task_sims.dtype),
+        torch.finfo(task_sims.dtype).max,
+    )
+    (task, task_below), (outlier, outlier_below) = (
+        _below_best(task_sims, temperature),
+        _below_best(outlier_sims, temperature),
+    )
+    odds = (task - outlier) / temperature + (
+        task_below.exp_().sum(-1).log() - outlier_below.exp_().sum(-1).log()
+    )
     return odds.sigmoid() if probability else odds.clamp(-largest, largest)
 
 # %% ../nbs/1_measure/03_scores.ipynb #c1a9e0d2
 def _checked_pair(yes_logits, no_logits):
     yes, no = _checked(yes_logits, "yes_logits", "NK"), _checked(no_logits, "no_logits", "NK")
     if yes.shape != no.shape or yes.device != no.device or yes.dtype != no.dtype:
-        raise ValueError(f"yes_logits {list(yes.shape)} and no_logits {list(no.shape)} do not fit; expected [N, K] both, of the same images and classes, of one type ({yes.dtype}, {no.dtype}) on one device")
+        raise ValueError(
+            f"yes_logits {list(yes.shape)} and no_logits {list(no.shape)} do not fit; expected [N, K] both, of the same images and classes, of one type ({yes.dtype}, {no.dtype}) on one device"
+        )
     largest = torch.finfo(yes.dtype).max
     return yes, (yes - no).clamp(-largest, largest)
 
 
-def ctw(yes_logits, # Logits of the class texts [N, K]
-        no_logits, # Logits of the "no" texts of the same classes [N, K]
-        log_odds: bool = False, # The log-odds of that probability, which never saturate
-       ) -> torch.Tensor: # ID score [N]
+def ctw(
+    yes_logits,  # Logits of the class texts [N, K]
+    no_logits,  # Logits of the "no" texts of the same classes [N, K]
+    log_odds: bool = False,  # The log-odds of that probability, which never saturate
+) -> torch.Tensor:  # ID score [N]
     "Competing to win: probability of yes against no for the class with the largest yes logit (CLIPN, Wang et al., ICCV 2023)."
     yes, odds = _checked_pair(yes_logits, no_logits)
     odds = odds.gather(1, yes.argmax(1, keepdim=True))[:, 0]
     return odds if log_odds else odds.sigmoid()
 
 
-def atd(yes_logits, # Logits of the class texts [N, K]
-        no_logits, # Logits of the "no" texts of the same classes [N, K]
-        log_odds: bool = False, # The log-odds of that probability, which never saturate
-       ) -> torch.Tensor: # ID score [N]
+def atd(
+    yes_logits,  # Logits of the class texts [N, K]
+    no_logits,  # Logits of the "no" texts of the same classes [N, K]
+    log_odds: bool = False,  # The log-odds of that probability, which never saturate
+) -> torch.Tensor:  # ID score [N]
     "Agreeing to differ: probability of the K classes, each as far as its own no agrees; the rest belongs to one more class (CLIPN, ICCV 2023)."
     yes, odds = _checked_pair(yes_logits, no_logits)
     below, largest = _below_best(yes, 1.0)[1], torch.finfo(yes.dtype).max
@@ -202,24 +271,46 @@ def atd(yes_logits, # Logits of the class texts [N, K]
     return odds if log_odds else odds.sigmoid()
 
 # %% ../nbs/1_measure/03_scores.ipynb #5d3b066b
-def _whitening(precision): # (R [D, D], signs [D]): distances are signed sums of squares of rows @ R
+def _whitening(
+    precision,
+):  # (R [D, D], signs [D]): distances are signed sums of squares of rows @ R
     factor, failed = torch.linalg.cholesky_ex(precision)
-    if not failed: return factor, torch.ones_like(factor[0])
+    if not failed:
+        return factor, torch.ones_like(factor[0])
     values, vectors = torch.linalg.eigh(precision)
-    if values[0] < -1e-4 * values[-1]: raise ValueError(f"precision has eigenvalues from {values[0]:.3g} to {values[-1]:.3g} and is no inverse of a covariance, which has none below 0; take it from `class_statistics`, or invert a symmetric covariance")
+    if values[0] < -1e-4 * values[-1]:
+        raise ValueError(
+            f"precision has eigenvalues from {values[0]:.3g} to {values[-1]:.3g} and is no inverse of a covariance, which has none below 0; take it from `class_statistics`, or invert a symmetric covariance"
+        )
     return vectors * values.abs().sqrt(), values.sign()
 
 
-def mahalanobis(features, # [N, D]
-                class_means, # [C, D]
-                precision, # Inverse of the covariance that the classes share [D, D]
-               ) -> torch.Tensor: # ID score [N], float64, 0 or less
+def mahalanobis(
+    features,  # [N, D]
+    class_means,  # [C, D]
+    precision,  # Inverse of the covariance that the classes share [D, D]
+) -> torch.Tensor:  # ID score [N], float64, 0 or less
     "Minus half the squared Mahalanobis distance to the nearest class mean (Lee et al., NeurIPS 2018)."
-    features, means, precision = (torch.as_tensor(values).double() for values in (features, class_means, precision))
-    if features.ndim != 2 or means.ndim != 2 or 0 in means.shape or features.shape[1:] != means.shape[1:] or precision.shape != (means.shape[1],) * 2:
-        raise ValueError(f"features {list(features.shape)}, class_means {list(means.shape)} and precision {list(precision.shape)} do not fit; expected [N, D], [C, D] and [D, D] with the same D")
-    for name, values in (("features", features), ("class_means", means), ("precision", precision)): _checked(values, name, "ND")
+    features, means, precision = (
+        torch.as_tensor(values).double() for values in (features, class_means, precision)
+    )
+    if (
+        features.ndim != 2
+        or means.ndim != 2
+        or 0 in means.shape
+        or features.shape[1:] != means.shape[1:]
+        or precision.shape != (means.shape[1],) * 2
+    ):
+        raise ValueError(
+            f"features {list(features.shape)}, class_means {list(means.shape)} and precision {list(precision.shape)} do not fit; expected [N, D], [C, D] and [D, D] with the same D"
+        )
+    for name, values in (("features", features), ("class_means", means), ("precision", precision)):
+        _checked(values, name, "ND")
     factor, signs = _whitening((precision + precision.T) / 2)
     rows, centres = ((values - means.mean(0)) @ factor for values in (features, means))
-    nearest = [((part * signs) @ centres.T - (centres.square() @ signs) / 2).amax(1) - (part.square() @ signs) / 2 for part in rows.split(8192)]
+    nearest = [
+        ((part * signs) @ centres.T - (centres.square() @ signs) / 2).amax(1)
+        - (part.square() @ signs) / 2
+        for part in rows.split(8192)
+    ]
     return torch.cat(nearest)

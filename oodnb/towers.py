@@ -18,36 +18,70 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
 # %% ../nbs/2_models/02_towers.ipynb #f2fe5aef
 TINY_CONFIGS = {
-    "vit_a": (32, dict(image_size=32, patch_size=8, width=64, layers=2), dict(width=64, layers=2, heads=1)),
-    "vit_b": (48, dict(image_size=48, patch_size=8, width=128, layers=3), dict(width=128, layers=3, heads=2)),
-    "rn_a": (32, dict(image_size=64, width=8, layers=(1, 1, 1, 1)), dict(width=64, layers=2, heads=1)),
-    "rn_b": (48, dict(image_size=96, width=16, layers=(1, 2, 1, 2)), dict(width=128, layers=3, heads=2)),
+    "vit_a": (
+        32,
+        dict(image_size=32, patch_size=8, width=64, layers=2),
+        dict(width=64, layers=2, heads=1),
+    ),
+    "vit_b": (
+        48,
+        dict(image_size=48, patch_size=8, width=128, layers=3),
+        dict(width=128, layers=3, heads=2),
+    ),
+    "rn_a": (
+        32,
+        dict(image_size=64, width=8, layers=(1, 1, 1, 1)),
+        dict(width=64, layers=2, heads=1),
+    ),
+    "rn_b": (
+        48,
+        dict(image_size=96, width=16, layers=(1, 2, 1, 2)),
+        dict(width=128, layers=3, heads=2),
+    ),
 }
 
 
 def _tiny_weight(name, shape, seed, resnet):
     "The tensor called `name`, from its name and the seed alone."
     generator = np.random.Generator(np.random.PCG64((zlib.crc32(name.encode()) + seed) % 2**32))
-    z, small = generator.standard_normal(shape).astype(np.float32), np.float32(.05)
+    z, small = generator.standard_normal(shape).astype(np.float32), np.float32(0.05)
     owner = name.split(".")[-2] if "." in name else ""
-    if name.endswith("downsample.1.weight") or (name.endswith(".weight") and owner.startswith(("ln_", "bn"))): return 1 + small * z
-    if name.endswith("running_var"): return 1 + small * np.abs(z)
-    if resnet and z.ndim == 4: return np.float32(math.sqrt(2 / math.prod(shape[1:]))) * z
+    if name.endswith("downsample.1.weight") or (
+        name.endswith(".weight") and owner.startswith(("ln_", "bn"))
+    ):
+        return 1 + small * z
+    if name.endswith("running_var"):
+        return 1 + small * np.abs(z)
+    if resnet and z.ndim == 4:
+        return np.float32(math.sqrt(2 / math.prod(shape[1:]))) * z
     return small * z
 
 # %% ../nbs/2_models/02_towers.ipynb #da461ef6
 def tiny_model(
-    config="vit_a", # "vit_a", "vit_b" (vision transformers), "rn_a" or "rn_b" (CLIP ResNets)
-    weight_seed=0, # another seed, other weights
-): # open_clip.CLIP in evaluation mode
+    config="vit_a",  # "vit_a", "vit_b" (vision transformers), "rn_a" or "rn_b" (CLIP ResNets)
+    weight_seed=0,  # another seed, other weights
+):  # open_clip.CLIP in evaluation mode
     "A small CLIP filled with reproducible random weights."
-    if config not in TINY_CONFIGS: raise ValueError(f"There is no tiny CLIP {config!r}; choose one of {', '.join(TINY_CONFIGS)}.")
+    if config not in TINY_CONFIGS:
+        raise ValueError(
+            f"There is no tiny CLIP {config!r}; choose one of {', '.join(TINY_CONFIGS)}."
+        )
     embed_dim, vision, text = TINY_CONFIGS[config]
     model = open_clip.CLIP(embed_dim, vision_cfg=vision, text_cfg=text, quick_gelu=True)
     state = model.state_dict()
     for name, tensor in state.items():
-        if name == "logit_scale": tensor.fill_(math.log(100))
-        elif not name.endswith("num_batches_tracked"): tensor.copy_(torch.from_numpy(np.asarray(_tiny_weight(name, tuple(tensor.shape), weight_seed, config.startswith("rn")))))
+        if name == "logit_scale":
+            tensor.fill_(math.log(100))
+        elif not name.endswith("num_batches_tracked"):
+            tensor.copy_(
+                torch.from_numpy(
+                    np.asarray(
+                        _tiny_weight(
+                            name, tuple(tensor.shape), weight_seed, config.startswith("rn")
+                        )
+                    )
+                )
+            )
     return model.eval()
 
 # %% ../nbs/2_models/02_towers.ipynb #6ada44bd
@@ -68,19 +102,30 @@ def _resnet_local(visual, feature_map):
 
 # %% ../nbs/2_models/02_towers.ipynb #5c0d8dfe
 def value_path(
-    visual, # image tower of an open_clip model
-): # (module whose input carries the local features, function of (visual, that input) that reads them, (rows, columns))
+    visual,  # image tower of an open_clip model
+    # (module whose input carries the local features, function of (visual, that input) that reads them, (rows, columns))
+):
     "How to read local features from an image tower. Raises `ValueError` for towers that have none."
-    name, why = type(visual).__name__, "its architecture has no known value path into the joint space"
+    name, why = (
+        type(visual).__name__,
+        "its architecture has no known value path into the joint space",
+    )
     if isinstance(visual, ModifiedResNet) and isinstance(visual.attnpool, AttentionPool2d):
         side = math.isqrt(visual.attnpool.positional_embedding.shape[0] - 1)
         return visual.attnpool, _resnet_local, (side, side)
     if isinstance(visual, VisionTransformer):
         last = visual.transformer.resblocks[-1]
-        if visual.attn_pool is not None: why = "an attentional pooler mixes its tokens on the way to the joint space"
-        elif visual.pool_type != "tok": why = f"it pools its tokens by {visual.pool_type!r} instead of reading a class token"
-        elif not isinstance(last, ResidualAttentionBlock): why = f"its blocks are of the class {type(last).__name__}"
-        else: return last, _vit_local, tuple(visual.grid_size)
-    elif hasattr(visual, "trunk"): name = f"{name} ({type(visual.trunk).__name__})"
-    raise ValueError(f"The image tower {name} has no local features: {why}. CLIP's vision transformers with a class token (ViT-B-16, ViT-L-14, mini, ...) "
-                     "and CLIP's ResNets (RN50, ...) have them. Take one of those, or only global features (local=False).")
+        if visual.attn_pool is not None:
+            why = "an attentional pooler mixes its tokens on the way to the joint space"
+        elif visual.pool_type != "tok":
+            why = f"it pools its tokens by {visual.pool_type!r} instead of reading a class token"
+        elif not isinstance(last, ResidualAttentionBlock):
+            why = f"its blocks are of the class {type(last).__name__}"
+        else:
+            return last, _vit_local, tuple(visual.grid_size)
+    elif hasattr(visual, "trunk"):
+        name = f"{name} ({type(visual.trunk).__name__})"
+    raise ValueError(
+        f"The image tower {name} has no local features: {why}. CLIP's vision transformers with a class token (ViT-B-16, ViT-L-14, mini, ...) "
+        "and CLIP's ResNets (RN50, ...) have them. Take one of those, or only global features (local=False)."
+    )

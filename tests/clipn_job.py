@@ -16,18 +16,42 @@ from oodnb.clipn.pretrain import pretrain_on_captions
 from oodnb.pipeline.processes import process_group, rank_and_ranks
 
 WORDS = "red green blue black white small large old round flat".split()
-OPTIONS = {"batch_size": 8, "epochs": 2, "seed": 3, "lr": 1e-3, "warmup": 2, "clip": 0.5, "views": 2, "cache": False, "progress": False}
+OPTIONS = {
+    "batch_size": 8,
+    "epochs": 2,
+    "seed": 3,
+    "lr": 1e-3,
+    "warmup": 2,
+    "clip": 0.5,
+    "views": 2,
+    "cache": False,
+    "progress": False,
+}
 
 
 def little_pairs(count=22, broken=()):
     """Pictures of noise with captions of different lengths."""
 
     def read(i):
-        if i in broken: raise OSError("disk error")
-        return Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 36, 3), dtype=np.uint8))
+        if i in broken:
+            raise OSError("disk error")
+        return Image.fromarray(
+            np.random.default_rng(i).integers(0, 256, (40, 36, 3), dtype=np.uint8)
+        )
 
-    captions = [" ".join([WORDS[i % 10], WORDS[i // 10 % 10], *["thing"] * (i % 5)]) for i in range(count)]
-    return ImageSet("pairs", "train", [f"{i}.png" for i in range(count)], [-1] * count, [], read, f"pairs-{broken}", captions)
+    captions = [
+        " ".join([WORDS[i % 10], WORDS[i // 10 % 10], *["thing"] * (i % 5)]) for i in range(count)
+    ]
+    return ImageSet(
+        "pairs",
+        "train",
+        [f"{i}.png" for i in range(count)],
+        [-1] * count,
+        [],
+        read,
+        f"pairs-{broken}",
+        captions,
+    )
 
 
 def learn(folder=None, pairs=None, dtype=torch.float64, **more):
@@ -36,7 +60,9 @@ def learn(folder=None, pairs=None, dtype=torch.float64, **more):
     branch = NoBranch(backbone, 3).to(dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        history = pretrain_on_captions(backbone, branch, pairs or little_pairs(), folder=folder, **OPTIONS | more)
+        history = pretrain_on_captions(
+            backbone, branch, pairs or little_pairs(), folder=folder, **OPTIONS | more
+        )
     return branch, history
 
 
@@ -46,4 +72,8 @@ if __name__ == "__main__":
     with process_group("cpu"):
         branch, history = learn(folder, **options)
         rank, ranks = rank_and_ranks()
-        save_file({name: tensor.detach().clone() for name, tensor in branch.named_parameters()}, f"{out}/{rank}-of-{ranks}.safetensors", {"history": json.dumps(history)})
+        save_file(
+            {name: tensor.detach().clone() for name, tensor in branch.named_parameters()},
+            f"{out}/{rank}-of-{ranks}.safetensors",
+            {"history": json.dumps(history)},
+        )

@@ -21,18 +21,32 @@ def drawn(i):
 
 def squares(count=20, broken=()):
     def read(i):
-        if i in broken: raise OSError(f"disk error at {i}")
+        if i in broken:
+            raise OSError(f"disk error at {i}")
         return drawn(i)
 
-    return ImageSet("squares", "train", [f"{i:02d}.png" for i in range(count)], np.arange(count) % 5, NAMES, read, f"squares-{count}")
+    return ImageSet(
+        "squares",
+        "train",
+        [f"{i:02d}.png" for i in range(count)],
+        np.arange(count) % 5,
+        NAMES,
+        read,
+        f"squares-{count}",
+    )
 
 
 def learn(fit=fit_locoop, pictures=None, config="vit_a", precision="fp32", **options):
     options = dict(epochs=4, length=3, batch_size=5, lr=0.05, progress=False, workers=1) | options
-    return fit(tiny_clip(config, device="cpu", precision=precision), squares() if pictures is None else pictures, **options)
+    return fit(
+        tiny_clip(config, device="cpu", precision=precision),
+        squares() if pictures is None else pictures,
+        **options,
+    )
 
 
 if __name__ == "__main__":
+
     def until(step):
         if (step["epoch"], step["step"]) == (int(sys.argv[2]), 1):
             print("in the middle of it", flush=True)

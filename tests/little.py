@@ -25,7 +25,13 @@ class Eye:
     def encode_images(self, pixels, local=False):
         time.sleep(self.pause)
         self.seen += len(pixels)
-        regions = pixels.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(len(pixels), 4, 48) @ self.weights
+        regions = (
+            pixels.unfold(2, 4, 4)
+            .unfold(3, 4, 4)
+            .permute(0, 2, 3, 1, 4, 5)
+            .reshape(len(pixels), 4, 48)
+            @ self.weights
+        )
         return (regions.sum(1), regions) if local else regions.sum(1)
 
 
@@ -34,13 +40,24 @@ class Squares(SimpleNamespace):
 
     def __init__(self, count=50, broken=(), name="squares"):
         def read(i):
-            if i in broken: raise OSError(f"disk error at {i}")
-            return Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+            if i in broken:
+                raise OSError(f"disk error at {i}")
+            return Image.fromarray(
+                np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            )
 
-        super().__init__(name=name, split="test", ids=[f"{i:03d}.png" for i in range(count)], labels=np.arange(count) % 5,
-                         class_names=list("abcde"), read=read, fingerprint=f"squares-{count}")
+        super().__init__(
+            name=name,
+            split="test",
+            ids=[f"{i:03d}.png" for i in range(count)],
+            labels=np.arange(count) % 5,
+            class_names=list("abcde"),
+            read=read,
+            fingerprint=f"squares-{count}",
+        )
 
-    def __len__(self): return len(self.ids)
+    def __len__(self):
+        return len(self.ids)
 
 
 if __name__ == "__main__":

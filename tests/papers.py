@@ -12,11 +12,11 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import oodnb
 
-PARAMETERS = '''scale: str = "mini"  # mini or paper
+PARAMETERS = """scale: str = "mini"  # mini or paper
 seed: int = 0  # seed
 rate: float = 0.5  # a number
 names: list = ["a", "b"]  # labels
-out: str = ""  # folder of the run'''
+out: str = ""  # folder of the run"""
 ROWS = "from pathlib import Path\n(Path(out) / 'rows.csv').write_text(f'scale,seed,rate,names\\n{scale},{seed},{rate},{len(names)}\\n')"
 WAIT = """import os, time
 from pathlib import Path
@@ -33,7 +33,11 @@ def ended(process, seconds=300):
 
 
 def write(path, *sources, parameters=PARAMETERS):
-    cells = [new_markdown_cell("# A run\n\n> Counts names."), new_code_cell(parameters, metadata={"tags": ["parameters"]}), *map(new_code_cell, sources)]
+    cells = [
+        new_markdown_cell("# A run\n\n> Counts names."),
+        new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        *map(new_code_cell, sources),
+    ]
     nbformat.write(new_notebook(cells=cells), path)
 
 
@@ -49,7 +53,9 @@ def only_folder(papers, name):
 def command(papers, *words):
     """The words that start `oodnb ...` in a process of its own, and its environment."""
     root = str(Path(oodnb.__file__).parents[1])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    }
     return [sys.executable, "-m", "oodnb.command.main", *words, *where(papers)], environment
 
 
@@ -60,7 +66,16 @@ def start(papers, *words, before=lambda: None):
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
         before()
 
-    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=papers.parent, preexec_fn=prepare)
+    return subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd=papers.parent,
+        preexec_fn=prepare,
+    )
 
 
 def wait_for(condition, what, seconds=240):

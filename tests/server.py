@@ -24,7 +24,8 @@ class Web:
 
 def handler(web):
     class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *words): pass
+        def log_message(self, *words):
+            pass
 
         def do_GET(self):
             web.asked.append((self.path, self.headers.get("Range")))
@@ -47,11 +48,13 @@ def handler(web):
             if web.length:
                 self.send_header("Content-Length", str(len(content) - begin))
             if begin:
-                self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
+                self.send_header(
+                    "Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}"
+                )
             if web.version:
                 self.send_header("ETag", web.version)
             self.end_headers()
-            self.wfile.write(content[begin:][:web.most])
+            self.wfile.write(content[begin:][: web.most])
 
     return Handler
 

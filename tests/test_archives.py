@@ -11,7 +11,15 @@ from server import special, tar_bytes, zip_bytes
 
 from oodnb.data.archives import unpack
 
-OUTSIDE = ["../out.txt", "a/../../out.txt", "/tmp/oodnb-out.txt", "..\\out.txt", "C:\\out.txt", "C:out.txt", "a/./../../out.txt"]
+OUTSIDE = [
+    "../out.txt",
+    "a/../../out.txt",
+    "/tmp/oodnb-out.txt",
+    "..\\out.txt",
+    "C:\\out.txt",
+    "C:out.txt",
+    "a/./../../out.txt",
+]
 
 
 def everything(folder):
@@ -42,7 +50,15 @@ def test_names_that_lead_outside_of_a_zip(refused, name):
     refused(zip_bytes({"fine.txt": b"1", name: b"!"}), "outside", "bad.zip")
 
 
-@pytest.mark.parametrize(("kind", "to"), [(tarfile.SYMTYPE, "/etc"), (tarfile.SYMTYPE, "../.."), (tarfile.LNKTYPE, "../../x"), (tarfile.LNKTYPE, "/etc/passwd")])
+@pytest.mark.parametrize(
+    ("kind", "to"),
+    [
+        (tarfile.SYMTYPE, "/etc"),
+        (tarfile.SYMTYPE, "../.."),
+        (tarfile.LNKTYPE, "../../x"),
+        (tarfile.LNKTYPE, "/etc/passwd"),
+    ],
+)
 def test_links_that_lead_outside(refused, kind, to):
     refused(tar_bytes({"door/out.txt": b"!"}, more=[special("door", kind, to)]), "refused")
 
@@ -53,14 +69,22 @@ def test_devices_and_pipes(refused, kind):
 
 
 def test_links_inside_are_not_made(tmp_path):
-    (tmp_path / "a.tar").write_bytes(tar_bytes({"a/1.txt": b"1"}, "", [special("b", tarfile.SYMTYPE, "a"), special("c.txt", tarfile.LNKTYPE, "a/1.txt")]))
+    (tmp_path / "a.tar").write_bytes(
+        tar_bytes(
+            {"a/1.txt": b"1"},
+            "",
+            [special("b", tarfile.SYMTYPE, "a"), special("c.txt", tarfile.LNKTYPE, "a/1.txt")],
+        )
+    )
     done = unpack(tmp_path / "a.tar", tmp_path / "in", progress=False)
     assert everything(tmp_path / "in") == ["a", "a/1.txt"]
     assert done.skipped == [("b", "a link to 'a'"), ("c.txt", "a link to 'a/1.txt'")]
 
 
 def test_nothing_is_written_through_a_link(tmp_path):
-    (tmp_path / "a.tar").write_bytes(tar_bytes({"b/1.txt": b"1"}, "", [special("b", tarfile.SYMTYPE, "elsewhere")]))
+    (tmp_path / "a.tar").write_bytes(
+        tar_bytes({"b/1.txt": b"1"}, "", [special("b", tarfile.SYMTYPE, "elsewhere")])
+    )
     unpack(tmp_path / "a.tar", tmp_path / "in", progress=False)
     assert everything(tmp_path / "in") == ["b", "b/1.txt"] and not (tmp_path / "in/b").is_symlink()
 
@@ -83,7 +107,14 @@ def test_damage(refused):
     refused(tar_bytes({"a": os.urandom(50_000)})[:-9000], "damaged or not complete")
 
 
-@pytest.mark.parametrize(("data", "name"), [(b"", "empty.tar"), (b"<html>log in</html>", "page.zip"), (b"\x1f\x8b\x08broken", "broken.gz")])
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"", "empty.tar"),
+        (b"<html>log in</html>", "page.zip"),
+        (b"\x1f\x8b\x08broken", "broken.gz"),
+    ],
+)
 def test_no_archive_at_all(refused, data, name):
     refused(data, "no archive is recognised|damaged", name)
 
@@ -109,7 +140,9 @@ def test_a_zip_of_an_unknown_kind(refused):
 
 def test_more_than_the_disk_holds(tmp_path, monkeypatch):
     (tmp_path / "a.zip").write_bytes(zip_bytes({"bomb.bin": bytes(10**6)}))
-    monkeypatch.setattr("oodnb.data.archives.shutil.disk_usage", lambda path: type("Free", (), {"free": 1000}))
+    monkeypatch.setattr(
+        "oodnb.data.archives.shutil.disk_usage", lambda path: type("Free", (), {"free": 1000})
+    )
     with pytest.raises(OSError, match="takes 1,000,000 bytes and the disk"):
         unpack(tmp_path / "a.zip", tmp_path / "in", progress=False)
     assert everything(tmp_path) == ["a.zip"]
@@ -117,13 +150,19 @@ def test_more_than_the_disk_holds(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["", "gz", "bz2", "xz"])
 def test_all_kinds(tmp_path, kind):
-    (tmp_path / "a.archive").write_bytes(tar_bytes({"./x/1.txt": b"one", "x/._1.txt": b"shadow", "__MACOSX/x": b"shadow"}, kind))
-    assert [name for name, *_ in unpack(tmp_path / "a.archive", tmp_path / "in", progress=False).files] == ["x/1.txt"]
+    (tmp_path / "a.archive").write_bytes(
+        tar_bytes({"./x/1.txt": b"one", "x/._1.txt": b"shadow", "__MACOSX/x": b"shadow"}, kind)
+    )
+    assert [
+        name for name, *_ in unpack(tmp_path / "a.archive", tmp_path / "in", progress=False).files
+    ] == ["x/1.txt"]
 
 
 def test_one_compressed_file(tmp_path):
     (tmp_path / "x.h5.gz").write_bytes(gzip.compress(b"data"))
-    assert [name for name, *_ in unpack(tmp_path / "x.h5.gz", tmp_path / "in", progress=False).files] == ["x.h5"]
+    assert [
+        name for name, *_ in unpack(tmp_path / "x.h5.gz", tmp_path / "in", progress=False).files
+    ] == ["x.h5"]
 
 
 def test_only_into_a_new_folder(tmp_path):

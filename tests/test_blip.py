@@ -23,9 +23,29 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "photo", "of", "cat", "dog", "
 def folder(tmp_path_factory):
     """A BLIP with a vocabulary of eleven words, as transformers saves it."""
     folder = tmp_path_factory.mktemp("blip") / "small"
-    text = dict(vocab_size=len(WORDS), hidden_size=16, encoder_hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=12, bos_token_id=2, pad_token_id=0, sep_token_id=3)
-    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, image_size=24, patch_size=8)
-    config = transformers.BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=8)
+    text = dict(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        encoder_hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=12,
+        bos_token_id=2,
+        pad_token_id=0,
+        sep_token_id=3,
+    )
+    vision = dict(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=24,
+        patch_size=8,
+    )
+    config = transformers.BlipConfig(
+        text_config=text, vision_config=vision, image_text_hidden_size=8
+    )
     transformers.BlipForImageTextRetrieval(config).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
@@ -45,12 +65,25 @@ def test_features(case):
     with torch.no_grad():
         close(model.encode_text(ids, mask=mask), case["text_features_raw"], atol=1e-5)
         close(model.encode_text(ids, True, mask), case["text_features"], atol=1e-5)
-        close(model.encode_image(torch.from_numpy(case["images"])), case["image_features_raw"], atol=1e-5)
-        close(model.encode_image(torch.from_numpy(case["images"]), True), case["image_features"], atol=1e-5)
+        close(
+            model.encode_image(torch.from_numpy(case["images"])),
+            case["image_features_raw"],
+            atol=1e-5,
+        )
+        close(
+            model.encode_image(torch.from_numpy(case["images"]), True),
+            case["image_features"],
+            atol=1e-5,
+        )
 
 
 def test_a_folder_is_a_backbone(backbone, folder):
-    assert (backbone.name, backbone.embed_dim, backbone.grid, backbone.image_size) == ("small", 8, None, (24, 24))
+    assert (backbone.name, backbone.embed_dim, backbone.grid, backbone.image_size) == (
+        "small",
+        8,
+        None,
+        (24, 24),
+    )
     assert backbone.logit_scale == pytest.approx(1 / 0.07)
     with pytest.warns(UserWarning, match="temperature"):
         again = load_backbone(str(folder), device="cpu")
@@ -73,14 +106,24 @@ def test_the_batch_does_not_matter(backbone):
 def test_pictures_are_squeezed_not_cropped(backbone, folder, size, mode):
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     picture = Image.fromarray(pixels).convert(mode)
-    mean, std = (torch.tensor(values)[:, None, None] for values in ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]))
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+    )
     resized = np.asarray(picture.convert("RGB").resize((24, 24), Image.Resampling.BICUBIC))
-    close(backbone.preprocess(picture), (torch.from_numpy(resized).permute(2, 0, 1) / 255 - mean) / std, atol=1e-6)
+    close(
+        backbone.preprocess(picture),
+        (torch.from_numpy(resized).permute(2, 0, 1) / 255 - mean) / std,
+        atol=1e-6,
+    )
 
 
 def test_zero_shot_and_what_it_cannot_do(backbone):
     assert zero_shot_classifier(backbone, ["cat", "dog"]).shape == (2, 8)
-    assert [d.name for d in zero_shot(backbone, ["cat", "dog"], scores=("mcm", "energy"))] == ["mcm", "energy"]
+    assert [d.name for d in zero_shot(backbone, ["cat", "dog"], scores=("mcm", "energy"))] == [
+        "mcm",
+        "energy",
+    ]
     with pytest.raises(ValueError, match="no local features"):
         zero_shot(backbone, ["cat"], scores=("gl_mcm",))
     with pytest.raises(ValueError, match="not causal in the way that prompts need"):
@@ -90,8 +133,12 @@ def test_zero_shot_and_what_it_cannot_do(backbone):
 
 
 def test_temperatures_of_the_published_models():
-    assert Backbone(tiny_blip(0), None, lambda texts: None, "tiny", device="cpu").logit_scale == pytest.approx(1 / 0.0174)
-    assert Backbone(tiny_blip(0, 0.0222), None, lambda texts: None, "tiny", device="cpu").logit_scale == pytest.approx(1 / 0.0222)
+    assert Backbone(
+        tiny_blip(0), None, lambda texts: None, "tiny", device="cpu"
+    ).logit_scale == pytest.approx(1 / 0.0174)
+    assert Backbone(
+        tiny_blip(0, 0.0222), None, lambda texts: None, "tiny", device="cpu"
+    ).logit_scale == pytest.approx(1 / 0.0222)
 
 
 def test_without_the_extra(monkeypatch, folder):

@@ -16,6 +16,7 @@ from papers import ROWS, WAIT, gone, only_folder, start, wait_for, where, write
 import oodnb
 from oodnb.command.main import main
 
+
 @pytest.fixture
 def papers(tmp_path):
     folder = tmp_path / "pa{pers} with spaces"
@@ -42,7 +43,10 @@ def test_wrong_usage_is_found_before_anything_runs(papers, capsys, words, messag
     assert not (papers.parent / "runs").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["rnu"], ["run"], ["run", "count", "-p", "seed"], ["run", "count", "--scale", "huge"]])
+@pytest.mark.parametrize(
+    "words",
+    [[], ["rnu"], ["run"], ["run", "count", "-p", "seed"], ["run", "count", "--scale", "huge"]],
+)
 def test_unreadable_command_lines_exit_with_2(papers, capsys, words):
     with pytest.raises(SystemExit) as stop:
         main(words)
@@ -64,11 +68,26 @@ def test_list_names_runs_and_parameters(papers, capsys):
 
 
 def test_an_installed_package_says_where_the_notebooks_are(tmp_path):
-    shutil.copytree(Path(oodnb.__file__).parent, tmp_path / "site" / "oodnb", ignore=shutil.ignore_patterns("__pycache__", "shipped"))
+    shutil.copytree(
+        Path(oodnb.__file__).parent,
+        tmp_path / "site" / "oodnb",
+        ignore=shutil.ignore_patterns("__pycache__", "shipped"),
+    )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run([sys.executable, "-m", "oodnb.command.main", "list"], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "oodnb.command.main", "list"],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
-    assert "live in the repository" in done.stderr and "--notebooks DIR" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "live in the repository" in done.stderr
+        and "--notebooks DIR" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_version(capsys):
@@ -86,7 +105,11 @@ def test_a_finished_run_is_skipped_and_a_forced_one_gives_the_same_bytes(papers,
     rows, finished = (folder / "rows.csv").read_bytes(), (folder / "done.json").stat().st_mtime_ns
     assert rows == b"scale,seed,rate,names\nmini,0,1.0,1\n"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["parameters"]["rate"] == 1.0 and manifest["peak_memory_mb"] > 10 and set(manifest["files"]) == {"executed.ipynb", "rows.csv"}
+    assert (
+        manifest["parameters"]["rate"] == 1.0
+        and manifest["peak_memory_mb"] > 10
+        and set(manifest["files"]) == {"executed.ipynb", "rows.csv"}
+    )
 
     assert main(command) == 0
     assert "nothing to do" in capsys.readouterr().out
@@ -102,17 +125,26 @@ def test_a_failed_run_keeps_its_notebook_and_the_next_one_still_runs(papers, cap
     assert main(["run", "bad", "count", *where(papers)]) == 1
     said = capsys.readouterr()
     folder = only_folder(papers, "bad")
-    assert "bad failed in cell 4 (`values[3]`): IndexError" in said.err and str(folder / "failed.ipynb") in said.err
+    assert (
+        "bad failed in cell 4 (`values[3]`): IndexError" in said.err
+        and str(folder / "failed.ipynb") in said.err
+    )
     assert "1 of 2 runs failed: bad" in said.err
     assert "IndexError" in (folder / "failed.ipynb").read_text()
-    assert not (folder / "done.json").exists() and (only_folder(papers, "count") / "done.json").exists()
+    assert (
+        not (folder / "done.json").exists()
+        and (only_folder(papers, "count") / "done.json").exists()
+    )
 
 
 def test_a_kernel_that_dies_is_reported(papers, capsys):
     write(papers / "dies.ipynb", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert main(["run", "dies", *where(papers)]) == 1
     said = capsys.readouterr().err
-    assert "dies failed in cell 3" in said and "The kernel died; it may have used up the memory (at its peak" in said
+    assert (
+        "dies failed in cell 3" in said
+        and "The kernel died; it may have used up the memory (at its peak" in said
+    )
     assert not (only_folder(papers, "dies") / "done.json").exists()
 
 

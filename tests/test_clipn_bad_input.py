@@ -36,7 +36,9 @@ def clip():
 
 def said(pairs, **captions):
     """The pairs with other captions: c3="..." is that of pair 3."""
-    return replace(pairs, captions=[captions.get(f"c{i}", caption) for i, caption in enumerate(pairs.captions)])
+    return replace(
+        pairs, captions=[captions.get(f"c{i}", caption) for i, caption in enumerate(pairs.captions)]
+    )
 
 
 def shard(path, pairs, count, wrap=lambda data: data):
@@ -55,31 +57,54 @@ def shard(path, pairs, count, wrap=lambda data: data):
 
 
 def test_empty_captions_are_left_out_and_named(clip):
-    with pytest.warns(UserWarning, match=r"20 image-caption pairs; 2 things were left out: 3.png: the caption is empty"): pairs = load_captions(said(little_pairs(), c3="", c7=" \n"))
-    assert len(pairs) == 20 and "3.png" not in pairs.ids and dict(pairs.about["skipped"])["7.png"] == "the caption is empty"
+    with pytest.warns(
+        UserWarning,
+        match=r"20 image-caption pairs; 2 things were left out: 3.png: the caption is empty",
+    ):
+        pairs = load_captions(said(little_pairs(), c3="", c7=" \n"))
+    assert (
+        len(pairs) == 20
+        and "3.png" not in pairs.ids
+        and dict(pairs.about["skipped"])["7.png"] == "the caption is empty"
+    )
     assert np.array_equal(np.asarray(pairs.read(3)), np.asarray(little_pairs().read(4)))
-    with pytest.raises(ValueError, match="no image-caption pair. 22 things were left out"): load_captions(replace(little_pairs(), captions=[""] * 22))
-    with pytest.raises(ValueError, match="has no captions"): fit_clipn(clip, replace(little_pairs(), captions=None), **SHORT)
+    with pytest.raises(ValueError, match="no image-caption pair. 22 things were left out"):
+        load_captions(replace(little_pairs(), captions=[""] * 22))
+    with pytest.raises(ValueError, match="has no captions"):
+        fit_clipn(clip, replace(little_pairs(), captions=None), **SHORT)
 
 
 def test_a_caption_of_500_words_is_cut_and_named(clip, tmp_path):
-    with pytest.warns(UserWarning, match="1 of 22 pairs could not be read as they are: 5.png .the caption was cut"): branch = fit_clipn(clip, said(little_pairs(), c5="red " * 500), folder=tmp_path, **SHORT)
-    assert sum(row["cut"] for row in branch.history) >= 1 and all(np.isfinite(row["loss"]) for row in branch.history)
+    with pytest.warns(
+        UserWarning, match="1 of 22 pairs could not be read as they are: 5.png .the caption was cut"
+    ):
+        branch = fit_clipn(clip, said(little_pairs(), c5="red " * 500), folder=tmp_path, **SHORT)
+    assert sum(row["cut"] for row in branch.history) >= 1 and all(
+        np.isfinite(row["loss"]) for row in branch.history
+    )
     assert json.loads((tmp_path / "skipped-0.json").read_text()) == {"5.png": "the caption was cut"}
 
 
 def test_captions_with_braces_train_the_hand_crafted_variant(clip):
-    branch = fit_clipn(clip, said(little_pairs(), c5="{} {red} {0}", c6="a \"quoted\" café"), **SHORT | {"prompts": 0})
+    branch = fit_clipn(
+        clip,
+        said(little_pairs(), c5="{} {red} {0}", c6='a "quoted" café'),
+        **SHORT | {"prompts": 0},
+    )
     assert all(np.isfinite(row["loss"]) for row in branch.history)
 
 
 def test_a_batch_of_one(clip):
-    with pytest.raises(ValueError, match="A batch of one pair has no mismatch"): fit_clipn(clip, little_pairs(), **SHORT | {"batch_size": 1})
+    with pytest.raises(ValueError, match="A batch of one pair has no mismatch"):
+        fit_clipn(clip, little_pairs(), **SHORT | {"batch_size": 1})
 
 
 def test_a_truncated_shard_trains_on_what_is_whole(clip, tmp_path):
-    path = shard(tmp_path / "00000.tar", little_pairs(), 22, lambda data: data[:len(data) * 2 // 3])
-    with pytest.warns(UserWarning, match="cut off"): pairs = load_captions(path)
+    path = shard(
+        tmp_path / "00000.tar", little_pairs(), 22, lambda data: data[: len(data) * 2 // 3]
+    )
+    with pytest.warns(UserWarning, match="cut off"):
+        pairs = load_captions(path)
     assert 8 < len(pairs) < 22
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -87,10 +112,16 @@ def test_a_truncated_shard_trains_on_what_is_whole(clip, tmp_path):
 
 
 def test_shards_that_cannot_be_read(clip, tmp_path):
-    with pytest.raises(ValueError, match="no image-caption pair. 1 things were left out: 0.tar: no tar file that can be read"): load_captions(shard(tmp_path / "0.tar", little_pairs(), 2, gzip.compress))
+    with pytest.raises(
+        ValueError,
+        match="no image-caption pair. 1 things were left out: 0.tar: no tar file that can be read",
+    ):
+        load_captions(shard(tmp_path / "0.tar", little_pairs(), 2, gzip.compress))
     shard(tmp_path / "1.tar.gz", little_pairs(), 2, gzip.compress)
-    with pytest.raises(ValueError, match="unpack it first"): load_captions(tmp_path / "1.tar.gz")
-    with pytest.raises(FileNotFoundError, match="1 of 1 files or patterns name nothing"): fit_clipn(clip, tmp_path / "9.tar", **SHORT)
+    with pytest.raises(ValueError, match="unpack it first"):
+        load_captions(tmp_path / "1.tar.gz")
+    with pytest.raises(FileNotFoundError, match="1 of 1 files or patterns name nothing"):
+        fit_clipn(clip, tmp_path / "9.tar", **SHORT)
 
 
 def test_zero_features_stay_zero():
@@ -100,14 +131,24 @@ def test_zero_features_stay_zero():
     for parts in ((zero, unit, unit), (unit, zero, unit), (unit, unit, zero)):
         no = parts[2].clone().requires_grad_()
         terms = clipn_terms(parts[0], parts[1], no, 100.0)
-        slope, = torch.autograd.grad(terms["loss"], no)
+        (slope,) = torch.autograd.grad(terms["loss"], no)
         assert all(term.isfinite() for term in terms.values()) and slope.isfinite().all()
     match, mismatch = binary_opposite_loss(100 * zero @ unit.T, 100 * zero @ unit.T)
-    assert match.item() == mismatch.item() == pytest.approx(np.log(2)) and semantic_opposite_loss(unit, zero).isfinite()
+    assert (
+        match.item() == mismatch.item() == pytest.approx(np.log(2))
+        and semantic_opposite_loss(unit, zero).isfinite()
+    )
 
 
 def test_everything_that_is_missing_is_named_together(tmp_path, monkeypatch):
     monkeypatch.setenv("OODNB_DATA", str(tmp_path))
     needs = clipn_plan("paper")["needs"]
-    with pytest.raises(FileNotFoundError, match=r"(?s)6 of 6 things are missing at scale 'paper'.*captions: .*cc3m.*ImageNet.*Textures"): gather({name: load for name, load in needs.items() if name != "model"}, "paper")
-    with pytest.raises(FileNotFoundError, match="no-such.pt"): clipn_branches(tiny_clip("vit_a", device="cpu"), None, checkpoints=[tmp_path / "no-such.pt"])
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"(?s)6 of 6 things are missing at scale 'paper'.*captions: .*cc3m.*ImageNet.*Textures",
+    ):
+        gather({name: load for name, load in needs.items() if name != "model"}, "paper")
+    with pytest.raises(FileNotFoundError, match="no-such.pt"):
+        clipn_branches(
+            tiny_clip("vit_a", device="cpu"), None, checkpoints=[tmp_path / "no-such.pt"]
+        )

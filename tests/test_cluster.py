@@ -76,13 +76,22 @@ def test_a_worker_that_dies_loses_and_doubles_nothing(address, papers, capsys):
     code, said = ended(process)
     assert code == 0, said
     assert gone(running["pid"]) and gone(running["kernel_pid"]), "the first attempt lives on"
-    assert "steps: its worker is gone, it runs again" in said and said.count("steps: done in") == said.count("other: done in") == 1 and "Traceback" not in said
+    assert (
+        "steps: its worker is gone, it runs again" in said
+        and said.count("steps: done in") == said.count("other: done in") == 1
+        and "Traceback" not in said
+    )
     assert sorted((runs / "log").read_text().split()) == ["other", "steps", "steps"]
     for name in ("steps", "other"):
         (whole,) = (alone / name).glob("*/rows.csv")
         here = only_folder(papers, name)
-        assert here.name == whole.parent.name and (here / "rows.csv").read_bytes() == whole.read_bytes()
-        assert set(read_json(here / "manifest.json")["files"]) == set(read_json(whole.parent / "manifest.json")["files"])
+        assert (
+            here.name == whole.parent.name
+            and (here / "rows.csv").read_bytes() == whole.read_bytes()
+        )
+        assert set(read_json(here / "manifest.json")["files"]) == set(
+            read_json(whole.parent / "manifest.json")["files"]
+        )
         assert printed(capsys, papers, name, runs) == printed(capsys, papers, name, alone)
     assert main(["status", *where(papers)]) == 0 and not list(runs.glob(".shared-*"))
 
@@ -90,10 +99,18 @@ def test_a_worker_that_dies_loses_and_doubles_nothing(address, papers, capsys):
 def test_a_machine_that_shuts_down_hands_its_run_on(address, papers):
     write(papers / "steps.ipynb", RESULT, WAIT_ONCE)
     process, running = begun(papers, address)
-    for pid in (running["kernel_pid"], running["pid"], psutil.Process(running["pid"]).ppid()):  # the run feels SIGTERM before its worker does
+    for pid in (
+        running["kernel_pid"],
+        running["pid"],
+        psutil.Process(running["pid"]).ppid(),
+    ):  # the run feels SIGTERM before its worker does
         os.kill(pid, signal.SIGTERM)
     code, said = ended(process)
-    assert code == 0 and "steps: its worker is gone, it runs again" in said and said.count("steps: done in") == 1
+    assert (
+        code == 0
+        and "steps: its worker is gone, it runs again" in said
+        and said.count("steps: done in") == 1
+    )
     assert (papers.parent / "runs" / "log").read_text().split() == ["steps", "steps"]
 
 
@@ -116,20 +133,42 @@ def test_interrupted_it_stops_what_it_has_started(address, papers):
 def test_a_run_that_somebody_else_holds_is_executed_once(address, papers):
     write(papers / "slow.ipynb", RESULT, "import time; time.sleep(3)")
     write(papers / "other.ipynb", RESULT)
-    both = [start(papers, "run", "slow", "other"), start(papers, "run", "slow", "other", "--dask", address)]
+    both = [
+        start(papers, "run", "slow", "other"),
+        start(papers, "run", "slow", "other", "--dask", address),
+    ]
     results = [ended(process) for process in both]
     assert [code for code, _ in results] == [0, 0], results
     assert sorted((papers.parent / "runs" / "log").read_text().split()) == ["other", "slow"]
-    assert sum(said.count("done in") for _, said in results) == 2 and sum(said.count("nothing to do") for _, said in results) == 2
+    assert (
+        sum(said.count("done in") for _, said in results) == 2
+        and sum(said.count("nothing to do") for _, said in results) == 2
+    )
 
 
 def dask_process(tmp_path, *words):
-    return subprocess.Popen([sys.executable, "-m", "dask", *words, "--scheduler-file", str(tmp_path / "scheduler.json"), "--no-dashboard"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "dask",
+            *words,
+            "--scheduler-file",
+            str(tmp_path / "scheduler.json"),
+            "--no-dashboard",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
 
 
 def test_when_the_scheduler_dies_nothing_stays_behind(papers, tmp_path):
     write(papers / "sleeps.ipynb", "import time; time.sleep(200)")
-    cluster = [dask_process(tmp_path, "scheduler", "--host", "127.0.0.1", "--port", "0"), dask_process(tmp_path, "worker", "--nthreads", "1", "--local-directory", str(tmp_path))]
+    cluster = [
+        dask_process(tmp_path, "scheduler", "--host", "127.0.0.1", "--port", "0"),
+        dask_process(tmp_path, "worker", "--nthreads", "1", "--local-directory", str(tmp_path)),
+    ]
     try:
         wait_for((tmp_path / "scheduler.json").is_file, "the scheduler")
         process = start(papers, "run", "sleeps", "--dask", str(tmp_path / "scheduler.json"))
@@ -137,8 +176,14 @@ def test_when_the_scheduler_dies_nothing_stays_behind(papers, tmp_path):
         running = read_json(only_folder(papers, "sleeps") / "process.json")
         cluster[0].kill()
         code, said = ended(process)
-        assert code == 1 and "sleeps: the Dask scheduler went away before the run ended" in said and "Traceback" not in said
-        wait_for(lambda: gone(running["pid"]) and gone(running["kernel_pid"]), "the run to stop", 60)
+        assert (
+            code == 1
+            and "sleeps: the Dask scheduler went away before the run ended" in said
+            and "Traceback" not in said
+        )
+        wait_for(
+            lambda: gone(running["pid"]) and gone(running["kernel_pid"]), "the run to stop", 60
+        )
     finally:
         for process in cluster:
             process.terminate()
@@ -153,7 +198,11 @@ def test_failures_and_deaths_are_reported_in_words(papers, capsys):
         assert main(["run", "bad", "deadly", "count", "--dask", "local", *where(papers)]) == 1
     out, err = capsys.readouterr()
     assert "bad failed in cell 3 (`1 / 0`): ZeroDivisionError: division by zero" in err
-    assert "deadly: every worker that took it died with it, 1 in all (out of memory?)" in err and "2 of 3 runs failed: " in err and "Traceback" not in err
+    assert (
+        "deadly: every worker that took it died with it, 1 in all (out of memory?)" in err
+        and "2 of 3 runs failed: " in err
+        and "Traceback" not in err
+    )
     assert "count: done in" in out and (only_folder(papers, "count") / "rows.csv").is_file()
 
 
@@ -161,15 +210,38 @@ def test_local_workers_have_a_gpu_each(papers, capsys):
     write(papers / "one.ipynb", ROWS)
     write(papers / "two.ipynb", ROWS)
     threads = os.environ.get("OMP_NUM_THREADS")
-    assert main(["run", "one", "two", "--dask", "local", "--gpus", "GPU-a,GPU-b", "--needs", "GPU=1", *where(papers)]) == 0
+    assert (
+        main(
+            [
+                "run",
+                "one",
+                "two",
+                "--dask",
+                "local",
+                "--gpus",
+                "GPU-a,GPU-b",
+                "--needs",
+                "GPU=1",
+                *where(papers),
+            ]
+        )
+        == 0
+    )
     manifests = [last_time(papers.parent / "runs" / name) for name in ("one", "two")]
-    assert {m["device"]["visible"] for m in manifests} == {"GPU-a", "GPU-b"} and {m["device"]["threads"] for m in manifests} == {threads}
+    assert {m["device"]["visible"] for m in manifests} == {"GPU-a", "GPU-b"} and {
+        m["device"]["threads"] for m in manifests
+    } == {threads}
     assert "2 workers with GPU=1 on 1 machine, up to 2 runs at a time" in capsys.readouterr().out
 
 
 def test_runs_wait_for_a_worker_with_what_they_need(papers, tmp_path):
     write(papers / "count.ipynb", ROWS)
-    job, said, seen, workers = plan_run("count", notebooks=papers, out=tmp_path / "runs"), [], [], []
+    job, said, seen, workers = (
+        plan_run("count", notebooks=papers, out=tmp_path / "runs"),
+        [],
+        [],
+        [],
+    )
     with distributed.LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as cluster:
         file = tmp_path / "scheduler.json"
         file.write_text(f'{{"address": "{cluster.scheduler_address}"}}')
@@ -177,11 +249,26 @@ def test_runs_wait_for_a_worker_with_what_they_need(papers, tmp_path):
         def join(running, waiting):
             seen.append((running, waiting))
             if not workers:
-                workers.append(dask_process(tmp_path, "worker", "--nthreads", "1", "--resources", "GPU=1", "--local-directory", str(tmp_path)))
+                workers.append(
+                    dask_process(
+                        tmp_path,
+                        "worker",
+                        "--nthreads",
+                        "1",
+                        "--resources",
+                        "GPU=1",
+                        "--local-directory",
+                        str(tmp_path),
+                    )
+                )
 
         try:
             with connect(file) as client:
-                assert list(spread_runs(client, [job], watch=join, say=said.append, needs=read_needs(["GPU=1"]))) == [(job, job)]
+                assert list(
+                    spread_runs(
+                        client, [job], watch=join, say=said.append, needs=read_needs(["GPU=1"])
+                    )
+                ) == [(job, job)]
         finally:
             for worker in workers:
                 worker.terminate()
@@ -219,7 +306,10 @@ def test_features_from_workers_are_the_same_bytes_also_when_one_dies(client, add
     killed = []
 
     def kill():
-        wait_for(lambda: any((tmp_path / "shared").glob("*/parts-local/0*.safetensors")), "the first part")
+        wait_for(
+            lambda: any((tmp_path / "shared").glob("*/parts-local/0*.safetensors")),
+            "the first part",
+        )
         victim = next(iter(client.run(os.getpid).values()))
         os.kill(victim, signal.SIGKILL)
         killed.append(victim)
@@ -228,9 +318,17 @@ def test_features_from_workers_are_the_same_bytes_also_when_one_dies(client, add
     watcher.start()
     shared = extract_on_workers(client, clip, near, cache=tmp_path / "shared", chunk=32, **options)
     watcher.join()
-    assert killed and shared.about["source"] == "computed" and Path(shared.about["path"]).name == alone.name
+    assert (
+        killed
+        and shared.about["source"] == "computed"
+        and Path(shared.about["path"]).name == alone.name
+    )
     names = {p.name for p in alone.iterdir() if p.is_file()}
-    assert names == {"global.safetensors", "global.json", "local.safetensors", "local.json"} == {p.name for p in Path(shared.about["path"]).iterdir() if p.is_file()}
+    assert (
+        names
+        == {"global.safetensors", "global.json", "local.safetensors", "local.json"}
+        == {p.name for p in Path(shared.about["path"]).iterdir() if p.is_file()}
+    )
     for name in names:
         assert (alone / name).read_bytes() == (Path(shared.about["path"]) / name).read_bytes(), name
 
@@ -244,4 +342,10 @@ def test_workers_that_would_make_other_features_are_refused(client, address, tmp
         return load_backbone("tiny-vit" if first else "tiny-resnet")
 
     with pytest.raises(RuntimeError, match=re.escape("would make other features of mini-near")):
-        extract_on_workers(client, backbone, partial(load_dataset, "mini-near"), cache=tmp_path / "cache", progress=False)
+        extract_on_workers(
+            client,
+            backbone,
+            partial(load_dataset, "mini-near"),
+            cache=tmp_path / "cache",
+            progress=False,
+        )

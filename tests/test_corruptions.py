@@ -29,7 +29,12 @@ PICTURE = draw_picture()
 
 
 def made(kind, severity, draws=1):
-    return np.stack([np.asarray(corrupt_image(PICTURE, kind, severity, np.random.default_rng(draw)), float) for draw in range(draws)])
+    return np.stack(
+        [
+            np.asarray(corrupt_image(PICTURE, kind, severity, np.random.default_rng(draw)), float)
+            for draw in range(draws)
+        ]
+    )
 
 
 @pytest.mark.parametrize("severity", range(1, 6))
@@ -40,11 +45,25 @@ def test_corruptions_without_chance_are_those_of_the_fork(kind, severity):
 
 
 @pytest.mark.parametrize("severity", [1, 3, 5])
-@pytest.mark.parametrize("kind", [kind for kind in CORRUPTIONS if f"{kind}_1_blocks" not in FORK and kind != "elastic_transform"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind
+        for kind in CORRUPTIONS
+        if f"{kind}_1_blocks" not in FORK and kind != "elastic_transform"
+    ],
+)
 def test_corruptions_by_chance_are_as_strong_as_those_of_the_fork(kind, severity):
     pictures = made(kind, severity, 6)
-    found = [np.abs(pictures - np.asarray(PICTURE, float)).mean(), pictures.mean(), pictures.std(), np.abs(np.diff(pictures, axis=2)).mean()]
-    np.testing.assert_allclose(found, FORK[f"{kind}_{severity}"], rtol=NEAR.get(kind, NEAR["noise"]), atol=0.6)
+    found = [
+        np.abs(pictures - np.asarray(PICTURE, float)).mean(),
+        pictures.mean(),
+        pictures.std(),
+        np.abs(np.diff(pictures, axis=2)).mean(),
+    ]
+    np.testing.assert_allclose(
+        found, FORK[f"{kind}_{severity}"], rtol=NEAR.get(kind, NEAR["noise"]), atol=0.6
+    )
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
@@ -70,31 +89,61 @@ def test_black_and_white_pictures_are_no_special_case(kind, flat):
 
 
 def little_set(count=12):
-    pictures = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)) for i in range(count)]
-    return ImageSet("little", "test", [f"{i}.png" for i in range(count)], np.zeros(count, int), ["a"], lambda i: pictures[i], "little-0", masks=lambda i: np.ones((32, 32), bool))
+    pictures = [
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+        for i in range(count)
+    ]
+    return ImageSet(
+        "little",
+        "test",
+        [f"{i}.png" for i in range(count)],
+        np.zeros(count, int),
+        ["a"],
+        lambda i: pictures[i],
+        "little-0",
+        masks=lambda i: np.ones((32, 32), bool),
+    )
 
 
-@pytest.mark.parametrize("kind", ["gaussian_noise", "motion_blur", "snow", "elastic_transform", "glass_blur"])
+@pytest.mark.parametrize(
+    "kind", ["gaussian_noise", "motion_blur", "snow", "elastic_transform", "glass_blur"]
+)
 def test_threads_and_order_change_nothing(kind):
     images = corrupt(little_set(), kind, 3, seed=4)
     one_by_one = [np.asarray(images.read(i)) for i in range(len(images))]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda i: np.asarray(images.read(i)), reversed(range(len(images)))))[::-1]
+        together = list(
+            pool.map(lambda i: np.asarray(images.read(i)), reversed(range(len(images))))
+        )[::-1]
     assert all(np.array_equal(a, b) for a, b in zip(one_by_one, together))
-    assert all(np.array_equal(np.asarray(images.subset([i]).read(0)), one_by_one[i]) for i in (0, 7))
+    assert all(
+        np.array_equal(np.asarray(images.subset([i]).read(0)), one_by_one[i]) for i in (0, 7)
+    )
     assert len({picture.tobytes() for picture in one_by_one}) == len(images)
 
 
 def test_fingerprints_never_meet():
     images = little_set()
-    sets = [images, *(corrupt(images, kind, severity, seed, crop) for kind in COMMON for severity in (1, 2) for seed in (0, 1) for crop in (None, 32, 48))]
+    sets = [
+        images,
+        *(
+            corrupt(images, kind, severity, seed, crop)
+            for kind in COMMON
+            for severity in (1, 2)
+            for seed in (0, 1)
+            for crop in (None, 32, 48)
+        ),
+    ]
     assert len({s.fingerprint for s in sets}) == len(sets)
     assert corrupt(images, "fog", 2).fingerprint == corrupt(little_set(), "fog", 2).fingerprint
 
 
 def test_masks_go_where_the_shape_moves():
     assert corrupt(little_set(), "fog").masks is not None
-    assert corrupt(little_set(), "elastic_transform").masks is None and corrupt(little_set(), "fog", crop=16).masks is None
+    assert (
+        corrupt(little_set(), "elastic_transform").masks is None
+        and corrupt(little_set(), "fog", crop=16).masks is None
+    )
 
 
 @pytest.mark.parametrize("severity", [0, 6, 2.5, True, "3", None])

@@ -43,10 +43,21 @@ def coloured(count=12, captions="a photo of a {} wall", name="walls", unreadable
     def read(i):
         if i in unreadable:
             raise OSError("broken file")
-        return Image.fromarray(np.random.default_rng(i % 4).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+        return Image.fromarray(
+            np.random.default_rng(i % 4).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        )
 
     texts = [captions.format(COLOURS[i % 4]) for i in range(count)]
-    return ImageSet(name, "train", [f"{i}.png" for i in range(count)], np.full(count, -1), [], read, f"{name}-{count}-{captions}", texts)
+    return ImageSet(
+        name,
+        "train",
+        [f"{i}.png" for i in range(count)],
+        np.full(count, -1),
+        [],
+        read,
+        f"{name}-{count}-{captions}",
+        texts,
+    )
 
 
 def rows(count, width=8, seed=0):
@@ -58,9 +69,23 @@ def rows(count, width=8, seed=0):
 
 def test_it_learns_to_name_what_it_sees(tiny):
     walls = coloured()
-    decoder = fit_decoder(tiny, walls, epochs=60, batch_size=12, min_count=1, layers=1, lr=2e-3, noise=0.0, dropout=0.0, **QUIET)
+    decoder = fit_decoder(
+        tiny,
+        walls,
+        epochs=60,
+        batch_size=12,
+        min_count=1,
+        layers=1,
+        lr=2e-3,
+        noise=0.0,
+        dropout=0.0,
+        **QUIET,
+    )
     assert decoder.history[-1]["loss"] < 0.5 * decoder.history[0]["loss"]
-    assert caption_images(DecoderCaptioner(tiny, decoder, tries=1), walls, cache=False, progress=False) == walls.captions
+    assert (
+        caption_images(DecoderCaptioner(tiny, decoder, tries=1), walls, cache=False, progress=False)
+        == walls.captions
+    )
     assert decoder.backbone == tiny.fingerprint and not decoder.training
 
 
@@ -72,20 +97,27 @@ def test_a_beam_is_never_less_likely_per_token(decoder):
         with torch.no_grad():
             return -float(decoder.caption_loss(row[None], ids, ids > -1))
 
-    greedy, beams = decoder.write(features, max_tokens=8), decoder.write(features, max_tokens=8, beams=40)
+    greedy, beams = (
+        decoder.write(features, max_tokens=8),
+        decoder.write(features, max_tokens=8, beams=40),
+    )
     for row, one, other in zip(features, greedy, beams):
         assert likelihood(other, row) >= likelihood(one, row) - 0.2
 
 
 def test_drawn_words_follow_the_softmax(decoder):
     row = rows(1).repeat(4000, 1)
-    words = decoder.write(row, max_tokens=1, temperature=2.0, generator=torch.Generator().manual_seed(0))
+    words = decoder.write(
+        row, max_tokens=1, temperature=2.0, generator=torch.Generator().manual_seed(0)
+    )
     logits = decoder.first_logits(row[:1])[0] / 2
     logits[[PAD, BEGIN, 3]] = -math.inf
     expected = logits.softmax(0)
     best = int(expected.argmax())
     share = sum(word == decoder.vocabulary[best] for word in words) / len(words)
-    assert share == pytest.approx(float(expected[best]), abs=4 * math.sqrt(expected[best] / len(words)))
+    assert share == pytest.approx(
+        float(expected[best]), abs=4 * math.sqrt(expected[best] / len(words))
+    )
 
 
 def test_writing_does_not_depend_on_the_batch_or_the_mode(decoder):
@@ -115,14 +147,20 @@ def test_a_kept_decoder_is_read_and_an_unfinished_one_goes_on(tiny, tmp_path):
     (path,) = tmp_path.glob("*.safetensors")
     assert not list(tmp_path.glob("*.training"))
     before = path.stat().st_mtime_ns
-    assert fit_decoder(tiny, walls, keep=tmp_path, **quick).fingerprint == done.fingerprint and path.stat().st_mtime_ns == before
+    assert (
+        fit_decoder(tiny, walls, keep=tmp_path, **quick).fingerprint == done.fingerprint
+        and path.stat().st_mtime_ns == before
+    )
     fit_decoder(tiny, walls, keep=tmp_path, seed=1, **quick)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 def test_whole_numbers_cut_the_decimals(tiny):
     quick = dict(epochs=1, min_count=1, layers=1, **QUIET)
-    assert fit_decoder(tiny, coloured(), whole_numbers=True, **quick).fingerprint != fit_decoder(tiny, coloured(), **quick).fingerprint
+    assert (
+        fit_decoder(tiny, coloured(), whole_numbers=True, **quick).fingerprint
+        != fit_decoder(tiny, coloured(), **quick).fingerprint
+    )
 
 
 # the published layout
@@ -133,10 +171,34 @@ def published(tmp_path_factory):
     """A language model of few words, laid out like google/bert_for_seq_generation_L-24_bbc_encoder."""
     spm = pytest.importorskip("sentencepiece")
     folder = tmp_path_factory.mktemp("published")
-    (folder / "texts.txt").write_text("\n".join(f"a photo of a {colour} {thing} on the {place}" for colour in COLOURS for thing in ("cat", "dog", "wall") for place in ("grass", "road")))
-    spm.SentencePieceTrainer.train(input=str(folder / "texts.txt"), model_prefix=str(folder / "spiece"), vocab_size=60, pad_id=0, eos_id=1, bos_id=2, unk_id=3, hard_vocab_limit=False, minloglevel=2)
+    (folder / "texts.txt").write_text(
+        "\n".join(
+            f"a photo of a {colour} {thing} on the {place}"
+            for colour in COLOURS
+            for thing in ("cat", "dog", "wall")
+            for place in ("grass", "road")
+        )
+    )
+    spm.SentencePieceTrainer.train(
+        input=str(folder / "texts.txt"),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=60,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
     words = len(PieceTokenizer((folder / "spiece.model").read_bytes()).vocabulary)
-    config = transformers.BertGenerationConfig(vocab_size=words, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=40)
+    config = transformers.BertGenerationConfig(
+        vocab_size=words,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=40,
+    )
     transformers.BertGenerationEncoder(config).save_pretrained(folder)
     return folder
 
@@ -144,16 +206,32 @@ def published(tmp_path_factory):
 def test_the_published_layout(tiny, published, tmp_path):
     with pytest.warns(UserWarning, match="never seen a picture"):
         start = load_decoder(published)
-    assert (start.feature_dim, start.vocabulary[0]) == (32, "") and {"a", "photo"} & set(start.vocabulary)
-    assert start.tokenizer.decode(start.tokenizer.encode("a photo of a red cat")) == "a photo of a red cat"
-    assert word_outliers(start.first_logits(rows(3, 32)), start.vocabulary, ["cat"], skip=3, top=9).counts["made"] > 0
+    assert (start.feature_dim, start.vocabulary[0]) == (32, "") and {"a", "photo"} & set(
+        start.vocabulary
+    )
+    assert (
+        start.tokenizer.decode(start.tokenizer.encode("a photo of a red cat"))
+        == "a photo of a red cat"
+    )
+    assert (
+        word_outliers(
+            start.first_logits(rows(3, 32)), start.vocabulary, ["cat"], skip=3, top=9
+        ).counts["made"]
+        > 0
+    )
     before = start.fingerprint
     trained = fit_decoder(tiny, coloured(), epochs=1, start=start, **QUIET)
     assert start.fingerprint == before != trained.fingerprint
     save_decoder(tmp_path / "own.safetensors", trained)
     assert load_decoder(tmp_path / "own.safetensors", tiny).fingerprint == trained.fingerprint
     state = {f"module.{name}": tensor for name, tensor in trained.model.state_dict().items()}
-    torch.save({"net": state | {"module.bert.embeddings.position_ids": torch.arange(40)[None]}, "epoch": 3}, tmp_path / "trained.pt")
+    torch.save(
+        {
+            "net": state | {"module.bert.embeddings.position_ids": torch.arange(40)[None]},
+            "epoch": 3,
+        },
+        tmp_path / "trained.pt",
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again = load_decoder(published, weights=tmp_path / "trained.pt")
@@ -194,7 +272,10 @@ def test_what_is_wrong_with_published_files(published, tmp_path):
     [
         (torch.zeros(3, 5), r"\[N, 8\]"),
         (torch.zeros(8), r"\[N, 8\]"),
-        (torch.tensor([[0.0] * 8, [math.nan] * 8, [math.inf] * 8]), "2 of 3 rows of features are not finite, first number 1"),
+        (
+            torch.tensor([[0.0] * 8, [math.nan] * 8, [math.inf] * 8]),
+            "2 of 3 rows of features are not finite, first number 1",
+        ),
     ],
 )
 def test_features_that_do_not_fit(decoder, features, message):
@@ -259,12 +340,22 @@ def test_training_refuses_before_it_works(tiny, decoder, tmp_path):
 
 def test_pictures_that_cannot_be_read_are_left_out_of_training(tiny):
     with pytest.warns(UserWarning, match="1 of 12 pictures"):
-        decoder = fit_decoder(tiny, coloured(unreadable=(5,), name="broken"), epochs=1, min_count=1, layers=1, **QUIET)
+        decoder = fit_decoder(
+            tiny, coloured(unreadable=(5,), name="broken"), epochs=1, min_count=1, layers=1, **QUIET
+        )
     assert decoder.settings["pairs"] == 11
 
 
 def test_captions_that_are_longer_than_the_decoder_are_cut(tiny):
-    decoder = fit_decoder(tiny, coloured(captions="a {} " + "very " * 90 + "long wall"), epochs=1, min_count=1, layers=1, positions=10, **QUIET)
+    decoder = fit_decoder(
+        tiny,
+        coloured(captions="a {} " + "very " * 90 + "long wall"),
+        epochs=1,
+        min_count=1,
+        layers=1,
+        positions=10,
+        **QUIET,
+    )
     assert math.isfinite(decoder.history[0]["loss"])
 
 
@@ -274,7 +365,9 @@ def test_files_that_are_no_decoder(tmp_path, tiny):
     (tmp_path / "text.safetensors").write_text("nothing")
     with pytest.raises(ValueError, match="holds no decoder"):
         load_decoder(tmp_path / "text.safetensors")
-    save_decoder(tmp_path / "other.safetensors", make_decoder(8, learn_words(["a b"], 1), layers=1, heads=1))
+    save_decoder(
+        tmp_path / "other.safetensors", make_decoder(8, learn_words(["a b"], 1), layers=1, heads=1)
+    )
     with pytest.raises(ValueError, match="another backbone"):
         load_decoder(tmp_path / "other.safetensors", tiny)
 
@@ -297,36 +390,109 @@ def test_without_the_extra(monkeypatch):
 def small_tokenizer(words, **special):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **special)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", **special
+    )
 
 
-VISION = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, image_size=24, patch_size=8)
+VISION = dict(
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=1,
+    image_size=24,
+    patch_size=8,
+)
 
 
 @pytest.fixture(scope="module")
 def blip_folder(tmp_path_factory):
-    folder, words = tmp_path_factory.mktemp("blip"), ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "photo", "of", "cat", "dog", "grass"]
-    text = dict(vocab_size=len(words), hidden_size=16, encoder_hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=24, bos_token_id=2, eos_token_id=3, sep_token_id=3, pad_token_id=0)
+    folder, words = (
+        tmp_path_factory.mktemp("blip"),
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "photo", "of", "cat", "dog", "grass"],
+    )
+    text = dict(
+        vocab_size=len(words),
+        hidden_size=16,
+        encoder_hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=24,
+        bos_token_id=2,
+        eos_token_id=3,
+        sep_token_id=3,
+        pad_token_id=0,
+    )
     torch.manual_seed(0)
-    transformers.BlipForConditionalGeneration(transformers.BlipConfig(text_config=text, vision_config=VISION, image_text_hidden_size=8)).save_pretrained(folder)
-    transformers.BlipProcessor(transformers.BlipImageProcessor(size={"height": 24, "width": 24}), transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})).save_pretrained(folder)
+    transformers.BlipForConditionalGeneration(
+        transformers.BlipConfig(text_config=text, vision_config=VISION, image_text_hidden_size=8)
+    ).save_pretrained(folder)
+    transformers.BlipProcessor(
+        transformers.BlipImageProcessor(size={"height": 24, "width": 24}),
+        transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}),
+    ).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def blip2_folder(tmp_path_factory):
-    folder, words = tmp_path_factory.mktemp("blip2"), ["<pad>", "</s>", "<unk>", "<image>", "a", "photo", "of", "cat", "dog", "grass"]
-    text = transformers.OPTConfig(tie_word_embeddings=False, vocab_size=len(words), hidden_size=16, word_embed_proj_dim=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=40, bos_token_id=1, eos_token_id=1, pad_token_id=0)
-    qformer = dict(vocab_size=12, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, encoder_hidden_size=16, max_position_embeddings=16)
-    config = transformers.Blip2Config(vision_config=VISION, qformer_config=qformer, text_config=text.to_dict(), num_query_tokens=2, image_token_index=3, tie_word_embeddings=False)
+    folder, words = (
+        tmp_path_factory.mktemp("blip2"),
+        ["<pad>", "</s>", "<unk>", "<image>", "a", "photo", "of", "cat", "dog", "grass"],
+    )
+    text = transformers.OPTConfig(
+        tie_word_embeddings=False,
+        vocab_size=len(words),
+        hidden_size=16,
+        word_embed_proj_dim=16,
+        ffn_dim=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=40,
+        bos_token_id=1,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    qformer = dict(
+        vocab_size=12,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        encoder_hidden_size=16,
+        max_position_embeddings=16,
+    )
+    config = transformers.Blip2Config(
+        vision_config=VISION,
+        qformer_config=qformer,
+        text_config=text.to_dict(),
+        num_query_tokens=2,
+        image_token_index=3,
+        tie_word_embeddings=False,
+    )
     torch.manual_seed(0)
     model = transformers.Blip2ForConditionalGeneration(config)
-    model.language_model.lm_head.weight = torch.nn.Parameter(torch.randn(len(words), 16) * (torch.arange(len(words)) > 3)[:, None])
+    model.language_model.lm_head.weight = torch.nn.Parameter(
+        torch.randn(len(words), 16) * (torch.arange(len(words)) > 3)[:, None]
+    )
     model.save_pretrained(folder)
-    tokenizer = small_tokenizer(words, pad_token="<pad>", bos_token="</s>", eos_token="</s>", additional_special_tokens=["<image>"])
-    transformers.Blip2Processor(transformers.BlipImageProcessor(size={"height": 24, "width": 24}), tokenizer, num_query_tokens=2).save_pretrained(folder)
+    tokenizer = small_tokenizer(
+        words,
+        pad_token="<pad>",
+        bos_token="</s>",
+        eos_token="</s>",
+        additional_special_tokens=["<image>"],
+    )
+    transformers.Blip2Processor(
+        transformers.BlipImageProcessor(size={"height": 24, "width": 24}),
+        tokenizer,
+        num_query_tokens=2,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -336,7 +502,9 @@ def test_captioners_write_one_text_per_picture(which, request, tmp_path):
     model = load_captioner(folder, device="cpu", max_tokens=6)
     walls = coloured(5)
     texts = caption_images(model, walls, batch_size=2, cache=tmp_path, progress=False)
-    assert len(texts) == 5 and all(text == text.strip() and "<" not in text and "[" not in text for text in texts)
+    assert len(texts) == 5 and all(
+        text == text.strip() and "<" not in text and "[" not in text for text in texts
+    )
     assert all(len(text.split()) <= 6 for text in texts) and any(texts)
     assert texts == caption_images(model, walls, batch_size=3, cache=False, progress=False)
     model.write = None
@@ -351,13 +519,30 @@ def test_captions_that_were_kept_and_damaged_are_written_again(blip_folder, tmp_
     parts[0].write_text('{"0.png": "a ca')
     with pytest.warns(UserWarning, match="damaged and written again"):
         assert caption_images(model, walls, cache=tmp_path, progress=False, chunk=2) == texts
-    assert caption_images(load_captioner(blip_folder, device="cpu", max_tokens=1), walls, cache=tmp_path, progress=False) != texts
+    assert (
+        caption_images(
+            load_captioner(blip_folder, device="cpu", max_tokens=1),
+            walls,
+            cache=tmp_path,
+            progress=False,
+        )
+        != texts
+    )
 
 
 def test_pictures_without_a_caption_are_counted(blip_folder, tiny, tmp_path):
-    broken, decoder = coloured(4, unreadable=(1,), name="with a broken one"), make_decoder(tiny.embed_dim, 60, layers=1, heads=2, positions=24)
-    for model in (load_captioner(blip_folder, device="cpu"), DecoderCaptioner(tiny, decoder, tries=2)):
-        with pytest.warns(UserWarning, match="1 of 4 pictures of with a broken one could not be read and have no caption"):
+    broken, decoder = (
+        coloured(4, unreadable=(1,), name="with a broken one"),
+        make_decoder(tiny.embed_dim, 60, layers=1, heads=2, positions=24),
+    )
+    for model in (
+        load_captioner(blip_folder, device="cpu"),
+        DecoderCaptioner(tiny, decoder, tries=2),
+    ):
+        with pytest.warns(
+            UserWarning,
+            match="1 of 4 pictures of with a broken one could not be read and have no caption",
+        ):
             texts = caption_images(model, broken, cache=tmp_path, progress=False)
         assert texts[1] == "" and len(texts) == 4
 
@@ -386,6 +571,8 @@ def test_captioners_that_are_refused(blip_folder, tiny, decoder, tmp_path):
 
 
 def test_a_blip_for_another_task_is_refused(blip_folder, tmp_path):
-    transformers.BlipForImageTextRetrieval(transformers.BlipConfig.from_pretrained(blip_folder)).save_pretrained(tmp_path)
+    transformers.BlipForImageTextRetrieval(
+        transformers.BlipConfig.from_pretrained(blip_folder)
+    ).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not one that writes captions"):
         load_captioner(tmp_path)

@@ -27,21 +27,32 @@ def test_every_public_name_is_in_the_reference(tool):
     found = tool("public_names").read_package(ROOT / "oodnb")
     for path in sorted((ROOT / "oodnb").rglob("*.py")):
         tree = ast.parse(path.read_text("utf-8"))
-        listed = [ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
+        listed = [
+            ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        ]
         if listed and not path.name.startswith("_"):
             name = ".".join(("oodnb", *path.relative_to(ROOT / "oodnb").with_suffix("").parts))
             assert {entry.name for entry in found[name].entries} == set(listed[0]), name
-            assert all(entry.home in found for entry in found[name].entries if entry.kind == "elsewhere"), name
+            assert all(
+                entry.home in found for entry in found[name].entries if entry.kind == "elsewhere"
+            ), name
 
 
-@pytest.mark.parametrize("name", ["metrics", "scores", "detectors", "ground.places", "measure.class_statistics", "methods.toe"])
+@pytest.mark.parametrize(
+    "name",
+    ["metrics", "scores", "detectors", "ground.places", "measure.class_statistics", "methods.toe"],
+)
 def test_parameters_are_those_of_the_functions(tool, name):
     documented = tool("public_names").read_package(ROOT / "oodnb")[f"oodnb.{name}"]
     module = importlib.import_module(f"oodnb.{name}")
     for entry in documented.entries:
         if entry.kind == "function":
             names = [part.lstrip("*") for row in entry.rows for part in row[0].split(", ")]
-            assert names == list(inspect.signature(getattr(module, entry.name)).parameters), entry.name
+            assert names == list(inspect.signature(getattr(module, entry.name)).parameters), (
+                entry.name
+            )
 
 
 SOURCE = '''"""Scores of pictures."""
@@ -88,27 +99,46 @@ class Line:
 
 @pytest.fixture(scope="module")
 def small(tool):
-    return {entry.name: entry for entry in tool("public_names").read_module("oodnb.small", SOURCE).entries}
+    return {
+        entry.name: entry
+        for entry in tool("public_names").read_module("oodnb.small", SOURCE).entries
+    }
 
 
 def test_comments_become_the_parameter_table(small):
     between = small["between"]
     assert between.signature == "between(low, high, *, strict: bool = False, **more) -> list"
-    assert between.rows == [("low, high", "", "", "both ends [N]"), ("strict", "bool", "False", "whether ends count"), ("**more", "", "", "passed on")]
+    assert between.rows == [
+        ("low, high", "", "", "both ends [N]"),
+        ("strict", "bool", "False", "whether ends count"),
+        ("**more", "", "", "passed on"),
+    ]
     assert between.returns == ("list", "what lies between") and between.cell == "cell0003"
-    assert small["short"].rows == [("x", "", "", ""), ("y", "", "1", "")] and small["short"].returns == ("", "their sum")
+    assert small["short"].rows == [("x", "", "", ""), ("y", "", "1", "")] and small[
+        "short"
+    ].returns == ("", "their sum")
 
 
 def test_classes_and_values(small):
     line = small["Line"]
-    assert line.signature == "Line(value: float)" and line.rows == [("value", "float", "", "where it is")]
-    assert [(m.name, m.kind, m.doc) for m in line.members] == [("twice", "property", "Two times."), ("decide", "method", "Which side?")]
-    assert line.members[1].signature == "Line.decide(score)" and line.members[1].returns == ("", "True above")
+    assert line.signature == "Line(value: float)" and line.rows == [
+        ("value", "float", "", "where it is")
+    ]
+    assert [(m.name, m.kind, m.doc) for m in line.members] == [
+        ("twice", "property", "Two times."),
+        ("decide", "method", "Which side?"),
+    ]
+    assert line.members[1].signature == "Line.decide(score)" and line.members[1].returns == (
+        "",
+        "True above",
+    )
     assert (small["LIMIT"].signature, small["LIMIT"].doc) == ("LIMIT = 3", "at most")
 
 
 def cell(number, source, kind="code", **more):
-    body = dict(cell_type=kind, id=f"cell{number:04}", metadata={}, source=source.splitlines(keepends=True))
+    body = dict(
+        cell_type=kind, id=f"cell{number:04}", metadata={}, source=source.splitlines(keepends=True)
+    )
     return body | (dict(execution_count=None, outputs=[]) if kind == "code" else {}) | more
 
 
@@ -120,17 +150,29 @@ def write(path, *cells):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """A project of three notebooks and one module, and the site made of it."""
-    pytest.importorskip("latex2mathml", reason="no latex2mathml in this environment; pip install 'oodnb[docs]' brings it")
+    pytest.importorskip(
+        "latex2mathml",
+        reason="no latex2mathml in this environment; pip install 'oodnb[docs]' brings it",
+    )
     root = tmp_path_factory.mktemp("project")
     pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-    shown = [dict(output_type="execute_result", data={"text/plain": ["<Figure>"], "image/png": pixel}), dict(output_type="stream", name="stdout", text=["1 < 2\n"])]
-    (root / "README.md").write_text("# oodnb\n\n> Small.\n\n[library](nbs/1_measure) [small](nbs/1_measure/10_small.ipynb#the-line) [index](nbs/index.ipynb)\n\n<img src=\"figures/paper_plot.png\">\n")
+    shown = [
+        dict(output_type="execute_result", data={"text/plain": ["<Figure>"], "image/png": pixel}),
+        dict(output_type="stream", name="stdout", text=["1 < 2\n"]),
+    ]
+    (root / "README.md").write_text(
+        '# oodnb\n\n> Small.\n\n[library](nbs/1_measure) [small](nbs/1_measure/10_small.ipynb#the-line) [index](nbs/index.ipynb)\n\n<img src="figures/paper_plot.png">\n'
+    )
     (root / "oodnb").mkdir()
     (root / "oodnb" / "small.py").write_text(SOURCE)
     write(
         root / "nbs/1_measure/10_small.ipynb",
         cell(0, "#| default_exp small"),
-        cell(1, "# small\n\n> Few words.\n\nIt has `between` and `short(1)`, `oodnb.small`, and costs $5.", "markdown"),
+        cell(
+            1,
+            "# small\n\n> Few words.\n\nIt has `between` and `short(1)`, `oodnb.small`, and costs $5.",
+            "markdown",
+        ),
         cell(5, "## The line", "markdown"),
         cell(6, "Above it: $$\\frac{1}{2} \\bigl\\lVert x' \\bigr\\rVert$$", "markdown"),
         cell(2, "#| export\nLIMIT = 3"),
@@ -138,8 +180,20 @@ def site(tmp_path_factory):
         cell(4, "#| export\nclass Line: ...", outputs=shown),
         cell(7, "#| hide\nsecret = 1"),
     )
-    write(root / "nbs/tutorials/1_first.ipynb", cell(0, "# First\n\n> Begin here.\n\n| a | b |\n|---|--:|\n| 1 | $k$ |\n\n[data](../../data/rows.csv)", "markdown"))
-    write(root / "nbs/papers/paper.ipynb", cell(0, "# paper\n\n> A table.", "markdown"), cell(1, "scale: str = 'mini'", metadata=dict(tags=["parameters"])), cell(2, "import os\nprint(os.sep)"))
+    write(
+        root / "nbs/tutorials/1_first.ipynb",
+        cell(
+            0,
+            "# First\n\n> Begin here.\n\n| a | b |\n|---|--:|\n| 1 | $k$ |\n\n[data](../../data/rows.csv)",
+            "markdown",
+        ),
+    )
+    write(
+        root / "nbs/papers/paper.ipynb",
+        cell(0, "# paper\n\n> A table.", "markdown"),
+        cell(1, "scale: str = 'mini'", metadata=dict(tags=["parameters"])),
+        cell(2, "import os\nprint(os.sep)"),
+    )
     for name in ("figures/paper_plot.png", "data/rows.csv"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(b"x")
@@ -149,22 +203,48 @@ def site(tmp_path_factory):
 
 def test_all_pages_are_there_and_linked(site):
     made = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
-    assert made == {"index.html", "contents.html", "nbs/1_measure/10_small.html", "nbs/tutorials/1_first.html", "nbs/papers/paper.html", "api/index.html", "api/oodnb.small.html"}
+    assert made == {
+        "index.html",
+        "contents.html",
+        "nbs/1_measure/10_small.html",
+        "nbs/tutorials/1_first.html",
+        "nbs/papers/paper.html",
+        "api/index.html",
+        "api/oodnb.small.html",
+    }
     assert list(links.check_site(site)) == []
 
 
 def test_a_page_of_a_chapter(site):
     page = (site / "nbs/1_measure/10_small.html").read_text()
-    assert page.count("<math ") == 1 and "<mfrac>" in page and "lVert" not in page.split("</math>")[0].rsplit(">", 1)[-1]
-    assert 'href="../../api/oodnb.small.html#between"' in page and 'id="cell-cell0003"' in page and 'id="the-line"' in page
+    assert (
+        page.count("<math ") == 1
+        and "<mfrac>" in page
+        and "lVert" not in page.split("</math>")[0].rsplit(">", 1)[-1]
+    )
+    assert (
+        'href="../../api/oodnb.small.html#between"' in page
+        and 'id="cell-cell0003"' in page
+        and 'id="the-line"' in page
+    )
     assert "default_exp" not in page and "secret" not in page and "costs $5" in page
-    assert (site / "nbs/1_measure/10_small_files/10_small_1.png").stat().st_size > 50 and "1 &lt; 2" in page
-    assert "<td" in (site / "nbs/tutorials/1_first.html").read_text() and (site / "data/rows.csv").is_file()
+    assert (
+        site / "nbs/1_measure/10_small_files/10_small_1.png"
+    ).stat().st_size > 50 and "1 &lt; 2" in page
+    assert (
+        "<td" in (site / "nbs/tutorials/1_first.html").read_text()
+        and (site / "data/rows.csv").is_file()
+    )
 
 
 def test_the_reference_page(site):
     page = (site / "api/oodnb.small.html").read_text()
-    assert 'id="between"' in page and 'id="Line.decide"' in page and "both ends [N]" in page and "<mfrac>" in page
+    assert (
+        'id="between"' in page
+        and 'id="Line.decide"' in page
+        and "both ends [N]" in page
+        and "<mfrac>" in page
+    )
     assert "../nbs/1_measure/10_small.html#cell-cell0003" in page
 
 
@@ -180,7 +260,12 @@ def test_accepted_rows_stand_on_the_page(tool):
 
     blocks = report_blocks(collect_results(["zeroshot_imagenet"], accepted=True))
     page = tool("notebooks").rows_as_html(blocks, lambda text: text)
-    assert page.count("<table>") >= 1 and "max_logit" in page and "±" in page and "What differs" not in page
+    assert (
+        page.count("<table>") >= 1
+        and "max_logit" in page
+        and "±" in page
+        and "What differs" not in page
+    )
 
 
 def test_search_finds_names_and_prose(site):
@@ -191,5 +276,13 @@ def test_search_finds_names_and_prose(site):
 
 def test_a_folder_of_something_else_is_not_overwritten(site, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
-    done = subprocess.run([sys.executable, str(DOCS), str(tmp_path), "--root", str(site.parents[1])], capture_output=True, text=True)
-    assert done.returncode == 2 and "holds something else" in done.stderr and (tmp_path / "precious.txt").is_file()
+    done = subprocess.run(
+        [sys.executable, str(DOCS), str(tmp_path), "--root", str(site.parents[1])],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 2
+        and "holds something else" in done.stderr
+        and (tmp_path / "precious.txt").is_file()
+    )

@@ -41,7 +41,13 @@ def test_in_one_go(web, tmp_path):
 def test_every_cut_is_gone_on_from(web, tmp_path):
     web.most = 70_000
     get(web, tmp_path, checksums=[MD5], tries=2)
-    assert [asked for _, asked in web.asked] == [None, "bytes=70000-", "bytes=140000-", "bytes=210000-", "bytes=280000-"]
+    assert [asked for _, asked in web.asked] == [
+        None,
+        "bytes=70000-",
+        "bytes=140000-",
+        "bytes=210000-",
+        "bytes=280000-",
+    ]
 
 
 def test_a_later_command_goes_on(web, tmp_path):
@@ -54,7 +60,9 @@ def test_a_later_command_goes_on(web, tmp_path):
     assert web.asked[-1][1] == "bytes=100000-" and names(tmp_path) == ["set.bin"]
 
 
-@pytest.mark.parametrize("change", [{"ranges": False}, {"version": '"2"'}, {"version": None}, {"version": 'W/"1"'}])
+@pytest.mark.parametrize(
+    "change", [{"ranges": False}, {"version": '"2"'}, {"version": None}, {"version": 'W/"1"'}]
+)
 def test_parts_of_two_files_are_never_joined(web, tmp_path, change):
     web.most = 100_000
     with pytest.raises(ConnectionError):
@@ -120,8 +128,11 @@ def test_redirections(web, tmp_path):
     download(web.address.replace("/set.bin", "/moved"), tmp_path / "set.bin", progress=False)
     from oodnb.data.download import _NeverWeaker
     from urllib.request import Request
+
     with pytest.raises(ConnectionError, match="is not encrypted"):
-        _NeverWeaker().redirect_request(Request("https://example.org/a"), None, 302, "", {}, "http://example.org/a")
+        _NeverWeaker().redirect_request(
+            Request("https://example.org/a"), None, 302, "", {}, "http://example.org/a"
+        )
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.org/a", "/etc/passwd", ""])
@@ -131,7 +142,9 @@ def test_only_the_web_is_fetched(tmp_path, url):
 
 
 def test_full_disk(web, tmp_path, monkeypatch):
-    monkeypatch.setattr("oodnb.data.download.shutil.disk_usage", lambda path: type("Free", (), {"free": 1000}))
+    monkeypatch.setattr(
+        "oodnb.data.download.shutil.disk_usage", lambda path: type("Free", (), {"free": 1000})
+    )
     with pytest.raises(OSError, match="needs 300,000 more bytes .* has 1,000 left"):
         get(web, tmp_path)
     assert "set.bin" not in names(tmp_path)

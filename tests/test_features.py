@@ -30,11 +30,17 @@ def pictures(*args, **options):
 def run(cache, pause):
     """extract() in another process, which prints how many pictures it encoded."""
     command = [sys.executable, str(Path(little.__file__)), str(cache), str(pause)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
 
 
 def contents(cache):
-    return {path.relative_to(cache).as_posix(): path.read_bytes() for path in sorted(Path(cache).rglob("*")) if path.is_file() and path.suffix != ".lock"}
+    return {
+        path.relative_to(cache).as_posix(): path.read_bytes()
+        for path in sorted(Path(cache).rglob("*"))
+        if path.is_file() and path.suffix != ".lock"
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +63,12 @@ def test_killed_run_resumes_and_ends_with_the_same_bytes(tmp_path):
     assert 0 < eye.seen < 50
     extract(Eye(), pictures(), tmp_path / "whole", batch_size=4, local=True)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert {name.split("/")[1] for name in contents(tmp_path / "whole")} == {"global.json", "global.safetensors", "local.json", "local.safetensors"}
+    assert {name.split("/")[1] for name in contents(tmp_path / "whole")} == {
+        "global.json",
+        "global.safetensors",
+        "local.json",
+        "local.safetensors",
+    }
 
 
 def test_two_processes_share_the_work(tmp_path):
@@ -73,26 +84,42 @@ def test_damaged_cache_is_named_set_aside_and_made_again(tmp_path, harm, kind):
     good = extract(Eye(), pictures(), False, local=True)
     path, described = folder / f"{kind}.safetensors", folder / f"{kind}.json"
     data = path.read_bytes()
-    if harm == "flip": path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
-    if harm == "cut": path.write_bytes(data[:-3])
-    if harm == "empty": path.write_bytes(b"")
-    if harm == "json": described.write_text("[]")
-    if harm == "json cut": described.write_text(described.read_text()[:100])
-    if harm == "other key": described.write_text(json.dumps(json.loads(described.read_text()) | {"key": "0" * 16}))
-    if harm == "gone": path.unlink()
+    if harm == "flip":
+        path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+    if harm == "cut":
+        path.write_bytes(data[:-3])
+    if harm == "empty":
+        path.write_bytes(b"")
+    if harm == "json":
+        described.write_text("[]")
+    if harm == "json cut":
+        described.write_text(described.read_text()[:100])
+    if harm == "other key":
+        described.write_text(json.dumps(json.loads(described.read_text()) | {"key": "0" * 16}))
+    if harm == "gone":
+        path.unlink()
     eye = Eye()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         again = extract(eye, pictures(), tmp_path, local=True)
-    assert eye.seen == 50 and torch.equal(again.local_features, good.local_features) and path.read_bytes() == data
+    assert (
+        eye.seen == 50
+        and torch.equal(again.local_features, good.local_features)
+        and path.read_bytes() == data
+    )
     said = [str(w.message) for w in caught]
-    assert said == [] if harm == "gone" else (len(said) == 1 and str(path) in said[0] and (folder / f"{kind}.damaged").exists())
+    assert (
+        said == []
+        if harm == "gone"
+        else (len(said) == 1 and str(path) in said[0] and (folder / f"{kind}.damaged").exists())
+    )
 
 
 def test_damaged_part_is_made_again(tmp_path):
     class Stops(Eye):
         def encode_images(self, pixels, local=False):
-            if self.seen >= 40: raise KeyboardInterrupt
+            if self.seen >= 40:
+                raise KeyboardInterrupt
             return super().encode_images(pixels, local)
 
     with pytest.raises(KeyboardInterrupt):
@@ -103,7 +130,9 @@ def test_damaged_part_is_made_again(tmp_path):
     eye = Eye()
     result = extract(eye, pictures(), tmp_path, batch_size=4, chunk=8)
     assert eye.seen == 50 - 16
-    assert torch.equal(result.image_features, extract(Eye(), pictures(), False, batch_size=4).image_features)
+    assert torch.equal(
+        result.image_features, extract(Eye(), pictures(), False, batch_size=4).image_features
+    )
 
 
 def test_unreadable_pictures_are_counted_named_and_listed(tmp_path):
@@ -111,8 +140,14 @@ def test_unreadable_pictures_are_counted_named_and_listed(tmp_path):
     with pytest.warns(UserWarning, match="2 of 50 pictures of squares could not be read: 003.png"):
         features = extract(Eye(), dataset, tmp_path, batch_size=4)
     assert len(features) == 48 and "003.png" not in features.ids and features.labels[3] == 4
-    assert features.skipped == [("003.png", "OSError: disk error at 3"), ("049.png", "OSError: disk error at 49")]
-    assert [entry["id"] for entry in json.loads((Path(features.about["path"]) / "quarantine.json").read_text())] == ["003.png", "049.png"]
+    assert features.skipped == [
+        ("003.png", "OSError: disk error at 3"),
+        ("049.png", "OSError: disk error at 49"),
+    ]
+    assert [
+        entry["id"]
+        for entry in json.loads((Path(features.about["path"]) / "quarantine.json").read_text())
+    ] == ["003.png", "049.png"]
     with pytest.warns(UserWarning, match="2 of 50"):
         assert extract(Eye(), dataset, tmp_path).about["source"] == "cache"
     with pytest.raises(RuntimeError, match="003.png"):
@@ -122,8 +157,13 @@ def test_unreadable_pictures_are_counted_named_and_listed(tmp_path):
 
 
 def test_all_pictures_unreadable(tmp_path):
-    for features in (lambda: extract(Eye(), pictures(4, range(4)), tmp_path), lambda: list(stream(Eye(), pictures(4, range(4)), False))):
-        with pytest.raises(ValueError, match="4 of 4 pictures of squares could not be read: 000.png"):
+    for features in (
+        lambda: extract(Eye(), pictures(4, range(4)), tmp_path),
+        lambda: list(stream(Eye(), pictures(4, range(4)), False)),
+    ):
+        with pytest.raises(
+            ValueError, match="4 of 4 pictures of squares could not be read: 000.png"
+        ):
             features()
 
 
@@ -138,12 +178,19 @@ def test_stream_gives_the_same_rows_and_the_whole_list_of_skipped(tmp_path, brok
     assert [name for chunk in chunks for name in chunk.ids] == whole.ids
     assert [pair for chunk in chunks for pair in chunk.skipped] == whole.skipped
     assert torch.equal(torch.cat([chunk.image_features for chunk in chunks]), whole.image_features)
-    torch.testing.assert_close(torch.cat([chunk.local_features for chunk in chunks]), whole.local_features)
+    torch.testing.assert_close(
+        torch.cat([chunk.local_features for chunk in chunks]), whole.local_features
+    )
 
 
 def test_stream_takes_global_features_from_the_cache(tmp_path):
     known = extract(Eye(), pictures(), tmp_path, batch_size=50)
-    streamed = torch.cat([chunk.image_features for chunk in stream(Eye(), pictures(), tmp_path, batch_size=7, keep_bytes=0)])
+    streamed = torch.cat(
+        [
+            chunk.image_features
+            for chunk in stream(Eye(), pictures(), tmp_path, batch_size=7, keep_bytes=0)
+        ]
+    )
     assert torch.equal(streamed, known.image_features)
 
 
@@ -164,7 +211,10 @@ def test_nothing_is_written_without_a_cache(tmp_path):
 
 def test_folder_that_cannot_be_written(tmp_path, monkeypatch):
     extract(Eye(), pictures(4))
-    def refuse(*args, **kwargs): raise PermissionError(13, "Permission denied")
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
     monkeypatch.setattr("oodnb.pipeline.cache.tempfile.TemporaryFile", refuse)
     assert extract(Eye(), pictures(4)).about["source"] == "cache"
     with pytest.warns(UserWarning, match="computed and not kept"):
@@ -185,7 +235,8 @@ def test_features_that_are_not_finite_are_named(tmp_path):
 
 
 def test_interrupted_stream_leaves_no_entry(tmp_path):
-    for chunk in stream(Eye(), pictures(), tmp_path, batch_size=4, keep_bytes=0): break
+    for chunk in stream(Eye(), pictures(), tmp_path, batch_size=4, keep_bytes=0):
+        break
     assert len(cache_info(tmp_path)) == 0
     assert extract(Eye(), pictures(), tmp_path).about["source"] == "computed"
 
@@ -197,7 +248,9 @@ def test_clear_cache_chooses_and_leaves_others_alone(tmp_path):
     assert clear_cache("circles", cache=tmp_path) > 0
     assert list(cache_info(tmp_path).dataset) == ["squares"]
     clear_cache(cache=tmp_path)
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "home"] == ["mine"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "home"] == [
+        "mine"
+    ]
 
 
 def test_cleared_cache_does_not_pull_local_features_away(tmp_path):

@@ -27,20 +27,35 @@ def together(tiny, words):
 
 
 def test_one_choice_at_a_time(together):
-    assert [(len(d.outliers), d.trained["focal"], d.trained["seed"]) for d in together] == [(n, g, s) for n, g in ((2, 1.0), (2, 0.0), (2, 2.0), (5, 1.0)) for s in (1, 2)]
+    assert [(len(d.outliers), d.trained["focal"], d.trained["seed"]) for d in together] == [
+        (n, g, s) for n, g in ((2, 1.0), (2, 0.0), (2, 2.0), (5, 1.0)) for s in (1, 2)
+    ]
 
 
 @pytest.mark.parametrize("number", [0, 3, 7])
 def test_a_run_of_a_batch_is_the_run_alone(tiny, words, together, number):
     run = together[number]
-    alone = hftt.fit_hftt(tiny, ["dog", "oak tree"], words, run.trained["seed"], outliers=len(run.outliers), focal=run.trained["focal"], **SMALL)
+    alone = hftt.fit_hftt(
+        tiny,
+        ["dog", "oak tree"],
+        words,
+        run.trained["seed"],
+        outliers=len(run.outliers),
+        focal=run.trained["focal"],
+        **SMALL,
+    )
     torch.testing.assert_close(alone.outliers, run.outliers, rtol=1e-4, atol=1e-5)
 
 
 def test_stopped_and_taken_up(tiny, words, tmp_path):
-    fit = lambda **more: hftt.fit_hftt_runs(tiny, ["dog", "oak tree"], words, **CHOICES, **SMALL, epochs=2, **more)
+    fit = lambda **more: hftt.fit_hftt_runs(
+        tiny, ["dog", "oak tree"], words, **CHOICES, **SMALL, epochs=2, **more
+    )
     assert len(fit(folder=tmp_path, stop_after=1)[0].after_epoch) == 1
-    assert all(torch.equal(a.outliers, b.outliers) for a, b in zip(fit(folder=tmp_path), fit(), strict=True))
+    assert all(
+        torch.equal(a.outliers, b.outliers)
+        for a, b in zip(fit(folder=tmp_path), fit(), strict=True)
+    )
     with pytest.raises(ValueError, match="belongs to another training"):
         fit(folder=tmp_path, lr=0.5)
 
@@ -54,9 +69,18 @@ class Deaf:
         raise AssertionError("something was encoded")
 
 
-@pytest.mark.parametrize("wrong, error, message", [
-    ({"epoch": 2}, TypeError, "epoch"), ({"epochs": 0}, ValueError, "epochs is 0"), ({"lr": float("nan")}, ValueError, "lr is nan"), ({"batch_size": 1.5}, ValueError, "batch_size is 1.5"),
-    ({"temperature": 0.0}, ValueError, "temperature is 0.0"), ({"focal": [1.0, float("inf")]}, ValueError, "focal is"), ({"outliers": [10, 0]}, ValueError, "outliers is 0")])
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        ({"epoch": 2}, TypeError, "epoch"),
+        ({"epochs": 0}, ValueError, "epochs is 0"),
+        ({"lr": float("nan")}, ValueError, "lr is nan"),
+        ({"batch_size": 1.5}, ValueError, "batch_size is 1.5"),
+        ({"temperature": 0.0}, ValueError, "temperature is 0.0"),
+        ({"focal": [1.0, float("inf")]}, ValueError, "focal is"),
+        ({"outliers": [10, 0]}, ValueError, "outliers is 0"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:temperature is")
 def test_wrong_options_are_found_before_anything_is_encoded(wrong, error, message):
     with pytest.raises(error, match=message):

@@ -15,14 +15,23 @@ def test_the_sources_lead_somewhere():
 @pytest.fixture
 def project(tmp_path):
     (tmp_path / "nbs").mkdir()
-    (tmp_path / "README.md").write_text("# Top\n\n## Two words\n\n[here](nbs/a.ipynb) [there](#two-words) [out](https://example.org)\n")
-    write_notebook(tmp_path, "# A\n\n## `name` and [link](../README.md)\n\n[up](../README.md#two-words)")
+    (tmp_path / "README.md").write_text(
+        "# Top\n\n## Two words\n\n[here](nbs/a.ipynb) [there](#two-words) [out](https://example.org)\n"
+    )
+    write_notebook(
+        tmp_path, "# A\n\n## `name` and [link](../README.md)\n\n[up](../README.md#two-words)"
+    )
     return tmp_path.resolve()
 
 
 def write_notebook(project, *cells):
-    body = [dict(cell_type="markdown", id=str(k), metadata={}, source=text.splitlines(keepends=True)) for k, text in enumerate(cells)]
-    (project / "nbs" / "a.ipynb").write_text(json.dumps(dict(cells=body, metadata={}, nbformat=4, nbformat_minor=5)))
+    body = [
+        dict(cell_type="markdown", id=str(k), metadata={}, source=text.splitlines(keepends=True))
+        for k, text in enumerate(cells)
+    ]
+    (project / "nbs" / "a.ipynb").write_text(
+        json.dumps(dict(cells=body, metadata={}, nbformat=4, nbformat_minor=5))
+    )
 
 
 def test_good_links(project):
@@ -47,7 +56,18 @@ def test_dead_links(project, link, told):
     assert list(links.check_sources(project)) == [f"README.md: {told}"]
 
 
-@pytest.mark.parametrize("text", ["`[x](none.md)`", "```\n[x](none.md)\n```", "    [x](none.md)", "[x](nbs/a.ipynb#name-and-link)", "[x](<nbs/a.ipynb>)", "[x](nbs)", "[mail](mailto:a@b.c)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "`[x](none.md)`",
+        "```\n[x](none.md)\n```",
+        "    [x](none.md)",
+        "[x](nbs/a.ipynb#name-and-link)",
+        "[x](<nbs/a.ipynb>)",
+        "[x](nbs)",
+        "[mail](mailto:a@b.c)",
+    ],
+)
 def test_what_is_no_dead_link(project, text):
     (project / "README.md").write_text(f"# Top\n\n## Two words\n\n{text}\n")
     assert list(links.check_sources(project)) == []
@@ -65,7 +85,14 @@ def pages(folder, **bodies):
 
 
 def test_a_good_site(tmp_path):
-    assert pages(tmp_path, a='<h1 id="top">A</h1><a href="b.html#end">b</a><a href="#top">up</a><a href="https://example.org">out</a>', b='<p id="end"><img src="data:image/png;base64,AA=="></p>') == []
+    assert (
+        pages(
+            tmp_path,
+            a='<h1 id="top">A</h1><a href="b.html#end">b</a><a href="#top">up</a><a href="https://example.org">out</a>',
+            b='<p id="end"><img src="data:image/png;base64,AA=="></p>',
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +102,10 @@ def test_a_good_site(tmp_path):
         ('<img src="c.png">', "a.html: c.png leads to nothing"),
         ('<a href="b.html#none">b</a>', "a.html: b.html#none names an anchor that is not there"),
         ('<p id="x"></p><p id="x"></p>', "a.html: the anchor x is there twice"),
-        ('<script src="https://example.org/x.js"></script>', "a.html: loads https://example.org/x.js from the network"),
+        (
+            '<script src="https://example.org/x.js"></script>',
+            "a.html: loads https://example.org/x.js from the network",
+        ),
     ],
 )
 def test_a_bad_site(tmp_path, body, told):
@@ -84,8 +114,12 @@ def test_a_bad_site(tmp_path, body, told):
 
 def test_search_entries_are_links_too(tmp_path):
     (tmp_path / "assets").mkdir()
-    (tmp_path / "assets" / "search.js").write_text('window.searchIndex = [["a.html#top","A","",""],["a.html#none","A","",""]];\n')
-    assert pages(tmp_path, a='<h1 id="top">A</h1>') == ["assets/search.js: a.html#none leads to nothing"]
+    (tmp_path / "assets" / "search.js").write_text(
+        'window.searchIndex = [["a.html#top","A","",""],["a.html#none","A","",""]];\n'
+    )
+    assert pages(tmp_path, a='<h1 id="top">A</h1>') == [
+        "assets/search.js: a.html#none leads to nothing"
+    ]
 
 
 def test_an_empty_folder_is_no_site(tmp_path):

@@ -8,7 +8,15 @@ import torch
 
 from oodnb.backbones import load_backbone
 from oodnb.forget.synthetic_pictures import SyntheticPictures, ascent_step, synthesize_pictures
-from oodnb.methods.lip import LipSettings, fit_lip, lip_loss, lip_recipe, noisy_copies, steepest, train_lip
+from oodnb.methods.lip import (
+    LipSettings,
+    fit_lip,
+    lip_loss,
+    lip_recipe,
+    noisy_copies,
+    steepest,
+    train_lip,
+)
 from oodnb.towers import tiny_model
 
 NAMES = ["euphonium", "minaret", "platypus"]
@@ -25,17 +33,20 @@ def dreams(tiny):
     return synthesize_pictures(tiny, "platypus", NAMES, **SHORT)
 
 
-@pytest.mark.parametrize("name, names, message", [
-    ("platipus", NAMES, "'platipus' is none of the 3 classes. Did you mean"),
-    ("platypus", ["platypus"], "is the only class"),
-    ("platypus", [*NAMES, "platypus"], "2 classes are called 'platypus'"),
-    ("platypus", [*NAMES, "platypus_"], "2 classes are called 'platypus'"),
-    ("platypus", [], "list of class names is empty"),
-    ("platypus", ["platypus", " "], "is blank"),
-    (" ", NAMES, "is blank"),
-    (None, NAMES, "is a NoneType"),
-    ("platypus", "platypus", "is the single string"),
-])
+@pytest.mark.parametrize(
+    "name, names, message",
+    [
+        ("platipus", NAMES, "'platipus' is none of the 3 classes. Did you mean"),
+        ("platypus", ["platypus"], "is the only class"),
+        ("platypus", [*NAMES, "platypus"], "2 classes are called 'platypus'"),
+        ("platypus", [*NAMES, "platypus_"], "2 classes are called 'platypus'"),
+        ("platypus", [], "list of class names is empty"),
+        ("platypus", ["platypus", " "], "is blank"),
+        (" ", NAMES, "is blank"),
+        (None, NAMES, "is a NoneType"),
+        ("platypus", "platypus", "is the single string"),
+    ],
+)
 @pytest.mark.parametrize("call", [synthesize_pictures, fit_lip])
 def test_which_class(tiny, call, name, names, message):
     with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
@@ -44,25 +55,57 @@ def test_which_class(tiny, call, name, names, message):
 
 
 def test_names_that_differ_by_an_underscore_are_one(tiny):
-    assert synthesize_pictures(tiny, "platypus_", ["snow leopard", "platypus"], **SHORT).class_name == "platypus"
+    assert (
+        synthesize_pictures(tiny, "platypus_", ["snow leopard", "platypus"], **SHORT).class_name
+        == "platypus"
+    )
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(count=0), "count is 0"), (dict(max_steps=0), "max_steps 0"), (dict(max_attempts=0), "max_attempts 0"), (dict(batch_size=0), "batch_size 0"),
-    (dict(threshold=1.0), "threshold is 1.0"), (dict(threshold=0.3, lowest=0.5), "lowest 0.5"), (dict(drop=-0.1), "drop -0.1"), (dict(threshold=math.nan), "threshold is nan"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(count=0), "count is 0"),
+        (dict(max_steps=0), "max_steps 0"),
+        (dict(max_attempts=0), "max_attempts 0"),
+        (dict(batch_size=0), "batch_size 0"),
+        (dict(threshold=1.0), "threshold is 1.0"),
+        (dict(threshold=0.3, lowest=0.5), "lowest 0.5"),
+        (dict(drop=-0.1), "drop -0.1"),
+        (dict(threshold=math.nan), "threshold is nan"),
+    ],
+)
 def test_how_pictures_are_made(tiny, options, message):
     with pytest.raises(ValueError, match=message):
         synthesize_pictures(tiny, "platypus", NAMES, progress=False, **options)
 
 
 def test_pictures_that_are_never_recognised_are_told(tiny):
-    with pytest.raises(RuntimeError, match="No picture of 'platypus' was recognised in 2 attempts of 1 steps"):
-        synthesize_pictures(tiny, "platypus", NAMES, 3, threshold=0.9999, lowest=0.9999, max_steps=1, max_attempts=2, progress=False)
+    with pytest.raises(
+        RuntimeError, match="No picture of 'platypus' was recognised in 2 attempts of 1 steps"
+    ):
+        synthesize_pictures(
+            tiny,
+            "platypus",
+            NAMES,
+            3,
+            threshold=0.9999,
+            lowest=0.9999,
+            max_steps=1,
+            max_attempts=2,
+            progress=False,
+        )
     many = dict(count=6, drop=0.0, max_attempts=1, max_steps=2, progress=False)
-    sure = sorted(synthesize_pictures(tiny, "platypus", NAMES, threshold=0.01, lowest=0.01, **many).probabilities)
-    with pytest.warns(UserWarning, match="of 6 pictures of 'platypus' were not recognised in 1 attempts"):
-        some = synthesize_pictures(tiny, "platypus", NAMES, threshold=sure[-2], lowest=sure[-2], **many | {"max_steps": 1})
+    sure = sorted(
+        synthesize_pictures(
+            tiny, "platypus", NAMES, threshold=0.01, lowest=0.01, **many
+        ).probabilities
+    )
+    with pytest.warns(
+        UserWarning, match="of 6 pictures of 'platypus' were not recognised in 1 attempts"
+    ):
+        some = synthesize_pictures(
+            tiny, "platypus", NAMES, threshold=sure[-2], lowest=sure[-2], **many | {"max_steps": 1}
+        )
     assert some.given_up == 6 - len(some.pixels) > 0
 
 
@@ -86,7 +129,13 @@ def test_gradients_that_are_no_numbers():
 def test_pictures_of_one_colour():
     flat = torch.full((2, 3, 4, 4), 0.5)
     with pytest.raises(ValueError, match="Copy 0 of picture 0 is at a distance of 0 from it"):
-        lip_loss(torch.zeros(2, 5), torch.zeros(2, 5), torch.zeros(1, 2, 5), flat, noisy_copies(flat, torch.randn(1, 2, 3, 4, 4), 1.0))
+        lip_loss(
+            torch.zeros(2, 5),
+            torch.zeros(2, 5),
+            torch.zeros(1, 2, 5),
+            flat,
+            noisy_copies(flat, torch.randn(1, 2, 3, 4, 4), 1.0),
+        )
 
 
 def test_pictures_that_are_no_numbers():
@@ -100,14 +149,31 @@ def test_pictures_that_are_no_numbers():
 def test_weights_that_are_no_numbers():
     model = tiny_model("vit_a")
     model.visual.proj.data[0, 0] = math.inf
-    with pytest.raises(RuntimeError, match="Lip failed in epoch 0: the loss is (nan|inf) at level 0"):
-        train_lip(model, torch.rand(1, 3, 32, 32), torch.tensor([[49406, 320, 49407]]), lambda: 1.0, lambda epoch: [torch.randn(1, 3, 32, 32)])
+    with pytest.raises(
+        RuntimeError, match="Lip failed in epoch 0: the loss is (nan|inf) at level 0"
+    ):
+        train_lip(
+            model,
+            torch.rand(1, 3, 32, 32),
+            torch.tensor([[49406, 320, 49407]]),
+            lambda: 1.0,
+            lambda epoch: [torch.randn(1, 3, 32, 32)],
+        )
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(stds=(0.1,)), "1, 7 and 7 levels"), (dict(stds=(), image_tensors=(), text_tensors=()), "0, 0 and 0 levels"), (dict(stds=(0.0, 1, 1, 1, 1, 1, 1)), "noise must be above 0"),
-    (dict(image_tensors=(-1, 1, 1, 1, 1, 1, 1)), "not negative"), (dict(draws=0), "draws is 0"), (dict(stop=1.0), "stop 1.0"), (dict(lr=math.nan), "lr nan"), (dict(epochs=-1), "epochs -1"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(stds=(0.1,)), "1, 7 and 7 levels"),
+        (dict(stds=(), image_tensors=(), text_tensors=()), "0, 0 and 0 levels"),
+        (dict(stds=(0.0, 1, 1, 1, 1, 1, 1)), "noise must be above 0"),
+        (dict(image_tensors=(-1, 1, 1, 1, 1, 1, 1)), "not negative"),
+        (dict(draws=0), "draws is 0"),
+        (dict(stop=1.0), "stop 1.0"),
+        (dict(lr=math.nan), "lr nan"),
+        (dict(epochs=-1), "epochs -1"),
+    ],
+)
 def test_recipes(changes, message):
     with pytest.raises(ValueError, match=message):
         LipSettings(**changes)
@@ -116,7 +182,13 @@ def test_recipes(changes, message):
 def test_more_tensors_asked_for_than_there_are(tiny, dreams):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapted = fit_lip(tiny, "platypus", NAMES, lip_recipe(tiny, image_tensors=(999,) * 7, text_tensors=(999,) * 7, epochs=1, draws=1), dreams)
+        adapted = fit_lip(
+            tiny,
+            "platypus",
+            NAMES,
+            lip_recipe(tiny, image_tensors=(999,) * 7, text_tensors=(999,) * 7, epochs=1, draws=1),
+            dreams,
+        )
     assert adapted.about["history"][0]["tensors"] == 56
 
 
@@ -126,7 +198,10 @@ def test_a_name_that_does_not_fit(tiny):
 
 
 def test_what_is_not_forgotten_is_told(tiny, dreams):
-    with pytest.warns(UserWarning, match="Lip has not forgotten 'platypus': 100% of its own pictures are still recognised after 0 epochs"):
+    with pytest.warns(
+        UserWarning,
+        match="Lip has not forgotten 'platypus': 100% of its own pictures are still recognised after 0 epochs",
+    ):
         adapted = fit_lip(tiny, "platypus", NAMES, lip_recipe(tiny, epochs=0), dreams)
     assert not adapted.about["reached"] and adapted.fingerprint == tiny.fingerprint
 
@@ -136,7 +211,9 @@ def test_the_given_backbone_stays_as_it_is_in_half_precision_too(dreams):
     before = half.fingerprint
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapted = fit_lip(half, "platypus", NAMES, lip_recipe(half, epochs=2, draws=1, lr=1e-2), dreams)
+        adapted = fit_lip(
+            half, "platypus", NAMES, lip_recipe(half, epochs=2, draws=1, lr=1e-2), dreams
+        )
     assert (half.fingerprint, half.precision, adapted.precision) == (before, "bf16", "bf16")
     assert not any(p.requires_grad for p in [*half.model.parameters(), *adapted.model.parameters()])
 
@@ -144,6 +221,14 @@ def test_the_given_backbone_stays_as_it_is_in_half_precision_too(dreams):
 def test_dreams_of_another_class_or_size(tiny, dreams):
     with pytest.raises(ValueError, match="dreams are of 'platypus'"):
         fit_lip(tiny, "minaret", NAMES, dreams=dreams)
-    small = SyntheticPictures("platypus", dreams.pixels[..., :16, :16], dreams.shown, dreams.probabilities, dreams.steps, dreams.attempts, 0)
+    small = SyntheticPictures(
+        "platypus",
+        dreams.pixels[..., :16, :16],
+        dreams.shown,
+        dreams.probabilities,
+        dreams.steps,
+        dreams.attempts,
+        0,
+    )
     with pytest.raises(ValueError, match="encode_images takes a float tensor"):
         fit_lip(tiny, "platypus", NAMES, dreams=small)

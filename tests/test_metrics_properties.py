@@ -9,7 +9,16 @@ from scipy.stats import norm
 from scripts import load
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from oodnb.metrics import aupr, auroc, bootstrap_ci, bootstrap_samples, detection_intervals, detection_metrics, fpr_at_tpr, paired_test
+from oodnb.metrics import (
+    aupr,
+    auroc,
+    bootstrap_ci,
+    bootstrap_samples,
+    detection_intervals,
+    detection_metrics,
+    fpr_at_tpr,
+    paired_test,
+)
 
 steady = settings(max_examples=60, derandomize=True, deadline=None)
 levels = st.sampled_from([0.05, 0.3, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0])
@@ -41,7 +50,10 @@ def literal_fpr(id_scores, ood_scores, tpr, positive, rule):
     if rule == "at_least":
         return fpr[np.argmax(recall >= tpr)]
     first_full = np.argmax(recall == 1)
-    distance = [abs((both[labels == 1] >= t).sum() / (labels == 1).sum() - tpr) for t in thresholds[: first_full + 1]]
+    distance = [
+        abs((both[labels == 1] >= t).sum() / (labels == 1).sum() - tpr)
+        for t in thresholds[: first_full + 1]
+    ]
     best = first_full
     for j in range(first_full, -1, -1):
         if distance[j] < distance[best]:
@@ -59,20 +71,26 @@ def test_scikit_learn_agrees(pair):
     labels, both = as_labels(*pair)
     assert auroc(*pair) == pytest.approx(roc_auc_score(labels, both), abs=1e-12)
     assert aupr(*pair) == pytest.approx(average_precision_score(labels, both), abs=1e-12)
-    assert aupr(*pair, positive="ood") == pytest.approx(average_precision_score(1 - labels, -both), abs=1e-12)
+    assert aupr(*pair, positive="ood") == pytest.approx(
+        average_precision_score(1 - labels, -both), abs=1e-12
+    )
 
 
 @steady
 @given(scores, levels, st.sampled_from(["id", "ood"]))
 def test_interpolated_fpr_reads_scikit_learns_curve(pair, tpr, positive):
     fpr, recall, _ = roc_curve(*as_labels(*pair, positive), drop_intermediate=False)
-    assert fpr_at_tpr(*pair, tpr, positive, "interpolate") == pytest.approx(np.interp(tpr, recall, fpr), abs=1e-12)
+    assert fpr_at_tpr(*pair, tpr, positive, "interpolate") == pytest.approx(
+        np.interp(tpr, recall, fpr), abs=1e-12
+    )
 
 
 @steady
 @given(scores, levels, st.sampled_from(["id", "ood"]), st.sampled_from(["nearest", "at_least"]))
 def test_fpr_rules_word_by_word(pair, tpr, positive, rule):
-    assert fpr_at_tpr(*pair, tpr, positive, rule) == pytest.approx(literal_fpr(*pair, tpr, positive, rule), abs=1e-15)
+    assert fpr_at_tpr(*pair, tpr, positive, rule) == pytest.approx(
+        literal_fpr(*pair, tpr, positive, rule), abs=1e-15
+    )
 
 
 @steady
@@ -94,11 +112,21 @@ def test_affine_and_monotone_changes_do_not_matter(pair, slope, shift):
 @given(scores)
 def test_swapping_the_sides(pair):
     id_scores, ood_scores = pair
-    there, back = detection_metrics(id_scores, ood_scores), detection_metrics(-ood_scores, -id_scores)
+    there, back = (
+        detection_metrics(id_scores, ood_scores),
+        detection_metrics(-ood_scores, -id_scores),
+    )
     assert back["auroc"] == there["auroc"]
     assert (back["aupr_in"], back["aupr_out"]) == (there["aupr_out"], there["aupr_in"])
-    assert (back["fpr95_id_positive"], back["fpr95_ood_positive"]) == (there["fpr95_ood_positive"], there["fpr95_id_positive"])
-    assert (back["n_id"], back["n_ood"], back["ties"]) == (there["n_ood"], there["n_id"], there["ties"])
+    assert (back["fpr95_id_positive"], back["fpr95_ood_positive"]) == (
+        there["fpr95_ood_positive"],
+        there["fpr95_id_positive"],
+    )
+    assert (back["n_id"], back["n_ood"], back["ties"]) == (
+        there["n_ood"],
+        there["n_id"],
+        there["ties"],
+    )
     assert auroc(ood_scores, id_scores) == pytest.approx(1 - there["auroc"], abs=1e-15)
 
 
@@ -117,14 +145,40 @@ def test_ties_count_half_and_are_counted(pair):
 @given(scores)
 def test_float32_tensors_and_lists_are_the_same(pair):
     pair = [side.astype(np.float32) for side in pair]
-    assert as_tuple(*(torch.from_numpy(side) for side in pair)) == as_tuple(*pair) == as_tuple(*(side.tolist() for side in pair))
+    assert (
+        as_tuple(*(torch.from_numpy(side) for side in pair))
+        == as_tuple(*pair)
+        == as_tuple(*(side.tolist() for side in pair))
+    )
 
 
 @pytest.mark.parametrize(
     "id_scores, ood_scores, expected",
     [
-        ([1, 1, 1], [1, 1], dict(auroc=0.5, aupr_in=0.6, aupr_out=0.4, fpr95_id_positive=1.0, fpr95_ood_positive=1.0, ties=5)),
-        ([3, 4], [1, 2], dict(auroc=1.0, aupr_in=1.0, aupr_out=1.0, fpr95_id_positive=0.0, fpr95_ood_positive=0.0, ties=0)),
+        (
+            [1, 1, 1],
+            [1, 1],
+            dict(
+                auroc=0.5,
+                aupr_in=0.6,
+                aupr_out=0.4,
+                fpr95_id_positive=1.0,
+                fpr95_ood_positive=1.0,
+                ties=5,
+            ),
+        ),
+        (
+            [3, 4],
+            [1, 2],
+            dict(
+                auroc=1.0,
+                aupr_in=1.0,
+                aupr_out=1.0,
+                fpr95_id_positive=0.0,
+                fpr95_ood_positive=0.0,
+                ties=0,
+            ),
+        ),
         ([1, 2], [3, 4], dict(auroc=0.0, fpr95_id_positive=1.0, fpr95_ood_positive=1.0, ties=0)),
         ([2], [1], dict(auroc=1.0, aupr_in=1.0, fpr95_id_positive=0.0, n_id=1, n_ood=1)),
         ([1], [2, 0], dict(auroc=0.5, aupr_in=0.5, fpr95_id_positive=0.5)),
@@ -166,22 +220,30 @@ def test_bootstrap_equals_the_plain_loop():
     slow = bootstrap_samples(id_scores, ood_scores, plain, n_boot=50, seed=3)
     for name in METRICS:
         np.testing.assert_allclose(fast[name], slow[name], rtol=0, atol=1e-14)
-    assert not np.array_equal(fast["auroc"], bootstrap_samples(id_scores, ood_scores, n_boot=50, seed=4)["auroc"])
+    assert not np.array_equal(
+        fast["auroc"], bootstrap_samples(id_scores, ood_scores, n_boot=50, seed=4)["auroc"]
+    )
 
 
 def test_bootstrap_draws_do_not_depend_on_scores_or_block_size():
     rng = np.random.default_rng(0)
     id_scores, ood_scores = rng.normal(1, 1, 3000), rng.normal(0, 1, 2000)
-    many, few = (bootstrap_samples(id_scores, ood_scores, n_boot=n, seed=0)["auroc"] for n in (120, 7))
+    many, few = (
+        bootstrap_samples(id_scores, ood_scores, n_boot=n, seed=0)["auroc"] for n in (120, 7)
+    )
     np.testing.assert_array_equal(many[:7], few)
-    np.testing.assert_allclose(bootstrap_samples(np.exp(id_scores), np.exp(ood_scores), n_boot=7)["auroc"], few, atol=1e-15)
+    np.testing.assert_allclose(
+        bootstrap_samples(np.exp(id_scores), np.exp(ood_scores), n_boot=7)["auroc"], few, atol=1e-15
+    )
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     rng = np.random.default_rng(0)
     truth, inside = norm.cdf(1 / 2**0.5), 0
     for seed in range(100):
-        low, high = bootstrap_ci(rng.normal(1, 1, 150), rng.normal(0, 1, 150), n_boot=300, seed=seed)
+        low, high = bootstrap_ci(
+            rng.normal(1, 1, 150), rng.normal(0, 1, 150), n_boot=300, seed=seed
+        )
         inside += low <= truth <= high
     assert 88 <= inside <= 100
 
@@ -201,7 +263,10 @@ def test_paired_test_is_calibrated_under_no_difference(method):
     rejected = 0
     for seed in range(150):
         id_common, ood_common = rng.normal(1, 1, 80), rng.normal(0, 1, 80)
-        a, b = ((id_common + rng.normal(0, 0.5, 80), ood_common + rng.normal(0, 0.5, 80)) for _ in range(2))
+        a, b = (
+            (id_common + rng.normal(0, 0.5, 80), ood_common + rng.normal(0, 0.5, 80))
+            for _ in range(2)
+        )
         rejected += paired_test(*a, *b, method=method, n_boot=200, seed=seed)["p_value"] < 0.05
     assert 1 <= rejected <= 17
 
@@ -212,7 +277,9 @@ def test_paired_test_sees_what_separate_intervals_hide():
     id_b, ood_b = id_a + rng.normal(0, 0.5, 300), ood_a + rng.normal(0, 0.5, 300)
     there, back = paired_test(id_a, ood_a, id_b, ood_b), paired_test(id_b, ood_b, id_a, ood_a)
     assert there["p_value"] < 0.01 and there["low"] > 0
-    assert back["difference"] == -there["difference"] and back["p_value"] == pytest.approx(there["p_value"])
+    assert back["difference"] == -there["difference"] and back["p_value"] == pytest.approx(
+        there["p_value"]
+    )
     for metric in ("fpr95_id_positive", lambda i, o: fpr_at_tpr(i, o, rule="interpolate")):
         row = paired_test(id_a, ood_a, id_b, ood_b, metric, n_boot=200)
         assert row["method"] == "bootstrap" and row["low"] <= row["difference"] <= row["high"]
@@ -223,7 +290,9 @@ def test_delong_variance_matches_repeated_draws():
     differences, widths = [], []
     for _ in range(300):
         id_a, ood_a = rng.normal(1, 1, 60), rng.normal(0, 1, 90)
-        row = paired_test(id_a, ood_a, id_a + rng.normal(0, 0.7, 60), ood_a + rng.normal(0, 0.7, 90))
+        row = paired_test(
+            id_a, ood_a, id_a + rng.normal(0, 0.7, 60), ood_a + rng.normal(0, 0.7, 90)
+        )
         differences.append(row["difference"])
         widths.append((row["high"] - row["low"]) / (2 * norm.ppf(0.975)))
     assert np.mean(widths) == pytest.approx(np.std(differences), rel=0.15)
@@ -245,5 +314,7 @@ def test_a_sample_of_the_benchmarks_cases(benchmark, capsys):
 def test_five_metrics_of_60000_scores_cost_a_fifth_of_scikit_learns(benchmark):
     rng = np.random.default_rng(0)
     pair = rng.normal(1, 1, 50_000), rng.normal(0, 1, 10_000)
-    ours, theirs = benchmark.milliseconds((lambda: detection_metrics(*pair), lambda: benchmark.sklearn_row(*pair)), 5)
+    ours, theirs = benchmark.milliseconds(
+        (lambda: detection_metrics(*pair), lambda: benchmark.sklearn_row(*pair)), 5
+    )
     assert theirs / ours > 5

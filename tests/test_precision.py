@@ -22,7 +22,9 @@ def cpu_with(monkeypatch):
     backbones._warn_of_imitation.cache_clear()
 
 
-@pytest.mark.parametrize("factor, taken", [(0.4, "bf16"), (1.0, "bf16"), (1.01, "fp32"), (70.0, "fp32")])
+@pytest.mark.parametrize(
+    "factor, taken", [(0.4, "bf16"), (1.0, "bf16"), (1.01, "fp32"), (70.0, "fp32")]
+)
 def test_auto_is_what_is_faster_and_its_name_is_kept(cpu_with, factor, taken):
     cpu_with(factor)
     with warnings.catch_warnings():
@@ -34,8 +36,12 @@ def test_auto_is_what_is_faster_and_its_name_is_kept(cpu_with, factor, taken):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_imitation_is_said_once(cpu_with, precision):
     cpu_with(69.4)
-    with pytest.warns(UserWarning, match=f"'cpu' has no units for {precision} .* takes 69 times as long as in fp32. Take precision='fp32'") as heard:
-        for _ in range(2): assert tiny_clip("vit_a", device="cpu", precision=precision).precision == precision
+    with pytest.warns(
+        UserWarning,
+        match=f"'cpu' has no units for {precision} .* takes 69 times as long as in fp32. Take precision='fp32'",
+    ) as heard:
+        for _ in range(2):
+            assert tiny_clip("vit_a", device="cpu", precision=precision).precision == precision
     assert len(heard) == 1 and not is_native(precision, CPU)
 
 
@@ -54,7 +60,11 @@ def test_fp32_measures_nothing(monkeypatch):
 @pytest.mark.parametrize("native, taken", [(True, "bf16"), (False, "fp32")])
 def test_nvidia_cards_are_asked(monkeypatch, native, taken):
     asked = []
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: (asked.append(including_emulation), native)[1])
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation: (asked.append(including_emulation), native)[1],
+    )
     monkeypatch.setattr(torch.cuda, "device", lambda device: warnings.catch_warnings())
     assert resolve_precision("auto", torch.device("cuda")) == taken and asked == [False]
     assert is_native("fp16", torch.device("cuda"))
@@ -67,14 +77,33 @@ def test_the_measurement_is_made_once():
 
 @pytest.mark.parametrize("wrong", ["half", "FP32", "", None, torch.bfloat16, 16])
 def test_other_words_are_refused(wrong):
-    for refused in (lambda: load_backbone("tiny-vit", device="cpu", precision=wrong), lambda: resolve_precision(wrong, CPU)):
-        with pytest.raises(ValueError, match="choose one of fp32, bf16, fp16, or auto for the faster"): refused()
+    for refused in (
+        lambda: load_backbone("tiny-vit", device="cpu", precision=wrong),
+        lambda: resolve_precision(wrong, CPU),
+    ):
+        with pytest.raises(
+            ValueError, match="choose one of fp32, bf16, fp16, or auto for the faster"
+        ):
+            refused()
 
 
 @pytest.mark.parametrize("factor, taken", [(0.5, "bf16"), (70.0, "fp32")])
 def test_trainings_write_down_what_auto_became(cpu_with, tmp_path, monkeypatch, factor, taken):
     monkeypatch.setenv("OODNB_HOME", str(tmp_path))
     cpu_with(factor)
-    context = fit_coop(tiny_clip("vit_a", device="cpu"), squares(), epochs=1, length=2, views=1, workers=1, progress=False, precision="auto")
+    context = fit_coop(
+        tiny_clip("vit_a", device="cpu"),
+        squares(),
+        epochs=1,
+        length=2,
+        views=1,
+        workers=1,
+        progress=False,
+        precision="auto",
+    )
     branch, _ = clipn_job.learn(dtype=torch.float32, stop_after=1, precision="auto")
-    assert (context.settings["precision"], context.backbone.precision, branch.settings["precision"]) == (taken, "fp32", taken)
+    assert (
+        context.settings["precision"],
+        context.backbone.precision,
+        branch.settings["precision"],
+    ) == (taken, "fp32", taken)

@@ -23,7 +23,9 @@ CONFIGS = list(TINY_CONFIGS)
 @pytest.fixture(scope="module")
 def backbones():
     made = {}
-    return lambda config, seed=0: made.setdefault((config, seed), tiny_clip(config, seed, device="cpu"))
+    return lambda config, seed=0: made.setdefault(
+        (config, seed), tiny_clip(config, seed, device="cpu")
+    )
 
 
 def random_pixels(backbone, n=2, seed=0):
@@ -33,8 +35,13 @@ def random_pixels(backbone, n=2, seed=0):
 @pytest.mark.parametrize("case", cases("locoop", "towers_*.npz"))
 def test_towers(case, backbones):
     backbone = backbones(str(case["config"]), int(case["weight_seed"]))
-    image_features, local_features = backbone.encode_images(torch.from_numpy(case["images"]), local=True)
-    for got, want in ((image_features, case["global_features"]), (local_features, case["local_features"])):
+    image_features, local_features = backbone.encode_images(
+        torch.from_numpy(case["images"]), local=True
+    )
+    for got, want in (
+        (image_features, case["global_features"]),
+        (local_features, case["local_features"]),
+    ):
         close(got, want, rtol=2e-5, atol=2e-5 * np.abs(want).mean())
     texts = case["texts"].tolist()
     assert np.array_equal(backbone.tokenizer(texts).numpy(), case["tokens"])
@@ -52,7 +59,10 @@ def test_tokens(case):
 
 def layer_norm(x, state, name):
     x = x - x.mean(-1, keepdim=True)
-    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * state[f"{name}.weight"] + state[f"{name}.bias"]
+    return (
+        x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * state[f"{name}.weight"]
+        + state[f"{name}.bias"]
+    )
 
 
 def linear(x, state, name):
@@ -72,10 +82,25 @@ def value(x, state, block):
 def vit_oracle(state, image):
     """Global and local features of one image by the formulas of the papers, region by region, head by head."""
     patch = state["visual.conv1.weight"].shape[-1]
-    rows = [image[:, y:y + patch, x:x + patch] for y in range(0, image.shape[1], patch) for x in range(0, image.shape[2], patch)]
-    tokens = [state["visual.class_embedding"]] + [(state["visual.conv1.weight"] * row).sum((1, 2, 3)) for row in rows]
-    x = layer_norm(torch.stack(tokens) + state["visual.positional_embedding"], state, "visual.ln_pre")
-    depth = max(int(key.split(".")[3]) for key in state if key.startswith("visual.transformer.resblocks.")) + 1
+    rows = [
+        image[:, y : y + patch, x : x + patch]
+        for y in range(0, image.shape[1], patch)
+        for x in range(0, image.shape[2], patch)
+    ]
+    tokens = [state["visual.class_embedding"]] + [
+        (state["visual.conv1.weight"] * row).sum((1, 2, 3)) for row in rows
+    ]
+    x = layer_norm(
+        torch.stack(tokens) + state["visual.positional_embedding"], state, "visual.ln_pre"
+    )
+    depth = (
+        max(
+            int(key.split(".")[3])
+            for key in state
+            if key.startswith("visual.transformer.resblocks.")
+        )
+        + 1
+    )
     for i in range(depth):
         block, entering = f"visual.transformer.resblocks.{i}", x
         q, k, v = value(x, state, block).chunk(3, dim=-1)
@@ -85,7 +110,9 @@ def vit_oracle(state, image):
             mixed.append((q[:, part] @ k[:, part].T / 8).softmax(-1) @ v[:, part])
         x = x + linear(torch.cat(mixed, -1), state, f"{block}.attn.out_proj")
         x = x + mlp(x, state, block)
-    local = entering + linear(value(entering, state, block).chunk(3, dim=-1)[2], state, f"{block}.attn.out_proj")
+    local = entering + linear(
+        value(entering, state, block).chunk(3, dim=-1)[2], state, f"{block}.attn.out_proj"
+    )
     local = local + mlp(local, state, block)
     project = lambda z: layer_norm(z, state, "visual.ln_post") @ state["visual.proj"]
     return project(x[0]), project(local[1:])
@@ -96,7 +123,10 @@ def test_vit_against_float64_oracle(config, backbones):
     backbone = backbones(config, 3)
     pixels = random_pixels(backbone, seed=3)
     state = {key: tensor.double() for key, tensor in backbone.model.state_dict().items()}
-    wanted = [torch.stack(features) for features in zip(*(vit_oracle(state, image.double()) for image in pixels))]
+    wanted = [
+        torch.stack(features)
+        for features in zip(*(vit_oracle(state, image.double()) for image in pixels))
+    ]
     for got, want in zip(backbone.encode_images(pixels, local=True), wanted):
         close(got, want, rtol=2e-5, atol=2e-5 * want.abs().mean().item())
 
@@ -146,10 +176,16 @@ def test_regions_are_row_major(backbones):
 def test_replaced_stem():
     """A convolutional stem in place of conv1 is used as it is, as the small CLIP that ships needs."""
     model = tiny_model("vit_a", 0)
-    model.visual.conv1 = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(16, 64, 4, stride=4))
-    backbone = Backbone(model, lambda image: image, open_clip.SimpleTokenizer(), "stem", device="cpu")
+    model.visual.conv1 = nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(16, 64, 4, stride=4)
+    )
+    backbone = Backbone(
+        model, lambda image: image, open_clip.SimpleTokenizer(), "stem", device="cpu"
+    )
     image_features, local_features = backbone.encode_images(random_pixels(backbone), local=True)
-    assert local_features.shape == (2, 16, 32) and torch.equal(image_features, model.encode_image(random_pixels(backbone)))
+    assert local_features.shape == (2, 16, 32) and torch.equal(
+        image_features, model.encode_image(random_pixels(backbone))
+    )
 
 
 def test_frozen_and_unchanged_by_use(backbones):
@@ -164,11 +200,21 @@ def test_frozen_and_unchanged_by_use(backbones):
 
 def test_batches_do_not_matter(backbones):
     backbone = backbones("vit_b")
-    pixels, texts = random_pixels(backbone, 5), [f"a photo of a {name}" for name in ("cat", "dog", "shark", "ice cream", "T-shirt")]
+    pixels, texts = (
+        random_pixels(backbone, 5),
+        [f"a photo of a {name}" for name in ("cat", "dog", "shark", "ice cream", "T-shirt")],
+    )
     together = backbone.encode_images(pixels, local=True)
-    for whole, parts in zip(together, zip(*(backbone.encode_images(part, local=True) for part in pixels.split(2)))):
+    for whole, parts in zip(
+        together, zip(*(backbone.encode_images(part, local=True) for part in pixels.split(2)))
+    ):
         close(torch.cat(parts), whole, rtol=1e-5, atol=1e-6)
-    close(backbone.encode_texts(texts, batch_size=2), backbone.encode_texts(texts), rtol=1e-5, atol=1e-6)
+    close(
+        backbone.encode_texts(texts, batch_size=2),
+        backbone.encode_texts(texts),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_threads_do_not_overhear(backbones):
@@ -179,11 +225,14 @@ def test_threads_do_not_overhear(backbones):
 
     def work(pixels, want):
         for _ in range(20):
-            if not torch.allclose(backbone.encode_images(pixels, local=True)[1], want, atol=1e-6): wrong.append(1)
+            if not torch.allclose(backbone.encode_images(pixels, local=True)[1], want, atol=1e-6):
+                wrong.append(1)
 
     threads = [threading.Thread(target=work, args=pair) for pair in zip(inputs, wanted)]
-    for thread in threads: thread.start()
-    for thread in threads: thread.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert not wrong
 
 
@@ -192,23 +241,40 @@ def test_threads_do_not_overhear(backbones):
 def test_half_precision(config, precision, backbones):
     exact, half = backbones(config), tiny_clip(config, 0, "cpu", precision)
     pixels = random_pixels(exact, 4)
-    for got, want in zip(half.encode_images(pixels, local=True), exact.encode_images(pixels, local=True)):
+    for got, want in zip(
+        half.encode_images(pixels, local=True), exact.encode_images(pixels, local=True)
+    ):
         assert got.dtype == torch.float32
         error = ((got - want).norm() / want.norm()).item()
         assert 1e-6 < error < (2e-2 if precision == "bf16" else 3e-3)
-    assert torch.cosine_similarity(half.encode_texts(["a dog"]), exact.encode_texts(["a dog"])).item() > .999
+    assert (
+        torch.cosine_similarity(half.encode_texts(["a dog"]), exact.encode_texts(["a dog"])).item()
+        > 0.999
+    )
     assert half.fingerprint == exact.fingerprint
 
 
 def test_fingerprint_follows_what_counts(backbones):
     base = backbones("vit_a")
     other_activation = tiny_model("vit_a", 0)
-    for block in other_activation.visual.transformer.resblocks: block.mlp.gelu = nn.GELU()
+    for block in other_activation.visual.transformer.resblocks:
+        block.mlp.gelu = nn.GELU()
     other_heads = tiny_model("vit_b", 0)
     other_heads.visual.transformer.resblocks[0].attn.num_heads = 1
-    different = [base, backbones("vit_a", 1), Backbone(other_activation, base.preprocess, base.tokenizer, "gelu", device="cpu"),
-                 Backbone(tiny_model("vit_a", 0), backbones("rn_a").preprocess, base.tokenizer, "preprocess", device="cpu"),
-                 backbones("vit_b"), Backbone(other_heads, backbones("vit_b").preprocess, base.tokenizer, "heads", device="cpu")]
+    different = [
+        base,
+        backbones("vit_a", 1),
+        Backbone(other_activation, base.preprocess, base.tokenizer, "gelu", device="cpu"),
+        Backbone(
+            tiny_model("vit_a", 0),
+            backbones("rn_a").preprocess,
+            base.tokenizer,
+            "preprocess",
+            device="cpu",
+        ),
+        backbones("vit_b"),
+        Backbone(other_heads, backbones("vit_b").preprocess, base.tokenizer, "heads", device="cpu"),
+    ]
     assert len({backbone.fingerprint for backbone in different}) == len(different)
     assert base.fingerprint == load_backbone("tiny-vit", device="cpu").fingerprint
 
@@ -216,19 +282,34 @@ def test_fingerprint_follows_what_counts(backbones):
 TOWER = dict(image_size=32, patch_size=8, width=64, layers=1, heads=1, mlp_ratio=4.0, output_dim=32)
 
 
-@pytest.mark.parametrize("tower, message", [
-    (lambda: VisionTransformer(**TOWER, pool_type="avg", final_ln_after_pool=True), "VisionTransformer has no local features: it pools its tokens by 'avg'"),
-    (lambda: VisionTransformer(**TOWER, attentional_pool=True, attn_pooler_heads=1), "attentional pooler"),
-    (lambda: VisionTransformer(**TOWER, block_type="custom"), "CustomResidualAttentionBlock"),
-    (lambda: open_clip.timm_model.TimmModel("resnet18", 32, image_size=32), r"TimmModel \(ResNet\) has no local features"),
-])
+@pytest.mark.parametrize(
+    "tower, message",
+    [
+        (
+            lambda: VisionTransformer(**TOWER, pool_type="avg", final_ln_after_pool=True),
+            "VisionTransformer has no local features: it pools its tokens by 'avg'",
+        ),
+        (
+            lambda: VisionTransformer(**TOWER, attentional_pool=True, attn_pooler_heads=1),
+            "attentional pooler",
+        ),
+        (lambda: VisionTransformer(**TOWER, block_type="custom"), "CustomResidualAttentionBlock"),
+        (
+            lambda: open_clip.timm_model.TimmModel("resnet18", 32, image_size=32),
+            r"TimmModel \(ResNet\) has no local features",
+        ),
+    ],
+)
 def test_towers_without_local_features(tower, message):
     model = tiny_model("vit_a", 0)
     model.visual = tower()
-    backbone = Backbone(model, lambda image: image, open_clip.SimpleTokenizer(), "other", device="cpu")
+    backbone = Backbone(
+        model, lambda image: image, open_clip.SimpleTokenizer(), "other", device="cpu"
+    )
     assert backbone.grid is None
     assert backbone.encode_images(torch.zeros(2, 3, 32, 32)).shape == (2, 32)
-    with pytest.raises(ValueError, match=message): backbone.encode_images(torch.zeros(2, 3, 32, 32), local=True)
+    with pytest.raises(ValueError, match=message):
+        backbone.encode_images(torch.zeros(2, 3, 32, 32), local=True)
 
 
 def test_class_token_with_late_norm_is_the_same(backbones):
@@ -236,21 +317,31 @@ def test_class_token_with_late_norm_is_the_same(backbones):
     model = tiny_model("vit_a", 0)
     model.visual.final_ln_after_pool = True
     pixels = random_pixels(backbones("vit_a"))
-    late = Backbone(model, lambda image: image, open_clip.SimpleTokenizer(), "late", device="cpu").encode_images(pixels, local=True)
-    for got, want in zip(late, backbones("vit_a").encode_images(pixels, local=True)): close(got, want, rtol=1e-6, atol=1e-7)
+    late = Backbone(
+        model, lambda image: image, open_clip.SimpleTokenizer(), "late", device="cpu"
+    ).encode_images(pixels, local=True)
+    for got, want in zip(late, backbones("vit_a").encode_images(pixels, local=True)):
+        close(got, want, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda b: b.encode_images(torch.zeros(3, 32, 32)), r"takes a float tensor \[N, 3, 32, 32\], got torch.float32 of shape \(3, 32, 32\)"),
-    (lambda b: b.encode_images(torch.zeros(1, 3, 48, 48)), "got torch.float32 of shape"),
-    (lambda b: b.encode_images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), "torch.uint8"),
-    (lambda b: b.encode_images([1, 2]), "got list"),
-    (lambda b: b.encode_texts("a dog"), r"write \['a dog'\]"),
-    (lambda b: b.encode_texts(["a", 3]), "number 1 is a int"),
-    (lambda b: b.encode_texts(["a"], batch_size=0), "at least 1"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda b: b.encode_images(torch.zeros(3, 32, 32)),
+            r"takes a float tensor \[N, 3, 32, 32\], got torch.float32 of shape \(3, 32, 32\)",
+        ),
+        (lambda b: b.encode_images(torch.zeros(1, 3, 48, 48)), "got torch.float32 of shape"),
+        (lambda b: b.encode_images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), "torch.uint8"),
+        (lambda b: b.encode_images([1, 2]), "got list"),
+        (lambda b: b.encode_texts("a dog"), r"write \['a dog'\]"),
+        (lambda b: b.encode_texts(["a", 3]), "number 1 is a int"),
+        (lambda b: b.encode_texts(["a"], batch_size=0), "at least 1"),
+    ],
+)
 def test_wrong_inputs(call, message, backbones):
-    with pytest.raises(ValueError, match=message): call(backbones("vit_a"))
+    with pytest.raises(ValueError, match=message):
+        call(backbones("vit_a"))
 
 
 def test_empty_inputs(backbones):
@@ -262,7 +353,8 @@ def test_empty_inputs(backbones):
 
 def test_long_texts_are_cut_with_a_warning(backbones):
     backbone = backbones("vit_a")
-    with pytest.warns(UserWarning, match="1 of 2 texts are longer than 75 tokens"): backbone.encode_texts(["a dog", "dog " * 90])
+    with pytest.warns(UserWarning, match="1 of 2 texts are longer than 75 tokens"):
+        backbone.encode_texts(["a dog", "dog " * 90])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         backbone.encode_texts(["dog " * 75])
@@ -273,18 +365,38 @@ def test_shapes_give_the_architecture(config):
     embed_dim, vision, text = TINY_CONFIGS[config]
     found = infer_config(tiny_model(config, 0).state_dict())
     assert found["embed_dim"] == embed_dim
-    assert {key: list(v) if isinstance(v, tuple) else v for key, v in vision.items()} == found["vision_cfg"]
+    assert {key: list(v) if isinstance(v, tuple) else v for key, v in vision.items()} == found[
+        "vision_cfg"
+    ]
     assert text.items() <= found["text_cfg"].items()
 
 
 def scripted(model, path):
     """An archive of OpenAI's kind: TorchScript, half precision, three additional entries."""
-    for key, number in dict(input_resolution=model.visual.image_size if isinstance(model.visual.image_size, int) else model.visual.image_size[0], context_length=77, vocab_size=49408).items():
-        if hasattr(model, key): delattr(model, key)
+    for key, number in dict(
+        input_resolution=model.visual.image_size
+        if isinstance(model.visual.image_size, int)
+        else model.visual.image_size[0],
+        context_length=77,
+        vocab_size=49408,
+    ).items():
+        if hasattr(model, key):
+            delattr(model, key)
         model.register_buffer(key, torch.tensor(number))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.trace_module(model.eval(), dict(encode_image=(torch.zeros(1, 3, int(model.input_resolution), int(model.input_resolution)),)), check_trace=False), path)
+        torch.jit.save(
+            torch.jit.trace_module(
+                model.eval(),
+                dict(
+                    encode_image=(
+                        torch.zeros(1, 3, int(model.input_resolution), int(model.input_resolution)),
+                    )
+                ),
+                check_trace=False,
+            ),
+            path,
+        )
 
 
 @pytest.mark.parametrize("config", ["vit_b", "rn_b"])
@@ -292,47 +404,94 @@ def test_files_of_every_kind_give_the_same_backbone(config, backbones, tmp_path)
     want, state = backbones(config), backbones(config).model.state_dict()
     save_file(state, tmp_path / "a.safetensors", metadata={"activation": "quick_gelu"})
     torch.save(state, tmp_path / "b.pt")
-    torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}, tmp_path / "c.pth")
+    torch.save(
+        {"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}},
+        tmp_path / "c.pth",
+    )
     scripted(tiny_model(config, 0), tmp_path / "d.pt")
-    for name, activation in (("a.safetensors", None), ("b.pt", "quick_gelu"), ("c.pth", "quick_gelu"), ("d.pt", None)):
+    for name, activation in (
+        ("a.safetensors", None),
+        ("b.pt", "quick_gelu"),
+        ("c.pth", "quick_gelu"),
+        ("d.pt", None),
+    ):
         got = load_backbone(tmp_path / name, device="cpu", activation=activation)
         assert got.fingerprint == want.fingerprint, name
-        assert (got.grid, got.embed_dim, got.name, got.pretrained) == (want.grid, want.embed_dim, name.split(".")[0], name)
+        assert (got.grid, got.embed_dim, got.name, got.pretrained) == (
+            want.grid,
+            want.embed_dim,
+            name.split(".")[0],
+            name,
+        )
 
 
 def test_half_precision_files_are_read_as_float32(tmp_path):
-    save_file({key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in tiny_model("rn_a", 0).state_dict().items()}, tmp_path / "half.safetensors")
+    save_file(
+        {
+            key: tensor.half() if tensor.is_floating_point() else tensor
+            for key, tensor in tiny_model("rn_a", 0).state_dict().items()
+        },
+        tmp_path / "half.safetensors",
+    )
     state, activation = read_checkpoint(tmp_path / "half.safetensors")
-    assert activation is None and {tensor.dtype for tensor in state.values()} == {torch.float32, torch.int64}
+    assert activation is None and {tensor.dtype for tensor in state.values()} == {
+        torch.float32,
+        torch.int64,
+    }
 
 
 def test_archives_are_read_without_running_code(tmp_path, monkeypatch):
     scripted(tiny_model("vit_a", 0), tmp_path / "archive.pt")
-    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("torch.jit.load was called"))
+    monkeypatch.setattr(
+        torch.jit, "load", lambda *_, **__: pytest.fail("torch.jit.load was called")
+    )
     monkeypatch.setattr("pickle.loads", lambda *_, **__: pytest.fail("pickle was called"))
     assert read_checkpoint(tmp_path / "archive.pt")[1] == "quick_gelu"
 
 
-@pytest.mark.parametrize("name, pretrained, error, message", [
-    ("vit-b16", "openai", ValueError, "Did you mean 'ViT-B-16"),
-    ("ViT-B-16", None, ValueError, "as 'ViT-B-16-quickgelu': openai"),
-    ("ViT-B-16", "openia", ValueError, "Did you mean 'openai'"),
-    ("ViT-B-16", "openai", ValueError, r"'ViT-B-16' computes GELU, but the weights 'openai' were trained with QuickGELU.*Use load_backbone\('ViT-B-16-quickgelu', 'openai'\)"),
-    ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", ValueError, r"computes QuickGELU, but .* were trained with GELU.*load_backbone\('ViT-B-32', 'laion2b_s34b_b79k'\)"),
-    ("RN50", "weights.pt", FileNotFoundError, "There is no checkpoint weights.pt"),
-    ("weights.safetensors", None, FileNotFoundError, "There is no checkpoint"),
-    ("mini", "openai", ValueError, "comes with its own weights"),
-    (None, None, ValueError, "give the name of a model"),
-])
+@pytest.mark.parametrize(
+    "name, pretrained, error, message",
+    [
+        ("vit-b16", "openai", ValueError, "Did you mean 'ViT-B-16"),
+        ("ViT-B-16", None, ValueError, "as 'ViT-B-16-quickgelu': openai"),
+        ("ViT-B-16", "openia", ValueError, "Did you mean 'openai'"),
+        (
+            "ViT-B-16",
+            "openai",
+            ValueError,
+            r"'ViT-B-16' computes GELU, but the weights 'openai' were trained with QuickGELU.*Use load_backbone\('ViT-B-16-quickgelu', 'openai'\)",
+        ),
+        (
+            "ViT-B-32-quickgelu",
+            "laion2b_s34b_b79k",
+            ValueError,
+            r"computes QuickGELU, but .* were trained with GELU.*load_backbone\('ViT-B-32', 'laion2b_s34b_b79k'\)",
+        ),
+        ("RN50", "weights.pt", FileNotFoundError, "There is no checkpoint weights.pt"),
+        ("weights.safetensors", None, FileNotFoundError, "There is no checkpoint"),
+        ("mini", "openai", ValueError, "comes with its own weights"),
+        (None, None, ValueError, "give the name of a model"),
+    ],
+)
 def test_what_users_get_wrong(name, pretrained, error, message):
-    with pytest.raises(error, match=message): load_backbone(name, pretrained, device="cpu")
+    with pytest.raises(error, match=message):
+        load_backbone(name, pretrained, device="cpu")
 
 
 def test_offline_error_says_what_is_missing_and_where_it_goes(monkeypatch, tmp_path):
     monkeypatch.setenv("OODNB_HOME", str(tmp_path))
-    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: (_ for _ in ()).throw(OSError("network is unreachable")))
-    with pytest.raises(RuntimeError) as caught: load_backbone("ViT-B-16-quickgelu", "openai", device="cpu")
-    for part in ("network is unreachable", "open_clip_model.safetensors of https://huggingface.co/timm/vit_base_patch16_clip_224.openai", str(tmp_path / "weights" / "ViT-B-16-quickgelu--openai.safetensors"), "load_backbone('mini')"):
+    monkeypatch.setattr(
+        "open_clip.factory.download_pretrained",
+        lambda *_, **__: (_ for _ in ()).throw(OSError("network is unreachable")),
+    )
+    with pytest.raises(RuntimeError) as caught:
+        load_backbone("ViT-B-16-quickgelu", "openai", device="cpu")
+    for part in (
+        "network is unreachable",
+        "open_clip_model.safetensors of https://huggingface.co/timm/vit_base_patch16_clip_224.openai",
+        str(tmp_path / "weights" / "ViT-B-16-quickgelu--openai.safetensors"),
+        "load_backbone('mini')",
+    ):
         assert part in str(caught.value)
 
 
@@ -340,17 +499,34 @@ def test_activation_of_a_file_is_checked(tmp_path):
     state = tiny_model("vit_a", 0).state_dict()
     save_file(state, tmp_path / "quick.safetensors", metadata={"activation": "quick_gelu"})
     save_file(state, tmp_path / "silent.safetensors")
-    with pytest.raises(ValueError, match="'ViT-B-16' computes GELU, but the weights .* were trained with QuickGELU"): load_backbone("ViT-B-16", tmp_path / "quick.safetensors", device="cpu")
-    with pytest.raises(ValueError, match="does not say which activation"): load_backbone(tmp_path / "silent.safetensors", device="cpu")
-    with pytest.raises(ValueError, match="asked for GELU"): load_backbone(tmp_path / "quick.safetensors", device="cpu", activation="gelu")
-    gelu, quick = (load_backbone(tmp_path / "silent.safetensors", device="cpu", activation=kind) for kind in ("gelu", "quick_gelu"))
-    assert gelu.fingerprint != quick.fingerprint and not torch.equal(gelu.encode_texts(["a dog"]), quick.encode_texts(["a dog"]))
+    with pytest.raises(
+        ValueError, match="'ViT-B-16' computes GELU, but the weights .* were trained with QuickGELU"
+    ):
+        load_backbone("ViT-B-16", tmp_path / "quick.safetensors", device="cpu")
+    with pytest.raises(ValueError, match="does not say which activation"):
+        load_backbone(tmp_path / "silent.safetensors", device="cpu")
+    with pytest.raises(ValueError, match="asked for GELU"):
+        load_backbone(tmp_path / "quick.safetensors", device="cpu", activation="gelu")
+    gelu, quick = (
+        load_backbone(tmp_path / "silent.safetensors", device="cpu", activation=kind)
+        for kind in ("gelu", "quick_gelu")
+    )
+    assert gelu.fingerprint != quick.fingerprint and not torch.equal(
+        gelu.encode_texts(["a dog"]), quick.encode_texts(["a dog"])
+    )
 
 
 def test_listed_weights_fit_their_activation():
     listed = list_backbones()
-    assert list(listed)[0] == "mini" and "openai" in listed["RN50-quickgelu"] and "openai" not in listed.get("RN50", ())
+    assert (
+        list(listed)[0] == "mini"
+        and "openai" in listed["RN50-quickgelu"]
+        and "openai" not in listed.get("RN50", ())
+    )
     for name, tags in listed.items():
         for tag in tags:
             marked = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
-            assert marked == open_clip.get_model_config(name).get("quick_gelu", False) or name == "roberta-ViT-B-32", (name, tag)
+            assert (
+                marked == open_clip.get_model_config(name).get("quick_gelu", False)
+                or name == "roberta-ViT-B-32"
+            ), (name, tag)

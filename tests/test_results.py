@@ -10,8 +10,19 @@ import pandas as pd
 import pytest
 
 from oodnb.benchmark import score_table
-from oodnb.results import (ROW_COLUMNS, average_seeds, check_rows, compare_with_published, metrics_table, published_rows, read_rows, rows,
-                           to_html, to_markdown, write_rows)
+from oodnb.results import (
+    ROW_COLUMNS,
+    average_seeds,
+    check_rows,
+    compare_with_published,
+    metrics_table,
+    published_rows,
+    read_rows,
+    rows,
+    to_html,
+    to_markdown,
+    write_rows,
+)
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "published"
 COLUMNS = list(ROW_COLUMNS[:9])
@@ -34,27 +45,61 @@ def test_there_is_a_file_per_paper(words):
 
 def problems(row, paper, words):
     "Everything in one published line that the vocabulary does not know."
-    if row["paper"] != paper: yield f"paper {row['paper']!r} in {paper}.csv"
-    for column, allowed in (("backbone", words["backbones"]), ("dataset", words["datasets"]), ("metric", words["metrics"])):
-        if row[column] not in allowed: yield f"{column} {row[column]!r}"
-    if row["source"].split(":")[0] not in words["sources"] or not row["source"].partition(": ")[2]: yield f"source {row['source']!r}"
-    if not re.fullmatch(words["method_pattern"], row["method"]): yield f"method {row['method']!r}"
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", row["table"]): yield f"table {row['table']!r}"
-    if not row["setting"].strip(): yield "no setting"
+    if row["paper"] != paper:
+        yield f"paper {row['paper']!r} in {paper}.csv"
+    for column, allowed in (
+        ("backbone", words["backbones"]),
+        ("dataset", words["datasets"]),
+        ("metric", words["metrics"]),
+    ):
+        if row[column] not in allowed:
+            yield f"{column} {row[column]!r}"
+    if row["source"].split(":")[0] not in words["sources"] or not row["source"].partition(": ")[2]:
+        yield f"source {row['source']!r}"
+    if not re.fullmatch(words["method_pattern"], row["method"]):
+        yield f"method {row['method']!r}"
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", row["table"]):
+        yield f"table {row['table']!r}"
+    if not row["setting"].strip():
+        yield "no setting"
     convention = words["papers"][paper]["fpr95"]
-    if row["metric"].startswith("fpr95") and not row["metric"].startswith(f"fpr95_{convention}"): yield f"{row['metric']!r}, but {paper} counts {convention}"
-    if words["metrics"].get(row["metric"], {}).get("unit") == "percent" and not 0 <= float(row["value"]) <= 100: yield f"value {row['value']}"
+    if row["metric"].startswith("fpr95") and not row["metric"].startswith(f"fpr95_{convention}"):
+        yield f"{row['metric']!r}, but {paper} counts {convention}"
+    if (
+        words["metrics"].get(row["metric"], {}).get("unit") == "percent"
+        and not 0 <= float(row["value"]) <= 100
+    ):
+        yield f"value {row['value']}"
 
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_published_lines_use_the_vocabulary(paper, words):
-    with (PUBLISHED / f"{paper}.csv").open(encoding="utf-8") as file: assert file.readline().strip().split(",") == COLUMNS
-    found = [f"line {n}: {p}" for n, row in enumerate(lines(paper), 2) for p in problems(row, paper, words)]
+    with (PUBLISHED / f"{paper}.csv").open(encoding="utf-8") as file:
+        assert file.readline().strip().split(",") == COLUMNS
+    found = [
+        f"line {n}: {p}"
+        for n, row in enumerate(lines(paper), 2)
+        for p in problems(row, paper, words)
+    ]
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("change", [{"backbone": "ViT-B/16"}, {"backbone": "CLIP ViT-B/16"}, {"metric": "FPR95"}, {"metric": "AUROC"}, {"metric": "fpr95_ood_positive"}, {"dataset": "iNat"},
-                                    {"dataset": "Average"}, {"method": "LoCoOp (GL-MCM score)"}, {"source": "somewhere"}, {"paper": "LoCoOp"}, {"value": "142"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone": "ViT-B/16"},
+        {"backbone": "CLIP ViT-B/16"},
+        {"metric": "FPR95"},
+        {"metric": "AUROC"},
+        {"metric": "fpr95_ood_positive"},
+        {"dataset": "iNat"},
+        {"dataset": "Average"},
+        {"method": "LoCoOp (GL-MCM score)"},
+        {"source": "somewhere"},
+        {"paper": "LoCoOp"},
+        {"value": "142"},
+    ],
+)
 def test_unknown_words_are_rejected(change, words):
     row = lines("locoop")[0]
     assert not list(problems(row, "locoop", words))
@@ -70,12 +115,20 @@ def test_nothing_is_claimed_twice(paper):
 def test_fractions_became_percent():
     accuracies = [float(r["value"]) for r in lines("forget")]
     assert min(accuracies) > 20 and max(accuracies) == 100
-    assert {r["value"] for r in lines("forget") if r["dataset"] == "StanfordDogs" and r["metric"] == "accuracy"} == {"51.679462572", "59.1290786948"}
+    assert {
+        r["value"]
+        for r in lines("forget")
+        if r["dataset"] == "StanfordDogs" and r["metric"] == "accuracy"
+    } == {"51.679462572", "59.1290786948"}
 
 
 def test_what_could_not_be_confirmed_is_absent():
     assert lines("toe") == []
-    assert not [r for r in lines("hftt") if r["metric"] in ("auroc", "fpr95_ood_positive", "fpr95_id_positive")]
+    assert not [
+        r
+        for r in lines("hftt")
+        if r["metric"] in ("auroc", "fpr95_ood_positive", "fpr95_id_positive")
+    ]
     readme = (PUBLISHED / "README.md").read_text(encoding="utf-8")
     assert "TOE" in readme and "header and no rows" in readme
 
@@ -83,31 +136,73 @@ def test_what_could_not_be_confirmed_is_absent():
 def test_printed_means_agree_with_their_parts():
     for method in ("clipn+ctw", "clipn+atd"):
         for metric in ("auroc", "fpr95_id_positive"):
-            cells = {(r["setting"].split("; ")[-1], r["dataset"]): float(r["value"]) for r in lines("clipn") if (r["method"], r["metric"]) == (method, metric)}
+            cells = {
+                (r["setting"].split("; ")[-1], r["dataset"]): float(r["value"])
+                for r in lines("clipn")
+                if (r["method"], r["metric"]) == (method, metric)
+            }
             sets = ("iNaturalist", "SUN", "Textures", "Places")
-            for name in sets: assert cells["mean of 3", name] == pytest.approx(np.mean([cells[f"repeat {k}", name] for k in (1, 2, 3)]), abs=.011)
-            assert cells["mean of 3", "mean"] == pytest.approx(np.mean([cells["mean of 3", name] for name in sets]), abs=.011)
+            for name in sets:
+                assert cells["mean of 3", name] == pytest.approx(
+                    np.mean([cells[f"repeat {k}", name] for k in (1, 2, 3)]), abs=0.011
+                )
+            assert cells["mean of 3", "mean"] == pytest.approx(
+                np.mean([cells["mean of 3", name] for name in sets]), abs=0.011
+            )
 
 
 def made_metrics(sets, seed=0):
     rng = np.random.default_rng(seed)
-    scores = score_table({"mcm": rng.normal(2, 1, 80)}, {name: {"mcm": rng.normal(k / 2, 1, 60)} for k, name in enumerate(sets)})
+    scores = score_table(
+        {"mcm": rng.normal(2, 1, 80)},
+        {name: {"mcm": rng.normal(k / 2, 1, 60)} for k, name in enumerate(sets)},
+    )
     return metrics_table(scores, n_boot=0)
 
 
 def paper_rows(sets=("iNaturalist", "SUN", "Places", "Textures"), **changed):
-    return rows(made_metrics(sets), **{**dict(paper="locoop", table="imagenet_main", backbone="ViT-B-16", setting="ImageNet; openai; zero-shot", scale="paper", run="r"), **changed})
+    return rows(
+        made_metrics(sets),
+        **{
+            **dict(
+                paper="locoop",
+                table="imagenet_main",
+                backbone="ViT-B-16",
+                setting="ImageNet; openai; zero-shot",
+                scale="paper",
+                run="r",
+            ),
+            **changed,
+        },
+    )
 
 
 def mini_rows(**changed):
-    return rows(made_metrics(("mini-near", "mini-textures")), **{**dict(paper="locoop", table="imagenet_main", backbone="mini", setting="mini; seed 0; zero-shot", scale="mini", run="m"), **changed})
+    return rows(
+        made_metrics(("mini-near", "mini-textures")),
+        **{
+            **dict(
+                paper="locoop",
+                table="imagenet_main",
+                backbone="mini",
+                setting="mini; seed 0; zero-shot",
+                scale="mini",
+                run="m",
+            ),
+            **changed,
+        },
+    )
 
 
 def test_paper_rows_meet_their_published_numbers():
-    table = compare_with_published(paper_rows()).set_index(["method", "setting", "dataset", "metric"])
+    table = compare_with_published(paper_rows()).set_index(
+        ["method", "setting", "dataset", "metric"]
+    )
     here = table.sort_index().loc[("mcm", "ImageNet; openai; zero-shot")]
     assert here.loc[("SUN", "auroc"), "published"] == 92.6
-    assert here.loc[("mean", "auroc"), "difference"] == pytest.approx(here.loc[("mean", "auroc"), "reproduced"] - 90.8)
+    assert here.loc[("mean", "auroc"), "difference"] == pytest.approx(
+        here.loc[("mean", "auroc"), "reproduced"] - 90.8
+    )
     assert np.isnan(here.loc[("SUN", "fpr95_ood_positive"), "published"])
     assert table["reproduced"].isna().any() and table["published"].isna().any()
 
@@ -115,7 +210,10 @@ def test_paper_rows_meet_their_published_numbers():
 def test_mini_rows_have_their_own_column_and_no_difference():
     table = compare_with_published(pd.concat([mini_rows(), paper_rows()]))
     mini, paper = table["mini"].notna(), table["reproduced"].notna()
-    assert mini.sum() == len(mini_rows()) and not (mini & (paper | table["published"].notna() | table["difference"].notna())).any()
+    assert (
+        mini.sum() == len(mini_rows())
+        and not (mini & (paper | table["published"].notna() | table["difference"].notna())).any()
+    )
     alone = compare_with_published(mini_rows())
     assert alone["difference"].isna().all() and alone["published"].notna().any()
     assert "not comparable" in to_markdown(table) and "not comparable" in to_html(table)
@@ -123,30 +221,50 @@ def test_mini_rows_have_their_own_column_and_no_difference():
 
 def test_a_mean_over_other_sets_is_not_the_papers_mean():
     found = paper_rows(("iNaturalist", "SUN", "Places", "Textures", "NINCO"))
-    assert "mean" not in set(found["dataset"]) and "mean of iNaturalist, SUN, Places, Textures, NINCO" in set(found["dataset"])
+    assert "mean" not in set(
+        found["dataset"]
+    ) and "mean of iNaturalist, SUN, Places, Textures, NINCO" in set(found["dataset"])
     metrics = made_metrics(("Textures", "SUN", "Places", "iNaturalist"))
-    assert "mean" in set(rows(metrics, "locoop", "imagenet_main", "ViT-B-16", "ImageNet; openai; zero-shot", "paper")["dataset"])
+    assert "mean" in set(
+        rows(
+            metrics, "locoop", "imagenet_main", "ViT-B-16", "ImageNet; openai; zero-shot", "paper"
+        )["dataset"]
+    )
 
 
-@pytest.mark.parametrize("act", [lambda mixed, path: write_rows(mixed, path), lambda mixed, path: compare_with_published(pd.concat([mixed, published_rows("mcm")])),
-                                 lambda mixed, path: check_rows(mixed.assign(scale="paper")), lambda mixed, path: check_rows(mixed.assign(scale="mini")),
-                                 lambda mixed, path: compare_with_published(pd.concat([mixed, mixed.assign(run="second")]))])
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda mixed, path: write_rows(mixed, path),
+        lambda mixed, path: compare_with_published(pd.concat([mixed, published_rows("mcm")])),
+        lambda mixed, path: check_rows(mixed.assign(scale="paper")),
+        lambda mixed, path: check_rows(mixed.assign(scale="mini")),
+        lambda mixed, path: compare_with_published(pd.concat([mixed, mixed.assign(run="second")])),
+    ],
+)
 def test_mixing_is_refused(act, tmp_path):
-    with pytest.raises(ValueError): act(pd.concat([mini_rows(), paper_rows()]), tmp_path / "rows.csv")
+    with pytest.raises(ValueError):
+        act(pd.concat([mini_rows(), paper_rows()]), tmp_path / "rows.csv")
     assert not list(tmp_path.iterdir())
 
 
 def test_refusal_explains_itself(tmp_path):
-    with pytest.raises(ValueError, match="never share a column.*compare_with_published"): write_rows(pd.concat([mini_rows(), paper_rows()]), tmp_path / "rows.csv")
+    with pytest.raises(ValueError, match="never share a column.*compare_with_published"):
+        write_rows(pd.concat([mini_rows(), paper_rows()]), tmp_path / "rows.csv")
 
 
 def test_averaging_keeps_scales_apart():
     both = average_seeds(pd.concat([mini_rows(), paper_rows(), paper_rows(run="s", seeds=2)]))
-    assert set(both["scale"]) == {"mini", "paper"} and len(both) == len(mini_rows()) + len(paper_rows())
+    assert set(both["scale"]) == {"mini", "paper"} and len(both) == len(mini_rows()) + len(
+        paper_rows()
+    )
 
 
 def test_rows_survive_the_file(tmp_path):
-    path = write_rows(average_seeds(pd.concat([paper_rows(seeds=1), paper_rows(seeds=2, run="s")])), tmp_path / "rows.csv")
+    path = write_rows(
+        average_seeds(pd.concat([paper_rows(seeds=1), paper_rows(seeds=2, run="s")])),
+        tmp_path / "rows.csv",
+    )
     again = read_rows(path)
     assert (again["std"] == 0).all() and set(again["seeds"]) == {"1;2"}
     assert write_rows(again, tmp_path / "again.csv").read_bytes() == path.read_bytes()

@@ -14,7 +14,20 @@ from oodnb.running.dependencies import depends_on, reached_modules, read_code, s
 
 ROOT = Path(oodnb.__file__).parents[1]
 # modules that run, watch and report on notebooks: no result may depend on them
-MACHINERY = ["plan", "ledger", "execution", "finish", "cluster", "schedule", "tables", "report_command", "reproduce", "dependencies", "data_commands", "doctor_command"]
+MACHINERY = [
+    "plan",
+    "ledger",
+    "execution",
+    "finish",
+    "cluster",
+    "schedule",
+    "tables",
+    "report_command",
+    "reproduce",
+    "dependencies",
+    "data_commands",
+    "doctor_command",
+]
 
 
 class Copy:
@@ -22,13 +35,18 @@ class Copy:
 
     def __init__(self, folder):
         self.package, self.data, self.papers = folder / "oodnb", folder / "data", folder / "papers"
-        shutil.copytree(ROOT / "oodnb", self.package, ignore=shutil.ignore_patterns("__pycache__", "data"))
+        shutil.copytree(
+            ROOT / "oodnb", self.package, ignore=shutil.ignore_patterns("__pycache__", "data")
+        )
         shutil.copytree(ROOT / "data" / "lists", self.data / "lists")
         shutil.copytree(ROOT / "data" / "reproduced", self.data / "reproduced")
         shutil.copytree(ROOT / "nbs" / "papers", self.papers)
 
     def hashes(self):
-        return {p.stem: depends_on(p, self.package, self.data) for p in sorted(self.papers.glob("[!_.]*.ipynb"))}
+        return {
+            p.stem: depends_on(p, self.package, self.data)
+            for p in sorted(self.papers.glob("[!_.]*.ipynb"))
+        }
 
     def file(self, module):
         path = self.package.joinpath(*module.split("."))
@@ -65,7 +83,9 @@ def test_words_and_formatting_rename_no_run(copy, before):
     for path in copy.package.rglob("*.py"):
         tree = ast.parse(path.read_text("utf-8"))
         for node in ast.walk(tree):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and ast.get_docstring(node, clean=False):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and ast.get_docstring(
+                node, clean=False
+            ):
                 node.body[0].value.value = "Other words."
             if isinstance(node, ast.FunctionDef):
                 node.returns = ast.Constant("a note")
@@ -73,14 +93,18 @@ def test_words_and_formatting_rename_no_run(copy, before):
     for path in copy.papers.glob("*.ipynb"):
         notebook = json.loads(path.read_text("utf-8"))
         for cell in notebook["cells"]:
-            cell["source"] = "".join(cell["source"]) + ("\n# a comment" if cell["cell_type"] == "code" else "\n\nMore.")
+            cell["source"] = "".join(cell["source"]) + (
+                "\n# a comment" if cell["cell_type"] == "code" else "\n\nMore."
+            )
         notebook["cells"].append({"cell_type": "markdown", "source": "The end."})
         path.write_text(json.dumps(notebook), "utf-8")
     assert renamed(before, copy.hashes()) == set()
 
 
 def test_a_new_method_and_new_published_numbers_rename_no_run(copy, before):
-    (copy.package / "methods" / "blank.py").write_text("from ..scores import mcm\n\n\ndef fit_blank(): return mcm\n")
+    (copy.package / "methods" / "blank.py").write_text(
+        "from ..scores import mcm\n\n\ndef fit_blank(): return mcm\n"
+    )
     (copy.data / "published").mkdir()
     (copy.data / "published" / "blank.csv").write_text("paper,value\nblank,1\n")
     (copy.data / "lists" / "ATTRIBUTION.md").write_text("Other words.")
@@ -107,7 +131,11 @@ def test_a_changed_list_renames_those_that_read_it(copy, before):
     after = copy.hashes()
     due = renamed(before, after)
     assert due == reaching(before, "data lists/toe.json")
-    assert {"toe_imagenet"} <= due and not {"zeroshot_imagenet", "clipn_readme", "hftt_imagenet"} & due
+    assert {"toe_imagenet"} <= due and not {
+        "zeroshot_imagenet",
+        "clipn_readme",
+        "hftt_imagenet",
+    } & due
     assert say_changes(before["toe_imagenet"], after["toe_imagenet"]) == "data lists/toe.json"
 
 
@@ -119,20 +147,40 @@ def test_the_scoreboard_depends_on_accepted_rows_and_nothing_else_does(copy, bef
 
 def test_no_result_depends_on_the_machinery(before):
     for name, parts in before.items():
-        assert not {f"oodnb.{module}" for module in MACHINERY} & set(parts), f"{name} reaches modules that only run or report"
+        assert not {f"oodnb.{module}" for module in MACHINERY} & set(parts), (
+            f"{name} reaches modules that only run or report"
+        )
 
 
 def test_names_of_the_front_page_lead_to_one_module_each(tmp_path):
     package = tmp_path / "demo"
     (package / "deep").mkdir(parents=True)
-    (package / "__init__.py").write_text('__version__ = "1"\n_HOMES = {"load": "models", "score": "scores"}\n')
-    for name, text in {"models": "from .deep import inner", "scores": "K = 1", "deep/__init__": "", "deep/inner": "import importlib\nimportlib.import_module('demo.late')", "late": "", "far": ""}.items():
+    (package / "__init__.py").write_text(
+        '__version__ = "1"\n_HOMES = {"load": "models", "score": "scores"}\n'
+    )
+    for name, text in {
+        "models": "from .deep import inner",
+        "scores": "K = 1",
+        "deep/__init__": "",
+        "deep/inner": "import importlib\nimportlib.import_module('demo.late')",
+        "late": "",
+        "far": "",
+    }.items():
         (package / f"{name}.py").write_text(text)
-    reach = lambda text: [name.removeprefix("demo.") for name in reached_modules(read_code(text), package)]
+    reach = lambda text: [
+        name.removeprefix("demo.") for name in reached_modules(read_code(text), package)
+    ]
     assert reach("from demo import load") == ["deep", "deep.inner", "late", "models"]
-    assert reach("from demo import score") == reach("import demo as d\nd.score()") == reach("import demo\ndemo.scores.K") == ["scores"]
+    assert (
+        reach("from demo import score")
+        == reach("import demo as d\nd.score()")
+        == reach("import demo\ndemo.scores.K")
+        == ["scores"]
+    )
     assert reach("from demo import *") == ["deep", "deep.inner", "late", "models", "scores"]
-    assert reach("def late():\n    from demo import far") == reach("import demo.far as f") == ["far"]
+    assert (
+        reach("def late():\n    from demo import far") == reach("import demo.far as f") == ["far"]
+    )
     assert reach("from demo import __version__") == []
 
 
@@ -141,8 +189,13 @@ def test_imports_by_computed_names_are_not_used():
     for path in sorted((ROOT / "oodnb").rglob("*.py")):
         tree = ast.parse(path.read_text("utf-8"))
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-            if getattr(call.func, "attr", getattr(call.func, "id", "")) in ("import_module", "__import__"):
-                assert isinstance(call.args[0], ast.Constant) or "_HOMES" in path.read_text("utf-8"), f"{path.name}:{call.lineno}: write the name of the module out"
+            if getattr(call.func, "attr", getattr(call.func, "id", "")) in (
+                "import_module",
+                "__import__",
+            ):
+                assert isinstance(call.args[0], ast.Constant) or "_HOMES" in path.read_text(
+                    "utf-8"
+                ), f"{path.name}:{call.lineno}: write the name of the module out"
 
 
 def test_it_is_quick(copy):

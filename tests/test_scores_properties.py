@@ -6,9 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from oodnb.scores import cosine_sims, energy, entropy, gl_mcm, l_mcm, max_logit, mcm, msp, normalize, variance
+from oodnb.scores import (
+    cosine_sims,
+    energy,
+    entropy,
+    gl_mcm,
+    l_mcm,
+    max_logit,
+    mcm,
+    msp,
+    normalize,
+    variance,
+)
 
-SCORES = dict(mcm=mcm, msp=msp, max_logit=max_logit, energy=energy, entropy=entropy, variance=variance)
+SCORES = dict(
+    mcm=mcm, msp=msp, max_logit=max_logit, energy=energy, entropy=entropy, variance=variance
+)
 
 
 def draw(*shape, seed=0):
@@ -17,7 +30,12 @@ def draw(*shape, seed=0):
 
 def oracle(name, x, t):
     p = (x / t).softmax(-1)
-    return dict(mcm=p.amax(-1), energy=t * (x / t).logsumexp(-1), entropy=torch.special.entr(p).sum(-1).neg(), variance=p.var(-1, correction=0))[name]
+    return dict(
+        mcm=p.amax(-1),
+        energy=t * (x / t).logsumexp(-1),
+        entropy=torch.special.entr(p).sum(-1).neg(),
+        variance=p.var(-1, correction=0),
+    )[name]
 
 
 @pytest.mark.parametrize("name", ["mcm", "energy", "entropy", "variance"])
@@ -27,7 +45,12 @@ def test_pytorch_agrees(name, temperature, dtype, rtol):
     x = draw(20, 30).to(dtype)
     got = SCORES[name](x, temperature=temperature)
     assert got.dtype == dtype and got.shape == (20,)
-    torch.testing.assert_close(got.double(), oracle(name, x.double(), temperature), rtol=rtol, atol=1e-6 if dtype == torch.float32 else 1e-12)
+    torch.testing.assert_close(
+        got.double(),
+        oracle(name, x.double(), temperature),
+        rtol=rtol,
+        atol=1e-6 if dtype == torch.float32 else 1e-12,
+    )
 
 
 def test_msp_and_max_logit():
@@ -40,14 +63,18 @@ def test_local_scores_are_the_best_region():
     sims, local_sims = draw(5, 7), draw(5, 9, 7, seed=1)
     best = torch.stack([mcm(local_sims[:, r]) for r in range(9)]).amax(0)
     torch.testing.assert_close(l_mcm(local_sims), best)
-    torch.testing.assert_close(gl_mcm(sims, local_sims, 0.5, 0.3), mcm(sims, 0.5) + 0.3 * l_mcm(local_sims, 0.5))
+    torch.testing.assert_close(
+        gl_mcm(sims, local_sims, 0.5, 0.3), mcm(sims, 0.5) + 0.3 * l_mcm(local_sims, 0.5)
+    )
 
 
 @pytest.mark.parametrize("name", SCORES)
 def test_order_of_classes_and_input_kind_do_not_matter(name):
     x = draw(6, 11).float()
     score = SCORES[name]
-    torch.testing.assert_close(score(x[:, torch.randperm(11, generator=torch.Generator().manual_seed(0))]), score(x))
+    torch.testing.assert_close(
+        score(x[:, torch.randperm(11, generator=torch.Generator().manual_seed(0))]), score(x)
+    )
     assert torch.equal(score(x.numpy()), score(x)) and torch.equal(score(x.tolist()), score(x))
     assert torch.equal(x, draw(6, 11).float()), "a score must not change its input"
 
@@ -60,7 +87,9 @@ def test_any_temperature_is_stable(temperature, classes, scale):
     for score in (mcm, entropy, variance):
         assert score(x, temperature=temperature).isfinite().all()
     assert not energy(x, temperature=temperature).isnan().any()
-    assert (mcm(x, temperature) >= 1 / classes * (1 - 1e-6)).all() and (mcm(x, temperature) <= 1).all()
+    assert (mcm(x, temperature) >= 1 / classes * (1 - 1e-6)).all() and (
+        mcm(x, temperature) <= 1
+    ).all()
     assert (l_mcm(x[:, None], temperature) == mcm(x, temperature)).all()
 
 
@@ -68,7 +97,9 @@ def test_variance_of_nearly_uniform_softmax():
     x = (draw(8, 1000) * 0.03 + 0.2).float()
     exact = variance(x.double(), 1e5)
     torch.testing.assert_close(variance(x, 1e5).double(), exact, rtol=1e-5, atol=0)
-    torch.testing.assert_close(exact, x.double().var(-1, correction=0) / 1e10 / 1e6, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        exact, x.double().var(-1, correction=0) / 1e10 / 1e6, rtol=1e-4, atol=0
+    )
 
 
 @pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
@@ -110,9 +141,14 @@ def test_refused_local_shapes():
 def test_features_of_any_length_and_precision():
     features = draw(4, 8)
     for factor in (1e-30, 1.0, 1e30):
-        torch.testing.assert_close(normalize((features * factor).float()), torch.nn.functional.normalize(features, dim=-1).float())
+        torch.testing.assert_close(
+            normalize((features * factor).float()),
+            torch.nn.functional.normalize(features, dim=-1).float(),
+        )
     assert cosine_sims(features.half(), features.bfloat16()).dtype == torch.float32
-    torch.testing.assert_close(cosine_sims(features, features).diagonal(), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(
+        cosine_sims(features, features).diagonal(), torch.ones(4, dtype=torch.float64)
+    )
     with pytest.raises(ValueError, match=r"first is row \[2\]"):
         normalize(torch.tensor([[1.0, 2.0], [3.0, 4.0], [math.nan, 1.0]]))
 
@@ -123,4 +159,6 @@ def test_empty_batches_and_gradients_pass():
         x = draw(3, 5).requires_grad_()
         score(x).sum().backward()
         assert x.grad.isfinite().all()
-    assert torch.autograd.gradcheck(lambda x: gl_mcm(x[:, 0], x, 0.3), draw(2, 4, 5).requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda x: gl_mcm(x[:, 0], x, 0.3), draw(2, 4, 5).requires_grad_()
+    )

@@ -9,7 +9,13 @@ import torch
 
 from oodnb.backbones import load_backbone
 from oodnb.features import Features
-from oodnb.toe.classifier_heads import ExposureSettings, TextNoise, make_head, noisy_texts, train_head
+from oodnb.toe.classifier_heads import (
+    ExposureSettings,
+    TextNoise,
+    make_head,
+    noisy_texts,
+    train_head,
+)
 from oodnb.losses import energy_margin_loss, outlier_exposure_loss
 from oodnb.methods.toe import TOEDetector, fit_toe, fit_toe_runs, load_toe, outlier_rows, save_toe
 from oodnb.metrics import detection_metrics
@@ -30,7 +36,14 @@ def rows(count, width=6, seed=0):
 
 def known(count=12, classes=3, width=6, values=None, labels=None, backbone=None):
     labels = np.arange(count) % classes if labels is None else np.asarray(labels)
-    return Features(rows(count, width) if values is None else values, labels, [str(i) for i in range(count)], "pets", "train", backbone)
+    return Features(
+        rows(count, width) if values is None else values,
+        labels,
+        [str(i) for i in range(count)],
+        "pets",
+        "train",
+        backbone,
+    )
 
 
 def broken(value, row=3):
@@ -42,7 +55,9 @@ def broken(value, row=3):
 # outliers
 
 
-@pytest.mark.parametrize("nothing", [[], (), type("Empty", (), {"texts": (), "level": "caption"})()])
+@pytest.mark.parametrize(
+    "nothing", [[], (), type("Empty", (), {"texts": (), "level": "caption"})()]
+)
 def test_no_outlier_is_left(tiny, nothing):
     with pytest.raises(ValueError, match=r"There are 0 outlier texts; .*outliers=None"):
         fit_toe(known(), NAMES, nothing, tiny, **QUIET)
@@ -52,9 +67,13 @@ def test_no_outlier_is_left(tiny, nothing):
         outlier_exposure_loss(torch.zeros(2, 3), [0, 1], torch.zeros(0, 3))
 
 
-@pytest.mark.parametrize("texts, where", [(["a song", ""], 1), ([" \n", "a"], 0), (["a", "b", None], 2), (["a", 3], 1)])
+@pytest.mark.parametrize(
+    "texts, where", [(["a song", ""], 1), ([" \n", "a"], 0), (["a", "b", None], 2), (["a", 3], 1)]
+)
 def test_a_text_without_content(tiny, texts, where):
-    with pytest.raises(ValueError, match=rf"Outlier text {where} is .*leave out captions that failed"):
+    with pytest.raises(
+        ValueError, match=rf"Outlier text {where} is .*leave out captions that failed"
+    ):
         outlier_rows(texts, tiny, cache=False)
 
 
@@ -66,8 +85,13 @@ def test_a_single_text_and_texts_without_a_backbone():
 
 
 def test_repeated_texts_count_as_often_as_given_and_are_told(tiny):
-    found, _, about = outlier_rows(["a song", "a bucket", "a song"], tiny, cache=False, progress=False)
-    assert torch.equal(found[0], found[2]) and (about["outlier_count"], about["different"]) == (3, 2)
+    found, _, about = outlier_rows(
+        ["a song", "a bucket", "a song"], tiny, cache=False, progress=False
+    )
+    assert torch.equal(found[0], found[2]) and (about["outlier_count"], about["different"]) == (
+        3,
+        2,
+    )
 
 
 def test_a_text_that_is_too_long_is_cut_with_a_warning(tiny):
@@ -78,7 +102,9 @@ def test_a_text_that_is_too_long_is_cut_with_a_warning(tiny):
 def test_zero_and_broken_outlier_features():
     with pytest.raises(ValueError, match="1 of 12 outlier features are zero .* first in row 3"):
         fit_toe(known(), NAMES, broken(0.0), **QUIET)
-    with pytest.raises(ValueError, match="outliers hold NaN or infinite values, the first in row 3"):
+    with pytest.raises(
+        ValueError, match="outliers hold NaN or infinite values, the first in row 3"
+    ):
         fit_toe(known(), NAMES, broken(math.nan), **QUIET)
     with pytest.raises(ValueError, match="outliers have width 5, but the pictures 6"):
         fit_toe(known(), NAMES, rows(4, 5), **QUIET)
@@ -98,21 +124,40 @@ def test_texts_that_are_all_the_same_cannot_be_standardised():
 
 def test_broken_pictures():
     for value in (math.nan, math.inf, 0.0):
-        with pytest.raises(ValueError, match=r"1 image_features of 'pets' are zero, NaN or infinite, the first in row 3"):
+        with pytest.raises(
+            ValueError,
+            match=r"1 image_features of 'pets' are zero, NaN or infinite, the first in row 3",
+        ):
             fit_toe(known(values=broken(value)), NAMES, None, **QUIET)
 
 
-@pytest.mark.parametrize("labels, told", [(np.arange(12) % 4, "run from 0 to 3, but there are 3 class names"), (np.arange(12) % 3 - 1, "run from -1 to 1")])
+@pytest.mark.parametrize(
+    "labels, told",
+    [
+        (np.arange(12) % 4, "run from 0 to 3, but there are 3 class names"),
+        (np.arange(12) % 3 - 1, "run from -1 to 1"),
+    ],
+)
 def test_labels_that_are_no_class(labels, told):
     with pytest.raises(ValueError, match=told):
         fit_toe(known(labels=labels), NAMES, None, **QUIET)
     with pytest.raises(ValueError, match="the head has 3 classes|from -1"):
-        train_head(rows(12), labels, None, [make_head("linear", 6, 3)], lambda epoch: (np.arange(12), None), recipe=ExposureSettings(epochs=1), progress=False)
+        train_head(
+            rows(12),
+            labels,
+            None,
+            [make_head("linear", 6, 3)],
+            lambda epoch: (np.arange(12), None),
+            recipe=ExposureSettings(epochs=1),
+            progress=False,
+        )
 
 
 def test_a_class_without_pictures():
     lonely = known(labels=np.zeros(12, dtype=int))
-    with pytest.warns(UserWarning, match="2 of 3 classes have no training picture, the first is 'dog'"):
+    with pytest.warns(
+        UserWarning, match="2 of 3 classes have no training picture, the first is 'dog'"
+    ):
         head = fit_toe(lonely, NAMES, rows(4), **QUIET)
     assert head.score(lonely).isfinite().all()
     with pytest.raises(ValueError, match="2 of 3 classes have no row and no mean"):
@@ -141,7 +186,11 @@ def test_few_or_constant_pictures_have_no_covariance():
 
 
 def test_half_precision_is_refused_with_the_way_out():
-    for call in (lambda: fit_toe(known(), NAMES, rows(4).half(), **QUIET), lambda: noisy_texts(rows(2).half(), rows(2)), lambda: energy_margin_loss(rows(2).half(), [0, 1], rows(2).half())):
+    for call in (
+        lambda: fit_toe(known(), NAMES, rows(4).half(), **QUIET),
+        lambda: noisy_texts(rows(2).half(), rows(2)),
+        lambda: energy_margin_loss(rows(2).half(), [0, 1], rows(2).half()),
+    ):
         with pytest.raises(ValueError, match=r"float16; .*\.float\(\)"):
             call()
     with pytest.raises(ValueError, match="image_features are float16"):
@@ -182,10 +231,24 @@ def test_either_side_may_be_shorter(images, outliers):
     assert len(watched) == 2 * math.ceil(images / 32)
 
 
-@pytest.mark.parametrize("wrong, told", [
-    (dict(variance=-0.1), "variance is"), (dict(variance=math.nan), "variance is"), (dict(variance=[]), "at least one of each"), (dict(loss="margin"), "loss is 'margin'"), (dict(head="big"), "kind is 'big'"), (dict(head="deep", hidden=1), "at least 2"),
-    (dict(epochs=0), "epochs is 0"), (dict(image_batch=0), "image_batch is 0"), (dict(outlier_batch=2.5), "outlier_batch is 2.5"), (dict(lr=0), "lr is 0"), (dict(lr=math.inf), "lr is inf"), (dict(weight=-1), "weight is -1"), (dict(score="odin"), "no score 'odin'"),
-])
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        (dict(variance=-0.1), "variance is"),
+        (dict(variance=math.nan), "variance is"),
+        (dict(variance=[]), "at least one of each"),
+        (dict(loss="margin"), "loss is 'margin'"),
+        (dict(head="big"), "kind is 'big'"),
+        (dict(head="deep", hidden=1), "at least 2"),
+        (dict(epochs=0), "epochs is 0"),
+        (dict(image_batch=0), "image_batch is 0"),
+        (dict(outlier_batch=2.5), "outlier_batch is 2.5"),
+        (dict(lr=0), "lr is 0"),
+        (dict(lr=math.inf), "lr is inf"),
+        (dict(weight=-1), "weight is -1"),
+        (dict(score="odin"), "no score 'odin'"),
+    ],
+)
 def test_impossible_settings(wrong, told):
     with pytest.raises(ValueError, match=told):
         fit_toe_runs(known(), NAMES, rows(4), **{**QUIET, **wrong})
@@ -196,7 +259,11 @@ def test_a_score_that_needs_what_is_missing():
         fit_toe(known(), NAMES, None, loss="energy_margin", **QUIET)
     with pytest.raises(ValueError, match="class_texts feed the queues"):
         fit_toe(known(), NAMES, rows(4), class_texts=(rows(3), [0, 1, 2]), **QUIET)
-    for wrong, told in ((dict(temperature=0), "temperature is 0"), (dict(on="cosines"), "classifier is missing"), (dict(on="text"), "on is 'text'")):
+    for wrong, told in (
+        (dict(temperature=0), "temperature is 0"),
+        (dict(on="cosines"), "classifier is missing"),
+        (dict(on="text"), "on is 'text'"),
+    ):
         with pytest.raises(ValueError, match=told):
             TOEDetector("toe", tuple(make_head("linear", 6, 3))).scored("mcm", **wrong)
 
@@ -214,14 +281,28 @@ def test_another_training_is_not_taken_up(tmp_path):
 
 def test_a_killed_training_ends_with_the_same_bytes(tmp_path):
     for outliers in (rows(40), VirtualOutliers(queue_size=3, sample_from=10, start_epoch=1)):
-        fit = lambda **more: fit_toe_runs(known(), NAMES, outliers, None, (1, 2), epochs=4, progress=False, **more)
+        fit = lambda **more: fit_toe_runs(
+            known(), NAMES, outliers, None, (1, 2), epochs=4, progress=False, **more
+        )
         place = tmp_path / type(outliers).__name__
         fit(folder=place, stop_after=2)
         for one, other in zip(fit(folder=place), fit()):
-            assert all(torch.equal(a, b) for left, right in zip(one.head, other.head) for a, b in zip(left, right))
+            assert all(
+                torch.equal(a, b)
+                for left, right in zip(one.head, other.head)
+                for a, b in zip(left, right)
+            )
 
 
-@pytest.mark.parametrize("wrong, told", [(dict(queue_size=0), "queue_size is 0"), (dict(select=0), "select is 0"), (dict(select=5, sample_from=4), "of the draws 1 to 4"), (dict(ridge=-1), "none is negative")])
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        (dict(queue_size=0), "queue_size is 0"),
+        (dict(select=0), "select is 0"),
+        (dict(select=5, sample_from=4), "of the draws 1 to 4"),
+        (dict(ridge=-1), "none is negative"),
+    ],
+)
 def test_impossible_synthesis(wrong, told):
     with pytest.raises(ValueError, match=told):
         VirtualOutliers(**wrong)
@@ -229,7 +310,18 @@ def test_impossible_synthesis(wrong, told):
 
 def test_a_queue_that_never_fills_is_plain_training():
     line = [torch.ones(1, 3), torch.zeros(1, 2, 1), torch.zeros(1, 2)]
-    done = train_virtual(rows(12), np.arange(12) % 3, None, [make_head("linear", 6, 3)], lambda epoch: (np.arange(12), None), None, line, ExposureSettings(epochs=2), VirtualOutliers(queue_size=1000, start_epoch=0), progress=False)
+    done = train_virtual(
+        rows(12),
+        np.arange(12) % 3,
+        None,
+        [make_head("linear", 6, 3)],
+        lambda epoch: (np.arange(12), None),
+        None,
+        line,
+        ExposureSettings(epochs=2),
+        VirtualOutliers(queue_size=1000, start_epoch=0),
+        progress=False,
+    )
     assert done.outliers is None and done.queues.counts.tolist() == [[8, 8, 8]]
     assert [row["synthesised"] for row in done.history] == [0, 0]
 
@@ -237,7 +329,9 @@ def test_a_queue_that_never_fills_is_plain_training():
 # what comes after
 
 
-@pytest.mark.parametrize("known_scores, other", [([1.0], [0.0]), ([1.0, 1.0], [1.0, 1.0, 1.0]), ([0.5], [0.5])])
+@pytest.mark.parametrize(
+    "known_scores, other", [([1.0], [0.0]), ([1.0, 1.0], [1.0, 1.0, 1.0]), ([0.5], [0.5])]
+)
 def test_lists_of_one_and_of_equal_scores(known_scores, other):
     found = detection_metrics(torch.tensor(known_scores), torch.tensor(other))
     assert 0.5 <= found["auroc"] <= 1 and math.isfinite(found["fpr95_id_positive"])

@@ -9,7 +9,18 @@ import torch
 from oodnb.backbones import load_backbone
 from oodnb.measure.class_statistics import class_means, class_statistics
 from oodnb.metrics import detection_metrics
-from oodnb.toe.outlier_texts import caption_outliers, description_outliers, farthest_texts, labelled_texts, likely_tokens, load_descriptors, load_texts, names_a_class, paper_names, word_outliers
+from oodnb.toe.outlier_texts import (
+    caption_outliers,
+    description_outliers,
+    farthest_texts,
+    labelled_texts,
+    likely_tokens,
+    load_descriptors,
+    load_texts,
+    names_a_class,
+    paper_names,
+    word_outliers,
+)
 from oodnb.scores import energy, mahalanobis
 from oodnb.pipeline.words import encode_once
 
@@ -26,7 +37,15 @@ def test_a_class_without_samples():
         class_statistics(rows(20), torch.tensor([0, 2] * 10), n_classes=4)
 
 
-@pytest.mark.parametrize("labels, message", [([0, 1, 2, -1], "first is -1 in row 3"), ([0, 1, 2, 3], "between 0 and 2, the first is 3 in row 3"), ([0.0, 1.0, 2.0, 0.0], "torch.float32"), ([0, 1, 2], "labels \\[3\\]")])
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ([0, 1, 2, -1], "first is -1 in row 3"),
+        ([0, 1, 2, 3], "between 0 and 2, the first is 3 in row 3"),
+        ([0.0, 1.0, 2.0, 0.0], "torch.float32"),
+        ([0, 1, 2], "labels \\[3\\]"),
+    ],
+)
 def test_labels_that_do_not_fit(labels, message):
     with pytest.raises(ValueError, match=message):
         class_statistics(rows(4), torch.tensor(labels), n_classes=3)
@@ -35,7 +54,9 @@ def test_labels_that_do_not_fit(labels, message):
 @pytest.mark.parametrize("count, width, reach", [(5, 5, 4), (3, 8, 2), (2, 4, 1)])
 def test_fewer_rows_than_columns(count, width, reach):
     labels = torch.zeros(count, dtype=torch.long)
-    with pytest.raises(ValueError, match=f"{count} rows reach {reach} of {width} directions.*ridge="):
+    with pytest.raises(
+        ValueError, match=f"{count} rows reach {reach} of {width} directions.*ridge="
+    ):
         class_statistics(rows(count, width), labels)
     found = class_statistics(rows(count, width), labels, ridge=0.1)
     assert np.isfinite(found.condition) and found.score(rows(4, width)).isfinite().all()
@@ -74,7 +95,9 @@ def test_any_precision_is_computed_in_float64(dtype):
     given, labels = rows(200).to(dtype), torch.arange(200) % 3
     found, exact = class_statistics(given, labels), class_statistics(given.double(), labels)
     assert found.means.dtype == found.precision.dtype == torch.float64
-    assert torch.equal(found.precision, exact.precision) and torch.equal(found.score(given), exact.score(given.double()))
+    assert torch.equal(found.precision, exact.precision) and torch.equal(
+        found.score(given), exact.score(given.double())
+    )
 
 
 def test_one_class_and_a_half_known_number_of_classes():
@@ -86,14 +109,26 @@ def test_one_class_and_a_half_known_number_of_classes():
 # distances and selection
 
 
-@pytest.mark.parametrize("shapes", [((4, 3), (2, 4), (4, 4)), ((4, 3), (2, 3), (3, 4)), ((3,), (2, 3), (3, 3)), ((4, 3), (0, 3), (3, 3))])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((4, 3), (2, 4), (4, 4)),
+        ((4, 3), (2, 3), (3, 4)),
+        ((3,), (2, 3), (3, 3)),
+        ((4, 3), (0, 3), (3, 3)),
+    ],
+)
 def test_shapes_that_do_not_fit(shapes):
     with pytest.raises(ValueError, match="do not fit"):
         mahalanobis(*(torch.ones(shape) for shape in shapes))
 
 
 def test_a_precision_that_is_none():
-    for precision, message in ((torch.diag(torch.tensor([1.0, -1.0])), "no inverse of a covariance"), (torch.zeros(2, 2), None), (torch.full((2, 2), torch.nan), "NaN")):
+    for precision, message in (
+        (torch.diag(torch.tensor([1.0, -1.0])), "no inverse of a covariance"),
+        (torch.zeros(2, 2), None),
+        (torch.full((2, 2), torch.nan), "NaN"),
+    ):
         if message is None:
             assert mahalanobis(rows(3, 2), rows(2, 2), precision).tolist() == [0, 0, 0]
             continue
@@ -116,7 +151,9 @@ def test_zero_and_infinite_caption_features():
 def test_so_few_captions_that_none_is_selected(count):
     statistics = class_statistics(rows(50), torch.arange(50) % 2, normalize=True)
     with pytest.warns(UserWarning, match=f"No caption is left of {count}"):
-        found = caption_outliers([f"caption {i}" for i in range(count)], rows(count), statistics, ["hen"])
+        found = caption_outliers(
+            [f"caption {i}" for i in range(count)], rows(count), statistics, ["hen"]
+        )
     assert len(found) == 0 and found.counts["made"] == count
 
 
@@ -127,14 +164,18 @@ def test_so_few_captions_that_none_is_selected(count):
 def test_logits_that_are_no_numbers(value):
     logits = rows(5, 60)
     logits[3, 2] = value
-    with pytest.raises(ValueError, match="logits of 1 of 5 pictures are NaN or infinite, the first is row 3"):
+    with pytest.raises(
+        ValueError, match="logits of 1 of 5 pictures are NaN or infinite, the first is row 3"
+    ):
         word_outliers(logits, ["w"] * 60, ["hen"])
 
 
 def test_vocabularies_that_do_not_fit():
     with pytest.raises(ValueError, match="The vocabulary has 54 tokens and no rank 55"):
         word_outliers(rows(2, 54), ["w"] * 54, ["hen"])
-    with pytest.raises(ValueError, match="The vocabulary has 3 entries, the logits have 60 columns"):
+    with pytest.raises(
+        ValueError, match="The vocabulary has 3 entries, the logits have 60 columns"
+    ):
         word_outliers(rows(2, 60), ["a", "b", "c"], ["hen"])
     for skip, top in ((55, 55), (-1, 5), (5, 4)):
         with pytest.raises(ValueError, match="ranks run from skip"):
@@ -148,13 +189,22 @@ def test_vocabularies_that_do_not_fit():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_logits_of_any_precision_and_size(dtype):
     logits = (rows(3, 60) * 1e4).to(dtype)
-    assert [row.tolist() for row in likely_tokens(logits)] == [row.tolist() for row in likely_tokens(logits.double())]
+    assert [row.tolist() for row in likely_tokens(logits)] == [
+        row.tolist() for row in likely_tokens(logits.double())
+    ]
 
 
 # descriptions, captions, names
 
 
-@pytest.mark.parametrize("found, message", [(["a tail"], "holds a list"), ({"cat": "a tail"}, "descriptors of 'cat' are 'a tail'"), ({"cat": ["a tail", 3]}, "give a list of strings")])
+@pytest.mark.parametrize(
+    "found, message",
+    [
+        (["a tail"], "holds a list"),
+        ({"cat": "a tail"}, "descriptors of 'cat' are 'a tail'"),
+        ({"cat": ["a tail", 3]}, "give a list of strings"),
+    ],
+)
 def test_descriptors_of_another_form(found, message, tmp_path):
     (tmp_path / "d.json").write_text(json.dumps(found))
     with pytest.raises(ValueError, match=message):
@@ -181,13 +231,22 @@ def test_captions_that_are_none():
     with pytest.raises(ValueError, match="Caption number 1 is a NoneType"):
         caption_outliers(["a", None], None, None, ["hen"])
     with pytest.raises(ValueError, match="2 captions for 3 rows of features"):
-        caption_outliers(["a", "b"], rows(3), class_statistics(rows(50), torch.arange(50) % 2), ["hen"])
+        caption_outliers(
+            ["a", "b"], rows(3), class_statistics(rows(50), torch.arange(50) % 2), ["hen"]
+        )
     with pytest.warns(UserWarning, match="No caption is left of 3: 3 blank"):
-        assert caption_outliers(["", "\n", " "], rows(3), class_statistics(rows(50), torch.arange(50) % 2), ["hen"]).texts == ()
+        assert (
+            caption_outliers(
+                ["", "\n", " "], rows(3), class_statistics(rows(50), torch.arange(50) % 2), ["hen"]
+            ).texts
+            == ()
+        )
 
 
 def test_blank_captions_take_no_part_in_the_selection():
-    statistics = class_statistics(rows(50) + torch.tensor([5.0, 0, 0]), torch.arange(50) % 2, normalize=True)
+    statistics = class_statistics(
+        rows(50) + torch.tensor([5.0, 0, 0]), torch.arange(50) % 2, normalize=True
+    )
     features = rows(20, seed=1)
     features[::2] = 0  # a blank caption may have no feature worth the name
     captions = ["" if i % 2 == 0 else f"caption {i:02}" for i in range(20)]
@@ -196,7 +255,12 @@ def test_blank_captions_take_no_part_in_the_selection():
 
 
 def test_class_names_that_are_none():
-    for names, message in (("hen", "single string"), ([], "empty"), (["hen", ""], "blank"), (["hen", 3], "number 1 is a int")):
+    for names, message in (
+        ("hen", "single string"),
+        ([], "empty"),
+        (["hen", ""], "blank"),
+        (["hen", 3], "number 1 is a int"),
+    ):
         with pytest.raises(ValueError, match=message):
             names_a_class(["a hen"], names)
     with pytest.raises(ValueError, match="names is 'all'"):
@@ -210,14 +274,20 @@ def test_class_names_that_are_none():
 def test_texts_that_are_too_long_are_cut_with_a_warning():
     texts = description_outliers({"cat": ["a long tail " * 60, "a tail"]}, ["hen"]).texts
     with pytest.warns(UserWarning, match="1 of 2 texts are longer than 75 tokens and were cut"):
-        found = encode_once(load_backbone("tiny-vit", device="cpu"), texts, cache=False, progress=False)
+        found = encode_once(
+            load_backbone("tiny-vit", device="cpu"), texts, cache=False, progress=False
+        )
     assert found.isfinite().all()
 
 
 # scores of a trained head
 
 
-@pytest.mark.parametrize("known, other", [([1.0], [2.0]), ([1.0], [1.0, 1.0]), ([3.0] * 9, [3.0] * 4)])
+@pytest.mark.parametrize(
+    "known, other", [([1.0], [2.0]), ([1.0], [1.0, 1.0]), ([3.0] * 9, [3.0] * 4)]
+)
 def test_lists_of_one_and_lists_of_equals(known, other):
-    row = detection_metrics(energy(torch.tensor(known)[:, None]), energy(torch.tensor(other)[:, None]))
+    row = detection_metrics(
+        energy(torch.tensor(known)[:, None]), energy(torch.tensor(other)[:, None])
+    )
     assert row["auroc"] == (0.0 if known[0] < other[0] else 0.5) and row["fpr95_id_positive"] == 1

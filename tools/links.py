@@ -16,35 +16,60 @@ from urllib.parse import unquote, urlsplit
 
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.I)
 FENCE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`|^(?: {4}|\t).*$", re.M | re.S)
-IN_MARKDOWN = re.compile(r"""\]\(<?([^)\s>]+)>?(?:\s+"[^"]*")?\)|<(?:a|img)\b[^>]*?\b(?:href|src)="([^"]+)"|^\[[^\]]+\]:\s*(\S+)""", re.M)
+IN_MARKDOWN = re.compile(
+    r"""\]\(<?([^)\s>]+)>?(?:\s+"[^"]*")?\)|<(?:a|img)\b[^>]*?\b(?:href|src)="([^"]+)"|^\[[^\]]+\]:\s*(\S+)""",
+    re.M,
+)
 UNLOADED = ("link", "script", "img", "source", "iframe")  # what a page fetches to be shown
 
 
 def slug(heading):
     """The anchor of a heading, as GitHub makes it."""
-    return re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", re.sub(r"[`*]|<[^>]+>|\]\([^)]*\)", "", heading)).strip().lower())
+    return re.sub(
+        r"\s",
+        "-",
+        re.sub(r"[^\w\s-]", "", re.sub(r"[`*]|<[^>]+>|\]\([^)]*\)", "", heading)).strip().lower(),
+    )
 
 
 def prose_of(path):
     """The Markdown of a file: itself, or the Markdown cells of a notebook."""
     text = path.read_text("utf-8")
     if path.suffix == ".ipynb":
-        text = "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+        text = "\n\n".join(
+            "".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown"
+        )
     return text
 
 
 def anchors_of(path):
-    return {slug(h) for h in re.findall(r"^#{1,6}\s+(.+?)\s*$", prose_of(path), re.M)} if path.suffix in (".md", ".ipynb") else set()
+    return (
+        {slug(h) for h in re.findall(r"^#{1,6}\s+(.+?)\s*$", prose_of(path), re.M)}
+        if path.suffix in (".md", ".ipynb")
+        else set()
+    )
 
 
 def links_of(path):
-    return [next(filter(None, found)) for found in IN_MARKDOWN.findall(re.sub(r"^#\|.*$", "", FENCE.sub("", prose_of(path)), flags=re.M))]
+    return [
+        next(filter(None, found))
+        for found in IN_MARKDOWN.findall(
+            re.sub(r"^#\|.*$", "", FENCE.sub("", prose_of(path)), flags=re.M)
+        )
+    ]
 
 
 def sources(root):
     """Every Markdown file and notebook that belongs to the project."""
-    kept = [p for p in root.glob("*.md")] + [p for folder in ("nbs", "data", "benchmarks", "tools") for pattern in ("*.md", "*.ipynb") for p in (root / folder).rglob(pattern)]
-    return sorted(p for p in kept if not any(part.startswith(".") for part in p.relative_to(root).parts))
+    kept = [p for p in root.glob("*.md")] + [
+        p
+        for folder in ("nbs", "data", "benchmarks", "tools")
+        for pattern in ("*.md", "*.ipynb")
+        for p in (root / folder).rglob(pattern)
+    ]
+    return sorted(
+        p for p in kept if not any(part.startswith(".") for part in p.relative_to(root).parts)
+    )
 
 
 def check_sources(root):
@@ -59,7 +84,11 @@ def check_sources(root):
                 yield f"{path.relative_to(root)}: {link} leads out of the project"
             elif not target.exists():
                 yield f"{path.relative_to(root)}: {link} leads to nothing"
-            elif anchor and target.is_file() and slug(anchor.replace("-", " ")) not in anchors_of(target):
+            elif (
+                anchor
+                and target.is_file()
+                and slug(anchor.replace("-", " ")) not in anchors_of(target)
+            ):
                 yield f"{path.relative_to(root)}: {link} names a heading that is not there"
 
 
@@ -83,12 +112,18 @@ class Page(HTMLParser):
 
 def check_site(folder):
     """Links of the pages that lead to no file or anchor, anchors used twice, and files that would come from the network."""
-    pages = {path.resolve(): Page(path.read_text("utf-8")) for path in sorted(folder.rglob("*.html"))}
+    pages = {
+        path.resolve(): Page(path.read_text("utf-8")) for path in sorted(folder.rglob("*.html"))
+    }
     if not pages:
         yield f"{folder}: holds no HTML pages; build them with: make docs"
     for path, page in pages.items():
         where = path.relative_to(folder.resolve())
-        yield from (f"{where}: loads {link} from the network" for link in page.loaded if ELSEWHERE.match(link) and not link.startswith("data:"))
+        yield from (
+            f"{where}: loads {link} from the network"
+            for link in page.loaded
+            if ELSEWHERE.match(link) and not link.startswith("data:")
+        )
         yield from (f"{where}: the anchor {name} is there twice" for name in sorted(page.twice))
         for link in dict.fromkeys(page.links):
             if ELSEWHERE.match(link):
@@ -113,7 +148,12 @@ def main():
     found = list(check_sources(root))
     for folder in sys.argv[1:]:
         found += check_site(Path(folder).resolve())
-    print("\n".join(found) if found else f"every link leads somewhere: {len(sources(root))} files" + "".join(f", {sum(1 for _ in Path(f).rglob('*.html'))} pages in {f}" for f in sys.argv[1:]))
+    print(
+        "\n".join(found)
+        if found
+        else f"every link leads somewhere: {len(sources(root))} files"
+        + "".join(f", {sum(1 for _ in Path(f).rglob('*.html'))} pages in {f}" for f in sys.argv[1:])
+    )
     return bool(found)
 
 

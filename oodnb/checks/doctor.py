@@ -21,162 +21,345 @@ from ..metrics import aupr, auroc, bootstrap_ci, fpr_at_tpr
 from ..mini import MINI_OOD, is_mini
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #53560fed
-def _half(values): # names of the half precisions that hold every value exactly
+def _half(values):  # names of the half precisions that hold every value exactly
     values = torch.tensor(np.asarray(values, dtype=np.float64))
-    return [name for name, kind in (("bfloat16", torch.bfloat16), ("float16", torch.float16)) if bool((values.to(kind).double() == values).all())]
+    return [
+        name
+        for name, kind in (("bfloat16", torch.bfloat16), ("float16", torch.float16))
+        if bool((values.to(kind).double() == values).all())
+    ]
 
 
 def check_precision(
-    scores, # score table
-    detector, # column
+    scores,  # score table
+    detector,  # column
 ) -> Finding:
     "Were the scores rounded, and do many pictures share one?"
     values = scores[detector].to_numpy(np.float64)
     label, (distinct, times) = f"precision of {detector}", np.unique(values, return_counts=True)
     tied = times[times > 1].sum() / len(values)
     said = f"{len(distinct):,} different scores for {len(values):,} pictures, {tied:.1%} of the pictures share theirs with another"
-    if len(values) < 50 or (values == values.round()).all(): return Finding(label, said=said + "; too few or whole numbers, so nothing can be said", looked=False)
-    if half := _half(values): return Finding(label, "half-precision scores", f"every score is a number of {half[0]}; {said}", "compute scores from features in float32 or better; encoding may stay in half precision")
-    if times.max() > .05 * len(values): return Finding(label, "saturated scores", f"{times.max():,} pictures have the score {distinct[times.argmax()]:.6g}; {said}", "use the log-odds of the score (log_odds=True), a higher temperature, or float64")
+    if len(values) < 50 or (values == values.round()).all():
+        return Finding(
+            label, said=said + "; too few or whole numbers, so nothing can be said", looked=False
+        )
+    if half := _half(values):
+        return Finding(
+            label,
+            "half-precision scores",
+            f"every score is a number of {half[0]}; {said}",
+            "compute scores from features in float32 or better; encoding may stay in half precision",
+        )
+    if times.max() > 0.05 * len(values):
+        return Finding(
+            label,
+            "saturated scores",
+            f"{times.max():,} pictures have the score {distinct[times.argmax()]:.6g}; {said}",
+            "use the log-odds of the score (log_odds=True), a higher temperature, or float64",
+        )
     return Finding(label, said=said)
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #621142b4
 def check_direction(
-    scores, # score table
-    detector, # column
+    scores,  # score table
+    detector,  # column
 ) -> Finding:
     "Is a higher score more in-distribution?"
     known, ood = by_role(scores)
     areas = {name: 100 * auroc(known[detector], rows[detector]) for name, rows in ood.items()}
     said = ", ".join(f"{name} {area:.1f}" for name, area in areas.items())
-    if max(areas.values()) >= 45: return Finding(f"sign of {detector}", said=f"AUROC {said}")
-    return Finding(f"sign of {detector}", "score direction", f"AUROC is below one half on every set ({said}), so a higher score means less in-distribution", "give the negative of the score; higher = more in-distribution everywhere here")
+    if max(areas.values()) >= 45:
+        return Finding(f"sign of {detector}", said=f"AUROC {said}")
+    return Finding(
+        f"sign of {detector}",
+        "score direction",
+        f"AUROC is below one half on every set ({said}), so a higher score means less in-distribution",
+        "give the negative of the score; higher = more in-distribution everywhere here",
+    )
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #03a83c76
-METRIC_NAMES = {"fpr95_id_positive": "FPR95 with ID as positive", "fpr95_ood_positive": "FPR95 with OOD as positive", "auroc": "AUROC", "aupr_in": "AUPR-in", "aupr_out": "AUPR-out"}
-_FPR_RULES = {"nearest": "", "interpolate": ", interpolated", "at_least": ", first threshold that is enough"}
+METRIC_NAMES = {
+    "fpr95_id_positive": "FPR95 with ID as positive",
+    "fpr95_ood_positive": "FPR95 with OOD as positive",
+    "auroc": "AUROC",
+    "aupr_in": "AUPR-in",
+    "aupr_out": "AUPR-out",
+}
+_FPR_RULES = {
+    "nearest": "",
+    "interpolate": ", interpolated",
+    "at_least": ", first threshold that is enough",
+}
 
 
-def _readings(known, ood): # {(metric, rule): percent}, the mean over the OOD sets
-    mean = lambda function, *more: 100 * float(np.mean([function(known, one, *more) for one in ood]))
-    found = {(f"fpr95_{side}_positive", rule): mean(fpr_at_tpr, .95, side, rule) for side in ("id", "ood") for rule in _FPR_RULES}
-    return found | {("auroc", "nearest"): mean(auroc), ("aupr_in", "nearest"): mean(aupr, "id"), ("aupr_out", "nearest"): mean(aupr, "ood")}
+def _readings(known, ood):  # {(metric, rule): percent}, the mean over the OOD sets
+    mean = lambda function, *more: (
+        100 * float(np.mean([function(known, one, *more) for one in ood]))
+    )
+    found = {
+        (f"fpr95_{side}_positive", rule): mean(fpr_at_tpr, 0.95, side, rule)
+        for side in ("id", "ood")
+        for rule in _FPR_RULES
+    }
+    return found | {
+        ("auroc", "nearest"): mean(auroc),
+        ("aupr_in", "nearest"): mean(aupr, "id"),
+        ("aupr_out", "nearest"): mean(aupr, "ood"),
+    }
 
 
 def readings(
-    scores, # score table
-    detector, # column
-    dataset="mean", # an OOD set, or the mean over all
-) -> pd.DataFrame: # fault ("" for the number as it should be), metric, rule, reading (text), value in percent
+    scores,  # score table
+    detector,  # column
+    dataset="mean",  # an OOD set, or the mean over all
+    # fault ("" for the number as it should be), metric, rule, reading (text), value in percent
+) -> pd.DataFrame:
     "Every number that one column of scores may turn into, right or wrong."
     known, ood = by_role(scores)
-    if dataset != "mean" and dataset not in ood: raise ValueError(f"There is no OOD set {dataset!r} in these scores; there are {', '.join(ood)}, and 'mean'.")
+    if dataset != "mean" and dataset not in ood:
+        raise ValueError(
+            f"There is no OOD set {dataset!r} in these scores; there are {', '.join(ood)}, and 'mean'."
+        )
     rounded = lambda kind: lambda values: torch.tensor(values).to(kind).double().numpy()
-    ways = [("", "", lambda values: values), ("half-precision scores", " of scores rounded to bfloat16", rounded(torch.bfloat16)), ("half-precision scores", " of scores rounded to float16", rounded(torch.float16)), ("score direction", " of the negated score", np.negative)]
+    ways = [
+        ("", "", lambda values: values),
+        ("half-precision scores", " of scores rounded to bfloat16", rounded(torch.bfloat16)),
+        ("half-precision scores", " of scores rounded to float16", rounded(torch.float16)),
+        ("score direction", " of the negated score", np.negative),
+    ]
     sets, rows = [part for name, part in ood.items() if dataset in ("mean", name)], []
     for fault, how, change in ways:
-        values = _readings(change(known[detector].to_numpy(np.float64)), [change(part[detector].to_numpy(np.float64)) for part in sets])
-        rows += [(fault or ("FPR rule" if rule != "nearest" else ""), metric, rule, METRIC_NAMES[metric] + _FPR_RULES[rule] + how, value) for (metric, rule), value in values.items()]
+        values = _readings(
+            change(known[detector].to_numpy(np.float64)),
+            [change(part[detector].to_numpy(np.float64)) for part in sets],
+        )
+        rows += [
+            (
+                fault or ("FPR rule" if rule != "nearest" else ""),
+                metric,
+                rule,
+                METRIC_NAMES[metric] + _FPR_RULES[rule] + how,
+                value,
+            )
+            for (metric, rule), value in values.items()
+        ]
     return pd.DataFrame(rows, columns=["fault", "metric", "rule", "reading", "value"])
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #4e8c29c0
-def _told(value): # (percent, tolerance) of a reported number
+def _told(value):  # (percent, tolerance) of a reported number
     text = str(value).strip().removesuffix("%").strip()
-    try: number = float(text)
-    except ValueError: raise ValueError(f"The reported value {value!r} is no number; write for instance 43.1.") from None
-    if not 0 <= number <= 100: raise ValueError(f"The reported value is {value}; these metrics lie between 0 and 100 percent.")
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(
+            f"The reported value {value!r} is no number; write for instance 43.1."
+        ) from None
+    if not 0 <= number <= 100:
+        raise ValueError(
+            f"The reported value is {value}; these metrics lie between 0 and 100 percent."
+        )
     factor = 1 if number > 1 or str(value).strip().endswith("%") else 100
-    return factor * number, factor * .5 * 10. ** -len(text.partition(".")[2]) + 1e-6
+    return factor * number, factor * 0.5 * 10.0 ** -len(text.partition(".")[2]) + 1e-6
 
 
 def check_number(
-    scores, # score table
-    metric, # name in METRIC_NAMES; "fpr95" is "fpr95_id_positive"
-    value, # as reported, in percent (or a share up to 1), best as text with all its digits
-    detector=None, # column; None: the first
-    dataset="mean", # an OOD set, or the mean over all
+    scores,  # score table
+    metric,  # name in METRIC_NAMES; "fpr95" is "fpr95_id_positive"
+    value,  # as reported, in percent (or a share up to 1), best as text with all its digits
+    detector=None,  # column; None: the first
+    dataset="mean",  # an OOD set, or the mean over all
 ) -> Finding:
     "Which reading of the scores gives the reported number?"
     metric = {"fpr95": "fpr95_id_positive"}.get(metric, metric)
-    if metric not in METRIC_NAMES: raise ValueError(f"The metric {metric!r} is not known; there are fpr95 (ID as positive), {', '.join(METRIC_NAMES)}.")
-    detector, (told, tolerance), label = detector or detector_names(scores)[0], _told(value), f"{metric} {value}"
+    if metric not in METRIC_NAMES:
+        raise ValueError(
+            f"The metric {metric!r} is not known; there are fpr95 (ID as positive), {', '.join(METRIC_NAMES)}."
+        )
+    detector, (told, tolerance), label = (
+        detector or detector_names(scores)[0],
+        _told(value),
+        f"{metric} {value}",
+    )
     where = f"{detector}, " + ("mean of all OOD sets" if dataset == "mean" else dataset)
     table = readings(scores, detector, dataset)
     right = float(table["value"][(table["fault"] == "") & (table["metric"] == metric)].iloc[0])
-    if abs(right - told) <= tolerance: return Finding(label, said=f"it is {METRIC_NAMES[metric]} ({where})")
-    table.loc[(table["fault"].isin(["", "FPR rule"])) & (table["metric"] != metric) & table["metric"].str.startswith("fpr95"), "fault"] = "FPR convention"
+    if abs(right - told) <= tolerance:
+        return Finding(label, said=f"it is {METRIC_NAMES[metric]} ({where})")
+    table.loc[
+        (table["fault"].isin(["", "FPR rule"]))
+        & (table["metric"] != metric)
+        & table["metric"].str.startswith("fpr95"),
+        "fault",
+    ] = "FPR convention"
     table.loc[(table["fault"] == "") & (table["metric"] != metric), "fault"] = "another metric"
     same = table[(table["value"] - told).abs() <= tolerance]
-    rank = lambda column: column.map({"FPR convention": 0, "FPR rule": 1, "half-precision scores": 2, "score direction": 3, "another metric": 4}) if column.name == "fault" else column != metric
+    rank = lambda column: (
+        column.map(
+            {
+                "FPR convention": 0,
+                "FPR rule": 1,
+                "half-precision scores": 2,
+                "score direction": 3,
+                "another metric": 4,
+            }
+        )
+        if column.name == "fault"
+        else column != metric
+    )
     if len(same := same.sort_values(["fault", "metric"], key=rank)):
         first, more = same.iloc[0], len(same) - 1
-        cure = {"FPR convention": "say which side is positive; HFTT, OpenOOD and pytorch-ood take OOD, MCM, LoCoOp, CLIPN and TOE take ID", "half-precision scores": "compute scores in float32 or better"}.get(first["fault"], "report it under its own name")
-        return Finding(label, first["fault"], f"it is {first['reading']} ({where}); {METRIC_NAMES[metric]} is {right:.2f}" + (f" ({more} other reading{'s' * (more > 1)} would give it, too)" if more else ""), cure)
+        cure = {
+            "FPR convention": "say which side is positive; HFTT, OpenOOD and pytorch-ood take OOD, MCM, LoCoOp, CLIPN and TOE take ID",
+            "half-precision scores": "compute scores in float32 or better",
+        }.get(first["fault"], "report it under its own name")
+        return Finding(
+            label,
+            first["fault"],
+            f"it is {first['reading']} ({where}); {METRIC_NAMES[metric]} is {right:.2f}"
+            + (f" ({more} other reading{'s' * (more > 1)} would give it, too)" if more else ""),
+            cure,
+        )
     near = table.iloc[(table["value"] - told).abs().argmin()]
-    return Finding(label, "unexplained number", f"no reading of these scores ({where}) gives it; {METRIC_NAMES[metric]} is {right:.2f}{_noise(scores, detector, dataset, metric, told)}, nearest is {near['reading']} with {near['value']:.2f}", "look at the findings above; if all are in order, the scores are of another detector, temperature or prompt")
+    return Finding(
+        label,
+        "unexplained number",
+        f"no reading of these scores ({where}) gives it; {METRIC_NAMES[metric]} is {right:.2f}{_noise(scores, detector, dataset, metric, told)}, nearest is {near['reading']} with {near['value']:.2f}",
+        "look at the findings above; if all are in order, the scores are of another detector, temperature or prompt",
+    )
 
 
-def _noise(scores, detector, dataset, metric, told): # text: is it at least within the interval
+def _noise(scores, detector, dataset, metric, told):  # text: is it at least within the interval
     known, ood = by_role(scores)
-    if dataset == "mean" and len(ood) > 1: return ""
-    low, high = (100 * end for end in bootstrap_ci(known[detector], next(rows for name, rows in ood.items() if dataset in ("mean", name))[detector], metric, 200))
+    if dataset == "mean" and len(ood) > 1:
+        return ""
+    low, high = (
+        100 * end
+        for end in bootstrap_ci(
+            known[detector],
+            next(rows for name, rows in ood.items() if dataset in ("mean", name))[detector],
+            metric,
+            200,
+        )
+    )
     return f" (95 % interval {low:.1f} to {high:.1f}; the reported one lies {'inside, so other pictures of the same kind may give it' if low <= told <= high else 'outside'})"
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #ea1d66d3
-def _examined_scores(scores, sets, reported, detector, dataset): # Findings
+def _examined_scores(scores, sets, reported, detector, dataset):  # Findings
     for images in sets:
-        rows = scores[(scores["dataset"] == images.name) & (scores["image_id"].map(lambda name: name not in ("", None)))]
+        rows = scores[
+            (scores["dataset"] == images.name)
+            & (scores["image_id"].map(lambda name: name not in ("", None)))
+        ]
         lost = {name for name, _ in scores.attrs.get("skipped", {}).get(images.name, ())}
         if len(rows) and scores.attrs:
-            missing, extra = set(images.ids) - lost - set(rows["image_id"]), set(rows["image_id"]) - set(images.ids)
-            if missing or extra: yield Finding(f"rows of {images.name}", "wrong file list", f"{len(rows):,} scores for {len(images):,} pictures; {len(missing):,} missing" + (f", first {min(missing)}" if missing else "") + f"; {len(extra):,} of other pictures" + (f", first {min(extra)}" if extra else ""), "score every picture of the list once")
+            missing, extra = (
+                set(images.ids) - lost - set(rows["image_id"]),
+                set(rows["image_id"]) - set(images.ids),
+            )
+            if missing or extra:
+                yield Finding(
+                    f"rows of {images.name}",
+                    "wrong file list",
+                    f"{len(rows):,} scores for {len(images):,} pictures; {len(missing):,} missing"
+                    + (f", first {min(missing)}" if missing else "")
+                    + f"; {len(extra):,} of other pictures"
+                    + (f", first {min(extra)}" if extra else ""),
+                    "score every picture of the list once",
+                )
     for name in [detector] if detector else detector_names(scores):
         yield check_precision(scores, name)
         yield check_direction(scores, name)
-    for metric, value in (reported or {}).items(): yield check_number(scores, metric, value, detector, dataset)
-    for name, pairs in scores.attrs.get("shared_images", {}).items(): yield Finding(f"pictures of {name}", "wrong file list", f"{len(pairs)} of its pictures are also ID pictures (first {pairs[0][0]} = {pairs[0][1]})", "remove them from one of the sets")
+    for metric, value in (reported or {}).items():
+        yield check_number(scores, metric, value, detector, dataset)
+    for name, pairs in scores.attrs.get("shared_images", {}).items():
+        yield Finding(
+            f"pictures of {name}",
+            "wrong file list",
+            f"{len(pairs)} of its pictures are also ID pictures (first {pairs[0][0]} = {pairs[0][1]})",
+            "remove them from one of the sets",
+        )
 
 
 def doctor(
-    backbone="mini", # the pipeline's Backbone, or a name for load_backbone
-    id_set="mini", # ImageSet of known pictures, or a name for load_dataset
-    ood_sets=(), # ImageSets or names
-    class_names=None, # the names in use, in their order; None: those of the set
-    templates="photo", # prompts, as in zero_shot_classifier
-    scores=None, # score table of your run
-    reported=None, # {"fpr95": 41.2}: numbers of your run; without scores MCM is computed
-    detector=None, # column of the scores that the numbers are of
-    dataset="mean", # the OOD set they are of
-    reference=None, # a healthy Backbone, where its name does not say what it should be
-    n_images=500, # labelled pictures that are run through the pipeline
-) -> list: # Findings
+    backbone="mini",  # the pipeline's Backbone, or a name for load_backbone
+    id_set="mini",  # ImageSet of known pictures, or a name for load_dataset
+    ood_sets=(),  # ImageSets or names
+    class_names=None,  # the names in use, in their order; None: those of the set
+    templates="photo",  # prompts, as in zero_shot_classifier
+    scores=None,  # score table of your run
+    reported=None,  # {"fpr95": 41.2}: numbers of your run; without scores MCM is computed
+    detector=None,  # column of the scores that the numbers are of
+    dataset="mean",  # the OOD set they are of
+    reference=None,  # a healthy Backbone, where its name does not say what it should be
+    n_images=500,  # labelled pictures that are run through the pipeline
+) -> list:  # Findings
     "Examine a pipeline, its pictures, its scores and the numbers read off them."
-    loaded = lambda one: load_dataset(one, allow_different=True) if isinstance(one, (str, Path)) else one
+    loaded = lambda one: (
+        load_dataset(one, allow_different=True) if isinstance(one, (str, Path)) else one
+    )
     backbone = load_backbone(backbone) if isinstance(backbone, (str, Path)) else backbone
-    id_set, ood_sets = loaded(id_set), [loaded(one) for one in ([ood_sets] if isinstance(ood_sets, str) or hasattr(ood_sets, "ids") else ood_sets)]
+    id_set, ood_sets = (
+        loaded(id_set),
+        [
+            loaded(one)
+            for one in (
+                [ood_sets] if isinstance(ood_sets, str) or hasattr(ood_sets, "ids") else ood_sets
+            )
+        ],
+    )
     if reported and scores is None and not ood_sets:
-        if not is_mini(id_set.name): raise ValueError("A reported number needs the scores it was made of, or OOD sets to compute them on: scores=..., or ood_sets=[...].")
+        if not is_mini(id_set.name):
+            raise ValueError(
+                "A reported number needs the scores it was made of, or OOD sets to compute them on: scores=..., or ood_sets=[...]."
+            )
         ood_sets = [load_dataset(name) for name in MINI_OOD]
     names = id_set.class_names if class_names is None else class_names
-    found = check_pipeline(backbone, id_set, names, templates, reference, n_images) + [check_files(images) for images in (id_set, *ood_sets)]
-    if scores is None and reported: scores = run_benchmark(backbone, id_set, ood_sets, zero_shot(backbone, names, ("mcm",), templates=templates), progress=False)
-    if scores is not None: found += _examined_scores(scores, (id_set, *ood_sets), reported, detector, dataset)
+    found = check_pipeline(backbone, id_set, names, templates, reference, n_images) + [
+        check_files(images) for images in (id_set, *ood_sets)
+    ]
+    if scores is None and reported:
+        scores = run_benchmark(
+            backbone,
+            id_set,
+            ood_sets,
+            zero_shot(backbone, names, ("mcm",), templates=templates),
+            progress=False,
+        )
+    if scores is not None:
+        found += _examined_scores(scores, (id_set, *ood_sets), reported, detector, dataset)
     return found
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #1500e23a
 def read_scores(
-    path, # .parquet, .csv or .npz
-) -> pd.DataFrame: # score table
+    path,  # .parquet, .csv or .npz
+) -> pd.DataFrame:  # score table
     "Scores of a run, from wherever they come. `ValueError` says what is missing."
     path = Path(path).expanduser()
-    if path.suffix == ".parquet": return load_scores(path)
-    if not path.is_file(): raise FileNotFoundError(f"There is no file {path}. Scores come as .parquet (save_scores), .csv or .npz.")
+    if path.suffix == ".parquet":
+        return load_scores(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file {path}. Scores come as .parquet (save_scores), .csv or .npz."
+        )
     if path.suffix == ".npz":
-        arrays = {name: values.ravel() for name, values in np.load(path, allow_pickle=False).items()}
-        if "id" not in arrays or len(arrays) < 2: raise ValueError(f"{path} holds {', '.join(arrays) or 'nothing'}; an array 'id' and one array per OOD set are needed.")
-        return score_table({"score": arrays.pop("id")}, {name: {"score": values} for name, values in arrays.items()})
-    if path.suffix != ".csv": raise ValueError(f"{path.name} is of no known kind; scores come as .parquet (save_scores), .csv or .npz.")
+        arrays = {
+            name: values.ravel() for name, values in np.load(path, allow_pickle=False).items()
+        }
+        if "id" not in arrays or len(arrays) < 2:
+            raise ValueError(
+                f"{path} holds {', '.join(arrays) or 'nothing'}; an array 'id' and one array per OOD set are needed."
+            )
+        return score_table(
+            {"score": arrays.pop("id")},
+            {name: {"score": values} for name, values in arrays.items()},
+        )
+    if path.suffix != ".csv":
+        raise ValueError(
+            f"{path.name} is of no known kind; scores come as .parquet (save_scores), .csv or .npz."
+        )
     table = pd.read_csv(path)
-    table = table.drop(columns=[column for column in table.columns if column.startswith("Unnamed:")])
+    table = table.drop(
+        columns=[column for column in table.columns if column.startswith("Unnamed:")]
+    )
     by_role(table)
     return table.assign(image_id=table["image_id"] if "image_id" in table else "")

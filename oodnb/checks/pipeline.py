@@ -32,82 +32,147 @@ from ..scores import cosine_sims
 @dataclass(frozen=True)
 class Finding:
     "What one examination found."
-    check: str # what was looked at
-    fault: str = "" # name of the fault; empty: none
-    said: str = "" # what was seen
-    cure: str = "" # what to do
-    looked: bool = True # False: it could not be looked at
+
+    check: str  # what was looked at
+    fault: str = ""  # name of the fault; empty: none
+    said: str = ""  # what was seen
+    cure: str = ""  # what to do
+    looked: bool = True  # False: it could not be looked at
 
     @property
-    def verdict(self): return "fault" if self.fault else "ok" if self.looked else "not checked"
+    def verdict(self):
+        return "fault" if self.fault else "ok" if self.looked else "not checked"
 
     def __str__(self):
         head = {"fault": "FAULT", "ok": "ok", "not checked": "-"}[self.verdict]
-        return f"{head:<6} {self.check:<14} " + (f"{self.fault}: " if self.fault else "") + self.said + (f"\n{'':22}cure: {self.cure}" if self.cure else "")
+        return (
+            f"{head:<6} {self.check:<14} "
+            + (f"{self.fault}: " if self.fault else "")
+            + self.said
+            + (f"\n{'':22}cure: {self.cure}" if self.cure else "")
+        )
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #f6a3ec72
 @dataclass(frozen=True)
 class Known:
     "What is known about a healthy pipeline."
-    preprocess: object = None # as published
-    activation: str | None = None # "gelu" or "quick_gelu"
-    backbone: Backbone | None = None # the healthy pipeline itself
+
+    preprocess: object = None  # as published
+    activation: str | None = None  # "gelu" or "quick_gelu"
+    backbone: Backbone | None = None  # the healthy pipeline itself
 
 
-def _activation(model): # "gelu", "quick_gelu", "both", or None where there is neither
-    kinds = {name for module in model.modules() for kind, name in ((nn.GELU, "gelu"), (QuickGELU, "quick_gelu")) if isinstance(module, kind)}
+def _activation(model):  # "gelu", "quick_gelu", "both", or None where there is neither
+    kinds = {
+        name
+        for module in model.modules()
+        for kind, name in ((nn.GELU, "gelu"), (QuickGELU, "quick_gelu"))
+        if isinstance(module, kind)
+    }
     return "both" if len(kinds) == 2 else next(iter(kinds), None)
 
 
 def what_is_known(
-    backbone, # the pipeline's Backbone
-    reference=None, # a healthy Backbone
+    backbone,  # the pipeline's Backbone
+    reference=None,  # a healthy Backbone
 ) -> Known:
     "What a pipeline should be, as far as its name says it."
-    if reference is None and is_mini(backbone.name): reference = load_backbone(backbone.name, device=backbone.device)
-    if reference is not None: return Known(reference.preprocess, _activation(reference.model), reference)
-    family, tag = str(backbone.name).removesuffix("-quickgelu"), str(backbone.pretrained or "").lower().replace("-", "_")
-    config = open_clip.get_pretrained_cfg(backbone.name, tag) or open_clip.get_pretrained_cfg(family, tag)
-    if not config: return Known()
-    fields = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config}
-    settings = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(size=backbone.image_size), fields))
+    if reference is None and is_mini(backbone.name):
+        reference = load_backbone(backbone.name, device=backbone.device)
+    if reference is not None:
+        return Known(reference.preprocess, _activation(reference.model), reference)
+    family, tag = (
+        str(backbone.name).removesuffix("-quickgelu"),
+        str(backbone.pretrained or "").lower().replace("-", "_"),
+    )
+    config = open_clip.get_pretrained_cfg(backbone.name, tag) or open_clip.get_pretrained_cfg(
+        family, tag
+    )
+    if not config:
+        return Known()
+    fields = {
+        key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config
+    }
+    settings = PreprocessCfg(
+        **merge_preprocess_dict(PreprocessCfg(size=backbone.image_size), fields)
+    )
     both = {family, f"{family}-quickgelu"} <= set(open_clip.list_models())
-    return Known(image_transform_v2(settings, is_train=False), ("quick_gelu" if config.get("quick_gelu") else "gelu") if both else None)
+    return Known(
+        image_transform_v2(settings, is_train=False),
+        ("quick_gelu" if config.get("quick_gelu") else "gelu") if both else None,
+    )
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #44ecd9b5
 _LIKE = "use the published preprocessing (backbone.preprocess of a freshly loaded backbone); test pictures get no augmentation"
 
 
 def check_preprocess(
-    backbone, # the pipeline's Backbone
-    preprocess=None, # the published one, a function of a picture
-) -> list: # two Findings: resize, normalisation
+    backbone,  # the pipeline's Backbone
+    preprocess=None,  # the published one, a function of a picture
+) -> list:  # two Findings: resize, normalisation
     "Are pictures cut and scaled as the weights want it?"
     size = max(backbone.image_size or (224,))
-    if preprocess is None: return [Finding(check, said="what these weights want is not known; give a reference", looked=False) for check in ("resize", "normalisation")]
+    if preprocess is None:
+        return [
+            Finding(
+                check, said="what these weights want is not known; give a reference", looked=False
+            )
+            for check in ("resize", "normalisation")
+        ]
     want = look_through(preprocess, size)
-    try: seen = look_through(backbone.preprocess, size)
-    except ValueError as error: return [Finding("resize", "wrong resize", str(error), _LIKE), Finding("normalisation", said="not to be told before the resize is mended", looked=False)]
-    resize = Finding("resize", said=seen.cut) if seen.same_cut(want) and seen.known else Finding("resize", "wrong resize", f"it is {seen.cut}; these weights want {want.cut}", _LIKE)
-    if seen.same_normalisation(want): return [resize, Finding("normalisation", said=seen.normalisation)]
-    if not seen.known: return [resize, Finding("normalisation", said="not to be told before the resize is mended", looked=False)]
-    return [resize, Finding("normalisation", "wrong normalisation", f"it is {seen.normalisation}; these weights want {want.normalisation}", _LIKE)]
+    try:
+        seen = look_through(backbone.preprocess, size)
+    except ValueError as error:
+        return [
+            Finding("resize", "wrong resize", str(error), _LIKE),
+            Finding(
+                "normalisation", said="not to be told before the resize is mended", looked=False
+            ),
+        ]
+    resize = (
+        Finding("resize", said=seen.cut)
+        if seen.same_cut(want) and seen.known
+        else Finding(
+            "resize", "wrong resize", f"it is {seen.cut}; these weights want {want.cut}", _LIKE
+        )
+    )
+    if seen.same_normalisation(want):
+        return [resize, Finding("normalisation", said=seen.normalisation)]
+    if not seen.known:
+        return [
+            resize,
+            Finding(
+                "normalisation", said="not to be told before the resize is mended", looked=False
+            ),
+        ]
+    return [
+        resize,
+        Finding(
+            "normalisation",
+            "wrong normalisation",
+            f"it is {seen.normalisation}; these weights want {want.normalisation}",
+            _LIKE,
+        ),
+    ]
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #945ecbea
 @dataclass(frozen=True)
 class Sight:
     "What a pipeline sees in labelled pictures."
-    features: torch.Tensor # [n, D]
-    sims: torch.Tensor # [n, K]
-    labels: np.ndarray # [n]
-    second: np.ndarray # bool [n]: every second picture of a class, to test on what the others suggest
-    likely: np.ndarray # log-probability of the true class [n]
+
+    features: torch.Tensor  # [n, D]
+    sims: torch.Tensor  # [n, K]
+    labels: np.ndarray  # [n]
+    # bool [n]: every second picture of a class, to test on what the others suggest
+    second: np.ndarray
+    likely: np.ndarray  # log-probability of the true class [n]
 
     @property
-    def hits(self): return self.sims.argmax(1).numpy() == self.labels
+    def hits(self):
+        return self.sims.argmax(1).numpy() == self.labels
 
 
-def _sample(images, n): # positions and places within the class, spread evenly over the classes
+def _sample(images, n):  # positions and places within the class, spread evenly over the classes
     rng, labels = np.random.default_rng(0), images.labels
     order = rng.permutation(np.flatnonzero(labels >= 0))
     place = pd.Series(labels[order]).groupby(labels[order]).cumcount().to_numpy()
@@ -116,16 +181,23 @@ def _sample(images, n): # positions and places within the class, spread evenly o
 
 
 def look(
-    backbone, # the pipeline's Backbone
-    images, # ImageSet with labels
-    class_names, # K names, in the order in use
-    templates="photo", # as in zero_shot_classifier
-    n=500, # pictures
+    backbone,  # the pipeline's Backbone
+    images,  # ImageSet with labels
+    class_names,  # K names, in the order in use
+    templates="photo",  # as in zero_shot_classifier
+    n=500,  # pictures
 ) -> Sight:
     "Run labelled pictures through a pipeline."
     rows, place = _sample(images, n)
     classifier, parts = zero_shot_classifier(backbone, class_names, templates), []
-    for part in np.array_split(rows, -(-len(rows) // 64)): parts.append(backbone.encode_images(torch.stack([torch.as_tensor(backbone.preprocess(images.read(int(i)))) for i in part])).cpu())
+    for part in np.array_split(rows, -(-len(rows) // 64)):
+        parts.append(
+            backbone.encode_images(
+                torch.stack(
+                    [torch.as_tensor(backbone.preprocess(images.read(int(i)))) for i in part]
+                )
+            ).cpu()
+        )
     features, labels = torch.cat(parts), images.labels[rows]
     sims = cosine_sims(features, classifier.cpu()).double()
     likely = (backbone.logit_scale * sims).log_softmax(1)[np.arange(len(rows)), labels].numpy()
@@ -133,149 +205,330 @@ def look(
 
 
 def gain(
-    better, # Sight
-    worse, # Sight of the same pictures
+    better,  # Sight
+    worse,  # Sight of the same pictures
 ) -> float:
     "By how many standard errors one pipeline finds the true classes more likely than the other."
     difference = better.likely - worse.likely
-    return difference.mean() / max(difference.std(ddof=1) / len(difference) ** .5, 1e-12)
+    return difference.mean() / max(difference.std(ddof=1) / len(difference) ** 0.5, 1e-12)
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #ca669d59
 def with_activation(
-    backbone, # a Backbone
-    kind, # "gelu" or "quick_gelu"
-) -> Backbone: # a copy; the weights are copied, too
+    backbone,  # a Backbone
+    kind,  # "gelu" or "quick_gelu"
+) -> Backbone:  # a copy; the weights are copied, too
     "The same weights with another activation in every block."
     model, make = copy.deepcopy(backbone.model), {"gelu": nn.GELU, "quick_gelu": QuickGELU}[kind]
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, (nn.GELU, QuickGELU)): setattr(module, name, make())
-    return Backbone(model, backbone.preprocess, backbone.tokenizer, backbone.name, backbone.pretrained, backbone.device, backbone.precision)
+            if isinstance(child, (nn.GELU, QuickGELU)):
+                setattr(module, name, make())
+    return Backbone(
+        model,
+        backbone.preprocess,
+        backbone.tokenizer,
+        backbone.name,
+        backbone.pretrained,
+        backbone.device,
+        backbone.precision,
+    )
 
 
 def check_activation(
-    backbone, # the pipeline's Backbone
-    expected=None, # what the weights were trained with, if that is known
-    compare=None, # function(other Backbone) -> by how many standard errors it makes the true classes more likely
+    backbone,  # the pipeline's Backbone
+    expected=None,  # what the weights were trained with, if that is known
+    # function(other Backbone) -> by how many standard errors it makes the true classes more likely
+    compare=None,
 ) -> Finding:
     "Does the model compute the activation its weights were trained with?"
     seen = _activation(backbone.model)
-    if seen is None: return Finding("activation", said="the model has neither GELU nor QuickGELU", looked=False)
-    other, shown = "gelu" if seen == "quick_gelu" else "quick_gelu", ACTIVATIONS.get(seen, "GELU in some blocks and QuickGELU in others")
+    if seen is None:
+        return Finding("activation", said="the model has neither GELU nor QuickGELU", looked=False)
+    other, shown = (
+        "gelu" if seen == "quick_gelu" else "quick_gelu",
+        ACTIVATIONS.get(seen, "GELU in some blocks and QuickGELU in others"),
+    )
     name = f"load_backbone(..., activation={expected or other!r}), or the name with{'out' if (expected or other) == 'gelu' else ''} -quickgelu"
-    if expected and seen != expected: return Finding("activation", f"wrong activation ({ACTIVATIONS[expected]} is right)", f"the model computes {shown}, its weights were trained with {ACTIVATIONS[expected]}", name)
-    if expected: return Finding("activation", said=f"{shown}, as in training")
-    gain = compare(with_activation(backbone, other)) if compare else 0.
-    if gain > 4: return Finding("activation", f"wrong activation ({ACTIVATIONS[other]} is right)", f"the model computes {shown}; with {ACTIVATIONS[other]} the true classes become more likely, by {gain:.1f} standard errors", name)
-    return Finding("activation", said=f"{shown}; the true classes are more likely with it than with the other ({-gain:.1f} standard errors)") if gain < -4 else Finding("activation", said=f"{shown}; whether the weights were trained with it is not recorded, and these pictures do not tell", looked=False)
+    if expected and seen != expected:
+        return Finding(
+            "activation",
+            f"wrong activation ({ACTIVATIONS[expected]} is right)",
+            f"the model computes {shown}, its weights were trained with {ACTIVATIONS[expected]}",
+            name,
+        )
+    if expected:
+        return Finding("activation", said=f"{shown}, as in training")
+    gain = compare(with_activation(backbone, other)) if compare else 0.0
+    if gain > 4:
+        return Finding(
+            "activation",
+            f"wrong activation ({ACTIVATIONS[other]} is right)",
+            f"the model computes {shown}; with {ACTIVATIONS[other]} the true classes become more likely, by {gain:.1f} standard errors",
+            name,
+        )
+    return (
+        Finding(
+            "activation",
+            said=f"{shown}; the true classes are more likely with it than with the other ({-gain:.1f} standard errors)",
+        )
+        if gain < -4
+        else Finding(
+            "activation",
+            said=f"{shown}; whether the weights were trained with it is not recorded, and these pictures do not tell",
+            looked=False,
+        )
+    )
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #e072596b
-def _moved(sight): # {label: column}, as the first half of the pictures suggests
+def _moved(sight):  # {label: column}, as the first half of the pictures suggests
     best, classes = sight.sims.argmax(1).numpy(), sight.sims.shape[1]
     votes = np.zeros((classes, classes), int)
     np.add.at(votes, (sight.labels[~sight.second], best[~sight.second]), 1)
     winner, count = votes.argmax(1), votes.max(1)
     own = (votes.diagonal() == count) & (count > 0)
-    return {k: int(j) for k, j in enumerate(winner) if count[k] >= 2 and count[k] > 2 * votes[k, k] and not own[j]}
+    return {
+        k: int(j)
+        for k, j in enumerate(winner)
+        if count[k] >= 2 and count[k] > 2 * votes[k, k] and not own[j]
+    }
 
 
-def _way(order, names): # how an order came about, in words
-    (shift, times), = Counter((j - k) % len(names) for k, j in order.items()).most_common(1)
-    if len(order) > 2 and times > .6 * len(order): return f"shifted by {shift if shift <= len(names) // 2 else shift - len(names)}; "
+def _way(order, names):  # how an order came about, in words
+    ((shift, times),) = Counter((j - k) % len(names) for k, j in order.items()).most_common(1)
+    if len(order) > 2 and times > 0.6 * len(order):
+        return f"shifted by {shift if shift <= len(names) // 2 else shift - len(names)}; "
     return "in alphabetical order; " if list(names) == sorted(names) else ""
 
 
 def check_order(
-    images, # ImageSet
-    class_names, # the K names in use
-    sight=None, # what the pipeline sees
+    images,  # ImageSet
+    class_names,  # the K names in use
+    sight=None,  # what the pipeline sees
 ) -> Finding:
     "Do label k and class name k mean the same?"
-    due, names, cure = list(images.class_names), list(class_names), "bring names and labels into one order; index ImageNet by WordNet id, since names repeat"
-    if len(names) != len(due): return Finding("class order", "class order", f"{len(names)} class names for {len(due)} classes of {images.name}", "give one name per label")
+    due, names, cure = (
+        list(images.class_names),
+        list(class_names),
+        "bring names and labels into one order; index ImageNet by WordNet id, since names repeat",
+    )
+    if len(names) != len(due):
+        return Finding(
+            "class order",
+            "class order",
+            f"{len(names)} class names for {len(due)} classes of {images.name}",
+            "give one name per label",
+        )
     if names != due and sorted(names) == sorted(due):
         order = {k: names.index(name) for k, name in enumerate(due) if names[k] != name}
-        return Finding("class order", "class order", f"{len(order)} of {len(due)} names stand elsewhere ({_way(order, names)}first: label {min(order)} is {due[min(order)]!r}, the list has {names[min(order)]!r})", cure)
-    if sight is None: return Finding("class order", said="the pipeline could not be run on labelled pictures", looked=False)
+        return Finding(
+            "class order",
+            "class order",
+            f"{len(order)} of {len(due)} names stand elsewhere ({_way(order, names)}first: label {min(order)} is {due[min(order)]!r}, the list has {names[min(order)]!r})",
+            cure,
+        )
+    if sight is None:
+        return Finding(
+            "class order", said="the pipeline could not be run on labelled pictures", looked=False
+        )
     order, best = _moved(sight), sight.sims.argmax(1).numpy()
     asked = sight.second & np.isin(sight.labels, list(order))
     moved = best[asked] == [order[k] for k in sight.labels[asked]]
     more, less = int((moved & ~sight.hits[asked]).sum()), int((~moved & sight.hits[asked]).sum())
-    if len(order) > 1 and binom.sf(more - 1, more + less, .5) < .001:
+    if len(order) > 1 and binom.sf(more - 1, more + less, 0.5) < 0.001:
         k = Counter(sight.labels[asked][moved].tolist()).most_common(1)[0][0]
-        return Finding("class order", "class order", f"pictures of {len(order)} classes go to another name ({_way(order, names)}clearest: pictures with label {k}, {names[k]!r}, go to {names[order[k]]!r}); {more} of {asked.sum()} other pictures agree", cure)
-    return Finding("class order", said=f"{sight.hits.mean():.1%} of {len(sight.labels)} pictures go to the name of their label; no other order fits better")
+        return Finding(
+            "class order",
+            "class order",
+            f"pictures of {len(order)} classes go to another name ({_way(order, names)}clearest: pictures with label {k}, {names[k]!r}, go to {names[order[k]]!r}); {more} of {asked.sum()} other pictures agree",
+            cure,
+        )
+    return Finding(
+        "class order",
+        said=f"{sight.hits.mean():.1%} of {len(sight.labels)} pictures go to the name of their label; no other order fits better",
+    )
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #0cbc23f0
-def _unfilled(model): # names of norms that were never filled
-    norms = ((name, module) for name, module in model.named_modules() if isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._BatchNorm)) and module.weight is not None and module.bias is not None)
-    return [name for name, module in norms if (module.weight == 1).all() and (module.bias == 0).all()]
+def _unfilled(model):  # names of norms that were never filled
+    norms = (
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._BatchNorm))
+        and module.weight is not None
+        and module.bias is not None
+    )
+    return [
+        name for name, module in norms if (module.weight == 1).all() and (module.bias == 0).all()
+    ]
 
 
-def _other_tensors(ours, theirs): # names of tensors that are not the same up to rounding
+def _other_tensors(ours, theirs):  # names of tensors that are not the same up to rounding
     ours, theirs = ours.state_dict(), theirs.state_dict()
-    same = lambda a, b: a.shape == b.shape and float((a.double().cpu() - b.double().cpu()).norm()) <= .02 * float(b.double().norm()) + 1e-6
-    return [name for name, tensor in theirs.items() if name not in ours or not same(ours[name], tensor)], len(theirs)
+    same = lambda a, b: (
+        a.shape == b.shape
+        and float((a.double().cpu() - b.double().cpu()).norm())
+        <= 0.02 * float(b.double().norm()) + 1e-6
+    )
+    return [
+        name for name, tensor in theirs.items() if name not in ours or not same(ours[name], tensor)
+    ], len(theirs)
 
 
 def check_weights(
-    backbone, # the pipeline's Backbone
-    reference=None, # Backbone with the right weights
-    sight=None, # what the pipeline sees
+    backbone,  # the pipeline's Backbone
+    reference=None,  # Backbone with the right weights
+    sight=None,  # what the pipeline sees
 ) -> Finding:
     "Are both towers filled, and do they belong together?"
-    cure, empty = "load the checkpoint again, whole and with its own name (strict=True); features cached from other weights must go", _unfilled(backbone.model)
-    if empty: return Finding("weights", "mismatched weights", f"still as they were made, so no weights were loaded into them: {', '.join(empty[:3])}" + (f" and {len(empty) - 3} more layers" if empty[3:] else ""), cure)
+    cure, empty = (
+        "load the checkpoint again, whole and with its own name (strict=True); features cached from other weights must go",
+        _unfilled(backbone.model),
+    )
+    if empty:
+        return Finding(
+            "weights",
+            "mismatched weights",
+            f"still as they were made, so no weights were loaded into them: {', '.join(empty[:3])}"
+            + (f" and {len(empty) - 3} more layers" if empty[3:] else ""),
+            cure,
+        )
     if reference is not None:
         other, count = _other_tensors(backbone.model, reference.model)
-        towers = {"image tower": sum(name.startswith("visual.") for name in other), "text tower": sum(not name.startswith("visual.") for name in other)}
+        towers = {
+            "image tower": sum(name.startswith("visual.") for name in other),
+            "text tower": sum(not name.startswith("visual.") for name in other),
+        }
         where = ", ".join(f"{number} in the {tower}" for tower, number in towers.items() if number)
-        if other: return Finding("weights", "mismatched weights", f"{len(other)} of {count} tensors are not those of {reference.name} {reference.pretrained} ({where}; first {other[0]})", cure)
-    if sight is None: return Finding("weights", said="every tensor is that of the reference" if reference is not None else "the pipeline could not be run on labelled pictures", looked=reference is not None)
+        if other:
+            return Finding(
+                "weights",
+                "mismatched weights",
+                f"{len(other)} of {count} tensors are not those of {reference.name} {reference.pretrained} ({where}; first {other[0]})",
+                cure,
+            )
+    if sight is None:
+        return Finding(
+            "weights",
+            said="every tensor is that of the reference"
+            if reference is not None
+            else "the pipeline could not be run on labelled pictures",
+            looked=reference is not None,
+        )
     hits, chance = int(sight.hits.sum()), 1 / sight.sims.shape[1]
-    if binom.sf(hits - 1, len(sight.hits), chance) < .001: return Finding("weights", said=f"{hits / len(sight.hits):.1%} of {len(sight.hits)} pictures find their class text, {chance:.1%} is chance")
-    means = torch.stack([torch.cat([sight.features[~sight.second & (sight.labels == k)], sight.features[:0]]).mean(0).nan_to_num(0) + 1e-9 for k in range(sight.sims.shape[1])])
+    if binom.sf(hits - 1, len(sight.hits), chance) < 0.001:
+        return Finding(
+            "weights",
+            said=f"{hits / len(sight.hits):.1%} of {len(sight.hits)} pictures find their class text, {chance:.1%} is chance",
+        )
+    means = torch.stack(
+        [
+            torch.cat([sight.features[~sight.second & (sight.labels == k)], sight.features[:0]])
+            .mean(0)
+            .nan_to_num(0)
+            + 1e-9
+            for k in range(sight.sims.shape[1])
+        ]
+    )
     alone = (cosine_sims(sight.features, means).argmax(1).numpy() == sight.labels)[sight.second]
-    return Finding("weights", "mismatched weights", f"class texts find {hits / len(sight.hits):.1%} of {len(sight.hits)} pictures, which is chance ({chance:.1%}), while {alone.mean() if len(alone) else 0:.1%} are found by the nearest class mean of the pictures alone: "
-                   + ("image and text tower are of two models" if len(alone) and binom.sf(alone.sum() - 1, len(alone), chance) < .001 else "the image tower sees nothing either"), cure)
+    return Finding(
+        "weights",
+        "mismatched weights",
+        f"class texts find {hits / len(sight.hits):.1%} of {len(sight.hits)} pictures, which is chance ({chance:.1%}), while {alone.mean() if len(alone) else 0:.1%} are found by the nearest class mean of the pictures alone: "
+        + (
+            "image and text tower are of two models"
+            if len(alone) and binom.sf(alone.sum() - 1, len(alone), chance) < 0.001
+            else "the image tower sees nothing either"
+        ),
+        cure,
+    )
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #afbc244a
 def check_files(
-    images, # ImageSet, or a score table's rows of one set
-    due=None, # ImageSet it should be; None: what its name stands for
+    images,  # ImageSet, or a score table's rows of one set
+    due=None,  # ImageSet it should be; None: what its name stands for
 ) -> Finding:
     "Are these the pictures the name promises?"
     label = f"files of {images.name}"
     if due is None and "different" in images.about:
-        wrong, files = images.about["different"], {kind: names[:1] for kind, names in images.about.get("files", {}).items() if isinstance(names, list) and names}
-        if wrong: return Finding(label, "wrong file list", wrong + "".join(f"; {kind}: {name}" for kind, (name,) in files.items()), f"oodnb data check {images.name.split(' (')[0]} lists them; oodnb data prepare mends them")
+        wrong, files = (
+            images.about["different"],
+            {
+                kind: names[:1]
+                for kind, names in images.about.get("files", {}).items()
+                if isinstance(names, list) and names
+            },
+        )
+        if wrong:
+            return Finding(
+                label,
+                "wrong file list",
+                wrong + "".join(f"; {kind}: {name}" for kind, (name,) in files.items()),
+                f"oodnb data check {images.name.split(' (')[0]} lists them; oodnb data prepare mends them",
+            )
         return Finding(label, said=f"{len(images):,} pictures, the published list")
     if due is None and is_mini(images.name):
-        try: due = load_split(images.name, images.split)
-        except ValueError as error: return Finding(label, "wrong file list", str(error), "take a set of list_datasets()")
-    if due is None: return Finding(label, said="no list is published under this name", looked=False)
-    missing, extra = ([name for name in a if name not in b] for a, b in ((due.ids, set(images.ids)), (images.ids, set(due.ids))))
+        try:
+            due = load_split(images.name, images.split)
+        except ValueError as error:
+            return Finding(label, "wrong file list", str(error), "take a set of list_datasets()")
+    if due is None:
+        return Finding(label, said="no list is published under this name", looked=False)
+    missing, extra = (
+        [name for name in a if name not in b]
+        for a, b in ((due.ids, set(images.ids)), (images.ids, set(due.ids)))
+    )
     if missing or extra:
-        said = [f"{len(names):,} {what}, first {names[0]}" for what, names in (("missing", missing), ("that do not belong to it", extra)) if names]
-        return Finding(label, "wrong file list", f"{len(images.ids):,} pictures instead of {len(due.ids):,}; " + "; ".join(said), "use the whole list of one split and no other; load_dataset gives it")
-    if list(due.ids) == list(images.ids) and images.fingerprint != due.fingerprint: return Finding(label, "wrong file list", "the names agree, the pictures are others", "fetch the pictures again")
+        said = [
+            f"{len(names):,} {what}, first {names[0]}"
+            for what, names in (("missing", missing), ("that do not belong to it", extra))
+            if names
+        ]
+        return Finding(
+            label,
+            "wrong file list",
+            f"{len(images.ids):,} pictures instead of {len(due.ids):,}; " + "; ".join(said),
+            "use the whole list of one split and no other; load_dataset gives it",
+        )
+    if list(due.ids) == list(images.ids) and images.fingerprint != due.fingerprint:
+        return Finding(
+            label,
+            "wrong file list",
+            "the names agree, the pictures are others",
+            "fetch the pictures again",
+        )
     return Finding(label, said=f"{len(images.ids):,} pictures, the published list")
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #012ecf12
 def check_pipeline(
-    backbone, # the pipeline's Backbone
-    images, # ImageSet, best with labels
-    class_names=None, # the names in use, in their order; None: those of the set
-    templates="photo", # prompts, as in zero_shot_classifier
-    reference=None, # a healthy Backbone, where the name does not say what it should be
-    n=500, # labelled pictures that are run through the pipeline
-) -> list: # Findings
+    backbone,  # the pipeline's Backbone
+    images,  # ImageSet, best with labels
+    class_names=None,  # the names in use, in their order; None: those of the set
+    templates="photo",  # prompts, as in zero_shot_classifier
+    reference=None,  # a healthy Backbone, where the name does not say what it should be
+    n=500,  # labelled pictures that are run through the pipeline
+) -> list:  # Findings
     "Weights, activation, resize, normalisation, class order."
-    names, known = list(images.class_names if class_names is None else class_names), what_is_known(backbone, reference)
+    names, known = (
+        list(images.class_names if class_names is None else class_names),
+        what_is_known(backbone, reference),
+    )
     found, seen, run = [], None, lambda other: look(other, images, names, templates, n)
     if names and len(names) == len(images.class_names) and (images.labels >= 0).any():
-        try: seen = run(backbone)
-        except (ValueError, RuntimeError) as error: found = [Finding("pipeline", "it does not run", str(error), "mend what is named below first")]
-    order = check_order(images, names, seen) if images.class_names else Finding("class order", said=f"{images.name} has no classes", looked=False)
+        try:
+            seen = run(backbone)
+        except (ValueError, RuntimeError) as error:
+            found = [
+                Finding("pipeline", "it does not run", str(error), "mend what is named below first")
+            ]
+    order = (
+        check_order(images, names, seen)
+        if images.class_names
+        else Finding("class order", said=f"{images.name} has no classes", looked=False)
+    )
     compare = None if seen is None else lambda other: gain(run(other), seen)
-    return [*found, check_weights(backbone, known.backbone, None if order.fault else seen), check_activation(backbone, known.activation, compare), *check_preprocess(backbone, known.preprocess), order]
+    return [
+        *found,
+        check_weights(backbone, known.backbone, None if order.fault else seen),
+        check_activation(backbone, known.activation, compare),
+        *check_preprocess(backbone, known.preprocess),
+        order,
+    ]

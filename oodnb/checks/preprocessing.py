@@ -16,14 +16,18 @@ from torchvision.transforms.v2 import functional as F
 
 # %% ../../nbs/14_checks/01_preprocessing.ipynb #b3679183
 def probes(
-    size, # side in pixels that the model takes
-): # list of PIL pictures
+    size,  # side in pixels that the model takes
+):  # list of PIL pictures
     "Pictures that betray a preprocessing function."
     made = []
     for width, height in ((2.31, 1.42), (1.27, 1.93), (1.61, 1.61)):
-        y, x = np.mgrid[:round(height * size), :round(width * size)] / size
+        y, x = np.mgrid[: round(height * size), : round(width * size)] / size
         edges = (np.floor(7 * x) + np.floor(5 * y)) % 2
-        layers = [x / width * 200 + 50 * edges, 128 + 90 * np.sin(9 * x * y + 2 * x), y / height * 160 + 80 * (np.sin(60 * x + 31 * y) > 0)]
+        layers = [
+            x / width * 200 + 50 * edges,
+            128 + 90 * np.sin(9 * x * y + 2 * x),
+            y / height * 160 + 80 * (np.sin(60 * x + 31 * y) > 0),
+        ]
         made.append(Image.fromarray(np.stack(layers, -1).clip(0, 255).astype(np.uint8)))
     return made
 
@@ -31,83 +35,166 @@ def probes(
 _RULES = {
     "short side, then the middle": lambda p, s, how: F.center_crop(F.resize(p, [s], **how), [s, s]),
     "squashed to a square": lambda p, s, how: F.resize(p, [s, s], **how),
-    "short side to 8/7, then the middle (ImageNet's test recipe)": lambda p, s, how: F.center_crop(F.resize(p, [round(s * 8 / 7)], **how), [s, s]),
-    "long side, then padded": lambda p, s, how: F.center_crop(F.resize(p, [max(1, round(n * s / max(p.size))) for n in p.size[::-1]], **how), [s, s]),
+    "short side to 8/7, then the middle (ImageNet's test recipe)": lambda p, s, how: F.center_crop(
+        F.resize(p, [round(s * 8 / 7)], **how), [s, s]
+    ),
+    "long side, then padded": lambda p, s, how: F.center_crop(
+        F.resize(p, [max(1, round(n * s / max(p.size))) for n in p.size[::-1]], **how), [s, s]
+    ),
     "the middle, without resizing": lambda p, s, how: F.center_crop(p, [s, s]),
-    "the upper left corner of the resized short side": lambda p, s, how: F.crop(F.resize(p, [s], **how), 0, 0, s, s),
+    "the upper left corner of the resized short side": lambda p, s, how: F.crop(
+        F.resize(p, [s], **how), 0, 0, s, s
+    ),
 }
-_RESAMPLING = {"bicubic": {"interpolation": InterpolationMode.BICUBIC}, "bilinear": {"interpolation": InterpolationMode.BILINEAR}, "nearest": {"interpolation": InterpolationMode.NEAREST}, "bilinear without antialias": None}
+_RESAMPLING = {
+    "bicubic": {"interpolation": InterpolationMode.BICUBIC},
+    "bilinear": {"interpolation": InterpolationMode.BILINEAR},
+    "nearest": {"interpolation": InterpolationMode.NEAREST},
+    "bilinear without antialias": None,
+}
 
 
-def _views(picture, size): # yields (rule, resampling, tensor [3, S, S] from 0 to 1)
+def _views(picture, size):  # yields (rule, resampling, tensor [3, S, S] from 0 to 1)
     tensor = F.to_dtype(F.to_image(picture), torch.float32, scale=True)
     for rule, cut in _RULES.items():
         for name, how in _RESAMPLING.items():
-            if rule == "the middle, without resizing" and name != "bicubic": continue
-            if how is not None: yield rule, name, F.to_dtype(F.to_image(cut(picture, size, how)), torch.float32, scale=True)
-            elif rule != "long side, then padded": yield rule, name, cut(tensor, size, {"interpolation": InterpolationMode.BILINEAR, "antialias": False})
+            if rule == "the middle, without resizing" and name != "bicubic":
+                continue
+            if how is not None:
+                yield (
+                    rule,
+                    name,
+                    F.to_dtype(F.to_image(cut(picture, size, how)), torch.float32, scale=True),
+                )
+            elif rule != "long side, then padded":
+                yield (
+                    rule,
+                    name,
+                    cut(
+                        tensor,
+                        size,
+                        {"interpolation": InterpolationMode.BILINEAR, "antialias": False},
+                    ),
+                )
 
 # %% ../../nbs/14_checks/01_preprocessing.ipynb #b66e1aa0
-def _line(plain, seen): # (mean [3], std [3], share of the signal that the line leaves unexplained)
+def _line(plain, seen):  # (mean [3], std [3], share of the signal that the line leaves unexplained)
     plain, seen = (values.double().transpose(0, 1).flatten(1) for values in (plain, seen))
     centred, wanted = (values - values.mean(1, keepdim=True) for values in (plain, seen))
     slope = (centred * wanted).sum(1) / centred.square().sum(1).clamp_min(1e-12)
-    left = (wanted - slope[:, None] * centred).square().sum() / wanted.square().sum().clamp_min(1e-12)
+    left = (wanted - slope[:, None] * centred).square().sum() / wanted.square().sum().clamp_min(
+        1e-12
+    )
     std = 1 / slope.where(slope.abs() > 1e-9, torch.full_like(slope, 1e-9))
     return plain.mean(1) - seen.mean(1) * std, std, float(left.sqrt())
 
 # %% ../../nbs/14_checks/01_preprocessing.ipynb #e9dc060b
-NORMALISATIONS = {"OpenAI's CLIP": ((.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)), "ImageNet": ((.485, .456, .406), (.229, .224, .225)),
-                  "0.5 and 0.5": ((.5,) * 3, (.5,) * 3), "none, 0 to 1": ((0.,) * 3, (1.,) * 3), "none, 0 to 255": ((0.,) * 3, (1 / 255,) * 3)}
+NORMALISATIONS = {
+    "OpenAI's CLIP": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "0.5 and 0.5": ((0.5,) * 3, (0.5,) * 3),
+    "none, 0 to 1": ((0.0,) * 3, (1.0,) * 3),
+    "none, 0 to 255": ((0.0,) * 3, (1 / 255,) * 3),
+}
 
 
-def _three(values): return " ".join(f"{value:.3g}" for value in np.round(values, 4) + 0.)
+def _three(values):
+    return " ".join(f"{value:.3g}" for value in np.round(values, 4) + 0.0)
 
 
 @dataclass(frozen=True)
 class Lens:
     "What a preprocessing function does."
-    size: tuple # (height, width) of what it returns
-    rule: str # how the square is taken
+
+    size: tuple  # (height, width) of what it returns
+    rule: str  # how the square is taken
     resampling: str
-    mean: tuple # subtracted from red, green, blue
-    std: tuple # red, green, blue are divided by it
-    reversed: bool # blue, green, red instead of red, green, blue
-    unexplained: float # share of the signal that this description misses
+    mean: tuple  # subtracted from red, green, blue
+    std: tuple  # red, green, blue are divided by it
+    reversed: bool  # blue, green, red instead of red, green, blue
+    unexplained: float  # share of the signal that this description misses
 
     @property
-    def known(self): # does the description hold
+    def known(self):  # does the description hold
         return self.unexplained < 0.02
 
     @property
-    def normalisation(self): # text, with a name if it has one
-        name = next((name for name, (mean, std) in NORMALISATIONS.items() if np.allclose(self.mean, mean, atol=.004) and np.allclose(self.std, std, rtol=.01)), None)
-        return (f"{name}: " if name else "") + f"mean {_three(self.mean)}, std {_three(self.std)}" + (", colours reversed" if self.reversed else "")
+    def normalisation(self):  # text, with a name if it has one
+        name = next(
+            (
+                name
+                for name, (mean, std) in NORMALISATIONS.items()
+                if np.allclose(self.mean, mean, atol=0.004)
+                and np.allclose(self.std, std, rtol=0.01)
+            ),
+            None,
+        )
+        return (
+            (f"{name}: " if name else "")
+            + f"mean {_three(self.mean)}, std {_three(self.std)}"
+            + (", colours reversed" if self.reversed else "")
+        )
 
-    def same_normalisation(self, other): # of two lenses
-        return self.reversed == other.reversed and np.allclose(self.mean, other.mean, atol=.004) and np.allclose(self.std, other.std, rtol=.01)
+    def same_normalisation(self, other):  # of two lenses
+        return (
+            self.reversed == other.reversed
+            and np.allclose(self.mean, other.mean, atol=0.004)
+            and np.allclose(self.std, other.std, rtol=0.01)
+        )
 
-    def same_cut(self, other): # of two lenses
+    def same_cut(self, other):  # of two lenses
         return (self.size, self.rule, self.resampling) == (other.size, other.rule, other.resampling)
 
     @property
-    def cut(self): # text
-        return f"{self.rule}, {self.resampling}, {self.size[0]} x {self.size[1]}" if self.known else f"a way to cut that is not known here, {self.size[0]} x {self.size[1]}"
+    def cut(self):  # text
+        return (
+            f"{self.rule}, {self.resampling}, {self.size[0]} x {self.size[1]}"
+            if self.known
+            else f"a way to cut that is not known here, {self.size[0]} x {self.size[1]}"
+        )
 
 
 def look_through(
-    preprocess, # function of a PIL picture, to a float tensor [3, S, S]
-    size, # side in pixels that the model takes
+    preprocess,  # function of a PIL picture, to a float tensor [3, S, S]
+    size,  # side in pixels that the model takes
 ) -> Lens:
     "Describe a preprocessing function by what it does. `ValueError` when it is random or returns no picture tensor."
     pictures = probes(size)
     seen, again = ([torch.as_tensor(preprocess(picture)) for picture in pictures] for _ in range(2))
     shapes = {tuple(tensor.shape) for tensor in seen}
-    if len(shapes) > 1 or len(next(iter(shapes))) != 3 or next(iter(shapes))[0] != 3: raise ValueError(f"preprocess must turn every picture into a tensor [3, {size}, {size}], but returned shapes {', '.join(map(str, sorted(shapes)))}; add a resize and a crop.")
-    if any(not torch.equal(a, b) for a, b in zip(seen, again)): raise ValueError("preprocess gives another result at each call, so it contains random augmentation; test pictures are preprocessed without.")
+    if len(shapes) > 1 or len(next(iter(shapes))) != 3 or next(iter(shapes))[0] != 3:
+        raise ValueError(
+            f"preprocess must turn every picture into a tensor [3, {size}, {size}], but returned shapes {', '.join(map(str, sorted(shapes)))}; add a resize and a crop."
+        )
+    if any(not torch.equal(a, b) for a, b in zip(seen, again)):
+        raise ValueError(
+            "preprocess gives another result at each call, so it contains random augmentation; test pictures are preprocessed without."
+        )
     (height, width), seen = next(iter(shapes))[1:], torch.stack(seen).float()
     tried = []
-    for of_one_kind in zip(*(list(_views(picture, min(height, width))) for picture in pictures)) if height == width else ():
+    for of_one_kind in (
+        zip(*(list(_views(picture, min(height, width))) for picture in pictures))
+        if height == width
+        else ()
+    ):
         plain = torch.stack([view for *_, view in of_one_kind])
-        tried += [(Lens((height, width), *of_one_kind[0][:2], *(tuple(v.tolist()[::-1 if flip else 1]) for v in (mean, std)), flip, left)) for flip in (False, True) for mean, std, left in [_line(plain.flip(1) if flip else plain, seen)]]
-    return min(tried, key=lambda lens: lens.unexplained, default=Lens((height, width), "not a square", "unknown", (0.,) * 3, (1.,) * 3, False, 1.))
+        tried += [
+            (
+                Lens(
+                    (height, width),
+                    *of_one_kind[0][:2],
+                    *(tuple(v.tolist()[:: -1 if flip else 1]) for v in (mean, std)),
+                    flip,
+                    left,
+                )
+            )
+            for flip in (False, True)
+            for mean, std, left in [_line(plain.flip(1) if flip else plain, seen)]
+        ]
+    return min(
+        tried,
+        key=lambda lens: lens.unexplained,
+        default=Lens(
+            (height, width), "not a square", "unknown", (0.0,) * 3, (1.0,) * 3, False, 1.0
+        ),
+    )

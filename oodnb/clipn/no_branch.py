@@ -22,51 +22,90 @@ from ..pipeline.cache import load_tensors, save_tensors
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #b8e21930
 class NoBranch(nn.Module):
     "A trainable copy of a backbone's text tower with learned prompts. Its parameters are named as in the authors' checkpoints."
+
     def __init__(
         self,
-        backbone, # Backbone with a causal text tower; it stays as it is
-        prompts=16, # learned prompts P; 0: the variant with hand-written texts
+        backbone,  # Backbone with a causal text tower; it stays as it is
+        prompts=16,  # learned prompts P; 0: the variant with hand-written texts
     ):
         super().__init__()
-        if isinstance(prompts, bool) or not isinstance(prompts, int) or prompts < 0: raise ValueError(f"prompts is {prompts!r}; give a whole number: 16 as in the paper, 0 for hand-written no texts.")
+        if isinstance(prompts, bool) or not isinstance(prompts, int) or prompts < 0:
+            raise ValueError(
+                f"prompts is {prompts!r}; give a whole number: 16 as in the paper, 0 for hand-written no texts."
+            )
         tower = text_tower(backbone.model)
-        free = lambda part: nn.Parameter(part.detach().clone()) if isinstance(part, torch.Tensor) else part and copy.deepcopy(part).requires_grad_(True)
-        self.positional_embedding_no, self.text_projection_no = free(tower.positional_embedding), free(tower.text_projection)
-        self.transformer_no, self.token_embedding_no, self.ln_final_no = free(tower.transformer), free(tower.token_embedding), free(tower.ln_final)
-        self.prompt_no = nn.Parameter(torch.zeros(prompts, *tower.positional_embedding.shape, device=backbone.device)) if prompts else None
+        free = lambda part: (
+            nn.Parameter(part.detach().clone())
+            if isinstance(part, torch.Tensor)
+            else part and copy.deepcopy(part).requires_grad_(True)
+        )
+        self.positional_embedding_no, self.text_projection_no = (
+            free(tower.positional_embedding),
+            free(tower.text_projection),
+        )
+        self.transformer_no, self.token_embedding_no, self.ln_final_no = (
+            free(tower.transformer),
+            free(tower.token_embedding),
+            free(tower.ln_final),
+        )
+        self.prompt_no = (
+            nn.Parameter(
+                torch.zeros(prompts, *tower.positional_embedding.shape, device=backbone.device)
+            )
+            if prompts
+            else None
+        )
         self.register_buffer("attn_mask", tower.attn_mask.detach().clone(), persistent=False)
-        self.prompts, self.eos_id, self.others, self.settings, self.history = prompts, tower.eos_id, (), {}, []
+        self.prompts, self.eos_id, self.others, self.settings, self.history = (
+            prompts,
+            tower.eos_id,
+            (),
+            {},
+            [],
+        )
 
-    def extra_repr(self): return f"{self.prompts} prompts"
+    def extra_repr(self):
+        return f"{self.prompts} prompts"
 
     def positions(
         self,
-        length=None, # of the texts; None: all positions
-    ): # what is added to the tokens for every choice 0..P [P+1, L, W]; P, the last, is the mean prompt
+        length=None,  # of the texts; None: all positions
+        # what is added to the tokens for every choice 0..P [P+1, L, W]; P, the last, is the mean prompt
+    ):
         "Positions and prompts in one table."
         added = self.positional_embedding_no[None, :length]
-        if self.prompt_no is None: return added
+        if self.prompt_no is None:
+            return added
         own = self.prompt_no[:, :length]
         return added + torch.cat([own, own.mean(0, keepdim=True)])
 
     def tower(
         self,
-        positions=None, # [L, W]; None: those of the mean prompt
-    ): # TextTower
+        positions=None,  # [L, W]; None: those of the mean prompt
+    ):  # TextTower
         "The branch as a plain text tower."
         positions = self.positions()[-1] if positions is None else positions
-        return TextTower(self.token_embedding_no, positions, self.transformer_no, self.attn_mask, self.ln_final_no, self.text_projection_no, self.eos_id)
+        return TextTower(
+            self.token_embedding_no,
+            positions,
+            self.transformer_no,
+            self.attn_mask,
+            self.ln_final_no,
+            self.text_projection_no,
+            self.eos_id,
+        )
 
     def forward(
         self,
-        tokens, # ids [B, L], on any device
-        index=None, # prompt of every text, 0..P [B]; None: the mean prompt, P
-        trim=True, # leave out what stands behind the end of each text
-    ): # text features [B, D], not normalised, float32 or better
+        tokens,  # ids [B, L], on any device
+        index=None,  # prompt of every text, 0..P [B]; None: the mean prompt, P
+        trim=True,  # leave out what stands behind the end of each text
+    ):  # text features [B, D], not normalised, float32 or better
         "Features of texts that say no, differentiable."
         tokens, index = _checked_tokens(self, tokens), _checked_index(self, tokens, index)
         ends = self.tower(self.positional_embedding_no).ends(tokens)
-        if trim and len(tokens): return encode_packed(*_packed(self, tokens, index, ends))
+        if trim and len(tokens):
+            return encode_packed(*_packed(self, tokens, index, ends))
         device, length = self.attn_mask.device, tokens.shape[1]
         table = self.positions(length)
         tower, tokens, ends = self.tower(table[-1]), tokens.to(device), ends.to(device)
@@ -77,49 +116,100 @@ class NoBranch(nn.Module):
 
     def as_backbone(
         self,
-        backbone, # the Backbone it was made from
-    ): # Backbone that shares the image tower
+        backbone,  # the Backbone it was made from
+    ):  # Backbone that shares the image tower
         "The branch with its mean prompt in place of the text tower: everything that takes a Backbone reads no texts. A copy: later training does not change it."
         return _as_backbone(self, backbone)
 
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #8b2af1ca
 def _checked_tokens(branch, tokens):
-    tokens, known, positions = torch.as_tensor(tokens), branch.token_embedding_no.num_embeddings, len(branch.positional_embedding_no)
-    if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= positions or tokens.is_floating_point(): raise ValueError(f"tokens are {tokens.dtype} of shape {list(tokens.shape)}; a row of 1 to {positions} ids per text is needed, as backbone.tokenizer makes it.")
-    if tokens.device.type == "cpu" and tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < known: raise ValueError(f"tokens hold ids from {int(tokens.min())} to {int(tokens.max())}; the tower knows 0 to {known - 1}. Use the tokenizer of its backbone.")
+    tokens, known, positions = (
+        torch.as_tensor(tokens),
+        branch.token_embedding_no.num_embeddings,
+        len(branch.positional_embedding_no),
+    )
+    if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= positions or tokens.is_floating_point():
+        raise ValueError(
+            f"tokens are {tokens.dtype} of shape {list(tokens.shape)}; a row of 1 to {positions} ids per text is needed, as backbone.tokenizer makes it."
+        )
+    if (
+        tokens.device.type == "cpu"
+        and tokens.numel()
+        and not 0 <= int(tokens.min()) <= int(tokens.max()) < known
+    ):
+        raise ValueError(
+            f"tokens hold ids from {int(tokens.min())} to {int(tokens.max())}; the tower knows 0 to {known - 1}. Use the tokenizer of its backbone."
+        )
     return tokens.long()
 
 
 def _checked_index(branch, tokens, index):
-    if index is None: return None
+    if index is None:
+        return None
     index = torch.as_tensor(index)
-    if index.shape != tokens.shape[:1] or index.is_floating_point() or index.dtype == torch.bool: raise ValueError(f"index is {index.dtype} of shape {list(index.shape)}; one whole number per text is needed, [{len(tokens)}].")
-    if index.device.type == "cpu" and len(index) and not 0 <= int(index.min()) <= int(index.max()) <= branch.prompts: raise ValueError(f"index runs from {int(index.min())} to {int(index.max())}, but this branch has {branch.prompts} prompts: 0 to {branch.prompts} are possible, {branch.prompts} is their mean.")
+    if index.shape != tokens.shape[:1] or index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(
+            f"index is {index.dtype} of shape {list(index.shape)}; one whole number per text is needed, [{len(tokens)}]."
+        )
+    if (
+        index.device.type == "cpu"
+        and len(index)
+        and not 0 <= int(index.min()) <= int(index.max()) <= branch.prompts
+    ):
+        raise ValueError(
+            f"index runs from {int(index.min())} to {int(index.max())}, but this branch has {branch.prompts} prompts: 0 to {branch.prompts} are possible, {branch.prompts} is their mean."
+        )
     return index.long()
 
 
-def _packed(branch, tokens, index, ends): # (tower whose positions are those of all prompts, one behind the other; its texts in one line)
+def _packed(
+    branch, tokens, index, ends
+):  # (tower whose positions are those of all prompts, one behind the other; its texts in one line)
     words, length = branch.token_embedding_no.num_embeddings, int(ends.max()) + 1
     own = branch.prompts if index is None else index.cpu()[:, None]
     packed = pack_tokens(tokens.cpu()[:, :length] + words * own, ends, branch.attn_mask.device)
     prompt = packed.tokens // words
-    return branch.tower(branch.positions(length).flatten(0, 1)), replace(packed, tokens=packed.tokens % words, positions=packed.positions + length * prompt)
+    return branch.tower(branch.positions(length).flatten(0, 1)), replace(
+        packed, tokens=packed.tokens % words, positions=packed.positions + length * prompt
+    )
 
 
 def _as_backbone(branch, backbone):
     old, new = text_tower(backbone.model), branch.tower()
-    parts = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
-    pairs = [(getattr(old, part), getattr(new, part)) for part in parts if getattr(old, part) is not None]
-    own = lambda part: nn.Parameter(part.detach().clone()) if isinstance(part, torch.Tensor) else copy.deepcopy(part)
+    parts = (
+        "token_embedding",
+        "positional_embedding",
+        "transformer",
+        "ln_final",
+        "text_projection",
+    )
+    pairs = [
+        (getattr(old, part), getattr(new, part)) for part in parts if getattr(old, part) is not None
+    ]
+    own = lambda part: (
+        nn.Parameter(part.detach().clone())
+        if isinstance(part, torch.Tensor)
+        else copy.deepcopy(part)
+    )
     visual = backbone.model.visual
-    model = copy.deepcopy(backbone.model, {id(visual): visual} | {id(before): own(after) for before, after in pairs})
-    return Backbone(model, backbone.preprocess, backbone.tokenizer, f"{backbone.name}-no", backbone.pretrained, backbone.device, backbone.precision)
+    model = copy.deepcopy(
+        backbone.model, {id(visual): visual} | {id(before): own(after) for before, after in pairs}
+    )
+    return Backbone(
+        model,
+        backbone.preprocess,
+        backbone.tokenizer,
+        f"{backbone.name}-no",
+        backbone.pretrained,
+        backbone.device,
+        backbone.precision,
+    )
 
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #53a78da2
 @contextmanager
 def only_words(
-    branch, # NoBranch
-    words, # ids of the words that its texts hold, ascending [n]
+    branch,  # NoBranch
+    words,  # ids of the words that its texts hold, ascending [n]
 ):
     "Inside, the table holds these words alone, and tokens count them from 0; `branch.others` are the other rows and their factor."
     whole, end = branch.token_embedding_no, branch.eos_id
@@ -129,37 +219,63 @@ def only_words(
     branch.token_embedding_no = nn.Embedding.from_pretrained(rows[words], freeze=False)
     branch.eos_id = end if end is None else int((words < end).sum())
     branch.others = tuple(nn.Parameter(part, requires_grad=False) for part in (rows[rest], one))
-    try: yield
+    try:
+        yield
     finally:
-        rows[words], rows[rest] = branch.token_embedding_no.weight.detach(), branch.others[0] * branch.others[1]
+        rows[words], rows[rest] = (
+            branch.token_embedding_no.weight.detach(),
+            branch.others[0] * branch.others[1],
+        )
         branch.token_embedding_no, branch.eos_id, branch.others = whole, end, ()
 
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #525d271c
 def save_no_branch(
-    path, # *.safetensors
-    branch, # NoBranch
-    backbone, # the Backbone it was trained with
-    settings=None, # dict (JSON) of the training; None takes branch.settings
+    path,  # *.safetensors
+    branch,  # NoBranch
+    backbone,  # the Backbone it was trained with
+    settings=None,  # dict (JSON) of the training; None takes branch.settings
 ):
     "Write a branch, in the precision it has."
-    about = {"prompts": branch.prompts, "backbone": backbone.name, "weights": str(backbone.pretrained), "fingerprint": backbone.fingerprint, "settings": branch.settings if settings is None else settings, "history": branch.history}
+    about = {
+        "prompts": branch.prompts,
+        "backbone": backbone.name,
+        "weights": str(backbone.pretrained),
+        "fingerprint": backbone.fingerprint,
+        "settings": branch.settings if settings is None else settings,
+        "history": branch.history,
+    }
     save_tensors(path, "oodnb_no_branch", branch.state_dict(), about)
 
 
 def _filled(branch, state, path, backbone):
     bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
-    if bad: raise ValueError(f"{path} holds NaN or infinite numbers in {', '.join(bad[:3])}; it is useless.")
-    try: return fill_model(branch, state, path)
-    except ValueError as error: raise ValueError(f"{path} does not fit beside {backbone.name} {backbone.pretrained}, whose text tower has width {branch.positional_embedding_no.shape[1]}. {error}") from None
+    if bad:
+        raise ValueError(
+            f"{path} holds NaN or infinite numbers in {', '.join(bad[:3])}; it is useless."
+        )
+    try:
+        return fill_model(branch, state, path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} does not fit beside {backbone.name} {backbone.pretrained}, whose text tower has width {branch.positional_embedding_no.shape[1]}. {error}"
+        ) from None
 
 
 def load_no_branch(
-    path, # *.safetensors from `save_no_branch`
-    backbone, # the Backbone it was trained with
-) -> NoBranch: # with .settings and .history
+    path,  # *.safetensors from `save_no_branch`
+    backbone,  # the Backbone it was trained with
+) -> NoBranch:  # with .settings and .history
     "A kept branch. Raises `ValueError` for other files and for another backbone."
-    state, about = load_tensors(path, "oodnb_no_branch", "branch", "save_no_branch writes one; import_no_branch reads the authors' checkpoints")
-    if about["fingerprint"] != backbone.fingerprint: raise ValueError(f"{path} was trained with {about['backbone']} {about['weights']} ({about['fingerprint']}), not with {backbone.name} {backbone.pretrained} ({backbone.fingerprint}); beside another model its texts mean nothing.")
+    state, about = load_tensors(
+        path,
+        "oodnb_no_branch",
+        "branch",
+        "save_no_branch writes one; import_no_branch reads the authors' checkpoints",
+    )
+    if about["fingerprint"] != backbone.fingerprint:
+        raise ValueError(
+            f"{path} was trained with {about['backbone']} {about['weights']} ({about['fingerprint']}), not with {backbone.name} {backbone.pretrained} ({backbone.fingerprint}); beside another model its texts mean nothing."
+        )
     branch = _filled(NoBranch(backbone, about["prompts"]), state, path, backbone)
     branch.settings, branch.history = about["settings"], about["history"]
     return branch.eval()
@@ -167,27 +283,44 @@ def load_no_branch(
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #0fafed2c
 def _check_same_clip(state, backbone, path):
     own = backbone.model.state_dict()
-    for name in ("visual.conv1.weight", "visual.proj", "token_embedding.weight", "positional_embedding", "text_projection"):
-        if name not in state or name not in own: continue
+    for name in (
+        "visual.conv1.weight",
+        "visual.proj",
+        "token_embedding.weight",
+        "positional_embedding",
+        "text_projection",
+    ):
+        if name not in state or name not in own:
+            continue
         before, now = state[name], own[name].cpu()
-        if before.shape != now.shape or float((before - now).norm()) > .01 * float(now.norm()):
-            raise ValueError(f"{path} was trained beside another CLIP than {backbone.name} {backbone.pretrained}: {name} differs ({list(before.shape)} there, {list(now.shape)} here). The authors' files belong to load_backbone('ViT-B-16', 'laion2b_s34b_b88k').")
+        if before.shape != now.shape or float((before - now).norm()) > 0.01 * float(now.norm()):
+            raise ValueError(
+                f"{path} was trained beside another CLIP than {backbone.name} {backbone.pretrained}: {name} differs ({list(before.shape)} there, {list(now.shape)} here). The authors' files belong to load_backbone('ViT-B-16', 'laion2b_s34b_b88k')."
+            )
 
 
 def import_no_branch(
-    path, # checkpoint of the CLIPN repository (*.pt), or its state dict as safetensors
-    backbone, # Backbone it was trained with
-    prompts=16, # prompts it should have; 0: the hand-crafted variant
+    path,  # checkpoint of the CLIPN repository (*.pt), or its state dict as safetensors
+    backbone,  # Backbone it was trained with
+    prompts=16,  # prompts it should have; 0: the hand-crafted variant
 ) -> NoBranch:
     "A branch from a checkpoint of the original code. Raises `ValueError` that says what the file holds instead."
     path = Path(path).expanduser()
-    with foreign_as_shells(path): state, _ = read_checkpoint(path)
+    with foreign_as_shells(path):
+        state, _ = read_checkpoint(path)
     own = {name: tensor for name, tensor in state.items() if name.split(".")[0].endswith("_no")}
     if not own:
-        what = "a plain CLIP without a no branch; NoBranch(load_backbone(...)) starts one from its weights" if "text_projection" in state else f"neither a no branch nor a CLIP (its tensors begin with {', '.join(list(state)[:3])})"
+        what = (
+            "a plain CLIP without a no branch; NoBranch(load_backbone(...)) starts one from its weights"
+            if "text_projection" in state
+            else f"neither a no branch nor a CLIP (its tensors begin with {', '.join(list(state)[:3])})"
+        )
         raise ValueError(f"{path} is {what}.")
     count = len(own["prompt_no"]) if "prompt_no" in own else 0
-    if count != prompts: raise ValueError(f"{path} has {f'{count} prompts' if count else 'no prompts (prompt_no), as the hand-crafted variant'}, but {prompts} were asked for; import_no_branch(..., prompts={count}) reads it.")
+    if count != prompts:
+        raise ValueError(
+            f"{path} has {f'{count} prompts' if count else 'no prompts (prompt_no), as the hand-crafted variant'}, but {prompts} were asked for; import_no_branch(..., prompts={count}) reads it."
+        )
     branch = _filled(NoBranch(backbone, prompts), own, path, backbone)
     _check_same_clip(state, backbone, path)
     branch.settings = {"method": "imported", "file": path.name}

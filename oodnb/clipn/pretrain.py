@@ -37,100 +37,159 @@ from ..pipeline.words import encode_once
 
 # %% ../../nbs/8_clipn/02_pretrain.ipynb #77d6d8ae
 def clipn_terms(
-    image_features, # unit rows of the pictures of all ranks [N, D], float32 or float64
-    yes_features, # unit rows of this rank's captions from the frozen tower [n, D]
-    no_features, # the same from the branch [n, D]
-    logit_scale, # s
-    first=0, # caption j belongs to picture first + j
-    kind="l2", # of the text loss, see `semantic_opposite_loss`
-    weights=(1.0, 1.0, 1.0), # of match, mismatch and opposite
-): # dict of match, mismatch, opposite and loss (half their weighted sum): this rank's shares []
+    image_features,  # unit rows of the pictures of all ranks [N, D], float32 or float64
+    yes_features,  # unit rows of this rank's captions from the frozen tower [n, D]
+    no_features,  # the same from the branch [n, D]
+    logit_scale,  # s
+    first=0,  # caption j belongs to picture first + j
+    kind="l2",  # of the text loss, see `semantic_opposite_loss`
+    weights=(1.0, 1.0, 1.0),  # of match, mismatch and opposite
+):  # dict of match, mismatch, opposite and loss (half their weighted sum): this rank's shares []
     "CLIPN's loss for some of the captions of a batch."
     odds = logit_scale * (image_features @ (yes_features - no_features).T)
     match, mismatch = binary_opposite_loss(odds, odds.new_zeros(()), first)
-    opposite = semantic_opposite_loss(yes_features, no_features, kind) * (len(no_features) / len(image_features))
+    opposite = semantic_opposite_loss(yes_features, no_features, kind) * (
+        len(no_features) / len(image_features)
+    )
     terms = {"match": match, "mismatch": mismatch, "opposite": opposite}
     return terms | {"loss": sum(w * term for w, term in zip(weights, terms.values())) / 2}
 
 # %% ../../nbs/8_clipn/02_pretrain.ipynb #1beeb019
 def step_rates(
-    steps, # T
-    lr=3e-4, # highest rate
-    warmup=0, # steps w
-): # one rate per step, a list
+    steps,  # T
+    lr=3e-4,  # highest rate
+    warmup=0,  # steps w
+):  # one rate per step, a list
     "Linear warm-up and cosine."
-    if steps < 1 or not 0 <= warmup < max(1, steps): raise ValueError(f"steps is {steps} and warmup {warmup}; at least one step must remain after the warm-up.")
-    return [lr * (m + 1) / warmup for m in range(warmup)] + learning_rates(steps - warmup, lr, warmup_epochs=0)
+    if steps < 1 or not 0 <= warmup < max(1, steps):
+        raise ValueError(
+            f"steps is {steps} and warmup {warmup}; at least one step must remain after the warm-up."
+        )
+    return [lr * (m + 1) / warmup for m in range(warmup)] + learning_rates(
+        steps - warmup, lr, warmup_epochs=0
+    )
 
 
 def parameter_groups(
-    branch, # torch module
-    weight_decay=0.2, # of the second group
-): # two parameter groups for AdamW: without decay, with decay
+    branch,  # torch module
+    weight_decay=0.2,  # of the second group
+):  # two parameter groups for AdamW: without decay, with decay
     "Which tensors are decayed."
     named = [(name, p) for name, p in branch.named_parameters() if p.requires_grad]
-    free = {name for name, p in named if p.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))}
-    return [{"params": [p for name, p in named if name in free], "weight_decay": 0.0}, {"params": [p for name, p in named if name not in free], "weight_decay": weight_decay}]
+    free = {
+        name
+        for name, p in named
+        if p.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
+    }
+    return [
+        {"params": [p for name, p in named if name in free], "weight_decay": 0.0},
+        {"params": [p for name, p in named if name not in free], "weight_decay": weight_decay},
+    ]
 
 # %% ../../nbs/8_clipn/02_pretrain.ipynb #09505d62
 def prompt_draws(
-    prompts, # P of the branch; 0: nothing to draw
-    batch_size, # of all ranks
-    seed=0, # of the run
-    rank=0, # of this process
-    ranks=1, # processes
-    released=False, # draw as the published code does
-): # function: first step -> endless iterator of index [n] (0..P, P is the mean prompt), or of None without prompts
+    prompts,  # P of the branch; 0: nothing to draw
+    batch_size,  # of all ranks
+    seed=0,  # of the run
+    rank=0,  # of this process
+    ranks=1,  # processes
+    released=False,  # draw as the published code does
+    # function: first step -> endless iterator of index [n] (0..P, P is the mean prompt), or of None without prompts
+):
     "The prompts of every step."
     share = batch_size // ranks
 
     def draws(start=0):
         if not prompts:
-            while True: yield None
+            while True:
+                yield None
         own, step = np.random.RandomState(seed + rank), start
-        for _ in range(start if released else 0): own.randint(0, prompts + 1, share)
+        for _ in range(start if released else 0):
+            own.randint(0, prompts + 1, share)
         while True:
-            drawn = own.randint(0, prompts + 1, share) if released else chance_of("prompts", seed, step).integers(prompts + 1, size=batch_size)[rank * share:(rank + 1) * share]
+            drawn = (
+                own.randint(0, prompts + 1, share)
+                if released
+                else chance_of("prompts", seed, step).integers(prompts + 1, size=batch_size)[
+                    rank * share : (rank + 1) * share
+                ]
+            )
             yield torch.from_numpy(drawn)
             step += 1
 
     return draws
 
 # %% ../../nbs/8_clipn/02_pretrain.ipynb #fbf3b78e
-def _one_step(model, batch, scale, optimizer, scaler, grad_scale, clip, precision, loss): # dict of numbers, summed over ranks
+def _one_step(
+    model, batch, scale, optimizer, scaler, grad_scale, clip, precision, loss
+):  # dict of numbers, summed over ranks
     images, yes, tokens, index, *notes = batch
     weight = next(model.parameters())
     rank, ranks = rank_and_ranks()
     optimizer.zero_grad()
-    with in_precision(weight.device, precision): no = model(tokens, index)
-    images, yes, no = (F.normalize(rows.to(weight.device, weight.dtype), dim=1) for rows in (images, yes, no))
+    with in_precision(weight.device, precision):
+        no = model(tokens, index)
+    images, yes, no = (
+        F.normalize(rows.to(weight.device, weight.dtype), dim=1) for rows in (images, yes, no)
+    )
     images = gathered(images)
-    if len(images) < 2: raise ValueError("A batch of one pair has no mismatch, and CLIPN's loss is not defined for it; take a batch of two or more.")
+    if len(images) < 2:
+        raise ValueError(
+            "A batch of one pair has no mismatch, and CLIPN's loss is not defined for it; take a batch of two or more."
+        )
     bad = summed((~no.isfinite().all() | ~images.isfinite().all() | ~yes.isfinite().all()).float())
-    if bad: raise FloatingPointError("features are not finite")
+    if bad:
+        raise FloatingPointError("features are not finite")
     terms = clipn_terms(images, yes, no, scale, rank * len(no), **loss)
     scaler.scale(terms["loss"] * (grad_scale * ranks)).backward()
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip).item()
-    if not scaler.is_enabled() and not math.isfinite(norm): raise FloatingPointError(f"the gradient has the norm {norm}")
+    norm = torch.nn.utils.clip_grad_norm_(
+        model.parameters(), math.inf if clip is None else clip
+    ).item()
+    if not scaler.is_enabled() and not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient has the norm {norm}")
     scaler.step(optimizer)
     scaler.update()
     notes = {name: float(value) for note in notes for name, value in note.items()}
-    numbers = torch.stack([term.detach().double() for term in terms.values()] + [torch.tensor(value, dtype=torch.float64, device=weight.device) for value in notes.values()])
+    numbers = torch.stack(
+        [term.detach().double() for term in terms.values()]
+        + [
+            torch.tensor(value, dtype=torch.float64, device=weight.device)
+            for value in notes.values()
+        ]
+    )
     row = dict(zip([*terms, *notes], summed(numbers).tolist())) | {"grad_norm": norm}
-    return row | ({"amp_scale": scaler.get_scale(), "amp_growth": scaler.state_dict()["_growth_tracker"]} if scaler.is_enabled() else {})
+    return row | (
+        {"amp_scale": scaler.get_scale(), "amp_growth": scaler.state_dict()["_growth_tracker"]}
+        if scaler.is_enabled()
+        else {}
+    )
 
 # %% ../../nbs/8_clipn/02_pretrain.ipynb #05a84b0c
 def _check_pretraining(steps, grad_scale, clip, weights, save_every):
-    if not 0 < grad_scale < math.inf: raise ValueError(f"grad_scale is {grad_scale}; 1 applies the gradient of the loss, 1/4 what the authors' four GPUs did.")
-    if clip is not None and not clip > 0: raise ValueError(f"clip is {clip}; give the largest norm of the gradient, or None.")
-    if len(weights) != 3 or min(weights) < 0 or not any(weights): raise ValueError(f"weights are {weights}; three numbers, for match, mismatch and opposite, not all zero.")
-    if save_every < 1: raise ValueError(f"save_every is {save_every}; a state is written after so many steps, 1 or more.")
+    if not 0 < grad_scale < math.inf:
+        raise ValueError(
+            f"grad_scale is {grad_scale}; 1 applies the gradient of the loss, 1/4 what the authors' four GPUs did."
+        )
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip is {clip}; give the largest norm of the gradient, or None.")
+    if len(weights) != 3 or min(weights) < 0 or not any(weights):
+        raise ValueError(
+            f"weights are {weights}; three numbers, for match, mismatch and opposite, not all zero."
+        )
+    if save_every < 1:
+        raise ValueError(
+            f"save_every is {save_every}; a state is written after so many steps, 1 or more."
+        )
 
 
-def _adamw(branch, lr, betas, eps, weight_decay): # rows of the table that no text reads are decayed by a number of their own
+def _adamw(
+    branch, lr, betas, eps, weight_decay
+):  # rows of the table that no text reads are decayed by a number of their own
     on_cpu = next(branch.parameters()).device.type == "cpu"
-    optimizer = torch.optim.AdamW(parameter_groups(branch, weight_decay), lr, betas, eps, fused=on_cpu)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(branch, weight_decay), lr, betas, eps, fused=on_cpu
+    )
     if branch.others:
         optimizer.add_param_group({"params": branch.others, "weight_decay": weight_decay})
         group, factor = optimizer.param_groups[-1], branch.others[1]
@@ -138,147 +197,307 @@ def _adamw(branch, lr, betas, eps, weight_decay): # rows of the table that no te
     return optimizer
 
 
-def _resumed(path, optimizer, settings, scaler): # history; the same on all ranks
+def _resumed(path, optimizer, settings, scaler):  # history; the same on all ranks
     history = load_state(path, optimizer, settings) if path else []
     found = on_all_ranks(len(history), optimizer.param_groups[0]["params"][0].device)
-    if len(set(found)) > 1: raise RuntimeError(f"The processes find {', '.join(map(str, found))} finished steps in {path}. All machines must see the same folder.")
-    if history and scaler.is_enabled(): scaler.load_state_dict(scaler.state_dict() | {"scale": history[-1]["amp_scale"], "_growth_tracker": history[-1]["amp_growth"]})
+    if len(set(found)) > 1:
+        raise RuntimeError(
+            f"The processes find {', '.join(map(str, found))} finished steps in {path}. All machines must see the same folder."
+        )
+    if history and scaler.is_enabled():
+        scaler.load_state_dict(
+            scaler.state_dict()
+            | {"scale": history[-1]["amp_scale"], "_growth_tracker": history[-1]["amp_growth"]}
+        )
     return history
 
 # %% ../../nbs/8_clipn/02_pretrain.ipynb #4c3f67d6
 def pretrain_no(
-    branch, # NoBranch; trained in place
-    batches, # function: first step -> iterator of (image_features [n, D], yes_features [n, D], tokens [n, L], index [n] or None), and perhaps a dict of numbers for the history
-    steps, # in all
-    logit_scale=100.0, # CLIP's own, backbone.logit_scale
-    lr=3e-4, # highest rate
-    warmup=0, # steps
-    betas=(0.9, 0.98), # of AdamW
-    eps=1e-6, # of AdamW
-    weight_decay=0.2, # of matrices, tables and prompts
-    kind="l2", # of the text loss: "l2" or "cosine"
-    weights=(1.0, 1.0, 1.0), # of match, mismatch and opposite
-    grad_scale=1.0, # the full gradient is multiplied with it; 1/4: as the authors' four GPUs
-    clip=None, # largest norm of the applied gradient
-    precision="fp32", # of the branch: "fp32", "bf16", "fp16" (with a gradient scaler) or "auto", see `resolve_precision`
-    folder=None, # keeps the state, and goes on from it
-    settings=None, # dict (JSON) of what else must agree with a kept state
-    save_every=500, # steps between states
-    stop_after=None, # stop when so many steps are finished; a later call goes on
-    watch=None, # function of a dict, called after every step
-    progress=True, # show a bar: steps, pairs per second, loss
-) -> list: # one dict per step: step, lr, scale, match, mismatch, opposite, loss, grad_norm (before clipping)
+    branch,  # NoBranch; trained in place
+    # function: first step -> iterator of (image_features [n, D], yes_features [n, D], tokens [n, L], index [n] or None), and perhaps a dict of numbers for the history
+    batches,
+    steps,  # in all
+    logit_scale=100.0,  # CLIP's own, backbone.logit_scale
+    lr=3e-4,  # highest rate
+    warmup=0,  # steps
+    betas=(0.9, 0.98),  # of AdamW
+    eps=1e-6,  # of AdamW
+    weight_decay=0.2,  # of matrices, tables and prompts
+    kind="l2",  # of the text loss: "l2" or "cosine"
+    weights=(1.0, 1.0, 1.0),  # of match, mismatch and opposite
+    grad_scale=1.0,  # the full gradient is multiplied with it; 1/4: as the authors' four GPUs
+    clip=None,  # largest norm of the applied gradient
+    # of the branch: "fp32", "bf16", "fp16" (with a gradient scaler) or "auto", see `resolve_precision`
+    precision="fp32",
+    folder=None,  # keeps the state, and goes on from it
+    settings=None,  # dict (JSON) of what else must agree with a kept state
+    save_every=500,  # steps between states
+    stop_after=None,  # stop when so many steps are finished; a later call goes on
+    watch=None,  # function of a dict, called after every step
+    progress=True,  # show a bar: steps, pairs per second, loss
+    # one dict per step: step, lr, scale, match, mismatch, opposite, loss, grad_norm (before clipping)
+) -> list:
     "Train a no branch. `RuntimeError` when numbers are not finite; branch and state are then those of the last good step."
     _check_pretraining(steps, grad_scale, clip, weights, save_every)
     rank, ranks = rank_and_ranks()
-    path, device = Path(folder).expanduser() / "pretraining.safetensors" if folder else None, next(branch.parameters()).device
+    path, device = (
+        Path(folder).expanduser() / "pretraining.safetensors" if folder else None,
+        next(branch.parameters()).device,
+    )
     precision = resolve_precision(precision, device)
-    given = {"steps": steps, "logit_scale": logit_scale, "lr": lr, "warmup": warmup, "betas": betas, "eps": eps, "weight_decay": weight_decay, "kind": kind, "weights": weights, "grad_scale": grad_scale, "clip": clip, "precision": precision}
-    if branch.others: given["words"] = branch.token_embedding_no.num_embeddings
+    given = {
+        "steps": steps,
+        "logit_scale": logit_scale,
+        "lr": lr,
+        "warmup": warmup,
+        "betas": betas,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "kind": kind,
+        "weights": weights,
+        "grad_scale": grad_scale,
+        "clip": clip,
+        "precision": precision,
+    }
+    if branch.others:
+        given["words"] = branch.token_embedding_no.num_embeddings
     given = json.loads(json.dumps(given | (settings or {})))
-    optimizer, scaler = _adamw(branch, lr, betas, eps, weight_decay), torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    rates, last = step_rates(steps, lr, warmup), steps if stop_after is None else min(steps, stop_after)
-    with locked(path) if path and rank == 0 else nullcontext(), tqdm(total=steps, desc="pre-training", unit="step", disable=not progress or rank > 0, delay=1) as bar:
+    optimizer, scaler = (
+        _adamw(branch, lr, betas, eps, weight_decay),
+        torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+    )
+    rates, last = (
+        step_rates(steps, lr, warmup),
+        steps if stop_after is None else min(steps, stop_after),
+    )
+    with (
+        locked(path) if path and rank == 0 else nullcontext(),
+        tqdm(
+            total=steps, desc="pre-training", unit="step", disable=not progress or rank > 0, delay=1
+        ) as bar,
+    ):
         history = _resumed(path, optimizer, given, scaler)
         bar.update(len(history))
-        if len(history) >= last: return history
-        model = DistributedDataParallel(branch.train(), [device] if device.type == "cuda" else None, broadcast_buffers=False, gradient_as_bucket_view=True) if ranks > 1 else branch.train()
+        if len(history) >= last:
+            return history
+        model = (
+            DistributedDataParallel(
+                branch.train(),
+                [device] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+            if ranks > 1
+            else branch.train()
+        )
         source, before = iter(batches(len(history))), time.perf_counter()
         for step in range(len(history), last):
-            for group in optimizer.param_groups: group["lr"] = rates[step]
+            for group in optimizer.param_groups:
+                group["lr"] = rates[step]
             scale = logit_scale if step == 0 else min(max(logit_scale, 1.0), 100.0)
             try:
                 batch = next(source)
-                row = _one_step(model, batch, scale, optimizer, scaler, grad_scale, clip, precision, {"kind": kind, "weights": weights})
-            except StopIteration: raise ValueError(f"batches ended at step {step} of {steps}; it must give one batch for each.") from None
-            except FloatingPointError as error: raise RuntimeError(f"Pre-training failed in step {step} (learning rate {rates[step]:g}, {precision}): {error}. Try a smaller learning rate, clip=1.0, or precision='fp32'." + (f" The last state is in {path}." if path and step >= save_every else "")) from error
+                row = _one_step(
+                    model,
+                    batch,
+                    scale,
+                    optimizer,
+                    scaler,
+                    grad_scale,
+                    clip,
+                    precision,
+                    {"kind": kind, "weights": weights},
+                )
+            except StopIteration:
+                raise ValueError(
+                    f"batches ended at step {step} of {steps}; it must give one batch for each."
+                ) from None
+            except FloatingPointError as error:
+                raise RuntimeError(
+                    f"Pre-training failed in step {step} (learning rate {rates[step]:g}, {precision}): {error}. Try a smaller learning rate, clip=1.0, or precision='fp32'."
+                    + (f" The last state is in {path}." if path and step >= save_every else "")
+                ) from error
             history.append({"step": step, "lr": rates[step], "scale": scale, **row})
             seconds, before = time.perf_counter() - before, time.perf_counter()
-            if watch: watch(history[-1] | {"seconds": seconds, "pairs": ranks * len(batch[0])})
+            if watch:
+                watch(history[-1] | {"seconds": seconds, "pairs": ranks * len(batch[0])})
             bar.update(1)
-            bar.set_postfix(loss=f"{row['loss']:.4f}", pairs=f"{ranks * len(batch[0]) * (bar.format_dict['rate'] or 1 / seconds):,.0f}/s", refresh=False)
-            if path and rank == 0 and (step + 1 == last or (step + 1) % save_every == 0): save_state(path, optimizer, given, history)
+            bar.set_postfix(
+                loss=f"{row['loss']:.4f}",
+                pairs=f"{ranks * len(batch[0]) * (bar.format_dict['rate'] or 1 / seconds):,.0f}/s",
+                refresh=False,
+            )
+            if path and rank == 0 and (step + 1 == last or (step + 1) % save_every == 0):
+                save_state(path, optimizer, given, history)
     branch.eval()
-    if ranks > 1: dist.barrier()
+    if ranks > 1:
+        dist.barrier()
     return history
 
 # %% ../../nbs/8_clipn/02_pretrain.ipynb #89b5e6b7
-def _view_bank(backbone, images, views, scale, cache, progress): # (features per view [count, D], pictures that can be read)
+def _view_bank(
+    backbone, images, views, scale, cache, progress
+):  # (features per view [count, D], pictures that can be read)
     size, whole = input_size(backbone), min(scale) == 1
-    bank = [extract(backbone, images if whole else random_crops(images, size, 0, view, scale, 0.0), cache, progress=progress) for view in range(1 if whole else views)]
-    if not bank[0].skipped: return [view.image_features for view in bank], images
+    bank = [
+        extract(
+            backbone,
+            images if whole else random_crops(images, size, 0, view, scale, 0.0),
+            cache,
+            progress=progress,
+        )
+        for view in range(1 if whole else views)
+    ]
+    if not bank[0].skipped:
+        return [view.image_features for view in bank], images
     lost = {name for view in bank for name, _ in view.skipped}
     pick = lambda ids: [i for i, name in enumerate(ids) if name not in lost]
     return [view.image_features[pick(view.ids)] for view in bank], images.subset(pick(images.ids))
 
 
-def _words_of(batches, steps, known): # ids that the texts of all steps hold, ascending
+def _words_of(batches, steps, known):  # ids that the texts of all steps hold, ascending
     seen = torch.zeros(known, dtype=torch.bool)
-    for batch in itertools.islice(batches(0), steps): seen[batch.no_tokens] = True
+    for batch in itertools.islice(batches(0), steps):
+        seen[batch.no_tokens] = True
     return seen.nonzero().flatten()
 
 
-def _encoded(backbone, tokens): # yes features of token rows
-    with backbone.running(): return encode_tokens(backbone.model, tokens)
+def _encoded(backbone, tokens):  # yes features of token rows
+    with backbone.running():
+        return encode_tokens(backbone.model, tokens)
 
 
-def _report(seen, folder, rank, captions): # names of what was replaced or cut: a warning, and a file beside the state
-    if not seen: return
-    shown = "; ".join(f"{name} ({why})" for name, why in list(seen.items())[:3]) + ("; ..." if len(seen) > 3 else "")
+def _report(
+    seen, folder, rank, captions
+):  # names of what was replaced or cut: a warning, and a file beside the state
+    if not seen:
+        return
+    shown = "; ".join(f"{name} ({why})" for name, why in list(seen.items())[:3]) + (
+        "; ..." if len(seen) > 3 else ""
+    )
     path = Path(folder).expanduser() / f"skipped-{rank}.json" if folder else None
     if path:
         before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        with atomic_path(path) as temporary: temporary.write_text(json.dumps(before | seen, indent=1, ensure_ascii=False), "utf-8")
-    warnings.warn(f"{len(seen)} of {captions} pairs could not be read as they are: {shown}. Another picture took the place of each that was damaged, and captions were cut to the context{f'; all names are in {path}' if path else ''}.", stacklevel=3)
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(before | seen, indent=1, ensure_ascii=False), "utf-8")
+    warnings.warn(
+        f"{len(seen)} of {captions} pairs could not be read as they are: {shown}. Another picture took the place of each that was damaged, and captions were cut to the context{f'; all names are in {path}' if path else ''}.",
+        stacklevel=3,
+    )
 
 # %% ../../nbs/8_clipn/02_pretrain.ipynb #6cd41c5f
 def pretrain_on_captions(
-    backbone, # Backbone; stays frozen
-    branch, # NoBranch of it; trained in place, and told its settings
-    images, # ImageSet with captions, see `load_captions`
-    batch_size=2048, # pairs of all ranks
-    epochs=10, # passes over the pairs
-    seed=0, # of order, crops, templates and prompts
-    steps_per_epoch=None, # None: as many as fill an epoch, rounded up
-    views=None, # None: a new crop at every look, as published; k: k encoded crops per picture, kept and used in turn
-    scale=(0.9, 1.0), # share of the area that a crop keeps; with views, (1, 1) encodes the pictures as they are
-    templates=None, # (yes, no) lists of the hand-crafted variant
-    block=None, # see `epoch_order`
-    workers=0, # processes that read pictures ahead
-    cached_texts=False, # encode every caption once and keep the features; always with views
-    released_draws=False, # prompts drawn as the published code does
-    cache=True, # where features are kept: True: $OODNB_HOME/features; a folder; False: in memory only
-    folder=None, # keeps the state, and goes on from it
-    progress=True, # show bars
-    **options, # of `pretrain_no`: lr, warmup, grad_scale, clip, precision, kind, weights, save_every, stop_after, watch, ...
-) -> list: # one dict per step, see `pretrain_no`; also replaced and cut: how many pictures and captions of the step
+    backbone,  # Backbone; stays frozen
+    branch,  # NoBranch of it; trained in place, and told its settings
+    images,  # ImageSet with captions, see `load_captions`
+    batch_size=2048,  # pairs of all ranks
+    epochs=10,  # passes over the pairs
+    seed=0,  # of order, crops, templates and prompts
+    steps_per_epoch=None,  # None: as many as fill an epoch, rounded up
+    # None: a new crop at every look, as published; k: k encoded crops per picture, kept and used in turn
+    views=None,
+    # share of the area that a crop keeps; with views, (1, 1) encodes the pictures as they are
+    scale=(0.9, 1.0),
+    templates=None,  # (yes, no) lists of the hand-crafted variant
+    block=None,  # see `epoch_order`
+    workers=0,  # processes that read pictures ahead
+    cached_texts=False,  # encode every caption once and keep the features; always with views
+    released_draws=False,  # prompts drawn as the published code does
+    # where features are kept: True: $OODNB_HOME/features; a folder; False: in memory only
+    cache=True,
+    folder=None,  # keeps the state, and goes on from it
+    progress=True,  # show bars
+    # of `pretrain_no`: lr, warmup, grad_scale, clip, precision, kind, weights, save_every, stop_after, watch, ...
+    **options,
+    # one dict per step, see `pretrain_no`; also replaced and cut: how many pictures and captions of the step
+) -> list:
     "CLIPN's pre-training with the published settings, in one process or in each of those that torchrun started."
-    if views is not None and views < 1: raise ValueError(f"views is {views}; give the number of encoded crops per picture, or None for a new one at every look.")
+    if views is not None and views < 1:
+        raise ValueError(
+            f"views is {views}; give the number of encoded crops per picture, or None for a new one at every look."
+        )
     options["precision"] = resolve_precision(options.get("precision", "fp32"), backbone.device)
     rank, ranks = rank_and_ranks()
-    reader = lambda pixels, *share: caption_batches(backbone, images, batch_size, seed, *share or (rank, ranks), scale, templates, per_epoch, block, pixels, workers)
+    reader = lambda pixels, *share: caption_batches(
+        backbone,
+        images,
+        batch_size,
+        seed,
+        *share or (rank, ranks),
+        scale,
+        templates,
+        per_epoch,
+        block,
+        pixels,
+        workers,
+    )
     per_epoch = steps_per_epoch or -(-len(images) // batch_size)
     reader(False)
     bank = None
-    if views: bank, images = _view_bank(backbone, images, views, scale, cache, progress and rank == 0)
-    texts = encode_once(backbone, images.captions, cache, progress=progress and rank == 0) if (views or cached_texts) and not templates else None
+    if views:
+        bank, images = _view_bank(backbone, images, views, scale, cache, progress and rank == 0)
+    texts = (
+        encode_once(backbone, images.captions, cache, progress=progress and rank == 0)
+        if (views or cached_texts) and not templates
+        else None
+    )
     steps = epochs * per_epoch
-    words = _words_of(reader(False, 0, 1), steps, branch.token_embedding_no.num_embeddings) if views else None
+    words = (
+        _words_of(reader(False, 0, 1), steps, branch.token_embedding_no.num_embeddings)
+        if views
+        else None
+    )
     draws, seen = prompt_draws(branch.prompts, batch_size, seed, rank, ranks, released_draws), {}
 
     def batches(start):
         for batch, index in zip(reader(not views)(start), draws(start)):
             seen.update(batch.skipped, **{name: "the caption was cut" for name in batch.cut})
-            features = bank[batch.step // per_epoch % len(bank)][batch.rows] if views else backbone.encode_images(batch.pixels)
+            features = (
+                bank[batch.step // per_epoch % len(bank)][batch.rows]
+                if views
+                else backbone.encode_images(batch.pixels)
+            )
             yes = _encoded(backbone, batch.tokens) if texts is None else texts[batch.rows]
             tokens = torch.searchsorted(words, batch.no_tokens) if views else batch.no_tokens
-            yield features, yes, tokens, index, {"replaced": len(batch.skipped), "cut": len(batch.cut)}
+            yield (
+                features,
+                yes,
+                tokens,
+                index,
+                {"replaced": len(batch.skipped), "cut": len(batch.cut)},
+            )
 
-    settings = {"method": "clipn", "backbone": backbone.fingerprint, "images": images.fingerprint, "prompts": branch.prompts, "batch_size": batch_size, "seed": seed, "epochs": epochs, "steps_per_epoch": per_epoch, "views": views, "scale": list(scale),
-                "templates": templates and content_hash(templates), "block": block, "released_draws": ranks if released_draws else False}
+    settings = {
+        "method": "clipn",
+        "backbone": backbone.fingerprint,
+        "images": images.fingerprint,
+        "prompts": branch.prompts,
+        "batch_size": batch_size,
+        "seed": seed,
+        "epochs": epochs,
+        "steps_per_epoch": per_epoch,
+        "views": views,
+        "scale": list(scale),
+        "templates": templates and content_hash(templates),
+        "block": block,
+        "released_draws": ranks if released_draws else False,
+    }
     try:
         with only_words(branch, words) if views else nullcontext():
-            history = pretrain_no(branch, batches, steps, folder=folder, settings=settings, progress=progress, **{"logit_scale": backbone.logit_scale} | options)
-    finally: _report(seen, folder, rank, len(images))
-    branch.settings = settings | {name: value for name, value in options.items() if name not in ("watch", "save_every", "stop_after")}
+            history = pretrain_no(
+                branch,
+                batches,
+                steps,
+                folder=folder,
+                settings=settings,
+                progress=progress,
+                **{"logit_scale": backbone.logit_scale} | options,
+            )
+    finally:
+        _report(seen, folder, rank, len(images))
+    branch.settings = settings | {
+        name: value
+        for name, value in options.items()
+        if name not in ("watch", "save_every", "stop_after")
+    }
     return history

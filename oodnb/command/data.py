@@ -15,7 +15,7 @@ from ..ground.places import data_root
 from ..data.prepare import prepare
 
 # %% ../../nbs/16_command/01_data.ipynb #aaa3a83e
-def _one_set(name): # lines about one data set
+def _one_set(name):  # lines about one data set
     found = entry(name)
     yield f"{found.name} ({found.role}; {found.access})"
     yield f"  licence   {found.licence}"
@@ -23,54 +23,91 @@ def _one_set(name): # lines about one data set
     shown = list(found.splits.values())
     for part in shown[:6]:
         count = "any number of" if part.images is None else f"{part.images:,}"
-        yield f"  {part.name:<9} {count} images" + (f", {part.classes:,} classes" if part.classes else "") + f", in $OODNB_DATA/{part.folders[0]}: {part.inside}"
-    if shown[6:]: yield f"  ...       {len(shown)} splits in all, the last is {shown[-1].name!r}"
-    for archive in archives_of(found.name): yield "  file      " + describe(archive, f"$OODNB_DATA/archives/{found.name}").replace("\n    ", "\n            ")
-    if found.part_of: yield f"  made of   {found.part_of}; nothing to fetch beside it"
+        yield (
+            f"  {part.name:<9} {count} images"
+            + (f", {part.classes:,} classes" if part.classes else "")
+            + f", in $OODNB_DATA/{part.folders[0]}: {part.inside}"
+        )
+    if shown[6:]:
+        yield f"  ...       {len(shown)} splits in all, the last is {shown[-1].name!r}"
+    for archive in archives_of(found.name):
+        yield "  file      " + describe(archive, f"$OODNB_DATA/archives/{found.name}").replace(
+            "\n    ", "\n            "
+        )
+    if found.part_of:
+        yield f"  made of   {found.part_of}; nothing to fetch beside it"
     yield f"  note      {found.note}"
     yield f"  known by  {found.source}"
 
 
 def _list(args):
     if args.names:
-        for name in args.names: print(*_one_set(name), sep="\n")
+        for name in args.names:
+            print(*_one_set(name), sep="\n")
         return 0
     rows = list_entries(args.root)
     width = max(len(row["name"]) for row in rows)
-    for row in rows: print(f"{row['name']:<{width}}  {'ready' if row['ready'] else 'partly' if row['splits_ready'] else '-':<6}  {row['access']:<7}  {row['splits']}; {row['licence']}")
+    for row in rows:
+        print(
+            f"{row['name']:<{width}}  {'ready' if row['ready'] else 'partly' if row['splits_ready'] else '-':<6}  {row['access']:<7}  {row['splits']}; {row['licence']}"
+        )
     return 0
 
 # %% ../../nbs/16_command/01_data.ipynb #b893367a
-def _report(report, every): # lines
+def _report(report, every):  # lines
     if report["ok"]:
         yield f"{report['name']} {report['split']}: ok, {report['found']:,} images"
         return
-    yield f"{report['name']} {report['split']}: not as published; {report['found']:,} images" + (f" of {report['expected']:,}" if report["expected"] is not None else "")
+    yield f"{report['name']} {report['split']}: not as published; {report['found']:,} images" + (
+        f" of {report['expected']:,}" if report["expected"] is not None else ""
+    )
     yield from ("  " + line.replace("\n", "\n  ") for line in report["problems"])
     for kind in ("missing", "extra", "different", "unreadable"):
         names = report[kind]
         if isinstance(names, int):
-            if names: yield f"  {kind}: {names:,} (their names are not known; only a set that oodnb data prepare unpacked has a list)"
+            if names:
+                yield f"  {kind}: {names:,} (their names are not known; only a set that oodnb data prepare unpacked has a list)"
             continue
-        for name in names if every else names[:20]: yield f"  {kind}: " + (name if isinstance(name, str) else f"{name[0]} ({name[1]})")
-        if not every and names[20:]: yield f"  {kind}: ... {len(names):,} in all; --all names every one"
+        for name in names if every else names[:20]:
+            yield f"  {kind}: " + (name if isinstance(name, str) else f"{name[0]} ({name[1]})")
+        if not every and names[20:]:
+            yield f"  {kind}: ... {len(names):,} in all; --all names every one"
 
 
 def _check(args):
     from oodnb.datasets import check_dataset
     from oodnb.mini import is_mini
+
     wrong = 0
     for name in args.names:
-        if not (spelled(name) or is_mini(name) or os.sep in name or Path(name).is_dir()): entry(name)
+        if not (spelled(name) or is_mini(name) or os.sep in name or Path(name).is_dir()):
+            entry(name)
     for name in args.names:
         splits = [args.split] if args.split else ["test"]
         if spelled(name):
             base = data_root() if args.root is None else args.root
             there = [split for split in entry(name).splits if find(name, split, base)[0]]
-            splits = [split_of(name, args.split).name] if args.split else there or list(entry(name).splits)[:1]
+            splits = (
+                [split_of(name, args.split).name]
+                if args.split
+                else there or list(entry(name).splits)[:1]
+            )
         for split in splits:
-            try: report = check_dataset(name, args.root, split)
-            except ValueError as error: report = {"name": name, "split": split, "ok": False, "found": 0, "expected": None, "problems": [str(error)], "missing": [], "extra": [], "different": [], "unreadable": []}
+            try:
+                report = check_dataset(name, args.root, split)
+            except ValueError as error:
+                report = {
+                    "name": name,
+                    "split": split,
+                    "ok": False,
+                    "found": 0,
+                    "expected": None,
+                    "problems": [str(error)],
+                    "missing": [],
+                    "extra": [],
+                    "different": [],
+                    "unreadable": [],
+                }
             wrong += not report["ok"]
             print(*_report(report, args.all), sep="\n", flush=True)
     return int(wrong > 0)
@@ -78,34 +115,62 @@ def _check(args):
 # %% ../../nbs/16_command/01_data.ipynb #76ab5fb5
 def _prepare(args):
     failed = []
-    for name in args.names: split_of(name, args.split) if args.split else entry(name)
-    root = Path(data_root() if args.root is None else args.root).expanduser()
-    if not root.is_dir(): raise FileNotFoundError(f"The root {root} is no folder. Create it, on a disk with room for the data sets.")
     for name in args.names:
-        try: prepare(name, args.split, root, args.source, say=lambda line: print(line, flush=True))
+        split_of(name, args.split) if args.split else entry(name)
+    root = Path(data_root() if args.root is None else args.root).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"The root {root} is no folder. Create it, on a disk with room for the data sets."
+        )
+    for name in args.names:
+        try:
+            prepare(name, args.split, root, args.source, say=lambda line: print(line, flush=True))
         except (ValueError, OSError) as error:
             failed.append(name)
             print(f"oodnb: {error}", file=sys.stderr, flush=True)
-    if failed and args.names[1:]: print(f"oodnb: {len(failed)} of {len(args.names)} data sets are not complete: {', '.join(failed)}", file=sys.stderr)
+    if failed and args.names[1:]:
+        print(
+            f"oodnb: {len(failed)} of {len(args.names)} data sets are not complete: {', '.join(failed)}",
+            file=sys.stderr,
+        )
     return int(bool(failed))
 
 # %% ../../nbs/16_command/01_data.ipynb #9bffe127
 def add_data_commands(
-    commands, # what ArgumentParser.add_subparsers gives
+    commands,  # what ArgumentParser.add_subparsers gives
 ):
     "Add `data list | check | prepare` to a command line; the chosen one is `args.act(args)`."
-    data = commands.add_parser("data", help="data sets with a name: what is there, is it right, get it", epilog="Exit codes: 0 all is well, 1 something is missing or wrong or must be fetched by hand, 2 wrong usage.")
+    data = commands.add_parser(
+        "data",
+        help="data sets with a name: what is there, is it right, get it",
+        epilog="Exit codes: 0 all is well, 1 something is missing or wrong or must be fetched by hand, 2 wrong usage.",
+    )
     kinds = data.add_subparsers(required=True, metavar="list | check | prepare")
-    listing = kinds.add_parser("list", help="one line per data set; with a NAME all that is known about it")
+    listing = kinds.add_parser(
+        "list", help="one line per data set; with a NAME all that is known about it"
+    )
     listing.add_argument("names", nargs="*", metavar="NAME")
     listing.set_defaults(act=_list)
-    checking = kinds.add_parser("check", help="read every picture, compare with the published list; nothing is changed")
-    checking.add_argument("names", nargs="+", metavar="NAME", help="a data set, or a folder of yours")
-    checking.add_argument("--all", action="store_true", help="name every file, not only the first twenty of a kind")
+    checking = kinds.add_parser(
+        "check", help="read every picture, compare with the published list; nothing is changed"
+    )
+    checking.add_argument(
+        "names", nargs="+", metavar="NAME", help="a data set, or a folder of yours"
+    )
+    checking.add_argument(
+        "--all", action="store_true", help="name every file, not only the first twenty of a kind"
+    )
     checking.set_defaults(act=_check)
     getting = kinds.add_parser("prepare", help="fetch, verify and unpack; goes on where it stopped")
     getting.add_argument("names", nargs="+", metavar="NAME")
-    getting.add_argument("--from", dest="source", metavar="URL|DIR", help="a mirror, or a folder that holds the archives")
+    getting.add_argument(
+        "--from",
+        dest="source",
+        metavar="URL|DIR",
+        help="a mirror, or a folder that holds the archives",
+    )
     getting.set_defaults(act=_prepare)
-    for one in (checking, getting): one.add_argument("--split", metavar="SPLIT", help="only this split")
-    for one in (listing, checking, getting): one.add_argument("--root", metavar="DIR", help="data root (default: $OODNB_DATA)")
+    for one in (checking, getting):
+        one.add_argument("--split", metavar="SPLIT", help="only this split")
+    for one in (listing, checking, getting):
+        one.add_argument("--root", metavar="DIR", help="data root (default: $OODNB_DATA)")

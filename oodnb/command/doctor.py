@@ -11,52 +11,134 @@ import importlib.util
 from pathlib import Path
 
 # %% ../../nbs/16_command/02_doctor.ipynb #c250b249
-def _own_pipeline(told): # Backbone from "file.py:name"
+def _own_pipeline(told):  # Backbone from "file.py:name"
     file, _, name = told.rpartition(":")
-    if not file or not Path(file).expanduser().is_file(): raise ValueError(f"--pipeline is {told!r}; write FILE.py:NAME, where NAME is a Backbone or a function that makes one.")
+    if not file or not Path(file).expanduser().is_file():
+        raise ValueError(
+            f"--pipeline is {told!r}; write FILE.py:NAME, where NAME is a Backbone or a function that makes one."
+        )
     spec = importlib.util.spec_from_file_location("own_pipeline", Path(file).expanduser())
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, name): raise ValueError(f"{file} has no {name!r}; it has {', '.join(n for n in vars(module) if not n.startswith('_'))}.")
+    if not hasattr(module, name):
+        raise ValueError(
+            f"{file} has no {name!r}; it has {', '.join(n for n in vars(module) if not n.startswith('_'))}."
+        )
     made = getattr(module, name)
     return made() if callable(made) else made
 
 # %% ../../nbs/16_command/02_doctor.ipynb #bcf6ef41
 def _doctor_command(args):
     wrong = next((told for told in args.reported if "=" not in told), None)
-    if wrong: raise ValueError(f"--reported is {wrong!r}; write METRIC=VALUE, for instance fpr95=41.2.")
-    examine, load_backbone, load_dataset = importlib.import_module("oodnb.checks.doctor"), importlib.import_module("oodnb.backbones").load_backbone, importlib.import_module("oodnb.datasets").load_dataset
-    backbone = _own_pipeline(args.pipeline) if args.pipeline else load_backbone(args.backbone, args.pretrained, args.device, activation=args.activation)
-    names = Path(args.class_names).expanduser().read_text("utf-8").splitlines() if args.class_names else None
+    if wrong:
+        raise ValueError(f"--reported is {wrong!r}; write METRIC=VALUE, for instance fpr95=41.2.")
+    examine, load_backbone, load_dataset = (
+        importlib.import_module("oodnb.checks.doctor"),
+        importlib.import_module("oodnb.backbones").load_backbone,
+        importlib.import_module("oodnb.datasets").load_dataset,
+    )
+    backbone = (
+        _own_pipeline(args.pipeline)
+        if args.pipeline
+        else load_backbone(args.backbone, args.pretrained, args.device, activation=args.activation)
+    )
+    names = (
+        Path(args.class_names).expanduser().read_text("utf-8").splitlines()
+        if args.class_names
+        else None
+    )
     reference = load_backbone(*args.reference, device=args.device) if args.reference else None
-    id_set, ood = load_dataset(args.id_set, args.split, args.root, allow_different=True), [load_dataset(name, root=args.root, allow_different=True) for name in args.ood]
-    found = examine.doctor(backbone, id_set, ood, names, args.templates, examine.read_scores(args.scores) if args.scores else None, dict(told.split("=", 1) for told in args.reported), args.detector, args.on, reference, args.images)
+    id_set, ood = (
+        load_dataset(args.id_set, args.split, args.root, allow_different=True),
+        [load_dataset(name, root=args.root, allow_different=True) for name in args.ood],
+    )
+    found = examine.doctor(
+        backbone,
+        id_set,
+        ood,
+        names,
+        args.templates,
+        examine.read_scores(args.scores) if args.scores else None,
+        dict(told.split("=", 1) for told in args.reported),
+        args.detector,
+        args.on,
+        reference,
+        args.images,
+    )
     print(*found, sep="\n")
     faults = sorted({finding.fault for finding in found if finding.fault})
-    print(f"\n{len(faults)} fault{'s' * (len(faults) != 1)} found" + (": " + ", ".join(faults) if faults else ""))
+    print(
+        f"\n{len(faults)} fault{'s' * (len(faults) != 1)} found"
+        + (": " + ", ".join(faults) if faults else "")
+    )
     return int(bool(faults))
 
 # %% ../../nbs/16_command/02_doctor.ipynb #29e194dc
 def add_doctor_command(
-    commands, # what ArgumentParser.add_subparsers gives
+    commands,  # what ArgumentParser.add_subparsers gives
 ):
     "Add `doctor` to a command line; it is `args.act(args)`."
-    one = commands.add_parser("doctor", help="why is a number off? examine a pipeline, its pictures, its scores", epilog="Exit codes: 0 nothing found, 1 a fault was found, 2 wrong usage.")
-    one.add_argument("--backbone", default="mini", metavar="NAME", help="as in load_backbone (default: mini)")
+    one = commands.add_parser(
+        "doctor",
+        help="why is a number off? examine a pipeline, its pictures, its scores",
+        epilog="Exit codes: 0 nothing found, 1 a fault was found, 2 wrong usage.",
+    )
+    one.add_argument(
+        "--backbone", default="mini", metavar="NAME", help="as in load_backbone (default: mini)"
+    )
     one.add_argument("--pretrained", metavar="TAG|FILE", help="its weights")
-    one.add_argument("--activation", choices=["gelu", "quick_gelu"], help="of a file that does not say it")
-    one.add_argument("--pipeline", metavar="FILE.py:NAME", help="a Backbone of yours, or a function that makes one; the file is executed")
-    one.add_argument("--reference", nargs="+", metavar=("NAME", "TAG"), help="load a healthy backbone to compare every tensor with")
+    one.add_argument(
+        "--activation", choices=["gelu", "quick_gelu"], help="of a file that does not say it"
+    )
+    one.add_argument(
+        "--pipeline",
+        metavar="FILE.py:NAME",
+        help="a Backbone of yours, or a function that makes one; the file is executed",
+    )
+    one.add_argument(
+        "--reference",
+        nargs="+",
+        metavar=("NAME", "TAG"),
+        help="load a healthy backbone to compare every tensor with",
+    )
     one.add_argument("--device", metavar="DEVICE", help="cpu, cuda, ...")
-    one.add_argument("--id", dest="id_set", default="mini", metavar="NAME|DIR", help="known pictures (default: mini)")
+    one.add_argument(
+        "--id",
+        dest="id_set",
+        default="mini",
+        metavar="NAME|DIR",
+        help="known pictures (default: mini)",
+    )
     one.add_argument("--split", default="test", metavar="SPLIT", help="of the known pictures")
     one.add_argument("--ood", nargs="+", default=[], metavar="NAME|DIR", help="other pictures")
     one.add_argument("--root", metavar="DIR", help="data root (default: $OODNB_DATA)")
-    one.add_argument("--class-names", metavar="FILE", help="the names in use, one per line, in their order")
-    one.add_argument("--templates", default="photo", metavar="NAME", help="prompts, as in zero_shot_classifier")
+    one.add_argument(
+        "--class-names", metavar="FILE", help="the names in use, one per line, in their order"
+    )
+    one.add_argument(
+        "--templates", default="photo", metavar="NAME", help="prompts, as in zero_shot_classifier"
+    )
     one.add_argument("--scores", metavar="FILE", help="scores of your run: .parquet, .csv or .npz")
-    one.add_argument("--reported", nargs="+", default=[], metavar="METRIC=VALUE", help="numbers of your run, with all their digits: fpr95=41.2")
-    one.add_argument("--detector", metavar="NAME", help="column of the scores that they are of (default: the first)")
-    one.add_argument("--on", default="mean", metavar="SET", help="OOD set that they are of (default: the mean)")
-    one.add_argument("--images", type=int, default=500, metavar="N", help="labelled pictures run through the pipeline (default: 500)")
+    one.add_argument(
+        "--reported",
+        nargs="+",
+        default=[],
+        metavar="METRIC=VALUE",
+        help="numbers of your run, with all their digits: fpr95=41.2",
+    )
+    one.add_argument(
+        "--detector",
+        metavar="NAME",
+        help="column of the scores that they are of (default: the first)",
+    )
+    one.add_argument(
+        "--on", default="mean", metavar="SET", help="OOD set that they are of (default: the mean)"
+    )
+    one.add_argument(
+        "--images",
+        type=int,
+        default=500,
+        metavar="N",
+        help="labelled pictures run through the pipeline (default: 500)",
+    )
     one.set_defaults(act=_doctor_command)

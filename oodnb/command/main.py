@@ -23,53 +23,106 @@ from ..running.kernel import RunFailed, find_kernel
 from ..running.many import Busy, places, together, work_through
 from ..running.one_run import accept_run, check_acceptable, compare_with_accepted, execute, run
 from ..running.page import add_report_command
-from ..running.plan import find_notebooks, list_runs, parse_value, plan_run, read_parameters, status
+from oodnb.running.plan import (
+    find_notebooks,
+    list_runs,
+    parse_value,
+    plan_run,
+    read_parameters,
+    status,
+)
 from ..running.state import last_time, read_json, read_progress, spoken, time_left
 from ..running.tables import table
 
 # %% ../../nbs/16_command/03_main.ipynb #bb0dfad1
-_all_ = ["accept_run", "compare_with_accepted", "execute", "list_runs", "run", "status", "table"] # what the commands do, for Python
+_all_ = [
+    "accept_run",
+    "compare_with_accepted",
+    "execute",
+    "list_runs",
+    "run",
+    "status",
+    "table",
+]  # what the commands do, for Python
 
 # %% ../../nbs/16_command/03_main.ipynb #d0f7825b
 class _Board:
     "Tells a person how far several runs are."
-    def __init__(self, jobs, at_once, force, quiet=60.):
+
+    def __init__(self, jobs, at_once, force, quiet=60.0):
         self.jobs, self.at_once, self.force, self.ended, self.took = jobs, at_once, force, 0, []
-        self.live, self.quiet, self.told, self.width = sys.stderr.isatty(), quiet, time.monotonic(), 0
+        self.live, self.quiet, self.told, self.width = (
+            sys.stderr.isatty(),
+            quiet,
+            time.monotonic(),
+            0,
+        )
 
     def say(self, line, file=None):
-        print("\r" + " " * self.width + "\r" if self.width else "", line, sep="", file=file or sys.stdout, flush=True)
+        print(
+            "\r" + " " * self.width + "\r" if self.width else "",
+            line,
+            sep="",
+            file=file or sys.stdout,
+            flush=True,
+        )
         self.width = 0
 
     def left(self, running, waiting):
         "Seconds until the last run ends, None when nothing is known."
-        def before(job): return last_time(job.folder.parent, job.parameters.get("scale", "mini"))
-        rest = [time_left(read_progress(job.folder / "executing.ipynb"), before(job)) for job in running]
-        rest += [0. if job.done and not self.force else before(job).get("seconds") for job in waiting]
+
+        def before(job):
+            return last_time(job.folder.parent, job.parameters.get("scale", "mini"))
+
+        rest = [
+            time_left(read_progress(job.folder / "executing.ipynb"), before(job)) for job in running
+        ]
+        rest += [
+            0.0 if job.done and not self.force else before(job).get("seconds") for job in waiting
+        ]
         return together(rest, self.at_once, self.took)
 
     def end(self, job):
         self.ended += 1
-        self.took.append(read_json(job.folder / "manifest.json").get("seconds") if job.done else None)
+        self.took.append(
+            read_json(job.folder / "manifest.json").get("seconds") if job.done else None
+        )
 
     def watch(self, running, waiting):
         "One line that is written over on a terminal, and now and then a line elsewhere."
-        if not self.live and time.monotonic() < self.told + self.quiet: return
+        if not self.live and time.monotonic() < self.told + self.quiet:
+            return
         now = [(job.name, read_progress(job.folder / "executing.ipynb")) for job in running]
-        line = f"{self.ended} of {len(self.jobs)} ended; " + (", ".join(f"{name} {p.cell}/{p.cells}" if p else name for name, p in now) or "all wait for their turn") + f"; time left: {spoken(self.left(running, waiting))}"
-        if self.live: line = line[:shutil.get_terminal_size().columns - 1]
-        print(f"\r{line:<{self.width}}" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
+        line = (
+            f"{self.ended} of {len(self.jobs)} ended; "
+            + (
+                ", ".join(f"{name} {p.cell}/{p.cells}" if p else name for name, p in now)
+                or "all wait for their turn"
+            )
+            + f"; time left: {spoken(self.left(running, waiting))}"
+        )
+        if self.live:
+            line = line[: shutil.get_terminal_size().columns - 1]
+        print(
+            f"\r{line:<{self.width}}" if self.live else line,
+            end="" if self.live else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
         self.told, self.width = time.monotonic(), len(line) if self.live else 0
 
 # %% ../../nbs/16_command/03_main.ipynb #b802616b
 def _planned(args):
     "The runs that were asked for, all of them checked."
     known, jobs = find_notebooks(args.notebooks), []
-    for name in dict.fromkeys(n for pattern in args.names for n in (fnmatch.filter(known, pattern) or [pattern])):
+    for name in dict.fromkeys(
+        n for pattern in args.names for n in (fnmatch.filter(known, pattern) or [pattern])
+    ):
         declared = read_parameters(plan_run(name, None, None, args.notebooks, args.out).notebook)
         given = {k: parse_value(declared[k], v) if k in declared else v for k, v in args.parameters}
         jobs.append(plan_run(name, given, args.scale, args.notebooks, args.out))
-        if args.accept: check_acceptable(jobs[-1])
+        if args.accept:
+            check_acceptable(jobs[-1])
     find_kernel(args.kernel)
     return jobs
 
@@ -77,12 +130,20 @@ def _planned(args):
 def _on_this_machine(args, jobs, where, board):
     "Yield (job, result) of runs that this process starts."
     held = set()
+
     def work(job, place, stop):
-        try: return execute(job, args.force, args.accept, board.say, args.kernel, place, wait=False, stop=stop)
+        try:
+            return execute(
+                job, args.force, args.accept, board.say, args.kernel, place, wait=False, stop=stop
+            )
         except Busy:
-            if job.folder not in held: board.say(f"{job.name}: another runner is at it, its turn comes later: {job.folder}")
+            if job.folder not in held:
+                board.say(
+                    f"{job.name}: another runner is at it, its turn comes later: {job.folder}"
+                )
             held.add(job.folder)
             raise
+
     return work_through(jobs, work, where, board.watch)
 
 
@@ -94,55 +155,102 @@ def _on_a_cluster(args, jobs, client, board):
     board.at_once = max(1, at_once)
     wanted = f" with {' '.join(args.needs)}" if needs else ""
     several = lambda number, what: f"{number} {what}{'s' * (number != 1)}"
-    board.say(f"{several(workers, 'worker')}{wanted} on {several(machines, 'machine')}, up to {several(at_once, 'run')} at a time" if workers else f"there is no worker{wanted} yet; the runs wait for the first")
-    with closing(spread_runs(client, jobs, board.watch, board.say, needs, force=args.force, kernel=args.kernel)) as results:
+    board.say(
+        f"{several(workers, 'worker')}{wanted} on {several(machines, 'machine')}, up to {several(at_once, 'run')} at a time"
+        if workers
+        else f"there is no worker{wanted} yet; the runs wait for the first"
+    )
+    with closing(
+        spread_runs(
+            client, jobs, board.watch, board.say, needs, force=args.force, kernel=args.kernel
+        )
+    ) as results:
         for job, result in results:
             try:
-                if args.accept and result is job: board.say(f"{job.name}: accepted " + ", ".join(accept_run(job)))
-            except Exception as error: result = error
+                if args.accept and result is job:
+                    board.say(f"{job.name}: accepted " + ", ".join(accept_run(job)))
+            except Exception as error:
+                result = error
             yield job, result
 
 
 def _run_command(args):
     remote = args.dask not in (None, "local")
-    if args.needs and not args.dask: raise ValueError("--needs is about the workers of a cluster; give its address with --dask.")
-    if remote and (args.jobs or args.gpus): raise ValueError(f"--jobs and --gpus are about this machine; the workers at {args.dask} bring their own threads and GPUs. Choose among them with --needs.")
+    if args.needs and not args.dask:
+        raise ValueError("--needs is about the workers of a cluster; give its address with --dask.")
+    if remote and (args.jobs or args.gpus):
+        raise ValueError(
+            f"--jobs and --gpus are about this machine; the workers at {args.dask} bring their own threads and GPUs. Choose among them with --needs."
+        )
     jobs, where, failed, different = _planned(args), places(args.jobs, args.gpus), [], []
     board = _Board(jobs, len(where), args.force)
-    with connect(args.dask, where[:len(jobs)]) if args.dask else nullcontext() as client:
-        with closing(_on_a_cluster(args, jobs, client, board) if args.dask else _on_this_machine(args, jobs, where, board)) as results:
+    with connect(args.dask, where[: len(jobs)]) if args.dask else nullcontext() as client:
+        with closing(
+            _on_a_cluster(args, jobs, client, board)
+            if args.dask
+            else _on_this_machine(args, jobs, where, board)
+        ) as results:
             for job, result in results:
                 board.end(job)
                 if isinstance(result, Exception):
                     failed.append(job.name)
-                    board.say(f"oodnb: {result if isinstance(result, RunFailed) else f'{job.name}: {type(result).__name__}: {result}'}", sys.stderr)
+                    board.say(
+                        f"oodnb: {result if isinstance(result, RunFailed) else f'{job.name}: {type(result).__name__}: {result}'}",
+                        sys.stderr,
+                    )
                 elif not args.accept and (found := compare_with_accepted(job)):
                     board.say(f"{job.name}: {found}")
-                    if found.different: different.append(job.name)
+                    if found.different:
+                        different.append(job.name)
     return _verdict(jobs, failed, different)
 
 
-def _verdict(jobs, failed, different): # last lines, and the exit code
-    if failed and len(jobs) > 1: print(f"oodnb: {len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}", file=sys.stderr)
-    if different: print(f"oodnb: {', '.join(different)}: not reproduced. If the new numbers are right, take them over: oodnb run {' '.join(different)} --accept", file=sys.stderr)
+def _verdict(jobs, failed, different):  # last lines, and the exit code
+    if failed and len(jobs) > 1:
+        print(
+            f"oodnb: {len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}", file=sys.stderr
+        )
+    if different:
+        print(
+            f"oodnb: {', '.join(different)}: not reproduced. If the new numbers are right, take them over: oodnb run {' '.join(different)} --accept",
+            file=sys.stderr,
+        )
     return 1 if failed else 4 if different else 0
 
 # %% ../../nbs/16_command/03_main.ipynb #a17b0588
 def _list_command(args):
     if args.name:
-        print(*read_parameters(plan_run(args.name, None, None, args.notebooks, args.out).notebook).values(), sep="\n")
+        print(
+            *read_parameters(
+                plan_run(args.name, None, None, args.notebooks, args.out).notebook
+            ).values(),
+            sep="\n",
+        )
         return 0
     listed = list_runs(args.notebooks, args.out)
     width = max(map(len, listed["run"]), default=0)
-    print(*(f"{name:<{width}}  {state:<11}  {about}" for name, state, about in listed.values), sep="\n")
+    print(
+        *(f"{name:<{width}}  {state:<11}  {about}" for name, state, about in listed.values),
+        sep="\n",
+    )
     return 0
 
 
 def _status_command(args):
     found = status(args.names, args.out, args.all)
     widths = [max(map(len, [column, *found[column]])) for column in found]
-    if len(found): print(*("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in [list(found), *found.values]), sep="\n")
-    else: print("Nothing has been run yet; oodnb list shows what there is.")
+    if len(found):
+        print(
+            *(
+                "  ".join(
+                    f"{text:<{width}}" for text, width in zip(row, widths, strict=True)
+                ).rstrip()
+                for row in [list(found), *found.values]
+            ),
+            sep="\n",
+        )
+    else:
+        print("Nothing has been run yet; oodnb list shows what there is.")
     return 1 if "failed" in set(found["state"]) else 0 if set(found["state"]) <= {"done"} else 3
 
 
@@ -152,34 +260,111 @@ def _table_command(args):
 
 # %% ../../nbs/16_command/03_main.ipynb #f2400170
 def _parser():
-    parser = argparse.ArgumentParser(prog="oodnb", description="Reproduce tables and figures on out-of-distribution detection with vision-language models.",
-                                     epilog="Exit codes: 0 all done, 1 a run failed, 2 wrong usage (nothing was started), 3 not all done (status only), 4 done, but with other numbers than the accepted ones, 130 interrupted.")
+    parser = argparse.ArgumentParser(
+        prog="oodnb",
+        description="Reproduce tables and figures on out-of-distribution detection with vision-language models.",
+        epilog="Exit codes: 0 all done, 1 a run failed, 2 wrong usage (nothing was started), 3 not all done (status only), 4 done, but with other numbers than the accepted ones, 130 interrupted.",
+    )
     parser.add_argument("--version", action="version", version=f"oodnb {oodnb.__version__}")
-    commands, shared = parser.add_subparsers(required=True, metavar="list | run | status | table | report | data | doctor"), argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--notebooks", metavar="DIR", help="folder with paper notebooks (default: nbs/papers of the checkout)")
-    shared.add_argument("--out", metavar="DIR", help="folder for the runs (default: runs/ of the checkout)")
-    listing = commands.add_parser("list", parents=[shared], help="what can be run; with a NAME its parameters")
+    commands, shared = (
+        parser.add_subparsers(
+            required=True, metavar="list | run | status | table | report | data | doctor"
+        ),
+        argparse.ArgumentParser(add_help=False),
+    )
+    shared.add_argument(
+        "--notebooks",
+        metavar="DIR",
+        help="folder with paper notebooks (default: nbs/papers of the checkout)",
+    )
+    shared.add_argument(
+        "--out", metavar="DIR", help="folder for the runs (default: runs/ of the checkout)"
+    )
+    listing = commands.add_parser(
+        "list", parents=[shared], help="what can be run; with a NAME its parameters"
+    )
     listing.add_argument("name", nargs="?", metavar="NAME")
     listing.set_defaults(act=_list_command)
-    runner = commands.add_parser("run", parents=[shared], help="execute paper notebooks, and compare with the accepted rows", epilog=parser.epilog)
-    runner.add_argument("names", nargs="+", metavar="NAME", help="name of a run, or a pattern such as 'zeroshot_*'")
-    runner.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="set a parameter of the notebook")
-    runner.add_argument("--scale", choices=["mini", "paper"], help="mini: embedded, offline; paper: real data sets below $OODNB_DATA")
+    runner = commands.add_parser(
+        "run",
+        parents=[shared],
+        help="execute paper notebooks, and compare with the accepted rows",
+        epilog=parser.epilog,
+    )
+    runner.add_argument(
+        "names", nargs="+", metavar="NAME", help="name of a run, or a pattern such as 'zeroshot_*'"
+    )
+    runner.add_argument(
+        "-p",
+        dest="parameters",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("KEY", "VALUE"),
+        help="set a parameter of the notebook",
+    )
+    runner.add_argument(
+        "--scale",
+        choices=["mini", "paper"],
+        help="mini: embedded, offline; paper: real data sets below $OODNB_DATA",
+    )
     runner.add_argument("--force", action="store_true", help="run again although it is done")
-    runner.add_argument("--accept", action="store_true", help="in place of comparing: copy rows to data/reproduced and figures to figures/ of the checkout")
-    runner.add_argument("--jobs", type=int, metavar="N", help="runs at the same time, each a process of its own (default: 1, or one per GPU of --gpus)")
-    runner.add_argument("--gpus", metavar="LIST", help="GPUs to spread the runs over: 0,1 or all; none for the processor alone (default: each run takes what it finds)")
-    runner.add_argument("--kernel", metavar="NAME", help="Jupyter kernel to run the notebooks in (default: this interpreter)")
-    runner.add_argument("--dask", metavar="ADDRESS", help="run on the workers of a Dask cluster: tcp://HOST:8786, its scheduler file, or local for workers of its own (--jobs many)")
-    runner.add_argument("--needs", action="append", default=[], metavar="NAME=AMOUNT", help="only on workers that offer this, as in GPU=1 (dask worker ADDRESS --resources GPU=1)")
+    runner.add_argument(
+        "--accept",
+        action="store_true",
+        help="in place of comparing: copy rows to data/reproduced and figures to figures/ of the checkout",
+    )
+    runner.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs at the same time, each a process of its own (default: 1, or one per GPU of --gpus)",
+    )
+    runner.add_argument(
+        "--gpus",
+        metavar="LIST",
+        help="GPUs to spread the runs over: 0,1 or all; none for the processor alone (default: each run takes what it finds)",
+    )
+    runner.add_argument(
+        "--kernel",
+        metavar="NAME",
+        help="Jupyter kernel to run the notebooks in (default: this interpreter)",
+    )
+    runner.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="run on the workers of a Dask cluster: tcp://HOST:8786, its scheduler file, or local for workers of its own (--jobs many)",
+    )
+    runner.add_argument(
+        "--needs",
+        action="append",
+        default=[],
+        metavar="NAME=AMOUNT",
+        help="only on workers that offer this, as in GPU=1 (dask worker ADDRESS --resources GPU=1)",
+    )
     runner.set_defaults(act=_run_command)
-    standing = commands.add_parser("status", parents=[shared], help="what was asked for, what became of it, how long it still needs", epilog=parser.epilog)
-    standing.add_argument("names", nargs="*", metavar="NAME", help="name of a run, or a pattern; default: all")
-    standing.add_argument("--all", action="store_true", help="also results that a newer run with the same parameters has replaced")
+    standing = commands.add_parser(
+        "status",
+        parents=[shared],
+        help="what was asked for, what became of it, how long it still needs",
+        epilog=parser.epilog,
+    )
+    standing.add_argument(
+        "names", nargs="*", metavar="NAME", help="name of a run, or a pattern; default: all"
+    )
+    standing.add_argument(
+        "--all",
+        action="store_true",
+        help="also results that a newer run with the same parameters has replaced",
+    )
     standing.set_defaults(act=_status_command)
-    printing = commands.add_parser("table", parents=[shared], help="print the reproduced rows as a Markdown table")
+    printing = commands.add_parser(
+        "table", parents=[shared], help="print the reproduced rows as a Markdown table"
+    )
     printing.add_argument("name", nargs="?", metavar="NAME")
-    printing.add_argument("--accepted", action="store_true", help="only what was accepted into data/reproduced")
+    printing.add_argument(
+        "--accepted", action="store_true", help="only what was accepted into data/reproduced"
+    )
     printing.set_defaults(act=_table_command)
     add_data_commands(commands)
     add_doctor_command(commands)
@@ -188,11 +373,13 @@ def _parser():
 
 # %% ../../nbs/16_command/03_main.ipynb #2bc0bd55
 def main(
-    argv=None, # command-line words; None takes those of the process
-) -> int: # exit code: 0 all done, 1 a run failed, 2 wrong usage, 3 not all done (status), 4 other numbers than the accepted ones, 130 interrupted
+    argv=None,  # command-line words; None takes those of the process
+    # exit code: 0 all done, 1 a run failed, 2 wrong usage, 3 not all done (status), 4 other numbers than the accepted ones, 130 interrupted
+) -> int:
     "The command `oodnb`."
     args = _parser().parse_args(argv)
-    try: return args.act(args)
+    try:
+        return args.act(args)
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"oodnb: {error}", file=sys.stderr)
         return 2
@@ -200,8 +387,12 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("oodnb: interrupted; the run was stopped, its caches and checkpoints are kept, and the same command starts it again.", file=sys.stderr)
+        print(
+            "oodnb: interrupted; the run was stopped, its caches and checkpoints are kept, and the same command starts it again.",
+            file=sys.stderr,
+        )
         return 130
 
 # %% ../../nbs/16_command/03_main.ipynb #dfc03aef
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(main())

@@ -22,94 +22,167 @@ from pathlib import Path, PurePosixPath
 from tqdm.auto import tqdm
 
 # %% ../../nbs/4_data/10_archives.ipynb #a3e4f61b
-def _inside(name): # PurePosixPath below the folder
+def _inside(name):  # PurePosixPath below the folder
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name) or "\0" in name or not path.parts:
+    if (
+        path.is_absolute()
+        or ".." in path.parts
+        or re.match("[A-Za-z]:", name)
+        or "\0" in name
+        or not path.parts
+    ):
         raise ValueError(f"the member {name!r:.200} would be written outside of the folder")
     return path
 
 
-def _shadow(path): return "__MACOSX" in path.parts or path.name.startswith("._") or path.name == ".DS_Store"
+def _shadow(path):
+    return "__MACOSX" in path.parts or path.name.startswith("._") or path.name == ".DS_Store"
 
 # %% ../../nbs/4_data/10_archives.ipynb #5dac1e59
-def _tar_members(archive, folder): # yields (path, size, function that opens it, or why it is left out)
+def _tar_members(
+    archive, folder
+):  # yields (path, size, function that opens it, or why it is left out)
     with tarfile.open(archive) as tar:
         for member in tar:
             path = _inside(member.name) if member.name.strip("./") else None
-            if path is None or member.isdir(): continue
-            try: tarfile.data_filter(member, str(folder))
-            except tarfile.FilterError as error: raise ValueError(f"the member {member.name!r:.200} is refused: {error}") from None
-            if not member.isfile(): yield path, 0, f"a link to {member.linkname!r}"
-            else: yield path, member.size, lambda member=member: tar.extractfile(member)
+            if path is None or member.isdir():
+                continue
+            try:
+                tarfile.data_filter(member, str(folder))
+            except tarfile.FilterError as error:
+                raise ValueError(f"the member {member.name!r:.200} is refused: {error}") from None
+            if not member.isfile():
+                yield path, 0, f"a link to {member.linkname!r}"
+            else:
+                yield path, member.size, lambda member=member: tar.extractfile(member)
 
 
-def _zip_members(archive, folder): # the same for a zip file
+def _zip_members(archive, folder):  # the same for a zip file
     with zipfile.ZipFile(archive) as packed:
         for member in packed.infolist():
-            if member.is_dir(): continue
+            if member.is_dir():
+                continue
             path, kind = _inside(member.orig_filename), stat.S_IFMT(member.external_attr >> 16)
-            if member.flag_bits & 1: raise ValueError(f"the member {member.filename!r:.200} is encrypted; unpack the archive yourself, with its password")
-            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA): raise ValueError(f"the member {member.filename!r:.200} is packed in way {member.compress_type}, which Python does not know; unpack the archive with another program")
-            if kind == stat.S_IFLNK: yield path, 0, "a link"
-            elif kind not in (0, stat.S_IFREG): raise ValueError(f"the member {member.filename!r:.200} is no file but something special")
-            else: yield path, member.file_size, lambda member=member: packed.open(member)
+            if member.flag_bits & 1:
+                raise ValueError(
+                    f"the member {member.filename!r:.200} is encrypted; unpack the archive yourself, with its password"
+                )
+            if member.compress_type not in (
+                zipfile.ZIP_STORED,
+                zipfile.ZIP_DEFLATED,
+                zipfile.ZIP_BZIP2,
+                zipfile.ZIP_LZMA,
+            ):
+                raise ValueError(
+                    f"the member {member.filename!r:.200} is packed in way {member.compress_type}, which Python does not know; unpack the archive with another program"
+                )
+            if kind == stat.S_IFLNK:
+                yield path, 0, "a link"
+            elif kind not in (0, stat.S_IFREG):
+                raise ValueError(
+                    f"the member {member.filename!r:.200} is no file but something special"
+                )
+            else:
+                yield path, member.file_size, lambda member=member: packed.open(member)
 
 
 def _members(archive, folder):
-    if zipfile.is_zipfile(archive): yield from _zip_members(archive, folder)
-    elif tarfile.is_tarfile(archive): yield from _tar_members(archive, folder)
-    elif archive.suffix == ".gz": yield PurePosixPath(archive.stem), None, lambda: gzip.open(archive)
-    else: raise ValueError("no archive is recognised; .zip, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz and .gz can be read")
+    if zipfile.is_zipfile(archive):
+        yield from _zip_members(archive, folder)
+    elif tarfile.is_tarfile(archive):
+        yield from _tar_members(archive, folder)
+    elif archive.suffix == ".gz":
+        yield PurePosixPath(archive.stem), None, lambda: gzip.open(archive)
+    else:
+        raise ValueError(
+            "no archive is recognised; .zip, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz and .gz can be read"
+        )
 
 # %% ../../nbs/4_data/10_archives.ipynb #f8cb0b17
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    gzip.BadGzipFile,
+)
 
 
 @dataclass
 class Unpacked:
     "What `unpack` wrote."
-    files: list = field(default_factory=list) # (path relative to the folder, bytes, sha256)
-    skipped: list = field(default_factory=list) # (name, why) of links; they are not made
+
+    files: list = field(default_factory=list)  # (path relative to the folder, bytes, sha256)
+    skipped: list = field(default_factory=list)  # (name, why) of links; they are not made
 
 
-def _write(opened, path, size): # (bytes, sha256)
+def _write(opened, path, size):  # (bytes, sha256)
     sha, count = hashlib.sha256(), 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with opened() as source, open(path, "xb") as file:
         while block := source.read(1 << 20):
             sha.update(block)
             count += file.write(block)
-    if size is not None and count != size: raise EOFError(f"{path.name} has {count:,} bytes instead of {size:,}")
+    if size is not None and count != size:
+        raise EOFError(f"{path.name} has {count:,} bytes instead of {size:,}")
     return count, sha.hexdigest()
 
 
 def _unpack_into(archive, folder, progress):
     done = Unpacked()
-    for path, size, opened in tqdm(_members(archive, folder), desc=f"unpack {archive.name}", unit="file", disable=not progress, delay=1, leave=False):
-        if _shadow(path): continue
+    for path, size, opened in tqdm(
+        _members(archive, folder),
+        desc=f"unpack {archive.name}",
+        unit="file",
+        disable=not progress,
+        delay=1,
+        leave=False,
+    ):
+        if _shadow(path):
+            continue
         if isinstance(opened, str):
             done.skipped.append((str(path), opened))
             continue
         free = shutil.disk_usage(folder).free
-        if (size or 0) > free: raise OSError(errno.ENOSPC, f"the member {path} takes {size:,} bytes and the disk of {folder} has {free:,} left; make room and run the same command again")
-        try: done.files.append((str(path), *_write(opened, folder / path, size)))
-        except (FileExistsError, NotADirectoryError, IsADirectoryError): raise ValueError(f"the member {str(path)!r:.200} is there twice, or as a file and as a folder") from None
+        if (size or 0) > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"the member {path} takes {size:,} bytes and the disk of {folder} has {free:,} left; make room and run the same command again",
+            )
+        try:
+            done.files.append((str(path), *_write(opened, folder / path, size)))
+        except (FileExistsError, NotADirectoryError, IsADirectoryError):
+            raise ValueError(
+                f"the member {str(path)!r:.200} is there twice, or as a file and as a folder"
+            ) from None
     return done
 
 # %% ../../nbs/4_data/10_archives.ipynb #b9ba06dd
 def unpack(
-    archive, # .zip, .tar (plain, gz, bz2, xz) or a single .gz
-    folder, # a folder that does not exist yet, or is empty
-    progress=True, # show a bar when it takes longer than a second
-) -> Unpacked: # files with size and sha256; links that were left out
+    archive,  # .zip, .tar (plain, gz, bz2, xz) or a single .gz
+    folder,  # a folder that does not exist yet, or is empty
+    progress=True,  # show a bar when it takes longer than a second
+) -> Unpacked:  # files with size and sha256; links that were left out
     "Unpack into a new folder and nowhere else. `ValueError` names the member that is unsafe or damaged; then nothing is left of it."
     archive, folder = Path(archive), Path(folder)
-    if not archive.is_file(): raise FileNotFoundError(f"There is no archive {archive}.")
-    if folder.is_symlink() or folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise ValueError(f"{folder} is there already; unpack into a new folder, nothing is ever overwritten.")
+    if not archive.is_file():
+        raise FileNotFoundError(f"There is no archive {archive}.")
+    if folder.is_symlink() or folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} is there already; unpack into a new folder, nothing is ever overwritten."
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    try: return _unpack_into(archive, folder, progress)
+    try:
+        return _unpack_into(archive, folder, progress)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, _DAMAGE): raise ValueError(f"{archive} is damaged or not complete ({error or type(error).__name__}). Remove it and fetch it again.") from error
-        if type(error) is ValueError: raise ValueError(f"{archive} was not unpacked: {error}. Nothing of it was kept.") from None
+        if isinstance(error, _DAMAGE):
+            raise ValueError(
+                f"{archive} is damaged or not complete ({error or type(error).__name__}). Remove it and fetch it again."
+            ) from error
+        if type(error) is ValueError:
+            raise ValueError(
+                f"{archive} was not unpacked: {error}. Nothing of it was kept."
+            ) from None
         raise

@@ -19,180 +19,272 @@ from ..ground.spelling import did_you_mean
 @dataclass(frozen=True)
 class Archive:
     "One file to fetch."
-    name: str # file name
-    url: str | None # where a program may fetch it; None when that is not allowed or not possible
-    page: str | None # where a person gets it
-    size: int | None # bytes; None: not published
-    checksums: tuple # "md5:...", "sha256:..." as published; empty: none is
-    into: str | None # folder below the data root where its contents go; None: it stays on the shelf
-    unpack: bool # False: it is used as it is
-    splits: tuple = () # splits that need it; empty: all
-    inner: dict | None = None # archives inside, pattern -> folder beside them ("{stem}": named after them)
-    arrange: str | None = None # archive with the labels by which the pictures are sorted into folders
+
+    name: str  # file name
+    url: str | None  # where a program may fetch it; None when that is not allowed or not possible
+    page: str | None  # where a person gets it
+    size: int | None  # bytes; None: not published
+    checksums: tuple  # "md5:...", "sha256:..." as published; empty: none is
+    # folder below the data root where its contents go; None: it stays on the shelf
+    into: str | None
+    unpack: bool  # False: it is used as it is
+    splits: tuple = ()  # splits that need it; empty: all
+    # archives inside, pattern -> folder beside them ("{stem}": named after them)
+    inner: dict | None = None
+    # archive with the labels by which the pictures are sorted into folders
+    arrange: str | None = None
 
 
 @dataclass(frozen=True)
 class Split:
     "One list of pictures."
+
     name: str
-    images: int | None # pictures; None: no number is agreed on
-    classes: int # 0: none
-    folders: tuple # below the data root; the first is the recommended one
-    inside: str # what the folder looks like
-    options: dict # for the reader
+    images: int | None  # pictures; None: no number is agreed on
+    classes: int  # 0: none
+    folders: tuple  # below the data root; the first is the recommended one
+    inside: str  # what the folder looks like
+    options: dict  # for the reader
 
 
 @dataclass(frozen=True)
 class Entry:
     "A named data set."
-    name: str # as in the papers' tables
-    role: str # "id", "ood", "captions", or "classes" (for class forgetting)
+
+    name: str  # as in the papers' tables
+    role: str  # "id", "ood", "captions", or "classes" (for class forgetting)
     licence: str
     homepage: str
-    layout: str # which reader of `named`
+    layout: str  # which reader of `named`
     archives: tuple
-    splits: dict # name -> Split
+    splits: dict  # name -> Split
     note: str
-    source: str # from where counts and checksums are known
+    source: str  # from where counts and checksums are known
     part_of: str | None = None
     split_note: str = ""
 
     @property
-    def access(self): # "open": a program may fetch all of it; "by hand": at least one file needs a person; "part of": nothing to fetch
-        return "part of" if self.part_of else "open" if all(a.url for a in self.archives) else "by hand"
+    def access(
+        # "open": a program may fetch all of it; "by hand": at least one file needs a person; "part of": nothing to fetch
+        self,
+    ):
+        return (
+            "part of"
+            if self.part_of
+            else "open"
+            if all(a.url for a in self.archives)
+            else "by hand"
+        )
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #829acf0e
 _SPLIT = ("images", "classes", "folders", "inside")
 
 
-def _splits(raw): # name -> Split
-    return {name: Split(name, folders=tuple(folder.replace("{split}", name) for folder in facts["folders"]), **{k: facts[k] for k in _SPLIT if k != "folders"},
-                        options={k: v for k, v in facts.items() if k not in _SPLIT}) for names, facts in raw.items() for name in names.split()}
+def _splits(raw):  # name -> Split
+    return {
+        name: Split(
+            name,
+            folders=tuple(folder.replace("{split}", name) for folder in facts["folders"]),
+            **{k: facts[k] for k in _SPLIT if k != "folders"},
+            options={k: v for k, v in facts.items() if k not in _SPLIT},
+        )
+        for names, facts in raw.items()
+        for name in names.split()
+    }
 
 
 @functools.cache
-def entries() -> dict: # name -> Entry, in the order of the file
+def entries() -> dict:  # name -> Entry, in the order of the file
     "All data sets that have a name."
     raw = json.loads(shipped("lists", "datasets.json").read_text("utf-8"))
     made = {}
     for name, facts in raw.items():
-        archives = tuple(Archive(**a | {k: tuple(a[k]) for k in ("checksums", "splits") if k in a}) for a in facts["archives"])
-        made[name] = Entry(name, **facts | {"archives": archives, "splits": _splits(facts["splits"])})
+        archives = tuple(
+            Archive(**a | {k: tuple(a[k]) for k in ("checksums", "splits") if k in a})
+            for a in facts["archives"]
+        )
+        made[name] = Entry(
+            name, **facts | {"archives": archives, "splits": _splits(facts["splits"])}
+        )
     return made
 
 
 @functools.cache
-def class_lists() -> dict: # name -> {"wnids": [...]} or {"class_names": [...], "test_counts": [...]}
+def class_lists(
+    # name -> {"wnids": [...]} or {"class_names": [...], "test_counts": [...]}
+) -> dict:
     "Classes of the data sets that are defined by a list, in label order."
     return json.loads(shipped("lists", "class_lists.json").read_text("utf-8"))
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #5e5aa746
 def spelled(
-    name, # anything
-) -> str | None: # the name as the catalogue spells it, or None
+    name,  # anything
+) -> str | None:  # the name as the catalogue spells it, or None
     "Is this the name of a data set here?"
-    if not isinstance(name, str): return None
+    if not isinstance(name, str):
+        return None
     return next((known for known in entries() if known.casefold() == name.casefold()), None)
 
 
 def entry(
-    name, # of a data set, in any case
+    name,  # of a data set, in any case
 ) -> Entry:
     "Facts about a data set. `ValueError` for an unknown name."
     known = spelled(name)
-    if known is None: raise ValueError(f"Unknown data set {name!r}.{did_you_mean(name, entries())} There are: {', '.join(entries())}.")
+    if known is None:
+        raise ValueError(
+            f"Unknown data set {name!r}.{did_you_mean(name, entries())} There are: {', '.join(entries())}."
+        )
     return entries()[known]
 
 
 def split_of(
-    name, # of a data set
-    split, # "test", ...
+    name,  # of a data set
+    split,  # "test", ...
 ) -> Split:
     "Facts about a split. `ValueError` names the splits there are."
     found = entry(name)
-    if split in found.splits: return found.splits[split]
+    if split in found.splits:
+        return found.splits[split]
     shown = list(found.splits)
-    has = f"only {shown[0]!r}" if len(shown) == 1 else " and ".join(map(repr, shown)) if len(shown) == 2 else ", ".join(shown[:8]) + (f", ... ({len(shown)} in all)" if shown[8:] else "")
+    has = (
+        f"only {shown[0]!r}"
+        if len(shown) == 1
+        else " and ".join(map(repr, shown))
+        if len(shown) == 2
+        else ", ".join(shown[:8]) + (f", ... ({len(shown)} in all)" if shown[8:] else "")
+    )
     raise ValueError(f"{found.name} has no split {split!r}; it has {has}{found.split_note}.")
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #30f0853a
 def find(
-    name, # of a data set
-    split, # of it
-    root, # data root
-) -> tuple: # (existing folder or None, all places looked at)
+    name,  # of a data set
+    split,  # of it
+    root,  # data root
+) -> tuple:  # (existing folder or None, all places looked at)
     "Look for the folder of a split."
-    places = [Path(root).expanduser() / above / folder for folder in split_of(name, split).folders for above in ("", "ImageNet_OOD_dataset")]
+    places = [
+        Path(root).expanduser() / above / folder
+        for folder in split_of(name, split).folders
+        for above in ("", "ImageNet_OOD_dataset")
+    ]
     return next((place for place in places if place.is_dir()), None), places
 
 
 def archives_of(
-    name, # of a data set
-    split=None, # one split; None: all of them
-) -> list: # of Archive
+    name,  # of a data set
+    split=None,  # one split; None: all of them
+) -> list:  # of Archive
     "The files that must be fetched for a split."
-    if split is not None: split_of(name, split)
+    if split is not None:
+        split_of(name, split)
     return [a for a in entry(name).archives if split is None or not a.splits or split in a.splits]
 
 
-def _bytes(size): # text for people
-    if size is None: return "size not published"
+def _bytes(size):  # text for people
+    if size is None:
+        return "size not published"
     power = 3 if size >= 1e9 else 2
-    return f"{size / 1000 ** power:,.1f} {'MB' if power == 2 else 'GB'} ({size:,} bytes)"
+    return f"{size / 1000**power:,.1f} {'MB' if power == 2 else 'GB'} ({size:,} bytes)"
 
 
 def describe(
-    archive, # an Archive
-    folder, # where it is put
-) -> str: # one or two lines
+    archive,  # an Archive
+    folder,  # where it is put
+) -> str:  # one or two lines
     "How to get one file, and where to put it."
     checks = ", ".join(archive.checksums) or "no checksum is published"
     return f"{archive.name}: {_bytes(archive.size)}, {checks}\n    from {archive.url or archive.page}\n    to   {folder}/{archive.name}"
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #d259736c
 def missing(
-    name, # of a data set
-    split, # of it
-    looked="", # where it was looked for
-    why="", # a sentence
+    name,  # of a data set
+    split,  # of it
+    looked="",  # where it was looked for
+    why="",  # a sentence
 ) -> FileNotFoundError:
     "The error that says everything about a set that is not there."
     found, part = entry(name), split_of(name, split)
     count = "" if part.images is None else f"; {part.images:,} images"
-    get = f"oodnb data prepare {found.part_of or found.name}" + (" fetches it" if found.access == "open" else " says what to fetch, then checks and unpacks it")
-    lines = [f"{found.name} is not there. {why}".rstrip(), f"Looked for: {looked or '$OODNB_DATA/' + part.folders[0]}", f"Layout:     {part.folders[0]}/{part.inside}{count}, below the data root", f"Get it:     {get}"]
-    for archive in archives_of(found.part_of or found.name, split): lines.append("            " + describe(archive, f"$OODNB_DATA/archives/{found.part_of or found.name}").replace("\n", "\n        "))
-    lines += [f"Homepage:   {found.homepage}", f"Licence:    {found.licence}", "The data root is root=... or the environment variable OODNB_DATA. Without any download: load_dataset('mini')."]
+    get = f"oodnb data prepare {found.part_of or found.name}" + (
+        " fetches it"
+        if found.access == "open"
+        else " says what to fetch, then checks and unpacks it"
+    )
+    lines = [
+        f"{found.name} is not there. {why}".rstrip(),
+        f"Looked for: {looked or '$OODNB_DATA/' + part.folders[0]}",
+        f"Layout:     {part.folders[0]}/{part.inside}{count}, below the data root",
+        f"Get it:     {get}",
+    ]
+    for archive in archives_of(found.part_of or found.name, split):
+        lines.append(
+            "            "
+            + describe(archive, f"$OODNB_DATA/archives/{found.part_of or found.name}").replace(
+                "\n", "\n        "
+            )
+        )
+    lines += [
+        f"Homepage:   {found.homepage}",
+        f"Licence:    {found.licence}",
+        "The data root is root=... or the environment variable OODNB_DATA. Without any download: load_dataset('mini').",
+    ]
     return FileNotFoundError("\n".join(lines))
 
 
 def locate(
-    name, # of a data set
-    split="test", # of it
-    root=None, # data root; default $OODNB_DATA
-) -> Path: # existing folder
+    name,  # of a data set
+    split="test",  # of it
+    root=None,  # data root; default $OODNB_DATA
+) -> Path:  # existing folder
     "The folder of a split. `FileNotFoundError` says what is missing, where it goes and how to get it."
     part = split_of(name, split)
     if root is None:
-        try: root = data_root()
-        except FileNotFoundError as error: raise missing(name, split, why=str(error).split(". ")[0] + ".") from None
-    if not Path(root).expanduser().is_dir(): raise missing(name, split, Path(root).expanduser() / part.folders[0], f"The root {root} is no folder.")
+        try:
+            root = data_root()
+        except FileNotFoundError as error:
+            raise missing(name, split, why=str(error).split(". ")[0] + ".") from None
+    if not Path(root).expanduser().is_dir():
+        raise missing(
+            name, split, Path(root).expanduser() / part.folders[0], f"The root {root} is no folder."
+        )
     folder, places = find(name, split, root)
-    if folder is None: raise missing(name, split, ", ".join(map(str, places[::2])))
+    if folder is None:
+        raise missing(name, split, ", ".join(map(str, places[::2])))
     return folder
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #567afd9e
 def list_entries(
-    root=None, # data root; default $OODNB_DATA
-) -> list: # one dictionary per data set
+    root=None,  # data root; default $OODNB_DATA
+) -> list:  # one dictionary per data set
     "Name, splits, images, classes, role, licence, access, ready (every split, or which of them)."
-    try: base = data_root() if root is None else root
-    except FileNotFoundError: base = None
+    try:
+        base = data_root() if root is None else root
+    except FileNotFoundError:
+        base = None
     rows = []
     for name, found in entries().items():
-        there = [split for split in found.splits if base is not None and find(name, split, base)[0] is not None]
+        there = [
+            split
+            for split in found.splits
+            if base is not None and find(name, split, base)[0] is not None
+        ]
         main = found.splits.get("test") or next(iter(found.splits.values()))
-        counts = [f"{split} {part.images:,}" if part.images else f"{split} ?" for split, part in found.splits.items()]
-        rows.append({"name": name, "splits": ", ".join(counts[:4]) + (f", ... ({len(counts)})" if counts[4:] else ""), "images": main.images, "classes": main.classes, "role": found.role,
-                     "licence": found.licence, "access": found.access, "ready": main.name in there, "splits_ready": there})
+        counts = [
+            f"{split} {part.images:,}" if part.images else f"{split} ?"
+            for split, part in found.splits.items()
+        ]
+        rows.append(
+            {
+                "name": name,
+                "splits": ", ".join(counts[:4]) + (f", ... ({len(counts)})" if counts[4:] else ""),
+                "images": main.images,
+                "classes": main.classes,
+                "role": found.role,
+                "licence": found.licence,
+                "access": found.access,
+                "ready": main.name in there,
+                "splits_ready": there,
+            }
+        )
     return rows

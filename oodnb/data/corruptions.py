@@ -21,61 +21,104 @@ from ..ground.randomness import chance_of
 from ..ground.spelling import did_you_mean
 
 # %% ../../nbs/4_data/07_corruptions.ipynb #daaf6fa4
-CORRUPTIONS = { # name -> (family, constants of severities 1 to 5)
-    "gaussian_noise": ("noise", (.08, .12, .18, .26, .38)), "shot_noise": ("noise", (60, 25, 12, 5, 3)), "impulse_noise": ("noise", (.03, .06, .09, .17, .27)),
-    "defocus_blur": ("blur", (3, 4, 6, 8, 10)), "glass_blur": ("blur", ((.7, 1, 2), (.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))),
-    "motion_blur": ("blur", ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))), "zoom_blur": ("blur", ((1.11, .01), (1.16, .01), (1.21, .02), (1.26, .02), (1.31, .03))),
-    "snow": ("weather", ((.1, .3, 3, .5, 10, 4, .8), (.2, .3, 2, .5, 12, 4, .7), (.55, .3, 4, .9, 12, 8, .7), (.55, .3, 4.5, .85, 12, 8, .65), (.55, .3, 2.5, .85, 12, 12, .55))),
-    "fog": ("weather", ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))), "brightness": ("weather", (.1, .2, .3, .4, .5)),
-    "contrast": ("digital", (.4, .3, .2, .1, .05)), "elastic_transform": ("digital", ((488, 170.8, 24.4), (488, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88), (29.28, 2.44, 4.88))),
-    "pixelate": ("digital", (.6, .5, .4, .3, .25)), "jpeg_compression": ("digital", (25, 18, 15, 10, 7)),
-    "speckle_noise": ("spare", (.15, .2, .35, .45, .6)), "gaussian_blur": ("spare", (1, 2, 3, 4, 6)), "saturate": ("spare", ((.3, 0), (.1, 0), (2, 0), (5, .1), (20, .2))),
+CORRUPTIONS = {  # name -> (family, constants of severities 1 to 5)
+    "gaussian_noise": ("noise", (0.08, 0.12, 0.18, 0.26, 0.38)),
+    "shot_noise": ("noise", (60, 25, 12, 5, 3)),
+    "impulse_noise": ("noise", (0.03, 0.06, 0.09, 0.17, 0.27)),
+    "defocus_blur": ("blur", (3, 4, 6, 8, 10)),
+    "glass_blur": ("blur", ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))),
+    "motion_blur": ("blur", ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))),
+    "zoom_blur": ("blur", ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))),
+    "snow": (
+        "weather",
+        (
+            (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+            (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+            (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+            (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+            (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+        ),
+    ),
+    "fog": ("weather", ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))),
+    "brightness": ("weather", (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "contrast": ("digital", (0.4, 0.3, 0.2, 0.1, 0.05)),
+    "elastic_transform": (
+        "digital",
+        (
+            (488, 170.8, 24.4),
+            (488, 19.52, 48.8),
+            (12.2, 2.44, 4.88),
+            (17.08, 2.44, 4.88),
+            (29.28, 2.44, 4.88),
+        ),
+    ),
+    "pixelate": ("digital", (0.6, 0.5, 0.4, 0.3, 0.25)),
+    "jpeg_compression": ("digital", (25, 18, 15, 10, 7)),
+    "speckle_noise": ("spare", (0.15, 0.2, 0.35, 0.45, 0.6)),
+    "gaussian_blur": ("spare", (1, 2, 3, 4, 6)),
+    "saturate": ("spare", ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2))),
 }
-COMMON = tuple(name for name, (family, _) in CORRUPTIONS.items() if family != "spare") # 14 of the 15 that ImageNet-C's mean is taken over
+COMMON = tuple(
+    name for name, (family, _) in CORRUPTIONS.items() if family != "spare"
+)  # 14 of the 15 that ImageNet-C's mean is taken over
 
 # %% ../../nbs/4_data/07_corruptions.ipynb #f57e1bdb
 def _noise(x, kind, c, rng):
-    if kind == "gaussian_noise": return x + rng.normal(0, c, x.shape)
-    if kind == "speckle_noise": return x + x * rng.normal(0, c, x.shape)
-    if kind == "shot_noise": return rng.poisson(x * c) / c
-    struck, white = rng.random(x.shape) < c, rng.random(x.shape) < .5
+    if kind == "gaussian_noise":
+        return x + rng.normal(0, c, x.shape)
+    if kind == "speckle_noise":
+        return x + x * rng.normal(0, c, x.shape)
+    if kind == "shot_noise":
+        return rng.poisson(x * c) / c
+    struck, white = rng.random(x.shape) < c, rng.random(x.shape) < 0.5
     return np.where(struck, white.astype(float), x)
 
 
 def _colour(x, kind, c):
-    if kind == "contrast": return (x - x.mean((0, 1))) * c + x.mean((0, 1))
+    if kind == "contrast":
+        return (x - x.mean((0, 1))) * c + x.mean((0, 1))
     hsv = rgb_to_hsv(x)
-    if kind == "brightness": hsv[..., 2] = np.clip(hsv[..., 2] + c, 0, 1)
-    else: hsv[..., 1] = np.clip(hsv[..., 1] * c[0] + c[1], 0, 1)
+    if kind == "brightness":
+        hsv[..., 2] = np.clip(hsv[..., 2] + c, 0, 1)
+    else:
+        hsv[..., 1] = np.clip(hsv[..., 1] * c[0] + c[1], 0, 1)
     return hsv_to_rgb(hsv)
 
 # %% ../../nbs/4_data/07_corruptions.ipynb #305a1449
 def _filtered(x, kernel):
     edge = kernel.shape[0] // 2
-    padded = np.pad(x, ((edge, edge), (edge, edge), (0, 0))[:x.ndim], mode="symmetric")
+    padded = np.pad(x, ((edge, edge), (edge, edge), (0, 0))[: x.ndim], mode="symmetric")
     return fftconvolve(padded, kernel[(...,) + (None,) * (x.ndim - 2)], mode="valid", axes=(0, 1))
 
 
 def _disk(radius):
     reach = np.arange(-int(np.ceil(radius)), int(np.ceil(radius)) + 1)
-    inside = np.clip(radius + .5 - np.hypot(reach[:, None], reach), 0, 1)
+    inside = np.clip(radius + 0.5 - np.hypot(reach[:, None], reach), 0, 1)
     return inside / inside.sum()
 
 
-def _streak(radius, sigma, angle): # one side of a line, bell-shaped, degrees
+def _streak(radius, sigma, angle):  # one side of a line, bell-shaped, degrees
     along = np.arange(max(2, round(2 * radius + 1)))
-    weights, reach = np.exp(-along**2 / (2 * sigma**2)), int(along[-1]) + 1
-    kernel, places = np.zeros((2 * reach + 1,) * 2), [reach + along * f(np.deg2rad(angle)) for f in (np.sin, np.cos)]
+    weights, reach = np.exp(-(along**2) / (2 * sigma**2)), int(along[-1]) + 1
+    kernel, places = (
+        np.zeros((2 * reach + 1,) * 2),
+        [reach + along * f(np.deg2rad(angle)) for f in (np.sin, np.cos)],
+    )
     for y, x, w in zip(*places, weights):
         i, j = int(y), int(x)
-        kernel[i:i + 2, j:j + 2] += w * np.outer([i + 1 - y, y - i], [j + 1 - x, x - j])
+        kernel[i : i + 2, j : j + 2] += w * np.outer([i + 1 - y, y - i], [j + 1 - x, x - j])
     return kernel / kernel.sum()
 
 
-def _zoomed(x, factor): # the middle, enlarged to the whole
+def _zoomed(x, factor):  # the middle, enlarged to the whole
     h, w = x.shape[:2]
     dy, dx = (h - h / factor) / 2, (w - w / factor) / 2
-    layers = [Image.fromarray(layer.astype(np.float32)).resize((w, h), Image.Resampling.BILINEAR, box=(dx, dy, w - dx, h - dy)) for layer in np.moveaxis(x, -1, 0)]
+    layers = [
+        Image.fromarray(layer.astype(np.float32)).resize(
+            (w, h), Image.Resampling.BILINEAR, box=(dx, dy, w - dx, h - dy)
+        )
+        for layer in np.moveaxis(x, -1, 0)
+    ]
     return np.stack([np.asarray(layer) for layer in layers], -1)
 
 # %% ../../nbs/4_data/07_corruptions.ipynb #60381f2b
@@ -89,17 +132,21 @@ def _glass(x, sigma, reach, rounds, rng):
 
 
 def _blurred(x, kind, c, unit, rng):
-    if kind == "gaussian_blur": return gaussian_filter(x, (c * unit, c * unit, 0), mode="nearest")
-    if kind == "defocus_blur": return _filtered(x, _disk(c * unit))
-    if kind == "motion_blur": return _filtered(x, _streak(c[0] * unit, c[1] * unit, rng.uniform(-45, 45)))
-    if kind == "glass_blur": return _glass(x, c[0] * unit, max(1, round(c[1] * unit)), c[2], rng)
+    if kind == "gaussian_blur":
+        return gaussian_filter(x, (c * unit, c * unit, 0), mode="nearest")
+    if kind == "defocus_blur":
+        return _filtered(x, _disk(c * unit))
+    if kind == "motion_blur":
+        return _filtered(x, _streak(c[0] * unit, c[1] * unit, rng.uniform(-45, 45)))
+    if kind == "glass_blur":
+        return _glass(x, c[0] * unit, max(1, round(c[1] * unit)), c[2], rng)
     copies = [_zoomed(x, factor) for factor in np.arange(1, *c)]
     return (x + sum(copies)) / (len(copies) + 1)
 
 # %% ../../nbs/4_data/07_corruptions.ipynb #2c8bed3f
-def _cloud(rng, side, decay): # fractal noise 0 to 1 [n, n], n the next power of two
+def _cloud(rng, side, decay):  # fractal noise 0 to 1 [n, n], n the next power of two
     n = step = 1 << max(1, int(np.ceil(np.log2(side))))
-    field, size = np.zeros((n, n)), 100.
+    field, size = np.zeros((n, n)), 100.0
     drawn = lambda total: total / 4 + size * rng.uniform(-size, size, total.shape)
     while step >= 2:
         half = step // 2
@@ -107,8 +154,12 @@ def _cloud(rng, side, decay): # fractal noise 0 to 1 [n, n], n the next power of
         pairs = corners + np.roll(corners, -1, 0)
         field[half::step, half::step] = drawn(pairs + np.roll(pairs, -1, 1))
         middles, corners = field[half::step, half::step], field[::step, ::step]
-        field[::step, half::step] = drawn(middles + np.roll(middles, 1, 0) + corners + np.roll(corners, -1, 1))
-        field[half::step, ::step] = drawn(middles + np.roll(middles, 1, 1) + corners + np.roll(corners, -1, 0))
+        field[::step, half::step] = drawn(
+            middles + np.roll(middles, 1, 0) + corners + np.roll(corners, -1, 1)
+        )
+        field[half::step, ::step] = drawn(
+            middles + np.roll(middles, 1, 1) + corners + np.roll(corners, -1, 0)
+        )
         step, size = half, size / decay
     return (field - field.min()) / np.ptp(field)
 
@@ -121,8 +172,10 @@ def _weather(x, kind, c, unit, rng):
     mean, spread, grain, least, radius, sigma, rest = c
     flakes = _zoomed(rng.normal(mean, spread, (h, w, 1)), max(1, grain * unit))[..., 0]
     flakes = np.clip(np.where(flakes < least, 0, flakes), 0, 1)
-    flakes = _filtered(flakes, _streak(radius * unit, sigma * unit, rng.uniform(-135, -45)))[..., None]
-    pale = np.maximum(x, (x @ [.299, .587, .114])[..., None] * 1.5 + .5)
+    flakes = _filtered(flakes, _streak(radius * unit, sigma * unit, rng.uniform(-135, -45)))[
+        ..., None
+    ]
+    pale = np.maximum(x, (x @ [0.299, 0.587, 0.114])[..., None] * 1.5 + 0.5)
     return rest * x + (1 - rest) * pale + flakes + flakes[::-1, ::-1]
 
 
@@ -133,16 +186,27 @@ def _elastic(x, c, unit, rng):
     corners = middle + third * np.array([[1, 1], [-1, 1], [-1, -1]])
     moved = corners + rng.uniform(-turn, turn, (3, 2))
     back = np.linalg.solve(np.c_[moved, np.ones(3)], corners)
-    shake = [push * gaussian_filter(rng.uniform(-1, 1, (h, w)), sigma, mode="reflect", truncate=3) for _ in range(2)]
+    shake = [
+        push * gaussian_filter(rng.uniform(-1, 1, (h, w)), sigma, mode="reflect", truncate=3)
+        for _ in range(2)
+    ]
     places = np.c_[[(grid + field).ravel() for grid, field in zip(np.mgrid[:h, :w], shake)]]
     source = back[:2].T @ places + back[2][:, None]
-    return np.stack([map_coordinates(layer, source, order=1, mode="mirror").reshape(h, w) for layer in np.moveaxis(x, -1, 0)], -1)
+    return np.stack(
+        [
+            map_coordinates(layer, source, order=1, mode="mirror").reshape(h, w)
+            for layer in np.moveaxis(x, -1, 0)
+        ],
+        -1,
+    )
 
 # %% ../../nbs/4_data/07_corruptions.ipynb #447a3072
 def _digital(picture, kind, c, unit):
     if kind == "pixelate":
         share = 1 - (1 - c) * min(1, unit)
-        small = picture.resize([max(1, int(side * share)) for side in picture.size], Image.Resampling.BOX)
+        small = picture.resize(
+            [max(1, int(side * share)) for side in picture.size], Image.Resampling.BOX
+        )
         return small.resize(picture.size, Image.Resampling.BOX)
     with io.BytesIO() as file:
         picture.save(file, "JPEG", quality=c)
@@ -151,57 +215,94 @@ def _digital(picture, kind, c, unit):
 
 def _check_request(kind, severity):
     if kind not in CORRUPTIONS:
-        raise ValueError(f"There is no corruption {kind!r}.{did_you_mean(kind, CORRUPTIONS)} There are {', '.join(CORRUPTIONS)}.")
-    if isinstance(severity, bool) or not isinstance(severity, Integral) or not 1 <= severity <= 5: raise ValueError(f"severity is {severity!r}; ImageNet-C has the severities 1, 2, 3, 4 and 5.")
+        raise ValueError(
+            f"There is no corruption {kind!r}.{did_you_mean(kind, CORRUPTIONS)} There are {', '.join(CORRUPTIONS)}."
+        )
+    if isinstance(severity, bool) or not isinstance(severity, Integral) or not 1 <= severity <= 5:
+        raise ValueError(
+            f"severity is {severity!r}; ImageNet-C has the severities 1, 2, 3, 4 and 5."
+        )
 
 
 def corrupt_image(
-    picture, # PIL picture, any size from 16 pixels
-    kind, # name in CORRUPTIONS
-    severity=3, # 1 to 5
-    rng=None, # numpy Generator; None draws anew every time
-) -> Image.Image: # RGB, the same size
+    picture,  # PIL picture, any size from 16 pixels
+    kind,  # name in CORRUPTIONS
+    severity=3,  # 1 to 5
+    rng=None,  # numpy Generator; None draws anew every time
+) -> Image.Image:  # RGB, the same size
     "One picture in low quality."
     _check_request(kind, severity)
     picture, rng = picture.convert("RGB"), np.random.default_rng(rng)
-    if min(picture.size) < 16: raise ValueError(f"The picture has {picture.width} x {picture.height} pixels; corruptions need 16 or more on either side.")
+    if min(picture.size) < 16:
+        raise ValueError(
+            f"The picture has {picture.width} x {picture.height} pixels; corruptions need 16 or more on either side."
+        )
     constants, unit = CORRUPTIONS[kind][1], min(picture.size) / 224
     c, x = constants[severity - 1], np.asarray(picture, dtype=np.float64) / 255
-    if kind in ("pixelate", "jpeg_compression"): return _digital(picture, kind, c, unit)
-    if kind.endswith("noise"): x = _noise(x, kind, c, rng)
-    elif kind in ("brightness", "contrast", "saturate"): x = _colour(x, kind, c)
-    elif kind.endswith("blur"): x = _blurred(x, kind, c, unit, rng)
-    elif kind == "elastic_transform": x = _elastic(x, c, unit, rng)
-    else: x = _weather(x, kind, c, unit, rng)
+    if kind in ("pixelate", "jpeg_compression"):
+        return _digital(picture, kind, c, unit)
+    if kind.endswith("noise"):
+        x = _noise(x, kind, c, rng)
+    elif kind in ("brightness", "contrast", "saturate"):
+        x = _colour(x, kind, c)
+    elif kind.endswith("blur"):
+        x = _blurred(x, kind, c, unit, rng)
+    elif kind == "elastic_transform":
+        x = _elastic(x, c, unit, rng)
+    else:
+        x = _weather(x, kind, c, unit, rng)
     return Image.fromarray((x.clip(0, 1) * 255).round().astype(np.uint8))
 
 # %% ../../nbs/4_data/07_corruptions.ipynb #e254bdc9
-_VERSION = 1 # of the pictures; part of the fingerprint
+_VERSION = 1  # of the pictures; part of the fingerprint
 
 
-def _cropped(picture, side): # short side to 256/224 of the crop, then the middle
+def _cropped(picture, side):  # short side to 256/224 of the crop, then the middle
     scale = side * 256 / 224 / min(picture.size)
     w, h = (max(side, round(length * scale)) for length in picture.size)
     left, top = (w - side) // 2, (h - side) // 2
-    return picture.resize((w, h), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
+    return picture.resize((w, h), Image.Resampling.BILINEAR).crop(
+        (left, top, left + side, top + side)
+    )
 
 
 def corrupt(
-    images, # ImageSet
-    kind, # name in CORRUPTIONS
-    severity=3, # 1 to 5
-    seed=0, # of noise, clouds, directions
-    crop=None, # pixels; 224 as in ImageNet-C, None keeps the size
-): # ImageSet with the same ids and labels, called e.g. "mini-fog-3"
+    images,  # ImageSet
+    kind,  # name in CORRUPTIONS
+    severity=3,  # 1 to 5
+    seed=0,  # of noise, clouds, directions
+    crop=None,  # pixels; 224 as in ImageNet-C, None keeps the size
+):  # ImageSet with the same ids and labels, called e.g. "mini-fog-3"
     "The same pictures in low quality, made when they are read. Raises `ValueError` for an unknown corruption or severity."
     _check_request(kind, severity)
-    if crop is not None and (isinstance(crop, bool) or not isinstance(crop, Integral) or crop < 16): raise ValueError(f"crop is {crop!r}; give a side in pixels from 16 up, such as 224, or None to keep the size.")
+    if crop is not None and (isinstance(crop, bool) or not isinstance(crop, Integral) or crop < 16):
+        raise ValueError(
+            f"crop is {crop!r}; give a side in pixels from 16 up, such as 224, or None to keep the size."
+        )
 
     def read(i):
         picture = images.read(i)
-        return corrupt_image(_cropped(picture, crop) if crop else picture, kind, severity, chance_of("corruption", seed, kind, images.ids[i]))
+        return corrupt_image(
+            _cropped(picture, crop) if crop else picture,
+            kind,
+            severity,
+            chance_of("corruption", seed, kind, images.ids[i]),
+        )
 
     moves = crop or kind in ("elastic_transform", "zoom_blur")
-    return replace(images, name=f"{images.name}-{kind.replace('_', '-')}-{severity}", read=read, masks=None if moves else images.masks,
-                   fingerprint=content_hash("corrupted", _VERSION, images.fingerprint, kind, severity, seed, crop),
-                   about={**images.about, "corruption": kind, "severity": severity, "corruption_seed": seed, "crop": crop})
+    return replace(
+        images,
+        name=f"{images.name}-{kind.replace('_', '-')}-{severity}",
+        read=read,
+        masks=None if moves else images.masks,
+        fingerprint=content_hash(
+            "corrupted", _VERSION, images.fingerprint, kind, severity, seed, crop
+        ),
+        about={
+            **images.about,
+            "corruption": kind,
+            "severity": severity,
+            "corruption_seed": seed,
+            "crop": crop,
+        },
+    )

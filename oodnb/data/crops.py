@@ -18,49 +18,77 @@ from ..ground.randomness import chance_of
 
 # %% ../../nbs/4_data/04_crops.ipynb #9f587c61
 def crop_box(
-    width, # of the picture, in pixels
+    width,  # of the picture, in pixels
     height,
-    chance, # numpy Generator
-    scale=(0.08, 1.0), # share of the area
-    ratio=(3 / 4, 4 / 3), # width by height
-): # (left, upper, right, lower)
+    chance,  # numpy Generator
+    scale=(0.08, 1.0),  # share of the area
+    ratio=(3 / 4, 4 / 3),  # width by height
+):  # (left, upper, right, lower)
     "Random part of a picture, as torchvision's RandomResizedCrop draws it."
     for _ in range(10):
-        area, aspect = width * height * chance.uniform(*scale), math.exp(chance.uniform(*map(math.log, ratio)))
+        area, aspect = (
+            width * height * chance.uniform(*scale),
+            math.exp(chance.uniform(*map(math.log, ratio))),
+        )
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, upper = int(chance.integers(width - w + 1)), int(chance.integers(height - h + 1))
             return left, upper, left + w, upper + h
-    w, h = min(width, max(1, round(height * ratio[1]))), min(height, max(1, round(width / ratio[0])))
+    w, h = (
+        min(width, max(1, round(height * ratio[1]))),
+        min(height, max(1, round(width / ratio[0]))),
+    )
     left, upper = (width - w) // 2, (height - h) // 2
     return left, upper, left + w, upper + h
 
 # %% ../../nbs/4_data/04_crops.ipynb #516d168f
 def random_crops(
-    images, # ImageSet
-    size, # (rows, columns) of the model's input
-    seed, # of the run
-    epoch, # 0, 1, ...
-    scale=(0.08, 1.0), # share of the area that is kept
-    flip=0.5, # probability of a mirrored picture
-) -> ImageSet: # same ids and labels; picture i depends on (seed, epoch, i) alone
+    images,  # ImageSet
+    size,  # (rows, columns) of the model's input
+    seed,  # of the run
+    epoch,  # 0, 1, ...
+    scale=(0.08, 1.0),  # share of the area that is kept
+    flip=0.5,  # probability of a mirrored picture
+) -> ImageSet:  # same ids and labels; picture i depends on (seed, epoch, i) alone
     "One random crop of every picture."
+
     def read(i):
         picture, chance = images.read(i), chance_of("crop", seed, epoch, i)
-        picture = picture.crop(crop_box(*picture.size, chance, scale)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if chance.random() < flip else picture
+        picture = picture.crop(crop_box(*picture.size, chance, scale)).resize(
+            (size[1], size[0]), Image.Resampling.BICUBIC
+        )
+        return (
+            picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            if chance.random() < flip
+            else picture
+        )
 
     fingerprint = content_hash("random crops 1", images.fingerprint, size, seed, epoch, scale, flip)
-    return ImageSet(images.name, f"{images.split} crops {seed}.{epoch}", images.ids, images.labels, images.class_names, read, fingerprint, about={"crops_of": images.fingerprint})
+    return ImageSet(
+        images.name,
+        f"{images.split} crops {seed}.{epoch}",
+        images.ids,
+        images.labels,
+        images.class_names,
+        read,
+        fingerprint,
+        about={"crops_of": images.fingerprint},
+    )
 
 # %% ../../nbs/4_data/04_crops.ipynb #cbc64236
 def input_size(
-    backbone, # has preprocess
-): # (rows, columns) of pictures that its preprocessing only normalises
+    backbone,  # has preprocess
+):  # (rows, columns) of pictures that its preprocessing only normalises
     "Size of a backbone's input. `ValueError` when its preprocessing does more than resize, crop and normalise."
     rows, columns = backbone.preprocess(Image.new("RGB", (64, 64))).shape[1:]
     noise = chance_of("noise").integers(0, 256, (rows, columns, 3), dtype=np.uint8)
-    black, white, got = (backbone.preprocess(Image.fromarray(picture)) for picture in (noise * 0, noise * 0 + 255, noise))
+    black, white, got = (
+        backbone.preprocess(Image.fromarray(picture))
+        for picture in (noise * 0, noise * 0 + 255, noise)
+    )
     want = black + (white - black) * torch.from_numpy(noise).permute(2, 0, 1) / 255
-    if got.shape != want.shape or not torch.allclose(got, want, atol=1e-3): raise ValueError(f"The preprocessing of {getattr(backbone, 'name', backbone)} changes a picture of its own size {rows} x {columns}, so random crops cannot be put in its place: {backbone.preprocess!r:.300}")
+    if got.shape != want.shape or not torch.allclose(got, want, atol=1e-3):
+        raise ValueError(
+            f"The preprocessing of {getattr(backbone, 'name', backbone)} changes a picture of its own size {rows} x {columns}, so random crops cannot be put in its place: {backbone.preprocess!r:.300}"
+        )
     return rows, columns

@@ -22,99 +22,173 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/4_data/09_download.ipynb #eb1152cb
 def verify(
-    path, # file to check
-    size=None, # bytes, where they are known
-    checksums=(), # "md5:...", "sha256:..."; a star stands for digits that are not known
-    progress=True, # show a bar when it takes longer than a second
-) -> dict: # size, sha256 and every other kind that was asked for
+    path,  # file to check
+    size=None,  # bytes, where they are known
+    checksums=(),  # "md5:...", "sha256:..."; a star stands for digits that are not known
+    progress=True,  # show a bar when it takes longer than a second
+) -> dict:  # size, sha256 and every other kind that was asked for
     "Read a file once. `ValueError` says in what it differs."
     path = Path(path)
     found = path.stat().st_size
-    if size is not None and found != size: raise ValueError(f"{path} has {found:,} bytes, the published file has {size:,}.")
-    hashes = {kind: hashlib.new(kind, usedforsecurity=False) for kind in {"sha256", *(text.partition(":")[0] for text in checksums)}}
-    with open(path, "rb") as file, tqdm(total=found, desc=f"verify {path.name}", unit="B", unit_scale=True, disable=not progress, delay=1, leave=False) as bar:
+    if size is not None and found != size:
+        raise ValueError(f"{path} has {found:,} bytes, the published file has {size:,}.")
+    hashes = {
+        kind: hashlib.new(kind, usedforsecurity=False)
+        for kind in {"sha256", *(text.partition(":")[0] for text in checksums)}
+    }
+    with (
+        open(path, "rb") as file,
+        tqdm(
+            total=found,
+            desc=f"verify {path.name}",
+            unit="B",
+            unit_scale=True,
+            disable=not progress,
+            delay=1,
+            leave=False,
+        ) as bar,
+    ):
         while block := file.read(1 << 20):
-            for one in hashes.values(): one.update(block)
+            for one in hashes.values():
+                one.update(block)
             bar.update(len(block))
     digests = {kind: one.hexdigest() for kind, one in hashes.items()}
     for kind, _, wanted in (text.partition(":") for text in checksums):
-        if not fnmatch.fnmatchcase(digests[kind], wanted.lower()): raise ValueError(f"{path} has the {kind} {digests[kind]}, published is {wanted}: it is damaged, or another version.")
+        if not fnmatch.fnmatchcase(digests[kind], wanted.lower()):
+            raise ValueError(
+                f"{path} has the {kind} {digests[kind]}, published is {wanted}: it is damaged, or another version."
+            )
     return {"size": found, **digests}
 
 # %% ../../nbs/4_data/09_download.ipynb #601478ce
-class _Again(Exception): pass # worth another try
+class _Again(Exception):
+    pass  # worth another try
 
 
 class _NeverWeaker(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, request, answer, code, message, headers, url):
-        if urlsplit(url).scheme not in {"https", urlsplit(request.full_url).scheme}: raise ConnectionError(f"{request.full_url} leads to {url}, which is not encrypted; it was not followed.")
+        if urlsplit(url).scheme not in {"https", urlsplit(request.full_url).scheme}:
+            raise ConnectionError(
+                f"{request.full_url} leads to {url}, which is not encrypted; it was not followed."
+            )
         return super().redirect_request(request, answer, code, message, headers, url)
 
 
-def _ask(url, part, timeout): # open response, and how many bytes are there already
-    version, have = part.with_name(part.name + ".version"), part.stat().st_size if part.is_file() else 0
+def _ask(url, part, timeout):  # open response, and how many bytes are there already
+    version, have = (
+        part.with_name(part.name + ".version"),
+        part.stat().st_size if part.is_file() else 0,
+    )
     headers = {"User-Agent": "oodnb", "Accept-Encoding": "identity"}
     known = version.read_text("utf-8") if have and version.is_file() else ""
-    if known: headers |= {"Range": f"bytes={have}-", "If-Range": known}
-    try: answer = urllib.request.build_opener(_NeverWeaker).open(urllib.request.Request(url, headers=headers), timeout=timeout)
+    if known:
+        headers |= {"Range": f"bytes={have}-", "If-Range": known}
+    try:
+        answer = urllib.request.build_opener(_NeverWeaker).open(
+            urllib.request.Request(url, headers=headers), timeout=timeout
+        )
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416: part.unlink()
-        if error.code in (408, 416, 429) or error.code >= 500: raise _Again(f"the server answered {error.code} {error.reason}") from None
+        if error.code == 416:
+            part.unlink()
+        if error.code in (408, 416, 429) or error.code >= 500:
+            raise _Again(f"the server answered {error.code} {error.reason}") from None
         raise ConnectionError(f"{url} answers {error.code} {error.reason}.") from None
     if "html" in answer.headers.get("Content-Type", ""):
         answer.close()
-        raise ConnectionError(f"{url} answers with a web page instead of a file: it asks for something (consent, a login), or has moved.")
+        raise ConnectionError(
+            f"{url} answers with a web page instead of a file: it asks for something (consent, a login), or has moved."
+        )
     tag = answer.headers.get("ETag") or ""
-    version.write_text(answer.headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag, "utf-8")
-    return answer, have if answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-") else 0
+    version.write_text(
+        answer.headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag, "utf-8"
+    )
+    return answer, have if answer.status == 206 and answer.headers.get(
+        "Content-Range", ""
+    ).startswith(f"bytes {have}-") else 0
 
 # %% ../../nbs/4_data/09_download.ipynb #202459bd
-def _receive(url, part, size, timeout, bar): # one answer, written to its end; _Again when it was cut
+def _receive(
+    url, part, size, timeout, bar
+):  # one answer, written to its end; _Again when it was cut
     answer, have = _ask(url, part, timeout)
     with answer:
-        if answer.status == 206 and not have: raise _Again("the server sent another part than it was asked for")
-        total = have + int(answer.headers["Content-Length"]) if answer.headers.get("Content-Length") else size
-        if size is not None and total != size: raise ValueError(f"{url} offers {total:,} bytes, the published file has {size:,}: it is another version. Nothing was fetched.")
+        if answer.status == 206 and not have:
+            raise _Again("the server sent another part than it was asked for")
+        total = (
+            have + int(answer.headers["Content-Length"])
+            if answer.headers.get("Content-Length")
+            else size
+        )
+        if size is not None and total != size:
+            raise ValueError(
+                f"{url} offers {total:,} bytes, the published file has {size:,}: it is another version. Nothing was fetched."
+            )
         free = shutil.disk_usage(part.parent).free
-        if total and total - have > free: raise OSError(errno.ENOSPC, f"{part.name} needs {total - have:,} more bytes and the disk of {part.parent} has {free:,} left")
+        if total and total - have > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"{part.name} needs {total - have:,} more bytes and the disk of {part.parent} has {free:,} left",
+            )
         bar.total, bar.n = total, have
         with open(part, "ab" if have else "wb") as file:
-            while block := answer.read(1 << 20): bar.update(file.write(block))
-    if total is not None and part.stat().st_size < total: raise _Again(f"the connection ended after {part.stat().st_size:,} of {total:,} bytes")
+            while block := answer.read(1 << 20):
+                bar.update(file.write(block))
+    if total is not None and part.stat().st_size < total:
+        raise _Again(f"the connection ended after {part.stat().st_size:,} of {total:,} bytes")
 
 
-def _size(path): return path.stat().st_size if path.is_file() else 0
+def _size(path):
+    return path.stat().st_size if path.is_file() else 0
 
 # %% ../../nbs/4_data/09_download.ipynb #de5dc84d
 def download(
-    url, # http:// or https://
-    path, # file to make; its folder must exist
-    size=None, # bytes, where they are known
-    checksums=(), # see verify
-    tries=5, # requests in a row that may bring nothing
-    wait=1.0, # seconds before the second try; doubled after each
-    timeout=60, # seconds of silence after which the line counts as cut
-    progress=True, # show a bar
-) -> dict: # size and digests, as verify gives them
+    url,  # http:// or https://
+    path,  # file to make; its folder must exist
+    size=None,  # bytes, where they are known
+    checksums=(),  # see verify
+    tries=5,  # requests in a row that may bring nothing
+    wait=1.0,  # seconds before the second try; doubled after each
+    timeout=60,  # seconds of silence after which the line counts as cut
+    progress=True,  # show a bar
+) -> dict:  # size and digests, as verify gives them
     "Fetch a file, going on from `path`.part. `ConnectionError` and `ValueError` say what to do; only a verified file gets its name."
     path = Path(path)
     part, failed = path.with_name(path.name + ".part"), 0
-    if urlsplit(url).scheme not in ("http", "https"): raise ValueError(f"{url!r} is no web address; http:// and https:// can be fetched.")
-    if path.exists(): return verify(path, size, checksums, progress)
-    with tqdm(desc=path.name, unit="B", unit_scale=True, disable=not progress, delay=1, leave=False) as bar:
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError(f"{url!r} is no web address; http:// and https:// can be fetched.")
+    if path.exists():
+        return verify(path, size, checksums, progress)
+    with tqdm(
+        desc=path.name, unit="B", unit_scale=True, disable=not progress, delay=1, leave=False
+    ) as bar:
         while True:
             before = _size(part)
-            try: _receive(url, part, size, timeout, bar)
-            except (_Again, http.client.HTTPException, urllib.error.URLError, ConnectionResetError, BrokenPipeError, TimeoutError) as error:
+            try:
+                _receive(url, part, size, timeout, bar)
+            except (
+                _Again,
+                http.client.HTTPException,
+                urllib.error.URLError,
+                ConnectionResetError,
+                BrokenPipeError,
+                TimeoutError,
+            ) as error:
                 failed = 1 if _size(part) > before else failed + 1
-                if failed >= tries: raise ConnectionError(f"{url}: {getattr(error, 'reason', error) or type(error).__name__}, after {failed} tries. {_size(part):,} bytes are kept in {part}; the same command goes on from there.") from error
+                if failed >= tries:
+                    raise ConnectionError(
+                        f"{url}: {getattr(error, 'reason', error) or type(error).__name__}, after {failed} tries. {_size(part):,} bytes are kept in {part}; the same command goes on from there."
+                    ) from error
                 time.sleep(wait * 2 ** (failed - 1))
-            else: break
+            else:
+                break
     part.with_name(part.name + ".version").unlink(missing_ok=True)
-    try: digests = verify(part, size, checksums, progress)
+    try:
+        digests = verify(part, size, checksums, progress)
     except ValueError as error:
         os.replace(part, path.with_name(path.name + ".rejected"))
-        raise ValueError(f"{error} It came from {url} and is kept as {path.name}.rejected.") from None
+        raise ValueError(
+            f"{error} It came from {url} and is kept as {path.name}.rejected."
+        ) from None
     os.replace(part, path)
     return digests

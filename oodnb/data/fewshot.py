@@ -23,110 +23,182 @@ from ..ground.spelling import did_you_mean
 
 # %% ../../nbs/4_data/03_fewshot.ipynb #46c94b86
 def sample_shots(
-    labels, # class of each picture, in listing order [N]
-    shots, # pictures per class
-    seed=1, # the papers average over 1, 2, 3
-    repeat=False, # draw with replacement where a class has too few, instead of keeping all
-) -> np.ndarray: # int64 positions, class after class in order of first appearance
+    labels,  # class of each picture, in listing order [N]
+    shots,  # pictures per class
+    seed=1,  # the papers average over 1, 2, 3
+    repeat=False,  # draw with replacement where a class has too few, instead of keeping all
+) -> np.ndarray:  # int64 positions, class after class in order of first appearance
     "The few-shot draw of CoOp and its successors."
-    if isinstance(shots, bool) or not isinstance(shots, Integral) or shots < 1: raise ValueError(f"shots is {shots!r}; give a whole number of pictures per class, 1 or more.")
+    if isinstance(shots, bool) or not isinstance(shots, Integral) or shots < 1:
+        raise ValueError(
+            f"shots is {shots!r}; give a whole number of pictures per class, 1 or more."
+        )
     members, draw = {}, random.Random(int(seed))
-    for i, label in enumerate(np.asarray(labels).tolist()): members.setdefault(label, []).append(i)
+    for i, label in enumerate(np.asarray(labels).tolist()):
+        members.setdefault(label, []).append(i)
     chosen = []
     for positions in members.values():
-        if len(positions) >= shots: chosen += draw.sample(positions, shots)
-        else: chosen += draw.choices(positions, k=shots) if repeat else positions
+        if len(positions) >= shots:
+            chosen += draw.sample(positions, shots)
+        else:
+            chosen += draw.choices(positions, k=shots) if repeat else positions
     return np.array(chosen, dtype=np.int64)
 
 # %% ../../nbs/4_data/03_fewshot.ipynb #c3eaf4b6
 def only_classes(
-    images, # ImageSet
-    classes, # names of the wanted classes, each once
-): # ImageSet of their pictures, labels counted in the order of classes
+    images,  # ImageSet
+    classes,  # names of the wanted classes, each once
+):  # ImageSet of their pictures, labels counted in the order of classes
     "The pictures of some classes. `ValueError` for a name that the set does not have, or has twice."
     names = images.class_names
     for name in classes:
         if name not in names:
-            raise ValueError(f"{images.name!r} has no class {name!r}.{did_you_mean(name, names)} There are: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}.")
-        if names.count(name) > 1: raise ValueError(f"{names.count(name)} classes of {images!r} are called {name!r}, so the name does not choose one; use .subset(...) with their labels.")
-    if len(set(classes)) != len(classes): raise ValueError("classes names one class twice.")
+            raise ValueError(
+                f"{images.name!r} has no class {name!r}.{did_you_mean(name, names)} There are: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}."
+            )
+        if names.count(name) > 1:
+            raise ValueError(
+                f"{names.count(name)} classes of {images!r} are called {name!r}, so the name does not choose one; use .subset(...) with their labels."
+            )
+    if len(set(classes)) != len(classes):
+        raise ValueError("classes names one class twice.")
     new = {names.index(name): i for i, name in enumerate(classes)}
     part = images.subset(np.isin(images.labels, list(new)))
-    part.labels, part.class_names = np.array([new[label] for label in part.labels.tolist()], dtype=np.int64), list(classes)
+    part.labels, part.class_names = (
+        np.array([new[label] for label in part.labels.tolist()], dtype=np.int64),
+        list(classes),
+    )
     return part
 
 
 def few_shot(
-    images, # ImageSet with labels
-    shots, # pictures per class
-    seed=1, # the papers average over 1, 2, 3
-    classes=None, # class names to draw from; None for all
-    fewer="error", # a class with fewer pictures: "error" or "keep" (all it has)
+    images,  # ImageSet with labels
+    shots,  # pictures per class
+    seed=1,  # the papers average over 1, 2, 3
+    classes=None,  # class names to draw from; None for all
+    fewer="error",  # a class with fewer pictures: "error" or "keep" (all it has)
 ) -> ImageSet:
     "The few-shot subset of a set. `ValueError` for unknown classes and for classes with too few pictures."
-    if fewer not in ("error", "keep"): raise ValueError(f"fewer is {fewer!r}; possible are 'error' and 'keep' (a class with too few pictures keeps all of them).")
-    if classes is not None: images = only_classes(images, list(classes))
+    if fewer not in ("error", "keep"):
+        raise ValueError(
+            f"fewer is {fewer!r}; possible are 'error' and 'keep' (a class with too few pictures keeps all of them)."
+        )
+    if classes is not None:
+        images = only_classes(images, list(classes))
     labelled = np.flatnonzero(images.labels >= 0)
-    if not len(labelled): raise ValueError(f"{images!r} has no picture with a label, so there is nothing to draw from; pictures need class folders.")
+    if not len(labelled):
+        raise ValueError(
+            f"{images!r} has no picture with a label, so there is nothing to draw from; pictures need class folders."
+        )
     counts = images.class_counts()
     short = [f"{name!r} ({have})" for name, have in counts.items() if have < shots]
     if short and fewer == "error":
-        raise ValueError(f"{len(short)} of {len(counts)} classes of {images!r} have fewer than {shots} pictures: {', '.join(short[:5])}{', ...' if short[5:] else ''}. Ask for fewer shots, add pictures, or say fewer='keep'.")
+        raise ValueError(
+            f"{len(short)} of {len(counts)} classes of {images!r} have fewer than {shots} pictures: {', '.join(short[:5])}{', ...' if short[5:] else ''}. Ask for fewer shots, add pictures, or say fewer='keep'."
+        )
     part = images.subset(labelled[sample_shots(images.labels[labelled], shots, seed)])
     part.about |= {"shots": int(shots), "seed": int(seed)}
     return part
 
 # %% ../../nbs/4_data/03_fewshot.ipynb #29f89748
 def save_few_shot(
-    path, # *.json
-    images, # ImageSet from `few_shot`
+    path,  # *.json
+    images,  # ImageSet from `few_shot`
 ):
     "Write the ids of a few-shot set as JSON."
-    absolute = [name for name in images.ids if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()]
-    if absolute: raise ValueError(f"The id {absolute[0]!r} is an absolute path and means nothing on another machine; give the ImageSet ids relative to its folder.")
-    facts = {"dataset": images.name, "split": images.split, "shots": images.about.get("shots"), "seed": images.about.get("seed"), "class_names": images.class_names, "ids": images.ids}
-    with atomic_path(path) as temporary: temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    absolute = [
+        name
+        for name in images.ids
+        if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()
+    ]
+    if absolute:
+        raise ValueError(
+            f"The id {absolute[0]!r} is an absolute path and means nothing on another machine; give the ImageSet ids relative to its folder."
+        )
+    facts = {
+        "dataset": images.name,
+        "split": images.split,
+        "shots": images.about.get("shots"),
+        "seed": images.about.get("seed"),
+        "class_names": images.class_names,
+        "ids": images.ids,
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def load_few_shot(
-    path, # *.json
-    images, # ImageSet that holds these pictures
+    path,  # *.json
+    images,  # ImageSet that holds these pictures
 ) -> ImageSet:
     "The subset that a list names, in its order."
-    try: facts = json.loads(Path(path).expanduser().read_text("utf-8"))
-    except ValueError as error: raise ValueError(f"{path} is no few-shot list: {error}") from None
-    if not isinstance(facts, dict) or not isinstance(facts.get("ids"), list): raise ValueError(f"{path} is no few-shot list: it has no list 'ids'. save_few_shot writes one.")
+    try:
+        facts = json.loads(Path(path).expanduser().read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no few-shot list: {error}") from None
+    if not isinstance(facts, dict) or not isinstance(facts.get("ids"), list):
+        raise ValueError(
+            f"{path} is no few-shot list: it has no list 'ids'. save_few_shot writes one."
+        )
     position = {name: i for i, name in enumerate(images.ids)}
     missing = [name for name in facts["ids"] if name not in position]
-    if missing: raise ValueError(f"{len(missing)} of {len(facts['ids'])} pictures of {path} (drawn from {facts.get('dataset')} {facts.get('split')}) are not in {images!r}; the first is {missing[0]!r}.")
-    if facts.get("class_names") not in (None, images.class_names): images = only_classes(images, facts["class_names"])
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(facts['ids'])} pictures of {path} (drawn from {facts.get('dataset')} {facts.get('split')}) are not in {images!r}; the first is {missing[0]!r}."
+        )
+    if facts.get("class_names") not in (None, images.class_names):
+        images = only_classes(images, facts["class_names"])
     position = {name: i for i, name in enumerate(images.ids)}
     lost = [name for name in facts["ids"] if name not in position]
-    if lost: raise ValueError(f"{path} puts {lost[0]!r} into one of {facts['class_names'][:5]}, but it is in none of these classes now.")
+    if lost:
+        raise ValueError(
+            f"{path} puts {lost[0]!r} into one of {facts['class_names'][:5]}, but it is in none of these classes now."
+        )
     part = images.subset([position[name] for name in facts["ids"]])
     part.about |= {"shots": facts.get("shots"), "seed": facts.get("seed")}
     return part
 
 # %% ../../nbs/4_data/03_fewshot.ipynb #98ffe587
 def readable(
-    images, # ImageSet
-    workers=None, # threads that decode; None for one per core (at most 16)
-    progress=True, # show a bar when it takes longer than a second
-): # (ImageSet without the pictures that cannot be read, list of (id, reason) of these)
+    images,  # ImageSet
+    workers=None,  # threads that decode; None for one per core (at most 16)
+    progress=True,  # show a bar when it takes longer than a second
+):  # (ImageSet without the pictures that cannot be read, list of (id, reason) of these)
     "Open every picture once. `ValueError` when none can be read, or none of some class."
+
     def reason(i):
-        try: images.read(i)
-        except MemoryError: raise
-        except Exception as error: return getattr(error, "reason", f"{type(error).__name__}: {error}")
+        try:
+            images.read(i)
+        except MemoryError:
+            raise
+        except Exception as error:
+            return getattr(error, "reason", f"{type(error).__name__}: {error}")
 
     with ThreadPoolExecutor(workers or min(16, torch.get_num_threads() * 2)) as pool:
-        reasons = list(tqdm(pool.map(reason, range(len(images))), total=len(images), desc="pictures", unit="img", disable=not progress, delay=1))
+        reasons = list(
+            tqdm(
+                pool.map(reason, range(len(images))),
+                total=len(images),
+                desc="pictures",
+                unit="img",
+                disable=not progress,
+                delay=1,
+            )
+        )
     skipped = [(images.ids[i], why) for i, why in enumerate(reasons) if why]
-    if not skipped: return images, []
-    shown = "; ".join(f"{name} ({why})" for name, why in skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
-    message = f"{len(skipped)} of {len(images)} pictures of {images.name} could not be read: {shown}."
+    if not skipped:
+        return images, []
+    shown = "; ".join(f"{name} ({why})" for name, why in skipped[:3]) + (
+        "; ..." if len(skipped) > 3 else ""
+    )
+    message = (
+        f"{len(skipped)} of {len(images)} pictures of {images.name} could not be read: {shown}."
+    )
     good = images.subset([i for i, why in enumerate(reasons) if not why])
     gone = sorted(set(images.labels.tolist()) - set(good.labels.tolist()))
-    if gone: raise ValueError(f"{message} No picture is left of {len(gone)} classes ({', '.join(repr(images.class_names[k]) for k in gone[:5] if k >= 0)}).")
+    if gone:
+        raise ValueError(
+            f"{message} No picture is left of {len(gone)} classes ({', '.join(repr(images.class_names[k]) for k in gone[:5] if k >= 0)})."
+        )
     warnings.warn(f"{message} Training goes on without them.", stacklevel=2)
     return good, skipped

@@ -27,31 +27,41 @@ from ..ground.files import atomic_path
 from ..ground.hashing import content_hash
 from ..ground.places import home
 from ..ground.spelling import unknown_name
-from ..pictures import NOT_DECODED, folders, list_pictures, nothing_found, open_rgb, readable_id, split_folder
+from oodnb.pictures import (
+    NOT_DECODED,
+    folders,
+    list_pictures,
+    nothing_found,
+    open_rgb,
+    readable_id,
+    split_folder,
+)
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #af509f92
 @dataclass(repr=False)
 class ImageSet:
     "Pictures with ids, labels and a reader; made by `load_dataset`. Labels index `class_names`; -1 means none."
-    name: str # as it appears in tables
-    split: str # "test", "val", "fewshot", ...
-    ids: list[str] # one readable, unique name per picture, relative to the set [N]
-    labels: np.ndarray # int64 [N], index into class_names or -1
-    class_names: list[str] # [K], may repeat (ImageNet has two such names)
-    read: Callable[[int], Image.Image] # picture i in RGB
-    fingerprint: str # changes when a picture or an id changes, not when labels do
-    captions: list[str] | None = None # [N]
-    masks: Callable[[int], np.ndarray] | None = None # foreground of picture i, bool [H, W]
-    about: dict = field(default_factory=dict) # folder, licence, what is unusual
+
+    name: str  # as it appears in tables
+    split: str  # "test", "val", "fewshot", ...
+    ids: list[str]  # one readable, unique name per picture, relative to the set [N]
+    labels: np.ndarray  # int64 [N], index into class_names or -1
+    class_names: list[str]  # [K], may repeat (ImageNet has two such names)
+    read: Callable[[int], Image.Image]  # picture i in RGB
+    fingerprint: str  # changes when a picture or an id changes, not when labels do
+    captions: list[str] | None = None  # [N]
+    masks: Callable[[int], np.ndarray] | None = None  # foreground of picture i, bool [H, W]
+    about: dict = field(default_factory=dict)  # folder, licence, what is unusual
 
     def __post_init__(self):
         self.ids, self.class_names = list(self.ids), list(self.class_names)
         self.labels = np.asarray(self.labels, dtype=np.int64)
         _check_set(self)
 
-    def __len__(self): return len(self.ids)
+    def __len__(self):
+        return len(self.ids)
 
-    def __getitem__(self, i): # (picture, label)
+    def __getitem__(self, i):  # (picture, label)
         i = range(len(self))[operator.index(i)]
         return self.read(i), int(self.labels[i])
 
@@ -59,37 +69,64 @@ class ImageSet:
         kinds = f"{len(self.class_names):,} classes" if self.class_names else "no classes"
         return f"ImageSet({self.name} {self.split}: {len(self):,} pictures, {kinds})"
 
-    def class_counts(self): # pandas Series [K], in label order; pictures without label are not counted
+    def class_counts(
+        self,
+    ):  # pandas Series [K], in label order; pictures without label are not counted
         known = self.labels[self.labels >= 0]
-        return pd.Series(np.bincount(known, minlength=len(self.class_names)), index=self.class_names, name="pictures")
+        return pd.Series(
+            np.bincount(known, minlength=len(self.class_names)),
+            index=self.class_names,
+            name="pictures",
+        )
 
     def subset(
         self,
-        indices, # positions, or a boolean mask [N]
-    ): # a smaller ImageSet with the same classes
+        indices,  # positions, or a boolean mask [N]
+    ):  # a smaller ImageSet with the same classes
         return _subset(self, indices)
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #9a644e3b
 def _check_set(images):
     count, classes, where = len(images.ids), len(images.class_names), f"ImageSet {images.name!r}"
-    if images.labels.shape != (count,): raise ValueError(f"{where}: {count} ids but labels of shape {images.labels.shape}; give one label per picture, -1 where there is none.")
-    if images.captions is not None and len(images.captions) != count: raise ValueError(f"{where}: {count} ids but {len(images.captions)} captions.")
+    if images.labels.shape != (count,):
+        raise ValueError(
+            f"{where}: {count} ids but labels of shape {images.labels.shape}; give one label per picture, -1 where there is none."
+        )
+    if images.captions is not None and len(images.captions) != count:
+        raise ValueError(f"{where}: {count} ids but {len(images.captions)} captions.")
     repeated = [name for name, times in Counter(images.ids).items() if times > 1]
-    if repeated: raise ValueError(f"{where}: ids must be unique, but {repeated[0]!r} and {len(repeated) - 1} more repeat.")
+    if repeated:
+        raise ValueError(
+            f"{where}: ids must be unique, but {repeated[0]!r} and {len(repeated) - 1} more repeat."
+        )
     if count and (images.labels.min() < -1 or images.labels.max() >= classes):
-        raise ValueError(f"{where}: labels run from {images.labels.min()} to {images.labels.max()}, but there are {classes} class names (0 to {classes - 1}, or -1 for none).")
+        raise ValueError(
+            f"{where}: labels run from {images.labels.min()} to {images.labels.max()}, but there are {classes} class names (0 to {classes - 1}, or -1 for none)."
+        )
 
 
 def _subset(images, indices):
     chosen = np.asarray(indices)
-    if chosen.dtype == bool and chosen.shape != (len(images),): raise ValueError(f"A boolean mask needs one entry per picture ({len(images)}), got shape {chosen.shape}.")
-    if chosen.size and chosen.dtype.kind not in "biu": raise ValueError(f"subset takes positions or a boolean mask, not {chosen.dtype}.")
+    if chosen.dtype == bool and chosen.shape != (len(images),):
+        raise ValueError(
+            f"A boolean mask needs one entry per picture ({len(images)}), got shape {chosen.shape}."
+        )
+    if chosen.size and chosen.dtype.kind not in "biu":
+        raise ValueError(f"subset takes positions or a boolean mask, not {chosen.dtype}.")
     chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64).reshape(-1)
     outside = chosen[(chosen < 0) | (chosen >= len(images))]
-    if outside.size: raise ValueError(f"{images!r} has no picture {outside[0]}; positions run from 0 to {len(images) - 1}.")
+    if outside.size:
+        raise ValueError(
+            f"{images!r} has no picture {outside[0]}; positions run from 0 to {len(images) - 1}."
+        )
     return ImageSet(
-        images.name, images.split, [images.ids[i] for i in chosen], images.labels[chosen], images.class_names,
-        lambda i: images.read(int(chosen[i])), content_hash("subset", images.fingerprint, chosen),
+        images.name,
+        images.split,
+        [images.ids[i] for i in chosen],
+        images.labels[chosen],
+        images.class_names,
+        lambda i: images.read(int(chosen[i])),
+        content_hash("subset", images.fingerprint, chosen),
         None if images.captions is None else [images.captions[i] for i in chosen],
         None if images.masks is None else lambda i: images.masks(int(chosen[i])),
         {**images.about, "subset_of": len(images)},
@@ -97,18 +134,25 @@ def _subset(images, indices):
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #689425d1
 def _label(
-    tops, # first-level folder of each picture, None for a loose one
-    classes=None, # None, False, list of folders, or dict folder -> name
-): # (labels, with -2 for pictures that were not chosen; class names)
+    tops,  # first-level folder of each picture, None for a loose one
+    classes=None,  # None, False, list of folders, or dict folder -> name
+):  # (labels, with -2 for pictures that were not chosen; class names)
     folders = sorted({top for top in tops if top is not None})
-    if classes is False: return np.full(len(tops), -1), []
-    if classes is None: names, index = folders, {folder: i for i, folder in enumerate(folders)}
+    if classes is False:
+        return np.full(len(tops), -1), []
+    if classes is None:
+        names, index = folders, {folder: i for i, folder in enumerate(folders)}
     else:
-        if isinstance(classes, str) or not classes: raise ValueError("classes is a list of folders, a dictionary folder -> class name, or False to ignore the folders.")
+        if isinstance(classes, str) or not classes:
+            raise ValueError(
+                "classes is a list of folders, a dictionary folder -> class name, or False to ignore the folders."
+            )
         named = dict(classes) if isinstance(classes, dict) else {c: c for c in classes}
-        if len(named) != len(classes): raise ValueError("classes names a folder twice.")
+        if len(named) != len(classes):
+            raise ValueError("classes names a folder twice.")
         for folder in named:
-            if folder not in folders: raise ValueError(unknown_name("class folder", folder, folders))
+            if folder not in folders:
+                raise ValueError(unknown_name("class folder", folder, folders))
         names = list(dict.fromkeys(named.values()))
         index = {folder: names.index(name) for folder, name in named.items()}
     absent = -1 if classes is None else -2
@@ -116,63 +160,110 @@ def _label(
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #8ecf61a4
 def _stat(path):
-    try: found = os.stat(path)
-    except OSError: return -1, 0, 0
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, 0, 0
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def file_digest(
-    path, # a file
-) -> str: # sha256 in hexadecimal digits, or "unreadable: why"
+    path,  # a file
+) -> str:  # sha256 in hexadecimal digits, or "unreadable: why"
     "Hash of the bytes of a file."
     try:
-        with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error: return f"unreadable: {error.strerror}"
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
 
 
 def fingerprint(
-    ids, # relative names [N]
-    paths, # where they are now [N]
-    contents=True, # False: sizes and times of the files stand for their contents
-) -> str: # hash over ids and contents
+    ids,  # relative names [N]
+    paths,  # where they are now [N]
+    contents=True,  # False: sizes and times of the files stand for their contents
+) -> str:  # hash over ids and contents
     "Are these still the same pictures? Remembered below `home()`, so that the bytes are read once."
     stats = np.array([_stat(path) for path in paths], dtype=np.int64)
-    if not contents: return content_hash("sizes and times", ids, stats[:, :2])
-    memo = home() / "fingerprints" / f"{content_hash(list(map(os.path.abspath, paths)), ids, stats)}.json"
-    try: return json.loads(memo.read_text("utf-8"))["fingerprint"]
-    except (OSError, ValueError, KeyError): pass
+    if not contents:
+        return content_hash("sizes and times", ids, stats[:, :2])
+    memo = (
+        home()
+        / "fingerprints"
+        / f"{content_hash(list(map(os.path.abspath, paths)), ids, stats)}.json"
+    )
+    try:
+        return json.loads(memo.read_text("utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError):
+        pass
     with ThreadPoolExecutor(8) as pool:
-        digests = list(tqdm(pool.map(file_digest, paths), total=len(paths), desc="fingerprint", unit="file", disable=len(paths) < 5000, leave=False))
+        digests = list(
+            tqdm(
+                pool.map(file_digest, paths),
+                total=len(paths),
+                desc="fingerprint",
+                unit="file",
+                disable=len(paths) < 5000,
+                leave=False,
+            )
+        )
     value = content_hash(ids, digests)
     if time.time_ns() - stats[:, 1:].max() > 2_000_000_000:
         try:
-            with atomic_path(memo) as temporary: temporary.write_text(json.dumps({"fingerprint": value}), "utf-8")
-        except OSError: pass
+            with atomic_path(memo) as temporary:
+                temporary.write_text(json.dumps({"fingerprint": value}), "utf-8")
+        except OSError:
+            pass
     return value
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #32d07e55
 def load_folder(
-    folder, # existing folder
-    split, # name of the split, see split_folder
-    classes=None, # None, False, list or dict, see _label
-    name=None, # name of the set; default: name of the folder
-    contents=True, # see fingerprint
+    folder,  # existing folder
+    split,  # name of the split, see split_folder
+    classes=None,  # None, False, list or dict, see _label
+    name=None,  # name of the set; default: name of the folder
+    contents=True,  # see fingerprint
 ) -> ImageSet:
     "Pictures below a folder; the folders of the first level are the classes."
     top, other = Path(folder), Counter()
     folder = split_folder(top, split)
     files = sorted(list_pictures(folder, other))
-    if not files: raise nothing_found(folder, other)
+    if not files:
+        raise nothing_found(folder, other)
     tops = [parts[0] if len(parts) > 1 else None for parts, _ in files]
     labels, class_names = _label(tops, classes)
-    about = {"folder": str(folder), "other_files": dict(other), "empty_folders": sorted(set(folders(folder)) - set(tops)),
-             "loose_pictures": tops.count(None) if class_names else 0, "not_chosen": int((labels == -2).sum())}
+    about = {
+        "folder": str(folder),
+        "other_files": dict(other),
+        "empty_folders": sorted(set(folders(folder)) - set(tops)),
+        "loose_pictures": tops.count(None) if class_names else 0,
+        "not_chosen": int((labels == -2).sum()),
+    }
     notes = []
-    if about["empty_folders"]: notes.append(f"{len(about['empty_folders'])} folders without pictures are no classes ({', '.join(about['empty_folders'][:3])})")
-    if classes is None and about["loose_pictures"]: notes.append(f"{about['loose_pictures']} pictures lie beside the class folders and get no label")
+    if about["empty_folders"]:
+        notes.append(
+            f"{len(about['empty_folders'])} folders without pictures are no classes ({', '.join(about['empty_folders'][:3])})"
+        )
+    if classes is None and about["loose_pictures"]:
+        notes.append(
+            f"{about['loose_pictures']} pictures lie beside the class folders and get no label"
+        )
     undecoded = {suffix: times for suffix, times in other.items() if suffix in NOT_DECODED}
-    if undecoded: notes.append(f"{sum(undecoded.values())} files were left out because {' '.join(sorted(undecoded))} cannot be decoded; convert them to PNG or JPEG")
-    if notes: warnings.warn(f"{folder}: {'; '.join(notes)}.", stacklevel=3)
+    if undecoded:
+        notes.append(
+            f"{sum(undecoded.values())} files were left out because {' '.join(sorted(undecoded))} cannot be decoded; convert them to PNG or JPEG"
+        )
+    if notes:
+        warnings.warn(f"{folder}: {'; '.join(notes)}.", stacklevel=3)
     kept = [i for i, label in enumerate(labels) if label != -2]
     ids, paths = [readable_id(files[i][0]) for i in kept], [files[i][1] for i in kept]
-    return ImageSet(name or top.resolve().name, split, ids, labels[kept], class_names, lambda i: open_rgb(paths[i]), fingerprint(ids, paths, contents), about=about)
+    return ImageSet(
+        name or top.resolve().name,
+        split,
+        ids,
+        labels[kept],
+        class_names,
+        lambda i: open_rgb(paths[i]),
+        fingerprint(ids, paths, contents),
+        about=about,
+    )

@@ -28,159 +28,259 @@ from ..pictures import list_pictures
 _COLUMNS = ("archive", "path", "size", "sha256")
 
 
-def _record(name, root): return Path(root) / ".oodnb" / f"{entry(name).name}.json"
+def _record(name, root):
+    return Path(root) / ".oodnb" / f"{entry(name).name}.json"
 
 
 def prepared(
-    name, # of a data set
-    root, # data root
-) -> tuple: # (archives that are done, name -> facts; DataFrame archive, path below the root, size, sha256)
+    name,  # of a data set
+    root,  # data root
+    # (archives that are done, name -> facts; DataFrame archive, path below the root, size, sha256)
+) -> tuple:
     "What `prepare` has put into its place."
     path = _record(name, root)
     done = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    files = pd.read_parquet(path.with_suffix(".parquet")) if done and path.with_suffix(".parquet").is_file() else pd.DataFrame(columns=_COLUMNS)
+    files = (
+        pd.read_parquet(path.with_suffix(".parquet"))
+        if done and path.with_suffix(".parquet").is_file()
+        else pd.DataFrame(columns=_COLUMNS)
+    )
     return done, files
 
 
 def _write_record(name, root, archive, facts, rows):
     done, files = prepared(name, root)
-    files = pd.concat([files[files["archive"] != archive.name], pd.DataFrame(rows, columns=_COLUMNS).astype({"size": "int64"})], ignore_index=True).astype({"size": "int64"})
+    files = pd.concat(
+        [
+            files[files["archive"] != archive.name],
+            pd.DataFrame(rows, columns=_COLUMNS).astype({"size": "int64"}),
+        ],
+        ignore_index=True,
+    ).astype({"size": "int64"})
     path = _record(name, root)
-    with atomic_path(path.with_suffix(".parquet")) as temporary: files.to_parquet(temporary)
-    with atomic_path(path) as temporary: temporary.write_text(json.dumps(done | {archive.name: facts}, indent=1), "utf-8")
+    with atomic_path(path.with_suffix(".parquet")) as temporary:
+        files.to_parquet(temporary)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(done | {archive.name: facts}, indent=1), "utf-8")
 
 # %% ../../nbs/4_data/11_prepare.ipynb #067c711c
-def _stem(name): # the name without .tar, .tar.gz, .tgz, ...
+def _stem(name):  # the name without .tar, .tar.gz, .tgz, ...
     for ending in (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tar", ".zip", ".gz"):
-        if name.endswith(ending): return name.removesuffix(ending)
+        if name.endswith(ending):
+            return name.removesuffix(ending)
     return name
 
 
-def _unpack_inner(staging, done, inner): # Unpacked, with the archives inside replaced by their contents
+def _unpack_inner(
+    staging, done, inner
+):  # Unpacked, with the archives inside replaced by their contents
     for pattern, where in inner.items():
         for name in [name for name, *_ in done.files if fnmatch(name, pattern)]:
             target = PurePosixPath(name).parent / where.format(stem=_stem(PurePosixPath(name).name))
             found = unpack(staging / name, staging / ".inner", progress=False)
             for path, *_ in found.files:
                 (staging / target / path).parent.mkdir(parents=True, exist_ok=True)
-                if (staging / target / path).exists(): raise ValueError(f"{name}: the member {path} is there already. Nothing of it was kept.")
+                if (staging / target / path).exists():
+                    raise ValueError(
+                        f"{name}: the member {path} is there already. Nothing of it was kept."
+                    )
                 os.rename(staging / ".inner" / path, staging / target / path)
             shutil.rmtree(staging / ".inner")
             (staging / name).unlink()
-            done = Unpacked([f for f in done.files if f[0] != name] + [(str(target / path), *facts) for path, *facts in found.files], done.skipped + found.skipped)
+            done = Unpacked(
+                [f for f in done.files if f[0] != name]
+                + [(str(target / path), *facts) for path, *facts in found.files],
+                done.skipped + found.skipped,
+            )
     return done
 
 
-def _sort_by_class(staging, done, kit): # Unpacked, with flat pictures moved into WordNet id folders
+def _sort_by_class(
+    staging, done, kit
+):  # Unpacked, with flat pictures moved into WordNet id folders
     imagenet = importlib.import_module("torchvision.datasets.imagenet")
     with tempfile.TemporaryDirectory() as folder:
         imagenet.parse_devkit_archive(folder, str(Path(kit).absolute()))
         _, wnids = imagenet.load_meta_file(folder)
     pictures = sorted(done.files)
-    if len(pictures) != len(wnids): raise ValueError(f"{len(pictures):,} pictures were unpacked, and {kit} has labels of {len(wnids):,}; they do not belong together.")
+    if len(pictures) != len(wnids):
+        raise ValueError(
+            f"{len(pictures):,} pictures were unpacked, and {kit} has labels of {len(wnids):,}; they do not belong together."
+        )
     for (name, *_), wnid in zip(pictures, wnids, strict=True):
         (staging / wnid).mkdir(exist_ok=True)
         os.rename(staging / name, staging / wnid / PurePosixPath(name).name)
-    return Unpacked([(f"{wnid}/{PurePosixPath(name).name}", *facts) for (name, *facts), wnid in zip(pictures, wnids, strict=True)], done.skipped)
+    return Unpacked(
+        [
+            (f"{wnid}/{PurePosixPath(name).name}", *facts)
+            for (name, *facts), wnid in zip(pictures, wnids, strict=True)
+        ],
+        done.skipped,
+    )
 
 # %% ../../nbs/4_data/11_prepare.ipynb #e6cdc70c
-def _clashes(staging, files, target): # files of another content that are there
+def _clashes(staging, files, target):  # files of another content that are there
     for name, size, sha in files:
         there = target / name
-        for above in [there, *there.parents][:len(PurePosixPath(name).parts)]:
-            if above.is_symlink(): raise ValueError(f"{above} is a link; nothing is written through links below {target}. Put the folder itself there, or link {target}.")
-        if there.exists() and not (there.is_file() and there.stat().st_size == size and verify(there, progress=False)["sha256"] == sha): yield name
+        for above in [there, *there.parents][: len(PurePosixPath(name).parts)]:
+            if above.is_symlink():
+                raise ValueError(
+                    f"{above} is a link; nothing is written through links below {target}. Put the folder itself there, or link {target}."
+                )
+        if there.exists() and not (
+            there.is_file()
+            and there.stat().st_size == size
+            and verify(there, progress=False)["sha256"] == sha
+        ):
+            yield name
 
 
 def _move(staging, files, target):
     clashes = list(_clashes(staging, files, target))
-    if clashes: raise ValueError(f"{len(clashes)} files are in {target} already, with other contents ({', '.join(clashes[:3])}{', ...' if clashes[3:] else ''}). Nothing was changed; move them away and run the same command again.")
+    if clashes:
+        raise ValueError(
+            f"{len(clashes)} files are in {target} already, with other contents ({', '.join(clashes[:3])}{', ...' if clashes[3:] else ''}). Nothing was changed; move them away and run the same command again."
+        )
     for name, *_ in files:
-        if (target / name).exists(): continue
+        if (target / name).exists():
+            continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         os.rename(staging / name, target / name)
 
 
-def _place(archive, path, root, kit, progress): # Unpacked, now in its place
+def _place(archive, path, root, kit, progress):  # Unpacked, now in its place
     target = Path(root) / archive.into
     target.mkdir(parents=True, exist_ok=True)
     staging = target / ".oodnb-unpack"
-    if staging.is_symlink(): raise ValueError(f"{staging} is a link; remove it.")
+    if staging.is_symlink():
+        raise ValueError(f"{staging} is a link; remove it.")
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        if archive.unpack: done = unpack(path, staging, progress)
+        if archive.unpack:
+            done = unpack(path, staging, progress)
         else:
             staging.mkdir()
             shutil.copyfile(path, staging / archive.name)
             facts = verify(path, progress=False)
             done = Unpacked([(archive.name, facts["size"], facts["sha256"])])
-        if archive.inner: done = _unpack_inner(staging, done, archive.inner)
-        if kit: done = _sort_by_class(staging, done, kit)
+        if archive.inner:
+            done = _unpack_inner(staging, done, archive.inner)
+        if kit:
+            done = _sort_by_class(staging, done, kit)
         _move(staging, done.files, target)
-    finally: shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return done
 
 # %% ../../nbs/4_data/11_prepare.ipynb #fab3f1f6
-def _at_hand(name, shelf, source): # Path of an archive that somebody put there, or None
+def _at_hand(name, shelf, source):  # Path of an archive that somebody put there, or None
     web = source is None or str(source).startswith(("http://", "https://"))
-    places = [shelf, shelf.parent, shelf.parent.parent] + ([] if web else [Path(source).expanduser()])
+    places = [shelf, shelf.parent, shelf.parent.parent] + (
+        [] if web else [Path(source).expanduser()]
+    )
     return next((place / name for place in places if (place / name).is_file()), None)
 
 
-def _fetch(archive, shelf, source, progress): # (path or None when a person must get it, digests)
+def _fetch(archive, shelf, source, progress):  # (path or None when a person must get it, digests)
     path, url = _at_hand(archive.name, shelf, source), archive.url
-    if path: return path, verify(path, archive.size, archive.checksums, progress)
-    if source is not None: url = f"{str(source).rstrip('/')}/{archive.name}" if str(source).startswith(("http://", "https://")) else None
-    if url is None: return None, {}
+    if path:
+        return path, verify(path, archive.size, archive.checksums, progress)
+    if source is not None:
+        url = (
+            f"{str(source).rstrip('/')}/{archive.name}"
+            if str(source).startswith(("http://", "https://"))
+            else None
+        )
+    if url is None:
+        return None, {}
     shelf.mkdir(parents=True, exist_ok=True)
-    return shelf / archive.name, download(url, shelf / archive.name, archive.size, archive.checksums, progress=progress)
+    return shelf / archive.name, download(
+        url, shelf / archive.name, archive.size, archive.checksums, progress=progress
+    )
 
 
-def _there(found, archive, root): # somebody else has unpacked it: every split of it has pictures
+def _there(found, archive, root):  # somebody else has unpacked it: every split of it has pictures
     folders = [find(found.name, split, root)[0] for split in archive.splits or found.splits]
-    return archive.unpack and all(folder and next(list_pictures(folder, Counter()), None) for folder in folders)
+    return archive.unpack and all(
+        folder and next(list_pictures(folder, Counter()), None) for folder in folders
+    )
 
 
-def _to_do(found, split, root): # archives that are not done, those first that others need
+def _to_do(found, split, root):  # archives that are not done, those first that others need
     done, _ = prepared(found.name, root)
-    left = [a for a in archives_of(found.name, split) if done.get(a.name, {}).get("begun") or a.name not in done and not _there(found, a, root)]
+    left = [
+        a
+        for a in archives_of(found.name, split)
+        if done.get(a.name, {}).get("begun") or a.name not in done and not _there(found, a, root)
+    ]
     return sorted(left, key=lambda archive: archive.into is not None)
 
 
-def _one(found, archive, path, facts, root, kit, progress): # the line that says what was done
+def _one(found, archive, path, facts, root, kit, progress):  # the line that says what was done
     _write_record(found.name, root, archive, {"begun": True}, [])
     placed = Unpacked() if archive.into is None else _place(archive, path, root, kit, progress)
-    rows = [(archive.name, (PurePosixPath(archive.into) / file).as_posix(), *rest) for file, *rest in placed.files]
-    _write_record(found.name, root, archive, facts | {"published": list(archive.checksums), "links_left_out": placed.skipped}, rows)
-    checked = "verified" if archive.checksums else f"has no published checksum, its sha256 {facts['sha256'][:16]}… is kept"
-    return f"{found.name}: {archive.name} {checked}, {len(rows):,} files" + (f", {len(placed.skipped)} links left out" if placed.skipped else "")
+    rows = [
+        (archive.name, (PurePosixPath(archive.into) / file).as_posix(), *rest)
+        for file, *rest in placed.files
+    ]
+    _write_record(
+        found.name,
+        root,
+        archive,
+        facts | {"published": list(archive.checksums), "links_left_out": placed.skipped},
+        rows,
+    )
+    checked = (
+        "verified"
+        if archive.checksums
+        else f"has no published checksum, its sha256 {facts['sha256'][:16]}… is kept"
+    )
+    return f"{found.name}: {archive.name} {checked}, {len(rows):,} files" + (
+        f", {len(placed.skipped)} links left out" if placed.skipped else ""
+    )
 
 # %% ../../nbs/4_data/11_prepare.ipynb #6c0dbba5
 def prepare(
-    name, # of a data set
-    split=None, # only what this split needs; None: everything
-    root=None, # data root; default $OODNB_DATA
-    source=None, # address of a mirror, or a folder that holds the archives
-    say=print, # receives one line per step
-    progress=True, # show bars
-) -> Path: # the data root
+    name,  # of a data set
+    split=None,  # only what this split needs; None: everything
+    root=None,  # data root; default $OODNB_DATA
+    source=None,  # address of a mirror, or a folder that holds the archives
+    say=print,  # receives one line per step
+    progress=True,  # show bars
+) -> Path:  # the data root
     "Fetch, verify and unpack a data set. `FileNotFoundError` says which files a person must get, and where to put them; what is done stays done."
     found, waiting, reasons = entry(name), [], {}
-    if split is not None: split_of(found.name, split)
+    if split is not None:
+        split_of(found.name, split)
     if found.part_of:
         say(f"{found.name} is a list of classes of {found.part_of}.")
         return prepare(found.part_of, split, root, source, say, progress)
     root = Path(data_root() if root is None else root).expanduser()
-    if not root.is_dir(): raise FileNotFoundError(f"The root {root} is no folder. Create it, on a disk with room for the data sets.")
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"The root {root} is no folder. Create it, on a disk with room for the data sets."
+        )
     shelf = root / "archives" / found.name
     with locked(_record(found.name, root)):
         left = _to_do(found, split, root)
-        if not left: say(f"{found.name}: is there, nothing to fetch; oodnb data check {found.name} looks at every file.")
+        if not left:
+            say(
+                f"{found.name}: is there, nothing to fetch; oodnb data check {found.name} looks at every file."
+            )
         for archive in left:
-            try: path, facts = _fetch(archive, shelf, source, progress)
-            except ConnectionError as error: path, reasons[archive.name] = None, f"\n    {error}"
+            try:
+                path, facts = _fetch(archive, shelf, source, progress)
+            except ConnectionError as error:
+                path, reasons[archive.name] = None, f"\n    {error}"
             kit = archive.arrange and _at_hand(archive.arrange, shelf, source)
-            if path is None: waiting.append(archive)
-            elif not archive.arrange or kit: say(_one(found, archive, path, facts, root, kit, progress))
-    if waiting: raise FileNotFoundError(f"{found.name}: {len(waiting)} files must be fetched by hand ({found.licence}; {found.homepage}).\n" + "\n".join(describe(a, shelf) + reasons.get(a.name, "") for a in waiting) + "\nThen run the same command again.")
+            if path is None:
+                waiting.append(archive)
+            elif not archive.arrange or kit:
+                say(_one(found, archive, path, facts, root, kit, progress))
+    if waiting:
+        raise FileNotFoundError(
+            f"{found.name}: {len(waiting)} files must be fetched by hand ({found.licence}; {found.homepage}).\n"
+            + "\n".join(describe(a, shelf) + reasons.get(a.name, "") for a in waiting)
+            + "\nThen run the same command again."
+        )
     return root

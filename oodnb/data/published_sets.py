@@ -28,162 +28,370 @@ from ..pictures import PICTURES, open_rgb
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #e58be452
 def imagenet_names(
-    wnids, # WordNet ids, e.g. n01440764
-) -> list[str]: # English names, in the order of the ids
+    wnids,  # WordNet ids, e.g. n01440764
+) -> list[str]:  # English names, in the order of the ids
     "Names of ImageNet-1k classes. `ValueError` for an id that is none."
     named = dict(zip(sorted(ImageNetInfo().label_names()), IMAGENET_CLASSNAMES, strict=True))
     for wnid in wnids:
-        if wnid not in named: raise ValueError(f"{wnid!r} is no WordNet id of ImageNet-1k; its folders are called n01440764, n01443537, ...")
+        if wnid not in named:
+            raise ValueError(
+                f"{wnid!r} is no WordNet id of ImageNet-1k; its folders are called n01440764, n01443537, ..."
+            )
     return [named[wnid] for wnid in wnids]
 
 
-def _from_folder(folder, found, part): # flat, or one folder per class
-    return load_folder(folder, part.name, None if part.classes else False, found.name, part.options.get("contents", True))
+def _from_folder(folder, found, part):  # flat, or one folder per class
+    return load_folder(
+        folder,
+        part.name,
+        None if part.classes else False,
+        found.name,
+        part.options.get("contents", True),
+    )
 
 
-def _from_wnids(folder, found, part): # one folder per WordNet id
-    chosen = [w for w in sorted(class_lists()[found.name]["wnids"]) if (folder / w).is_dir()] if part.options.get("chosen") else None
-    images = load_folder(folder, part.name, chosen or None, found.name, part.options.get("contents", True))
-    images.about["wnids"], images.class_names = images.class_names, imagenet_names(images.class_names)
+def _from_wnids(folder, found, part):  # one folder per WordNet id
+    chosen = (
+        [w for w in sorted(class_lists()[found.name]["wnids"]) if (folder / w).is_dir()]
+        if part.options.get("chosen")
+        else None
+    )
+    images = load_folder(
+        folder, part.name, chosen or None, found.name, part.options.get("contents", True)
+    )
+    images.about["wnids"], images.class_names = (
+        images.class_names,
+        imagenet_names(images.class_names),
+    )
     return images
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #25fdd1de
-def _listed(folder, found, part, names, labels, class_names, ids=None, captions=None): # ImageSet of the named files that exist
-    outside = next((name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts), None)
-    if outside: raise ValueError(f"{found.name}: the list names {outside!r}, which lies outside of {folder}; it is not read.")
+def _listed(
+    folder, found, part, names, labels, class_names, ids=None, captions=None
+):  # ImageSet of the named files that exist
+    outside = next(
+        (
+            name
+            for name in names
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+        ),
+        None,
+    )
+    if outside:
+        raise ValueError(
+            f"{found.name}: the list names {outside!r}, which lies outside of {folder}; it is not read."
+        )
     there = {name: (folder / name).is_file() for name in dict.fromkeys(names)}
     kept = [i for i, name in enumerate(names) if there[name]]
-    if not kept: raise missing(found.name, part.name, folder, f"None of the {len(there):,} pictures of its list is in {folder}, first {names[0] if names else 'of none'}.")
+    if not kept:
+        raise missing(
+            found.name,
+            part.name,
+            folder,
+            f"None of the {len(there):,} pictures of its list is in {folder}, first {names[0] if names else 'of none'}.",
+        )
     ids, paths = [(ids or names)[i] for i in kept], [folder / names[i] for i in kept]
-    return ImageSet(found.name, part.name, ids, np.asarray(labels)[kept], class_names, lambda i: open_rgb(paths[i]), fingerprint(ids, paths), None if captions is None else [captions[i] for i in kept],
-                    about={"folder": str(folder), "pictures": sum(there.values()), "missing": [name for name, found in there.items() if not found]})
+    return ImageSet(
+        found.name,
+        part.name,
+        ids,
+        np.asarray(labels)[kept],
+        class_names,
+        lambda i: open_rgb(paths[i]),
+        fingerprint(ids, paths),
+        None if captions is None else [captions[i] for i in kept],
+        about={
+            "folder": str(folder),
+            "pictures": sum(there.values()),
+            "missing": [name for name, found in there.items() if not found],
+        },
+    )
 
 
-def _list_file(folder, found, part): # Path of the file that names the pictures
+def _list_file(folder, found, part):  # Path of the file that names the pictures
     path = Path(os.path.normpath(folder / part.options["list"]))
-    if not path.is_file(): raise missing(found.name, part.name, path, f"The folder {folder} is there, {path.name} is not.")
+    if not path.is_file():
+        raise missing(
+            found.name, part.name, path, f"The folder {folder} is there, {path.name} is not."
+        )
     return path
 
 
-def _from_list(folder, found, part): # "openimage_o/images/1.jpg -1" per line, relative to the folder
+def _from_list(
+    folder, found, part
+):  # "openimage_o/images/1.jpg -1" per line, relative to the folder
     path = Path(folder).parent / part.options["list"]
-    if not path.is_file(): raise missing(found.name, part.name, path, f"The folder {folder} is there, the list {path.name} is not.")
-    names = [line.rsplit(" ", 1)[0] for line in path.read_text("utf-8").splitlines() if line.strip()]
+    if not path.is_file():
+        raise missing(
+            found.name,
+            part.name,
+            path,
+            f"The folder {folder} is there, the list {path.name} is not.",
+        )
+    names = [
+        line.rsplit(" ", 1)[0] for line in path.read_text("utf-8").splitlines() if line.strip()
+    ]
     return _listed(folder, found, part, names, [-1] * len(names), [])
 
 
-def _from_table(folder, found, part): # a CSV with one column of 0 and 1 per class
+def _from_table(folder, found, part):  # a CSV with one column of 0 and 1 per class
     table = pd.read_csv(_list_file(folder, found, part))
     hot = table[part.options["columns"]].to_numpy()
-    if not ((hot == 1).sum(1) == 1).all(): raise ValueError(f"{found.name}: line {int(np.flatnonzero((hot == 1).sum(1) != 1)[0]) + 2} of the table does not have exactly one class.")
-    return _listed(folder, found, part, [f"{name}.jpg" for name in table["image"]], hot.argmax(1), part.options["names"])
+    if not ((hot == 1).sum(1) == 1).all():
+        raise ValueError(
+            f"{found.name}: line {int(np.flatnonzero((hot == 1).sum(1) != 1)[0]) + 2} of the table does not have exactly one class."
+        )
+    return _listed(
+        folder,
+        found,
+        part,
+        [f"{name}.jpg" for name in table["image"]],
+        hot.argmax(1),
+        part.options["names"],
+    )
 
 
-def _from_coco(folder, found, part): # one entry per caption, so a picture appears several times
+def _from_coco(folder, found, part):  # one entry per caption, so a picture appears several times
     listed = json.loads(_list_file(folder, found, part).read_text("utf-8"))
     files = {image["id"]: image["file_name"] for image in listed["images"]}
-    rows = sorted((files[a["image_id"]], a["id"], a["caption"].strip()) for a in listed["annotations"])
-    return _listed(folder, found, part, [name for name, *_ in rows], [-1] * len(rows), [], [f"{name}#{number}" for name, number, _ in rows], [caption for *_, caption in rows])
+    rows = sorted(
+        (files[a["image_id"]], a["id"], a["caption"].strip()) for a in listed["annotations"]
+    )
+    return _listed(
+        folder,
+        found,
+        part,
+        [name for name, *_ in rows],
+        [-1] * len(rows),
+        [],
+        [f"{name}#{number}" for name, number, _ in rows],
+        [caption for *_, caption in rows],
+    )
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #e44dbffa
-def _same_name(listed, ours): # is our name the listed one, or its beginning up to a hyphen
+def _same_name(listed, ours):  # is our name the listed one, or its beginning up to a hyphen
     listed, ours = (text.replace("_", " ").casefold() for text in (listed, ours))
     return listed == ours or listed.startswith(ours + "-")
 
 
 def _from_split_file(folder, found, part):
     path, ours = _list_file(folder, found, part), class_lists()[found.name]["class_names"]
-    try: rows = [(str(name), int(label), str(said)) for name, label, said in json.loads(path.read_text("utf-8"))[part.name]]
-    except (ValueError, KeyError, TypeError) as error: raise ValueError(f'{path} is no split file ({type(error).__name__}: {error}); expected is {{"{part.name}": [[path, label, name], ...]}}.') from None
-    wrong = next(((label, said) for _, label, said in rows if not 0 <= label < len(ours) or not _same_name(said, ours[label])), None)
-    if wrong: raise ValueError(f"{path}: label {wrong[0]} is called {wrong[1]!r}, in the paper's runs it is {ours[wrong[0]] if 0 <= wrong[0] < len(ours) else f'not there (0 to {len(ours) - 1})'!r}. This is another split; labels and names must be those of {found.name} in data/lists/class_lists.json.")
-    tried = {base: sum((folder / base / name).is_file() for name, *_ in rows[:50]) for base in part.options["bases"]}
+    try:
+        rows = [
+            (str(name), int(label), str(said))
+            for name, label, said in json.loads(path.read_text("utf-8"))[part.name]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{path} is no split file ({type(error).__name__}: {error}); expected is {{"{part.name}": [[path, label, name], ...]}}.'
+        ) from None
+    wrong = next(
+        (
+            (label, said)
+            for _, label, said in rows
+            if not 0 <= label < len(ours) or not _same_name(said, ours[label])
+        ),
+        None,
+    )
+    if wrong:
+        raise ValueError(
+            f"{path}: label {wrong[0]} is called {wrong[1]!r}, in the paper's runs it is {ours[wrong[0]] if 0 <= wrong[0] < len(ours) else f'not there (0 to {len(ours) - 1})'!r}. This is another split; labels and names must be those of {found.name} in data/lists/class_lists.json."
+        )
+    tried = {
+        base: sum((folder / base / name).is_file() for name, *_ in rows[:50])
+        for base in part.options["bases"]
+    }
     base = max(tried, key=tried.get)
-    return _listed(folder, found, part, [PurePosixPath(base, name).as_posix() for name, *_ in rows], [label for _, label, _ in rows], ours)
+    return _listed(
+        folder,
+        found,
+        part,
+        [PurePosixPath(base, name).as_posix() for name, *_ in rows],
+        [label for _, label, _ in rows],
+        ours,
+    )
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #939581df
-def _torchvision(folder, found, **options): # a torchvision data set, with its errors as ours
+def _torchvision(folder, found, **options):  # a torchvision data set, with its errors as ours
     kind = found.name.replace("-", "")
-    try: return getattr(importlib.import_module("torchvision.datasets"), kind)(str(Path(folder).parent), download=False, **options)
-    except RuntimeError as error: raise ValueError(f"{folder} cannot be read as {found.name}: {error}. oodnb data prepare {found.name} fetches or checks its files.") from None
+    try:
+        return getattr(importlib.import_module("torchvision.datasets"), kind)(
+            str(Path(folder).parent), download=False, **options
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder} cannot be read as {found.name}: {error}. oodnb data prepare {found.name} fetches or checks its files."
+        ) from None
 
 
 def _from_cifar(folder, found, part):
     data = _torchvision(folder, found, train=part.name == "train")
-    return ImageSet(found.name, part.name, [f"{i:05d}" for i in range(len(data.targets))], data.targets, data.classes, lambda i: Image.fromarray(data.data[i]), content_hash("arrays", data.data), about={"folder": str(folder)})
+    return ImageSet(
+        found.name,
+        part.name,
+        [f"{i:05d}" for i in range(len(data.targets))],
+        data.targets,
+        data.classes,
+        lambda i: Image.fromarray(data.data[i]),
+        content_hash("arrays", data.data),
+        about={"folder": str(folder)},
+    )
 
 
 def _from_pcam(folder, found, part):
     data = _torchvision(folder, found, split=part.name)
     files = [Path(folder) / data._FILES[part.name][kind][0] for kind in ("images", "targets")]
-    with data.h5py.File(files[1]) as targets: labels = targets["y"][:].reshape(-1)
-    return ImageSet(found.name, part.name, [f"{i:06d}" for i in range(len(data))], labels, part.options["names"], lambda i: data[i][0], fingerprint([f.name for f in files], files), about={"folder": str(folder)})
+    with data.h5py.File(files[1]) as targets:
+        labels = targets["y"][:].reshape(-1)
+    return ImageSet(
+        found.name,
+        part.name,
+        [f"{i:06d}" for i in range(len(data))],
+        labels,
+        part.options["names"],
+        lambda i: data[i][0],
+        fingerprint([f.name for f in files], files),
+        about={"folder": str(folder)},
+    )
 
 
 def _from_shards(folder, found, part):
     return load_captions(str(Path(folder) / part.options["list"]))
 
 
-_READERS = {"folder": _from_folder, "wnids": _from_wnids, "list": _from_list, "split file": _from_split_file, "one-hot table": _from_table, "coco": _from_coco, "shards": _from_shards, "pcam": _from_pcam, "cifar": _from_cifar}
+_READERS = {
+    "folder": _from_folder,
+    "wnids": _from_wnids,
+    "list": _from_list,
+    "split file": _from_split_file,
+    "one-hot table": _from_table,
+    "coco": _from_coco,
+    "shards": _from_shards,
+    "pcam": _from_pcam,
+    "cifar": _from_cifar,
+}
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #58b3476f
-def _counts(images, part, known): # sentences about numbers that do not agree
+def _counts(images, part, known):  # sentences about numbers that do not agree
     total = images.about.get("pictures", len(images))
     per_class = images.class_counts()
-    if part.images not in (None, total): yield f"{total:,} images instead of {part.images:,}"
-    if part.options.get("captions") not in (None, len(images)): yield f"{len(images):,} captions instead of {part.options['captions']:,}"
-    if len(images.class_names) != part.classes: yield f"{len(images.class_names):,} class folders instead of {part.classes:,}"
-    elif part.images == total and known is not None and per_class.tolist() != known: yield f"other counts per class than published, first {next(n for n, a, b in zip(images.class_names, per_class, known) if a != b)!r}"
-    elif part.images == total and part.options.get("per_class") and set(per_class) != {part.options["per_class"]}: yield f"{per_class.min()} to {per_class.max()} images per class instead of {part.options['per_class']}"
+    if part.images not in (None, total):
+        yield f"{total:,} images instead of {part.images:,}"
+    if part.options.get("captions") not in (None, len(images)):
+        yield f"{len(images):,} captions instead of {part.options['captions']:,}"
+    if len(images.class_names) != part.classes:
+        yield f"{len(images.class_names):,} class folders instead of {part.classes:,}"
+    elif part.images == total and known is not None and per_class.tolist() != known:
+        yield f"other counts per class than published, first {next(n for n, a, b in zip(images.class_names, per_class, known) if a != b)!r}"
+    elif (
+        part.images == total
+        and part.options.get("per_class")
+        and set(per_class) != {part.options["per_class"]}
+    ):
+        yield f"{per_class.min()} to {per_class.max()} images per class instead of {part.options['per_class']}"
 
 
-def _names(images, part): # {"missing": [...], "extra": [...]}
-    if "missing" in images.about: return {"missing": images.about["missing"], "extra": []}
-    if "numbered" not in part.options: return {"missing": [], "extra": []}
-    due, there = {part.options["numbered"].format(i) for i in range(1, part.images + 1)}, {PurePosixPath(name).name for name in images.ids}
+def _names(images, part):  # {"missing": [...], "extra": [...]}
+    if "missing" in images.about:
+        return {"missing": images.about["missing"], "extra": []}
+    if "numbered" not in part.options:
+        return {"missing": [], "extra": []}
+    due, there = (
+        {part.options["numbered"].format(i) for i in range(1, part.images + 1)},
+        {PurePosixPath(name).name for name in images.ids},
+    )
     return {"missing": sorted(due - there), "extra": sorted(there - due)}
 
 
-def _against_record(images, found, root): # {"missing", "extra", "different"} names, or None without a record; about["recorded"] keeps the hashes for check_dataset
+def _against_record(
+    images,
+    found,
+    # {"missing", "extra", "different"} names, or None without a record; about["recorded"] keeps the hashes for check_dataset
+    root,
+):
     folder, (_, files) = Path(images.about["folder"]), prepared(found.part_of or found.name, root)
     inside = f"{folder.relative_to(root).as_posix()}/" if folder.is_relative_to(root) else None
-    if inside is None or not files.path.str.startswith(inside).any() or found.part_of: return None
-    due = {path.removeprefix(inside): (size, sha) for path, size, sha in zip(files.path, files["size"], files.sha256) if path.startswith(inside) and os.path.splitext(path)[1].lower() in PICTURES and "/." not in f"/{path}"}
+    if inside is None or not files.path.str.startswith(inside).any() or found.part_of:
+        return None
+    due = {
+        path.removeprefix(inside): (size, sha)
+        for path, size, sha in zip(files.path, files["size"], files.sha256)
+        if path.startswith(inside)
+        and os.path.splitext(path)[1].lower() in PICTURES
+        and "/." not in f"/{path}"
+    }
     there = set(images.ids)
-    changed = [name for name in sorted(due.keys() & there) if os.path.getsize(folder / name) != due[name][0]]
+    changed = [
+        name
+        for name in sorted(due.keys() & there)
+        if os.path.getsize(folder / name) != due[name][0]
+    ]
     images.about["recorded"] = {name: due[name][1] for name in due.keys() & there}
-    return {"missing": sorted(due.keys() - there), "extra": sorted(there - due.keys()), "different": changed}
+    return {
+        "missing": sorted(due.keys() - there),
+        "extra": sorted(there - due.keys()),
+        "different": changed,
+    }
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #0ec30256
 def compare(
-    images, # ImageSet of a named set
-    split, # its name
-    root, # data root
-) -> tuple: # (sentences about what differs, {"missing", "extra", "different"} names)
+    images,  # ImageSet of a named set
+    split,  # its name
+    root,  # data root
+) -> tuple:  # (sentences about what differs, {"missing", "extra", "different"} names)
     "What is not as published, or not as it was unpacked."
     found = entry(images.name)
-    part, known = split_of(found.name, split), class_lists().get(found.name, {}).get("test_counts") if split == "test" else None
+    part, known = (
+        split_of(found.name, split),
+        class_lists().get(found.name, {}).get("test_counts") if split == "test" else None,
+    )
     wrong, files = list(_counts(images, part, known)), {**_names(images, part), "different": []}
-    if found.layout in ("folder", "wnids"): files = _against_record(images, found, Path(root)) or files
-    words = {"missing": "are missing", "extra": "do not belong to it", "different": "have another size than when they were unpacked"}
-    if not wrong or any(files["different"]): wrong += [f"{len(names)} files {words[kind]} (first {names[0]})" for kind, names in files.items() if names]
+    if found.layout in ("folder", "wnids"):
+        files = _against_record(images, found, Path(root)) or files
+    words = {
+        "missing": "are missing",
+        "extra": "do not belong to it",
+        "different": "have another size than when they were unpacked",
+    }
+    if not wrong or any(files["different"]):
+        wrong += [
+            f"{len(names)} files {words[kind]} (first {names[0]})"
+            for kind, names in files.items()
+            if names
+        ]
     return wrong, files
 
 
 def load_published(
-    name, # of a data set, as the catalogue spells it
-    split="test", # see the catalogue
-    root=None, # data root; default $OODNB_DATA
-    allow_different=False, # take a list that is not the published one; the name of the set then says so
+    name,  # of a data set, as the catalogue spells it
+    split="test",  # see the catalogue
+    root=None,  # data root; default $OODNB_DATA
+    # take a list that is not the published one; the name of the set then says so
+    allow_different=False,
 ) -> ImageSet:
     "Pictures of a named benchmark. `FileNotFoundError` says what is missing and how to get it, `ValueError` in what it differs."
     found, folder = entry(name), locate(name, split, root)
-    images = replace(_READERS[found.layout](folder, found, split_of(name, split)), name=found.name, split=split)
+    images = replace(
+        _READERS[found.layout](folder, found, split_of(name, split)), name=found.name, split=split
+    )
     images.about = {"folder": str(folder), **images.about}
     wrong, files = compare(images, split, data_root() if root is None else Path(root).expanduser())
     if wrong and not allow_different:
-        flat = " The pictures lie flat: oodnb data prepare ImageNet sorts them into WordNet id folders with the development kit, as torchvision.datasets.ImageNet does." if found.layout == "wnids" and not images.class_names else ""
-        raise ValueError(f"{folder} is not the {found.name} of the published tables: {', '.join(wrong)}.{flat} oodnb data check {found.name} lists what is wrong; allow_different=True uses it, and its name then says so.")
-    images.about.update(homepage=found.homepage, licence=found.licence, ids_hash=content_hash(images.ids), different=", ".join(wrong), files=files)
-    if wrong: images.name = f"{found.name} ({', '.join(wrong)})"
+        flat = (
+            " The pictures lie flat: oodnb data prepare ImageNet sorts them into WordNet id folders with the development kit, as torchvision.datasets.ImageNet does."
+            if found.layout == "wnids" and not images.class_names
+            else ""
+        )
+        raise ValueError(
+            f"{folder} is not the {found.name} of the published tables: {', '.join(wrong)}.{flat} oodnb data check {found.name} lists what is wrong; allow_different=True uses it, and its name then says so."
+        )
+    images.about.update(
+        homepage=found.homepage,
+        licence=found.licence,
+        ids_hash=content_hash(images.ids),
+        different=", ".join(wrong),
+        files=files,
+    )
+    if wrong:
+        images.name = f"{found.name} ({', '.join(wrong)})"
     return images

@@ -33,110 +33,223 @@ _PALETTE = seaborn.color_palette("colorblind").as_hex()
 ID_COLOUR = _PALETTE[0]
 COLOURS = tuple(_PALETTE[i] for i in (3, 2, 4, 1, 9, 5, 7))
 _STYLE = seaborn.axes_style("ticks") | {
-    "font.sans-serif": ["DejaVu Sans"], "image.cmap": "viridis", "patch.force_edgecolor": False, "font.size": 7.5, "axes.titlesize": 8.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.labelsize": 7.5, "xtick.labelsize": 6.5, "ytick.labelsize": 7, "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.linewidth": .6, "xtick.major.width": .6, "ytick.major.width": .6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
-    "lines.linewidth": 1.3, "axes.prop_cycle": mpl.cycler(color=(ID_COLOUR, *COLOURS)),
-    "figure.dpi": 100, "savefig.dpi": 200, "svg.hashsalt": "oodnb", "svg.fonttype": "none", "text.hinting": "none"}
+    "font.sans-serif": ["DejaVu Sans"],
+    "image.cmap": "viridis",
+    "patch.force_edgecolor": False,
+    "font.size": 7.5,
+    "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.linewidth": 1.3,
+    "axes.prop_cycle": mpl.cycler(color=(ID_COLOUR, *COLOURS)),
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "oodnb",
+    "svg.fonttype": "none",
+    "text.hinting": "none",
+}
 
 
 @contextmanager
 def style():
     "The plotting style for the block; afterwards matplotlib is as it was."
-    with mpl.rc_context(_STYLE): yield
+    with mpl.rc_context(_STYLE):
+        yield
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #d3b66267
 class DataFigure(Figure):
     "A matplotlib figure that carries the numbers drawn in it."
-    data = None # DataFrame
-    pictures = False # True when it shows photographs: smaller when saved, and never with few colours
+
+    data = None  # DataFrame
+    pictures = (
+        False  # True when it shows photographs: smaller when saved, and never with few colours
+    )
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         "PNG for the notebook, small enough to be committed: line art needs no more than 64 colours."
         with style(), io.BytesIO() as drawn, io.BytesIO() as small:
             self.savefig(drawn, format="png", dpi=90, metadata={"Software": None})
             image = Image.open(drawn).convert("RGB")
-            (image if self.pictures else image.quantize(64)).save(small, format="png", optimize=True)
-            return {"image/png": base64.b64encode(small.getvalue()).decode(), "text/plain": f"{type(self).__name__}({'no data' if self.data is None else f'{len(self.data)} rows of data'})"}
+            (image if self.pictures else image.quantize(64)).save(
+                small, format="png", optimize=True
+            )
+            return {
+                "image/png": base64.b64encode(small.getvalue()).decode(),
+                "text/plain": f"{type(self).__name__}({'no data' if self.data is None else f'{len(self.data)} rows of data'})",
+            }
 
 
-def _figure(width, height, rows, columns, **options): # inches; (figure, axes [rows, columns])
+def _figure(width, height, rows, columns, **options):  # inches; (figure, axes [rows, columns])
     figure = DataFigure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=.06, h_pad=.05)
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def _finished(figure, data): # the figure with its layout computed once, so that drawing it again changes nothing
+def _finished(
+    figure, data
+):  # the figure with its layout computed once, so that drawing it again changes nothing
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     figure.data = data
     return figure
 
 
-def _picked(scores, detectors): # names to draw
+def _picked(scores, detectors):  # names to draw
     names = detector_names(scores)
-    wanted = names if detectors is None else [detectors] if isinstance(detectors, str) else list(detectors)
+    wanted = (
+        names
+        if detectors is None
+        else [detectors]
+        if isinstance(detectors, str)
+        else list(detectors)
+    )
     unknown = [d for d in wanted if d not in names]
-    if unknown or not wanted: raise ValueError(f"No detector {unknown[0]!r} in this score table; it has {', '.join(names)}." if unknown else "No detector was named; leave detectors=None for all.")
+    if unknown or not wanted:
+        raise ValueError(
+            f"No detector {unknown[0]!r} in this score table; it has {', '.join(names)}."
+            if unknown
+            else "No detector was named; leave detectors=None for all."
+        )
     return wanted
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #86e44a34
 def save_figure(
-    figure, # DataFigure, or any matplotlib figure
-    path, # .png, .svg, .pdf, .webp or .jpg
-    dpi=None, # dots per inch of pixel formats; None takes 200, and 100 for contact sheets
-) -> Path: # the picture
+    figure,  # DataFigure, or any matplotlib figure
+    path,  # .png, .svg, .pdf, .webp or .jpg
+    dpi=None,  # dots per inch of pixel formats; None takes 200, and 100 for contact sheets
+) -> Path:  # the picture
     "Write a figure, and its numbers as CSV beside it, atomically."
     path = Path(path)
-    clock = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".webp": None, ".jpg": None}
-    if path.suffix.lower() not in clock: raise ValueError(f"{path.name!r} is no picture format used here; end it in {', '.join(clock)}.")
+    clock = {
+        ".png": {"Software": None},
+        ".svg": {"Date": None},
+        ".pdf": {"CreationDate": None},
+        ".webp": None,
+        ".jpg": None,
+    }
+    if path.suffix.lower() not in clock:
+        raise ValueError(
+            f"{path.name!r} is no picture format used here; end it in {', '.join(clock)}."
+        )
     dpi = dpi or (100 if getattr(figure, "pictures", False) else 200)
-    with style(), atomic_path(path) as temporary: figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi, metadata=clock[path.suffix.lower()])
+    with style(), atomic_path(path) as temporary:
+        figure.savefig(
+            temporary, format=path.suffix[1:].lower(), dpi=dpi, metadata=clock[path.suffix.lower()]
+        )
     if getattr(figure, "data", None) is not None:
-        with atomic_path(path.with_suffix(".csv")) as temporary: figure.data.to_csv(temporary, index=False, float_format="%.5g", lineterminator="\n")
+        with atomic_path(path.with_suffix(".csv")) as temporary:
+            figure.data.to_csv(temporary, index=False, float_format="%.5g", lineterminator="\n")
     return path
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #fbab63eb
-def _density(values, low, high, points=96): # (x [points], density [points], peak 1)
+def _density(values, low, high, points=96):  # (x [points], density [points], peak 1)
     counts, edges = np.histogram(values, bins=points, range=(low, high))
-    spread = min(np.std(values), np.subtract(*np.quantile(values, [.75, .25])) / 1.38) or np.std(values)
-    width = .9 * spread * len(values) ** -.2 / (edges[1] - edges[0])
-    smooth = gaussian_filter1d(counts.astype(float), max(width, 1.), mode="reflect")
+    spread = min(np.std(values), np.subtract(*np.quantile(values, [0.75, 0.25])) / 1.38) or np.std(
+        values
+    )
+    width = 0.9 * spread * len(values) ** -0.2 / (edges[1] - edges[0])
+    smooth = gaussian_filter1d(counts.astype(float), max(width, 1.0), mode="reflect")
     return (edges[1:] + edges[:-1]) / 2, smooth / max(smooth.max(), 1e-12)
 
 
-def _score_range(sets): # (low, high) without the last half percent of any set on either side
-    ends = np.array([np.quantile(values, [0, .005, .995, 1]) for values in sets])
+def _score_range(sets):  # (low, high) without the last half percent of any set on either side
+    ends = np.array([np.quantile(values, [0, 0.005, 0.995, 1]) for values in sets])
     low, high = ends[:, 1].min(), ends[:, 2].max()
-    margin = .02 * (high - low) or abs(low) * .01 or 1.
-    return max(low - margin, ends[:, 0].min() - margin * .1), min(high + margin, ends[:, 3].max() + margin * .1)
+    margin = 0.02 * (high - low) or abs(low) * 0.01 or 1.0
+    return max(low - margin, ends[:, 0].min() - margin * 0.1), min(
+        high + margin, ends[:, 3].max() + margin * 0.1
+    )
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #66778f78
-def _ridge(axis, values, low, high, line, base, colour, accept): # one density standing on `base`
+def _ridge(axis, values, low, high, line, base, colour, accept):  # one density standing on `base`
     x, y = _density(values, low, high)
-    axis.fill_between(x, base, base + .88 * y, color=colour, alpha=.28, linewidth=0)
+    axis.fill_between(x, base, base + 0.88 * y, color=colour, alpha=0.28, linewidth=0)
     if accept:
         right = np.concatenate([[line], x[x > line]])
-        axis.fill_between(right, base, base + .88 * np.interp(right, x, y), color=colour, alpha=.75, linewidth=0)
-    axis.plot(x, base + .88 * y, color=colour, linewidth=.9)
-    axis.axhline(base, color="#BBBBBB", linewidth=.4, zorder=0)
+        axis.fill_between(
+            right, base, base + 0.88 * np.interp(right, x, y), color=colour, alpha=0.75, linewidth=0
+        )
+    axis.plot(x, base + 0.88 * y, color=colour, linewidth=0.9)
+    axis.axhline(base, color="#BBBBBB", linewidth=0.4, zorder=0)
     return x, y
 
 
 def _score_panel(axis, scores, detector, known, ood, short):
     values = known[detector].to_numpy()
     sets = {"ID": values} | {name: rows[detector].to_numpy() for name, rows in ood.items()}
-    (low, high), line, count, data = _score_range(sets.values()), np.quantile(values, .05), len(ood), []
-    for place, head in ((1.2, "AUROC"), (1.42, "FPR95")): axis.text(place, count + .62, head, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=5.5, color="#666666")
+    (low, high), line, count, data = (
+        _score_range(sets.values()),
+        np.quantile(values, 0.05),
+        len(ood),
+        [],
+    )
+    for place, head in ((1.2, "AUROC"), (1.42, "FPR95")):
+        axis.text(
+            place,
+            count + 0.62,
+            head,
+            transform=axis.get_yaxis_transform(),
+            ha="right",
+            va="bottom",
+            fontsize=5.5,
+            color="#666666",
+        )
     for i, (name, own) in enumerate(sets.items()):
-        x, y = _ridge(axis, own, low, high, line, count - i, ID_COLOUR if i == 0 else COLOURS[(i - 1) % len(COLOURS)], i > 0)
-        data.append(pd.DataFrame({"detector": detector, "dataset": name if i else known["dataset"].iloc[0], "role": "ood" if i else "id", "score": x, "density": y, "line": line}))
+        x, y = _ridge(
+            axis,
+            own,
+            low,
+            high,
+            line,
+            count - i,
+            ID_COLOUR if i == 0 else COLOURS[(i - 1) % len(COLOURS)],
+            i > 0,
+        )
+        data.append(
+            pd.DataFrame(
+                {
+                    "detector": detector,
+                    "dataset": name if i else known["dataset"].iloc[0],
+                    "role": "ood" if i else "id",
+                    "score": x,
+                    "density": y,
+                    "line": line,
+                }
+            )
+        )
         found = detection_metrics(values, own) if i else {}
         for place, metric in ((1.2, "auroc"), (1.42, "fpr95_id_positive")):
-            if found: axis.text(place, count - i + .12, f"{100 * found[metric]:.1f}", transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=6.5)
-    axis.axvline(line, color="#222222", linewidth=.8, linestyle=(0, (3, 2)))
-    axis.set(xlim=(low, high), ylim=(-.05, count + 1.02), title=detector, yticks=[count - i + .25 for i in range(len(sets))], yticklabels=short)
+            if found:
+                axis.text(
+                    place,
+                    count - i + 0.12,
+                    f"{100 * found[metric]:.1f}",
+                    transform=axis.get_yaxis_transform(),
+                    ha="right",
+                    va="bottom",
+                    fontsize=6.5,
+                )
+    axis.axvline(line, color="#222222", linewidth=0.8, linestyle=(0, (3, 2)))
+    axis.set(
+        xlim=(low, high),
+        ylim=(-0.05, count + 1.02),
+        title=detector,
+        yticks=[count - i + 0.25 for i in range(len(sets))],
+        yticklabels=short,
+    )
     axis.xaxis.set_major_locator(MaxNLocator(3))
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
@@ -144,133 +257,257 @@ def _score_panel(axis, scores, detector, known, ood, short):
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #bf4a94d0
 def plot_score_distributions(
-    scores, # score table
-    detectors=None, # names; None draws all
-    columns=None, # panels side by side; None: three, or two where that leaves no gap
+    scores,  # score table
+    detectors=None,  # names; None draws all
+    columns=None,  # panels side by side; None: three, or two where that leaves no gap
 ) -> DataFigure:
     "Densities of the scores of every set, one panel per detector, with the line that accepts 95 % of the ID images."
     (known, ood), names = by_role(scores), _picked(scores, detectors)
     columns = min(columns or (2 if len(names) == 4 else 3), len(names))
     short = [f"{known['dataset'].iloc[0]} (ID)", *ood]
     with style():
-        figure, axes = _figure(1.2 + 2.05 * columns, (.55 + .27 * (len(ood) + 1)) * math.ceil(len(names) / columns) + .15, math.ceil(len(names) / columns), columns, sharey=True)
-        data = [_score_panel(axis, scores, name, known, ood, short) for axis, name in zip(axes.flat, names)]
-        for axis in axes.flat[len(names):]: axis.set_axis_off()
-        for axis in axes[:, 1:].flat: axis.tick_params(labelleft=False)
+        figure, axes = _figure(
+            1.2 + 2.05 * columns,
+            (0.55 + 0.27 * (len(ood) + 1)) * math.ceil(len(names) / columns) + 0.15,
+            math.ceil(len(names) / columns),
+            columns,
+            sharey=True,
+        )
+        data = [
+            _score_panel(axis, scores, name, known, ood, short)
+            for axis, name in zip(axes.flat, names)
+        ]
+        for axis in axes.flat[len(names) :]:
+            axis.set_axis_off()
+        for axis in axes[:, 1:].flat:
+            axis.tick_params(labelleft=False)
         note = "score (higher = more in-distribution); dashed: accepts 95 % of the ID images; solid area: OOD images accepted there, their share is FPR95 (ID positive)"
-        figure.supxlabel(textwrap.fill(note, int(21.5 * figure.get_figwidth())), fontsize=6.5, color="#666666")
-        figure.draw_without_rendering() # what stands beside the panels is as wide as they are: the layout needs another round
+        figure.supxlabel(
+            textwrap.fill(note, int(21.5 * figure.get_figwidth())), fontsize=6.5, color="#666666"
+        )
+        figure.draw_without_rendering()  # what stands beside the panels is as wide as they are: the layout needs another round
         return _finished(figure, pd.concat(data, ignore_index=True))
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #0d4de795
-def _roc(id_scores, ood_scores, points=150): # (share of OOD accepted, share of ID accepted), thinned
+def _roc(
+    id_scores, ood_scores, points=150
+):  # (share of OOD accepted, share of ID accepted), thinned
     order = np.unique(np.concatenate([id_scores, ood_scores]))[::-1]
-    accepted = [1 - np.searchsorted(np.sort(s), order, side="left") / len(s) for s in (ood_scores, id_scores)]
-    fpr, tpr = (np.concatenate([[0.], a, [1.]]) for a in accepted)
-    along = np.concatenate([[0.], np.cumsum(np.hypot(np.diff(np.log10(fpr + 1e-3)), np.diff(tpr)))])
-    keep = np.unique(np.searchsorted(along, np.linspace(0, along[-1], points)).clip(0, len(along) - 1))
+    accepted = [
+        1 - np.searchsorted(np.sort(s), order, side="left") / len(s)
+        for s in (ood_scores, id_scores)
+    ]
+    fpr, tpr = (np.concatenate([[0.0], a, [1.0]]) for a in accepted)
+    along = np.concatenate(
+        [[0.0], np.cumsum(np.hypot(np.diff(np.log10(fpr + 1e-3)), np.diff(tpr)))]
+    )
+    keep = np.unique(
+        np.searchsorted(along, np.linspace(0, along[-1], points)).clip(0, len(along) - 1)
+    )
     return fpr[keep], tpr[keep]
 
 
 def plot_roc(
-    scores, # score table
-    detectors=None, # names; None draws all
-    log_x=False, # logarithmic axis for the OOD side
-    columns=3, # panels side by side
+    scores,  # score table
+    detectors=None,  # names; None draws all
+    log_x=False,  # logarithmic axis for the OOD side
+    columns=3,  # panels side by side
 ) -> DataFigure:
     "ROC curves with ID positive, one panel per OOD set, one line per detector."
     (known, ood), names, data = by_role(scores), _picked(scores, detectors), []
     columns = min(columns, len(ood))
     with style():
-        figure, axes = _figure(.5 + 2.1 * columns, .5 + 2. * math.ceil(len(ood) / columns), math.ceil(len(ood) / columns), columns, sharex=True, sharey=True)
+        figure, axes = _figure(
+            0.5 + 2.1 * columns,
+            0.5 + 2.0 * math.ceil(len(ood) / columns),
+            math.ceil(len(ood) / columns),
+            columns,
+            sharex=True,
+            sharey=True,
+        )
         for axis, (name, rows) in zip(axes.flat, ood.items()):
-            axis.axhline(95, color="#888888", linewidth=.6, linestyle=":")
+            axis.axhline(95, color="#888888", linewidth=0.6, linestyle=":")
             for i, detector in enumerate(names):
                 fpr, tpr = _roc(known[detector].to_numpy(), rows[detector].to_numpy())
-                axis.plot(100 * fpr, 100 * tpr, label=detector, color=(ID_COLOUR, *COLOURS)[i % (len(COLOURS) + 1)], linestyle=("-", "--")[i // (len(COLOURS) + 1) % 2], drawstyle="steps-post" if len(rows) < 60 else "default")
-                data.append(pd.DataFrame({"dataset": name, "detector": detector, "ood_accepted": 100 * fpr, "id_accepted": 100 * tpr}))
-            axis.set(title=name, ylim=(0, 100.5), xscale="log" if log_x else "linear", xlim=(.2, 100) if log_x else (-1, 100))
-            if log_x: axis.xaxis.set_major_formatter("{x:g}")
-        axes[0, 0].text(2, 96, "95 %: FPR95 is read here", va="bottom", fontsize=5.5, color="#666666")
-        for axis in axes.flat[len(ood):]: axis.set_axis_off()
-        for axis in axes.flat[max(0, len(ood) - columns):len(ood)]: axis.tick_params(labelbottom=True)
+                axis.plot(
+                    100 * fpr,
+                    100 * tpr,
+                    label=detector,
+                    color=(ID_COLOUR, *COLOURS)[i % (len(COLOURS) + 1)],
+                    linestyle=("-", "--")[i // (len(COLOURS) + 1) % 2],
+                    drawstyle="steps-post" if len(rows) < 60 else "default",
+                )
+                data.append(
+                    pd.DataFrame(
+                        {
+                            "dataset": name,
+                            "detector": detector,
+                            "ood_accepted": 100 * fpr,
+                            "id_accepted": 100 * tpr,
+                        }
+                    )
+                )
+            axis.set(
+                title=name,
+                ylim=(0, 100.5),
+                xscale="log" if log_x else "linear",
+                xlim=(0.2, 100) if log_x else (-1, 100),
+            )
+            if log_x:
+                axis.xaxis.set_major_formatter("{x:g}")
+        axes[0, 0].text(
+            2, 96, "95 %: FPR95 is read here", va="bottom", fontsize=5.5, color="#666666"
+        )
+        for axis in axes.flat[len(ood) :]:
+            axis.set_axis_off()
+        for axis in axes.flat[max(0, len(ood) - columns) : len(ood)]:
+            axis.tick_params(labelbottom=True)
         figure.supxlabel("OOD images accepted, %", fontsize=7.5)
         figure.supylabel("ID images accepted, %", fontsize=7.5)
-        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(names), 6))
+        figure.legend(
+            *axes.flat[0].get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=min(len(names), 6),
+        )
         return _finished(figure, pd.concat(data, ignore_index=True))
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #6c0c9646
-_LABELS = {"auroc": "AUROC, %\nhigher is better", "fpr95_id_positive": "FPR95, ID pos., %\nlower is better", "fpr95_ood_positive": "FPR95, OOD pos., %\nlower is better",
-           "aupr_in": "AUPR, ID, %\nhigher is better", "aupr_out": "AUPR, OOD, %\nhigher is better"}
+_LABELS = {
+    "auroc": "AUROC, %\nhigher is better",
+    "fpr95_id_positive": "FPR95, ID pos., %\nlower is better",
+    "fpr95_ood_positive": "FPR95, OOD pos., %\nlower is better",
+    "aupr_in": "AUPR, ID, %\nhigher is better",
+    "aupr_out": "AUPR, OOD, %\nhigher is better",
+}
 
 
 def plot_metric_intervals(
-    metrics, # metrics_table(...)
-    names=("auroc", "fpr95_id_positive", "fpr95_ood_positive"), # metrics, one row of panels each
-    same_scale=False, # one axis for all sets, to compare sets rather than detectors
-    labels=None, # dict: metric -> what its axis shows
-    line=None, # value to draw a line at
-    note="", # small print below
+    metrics,  # metrics_table(...)
+    names=("auroc", "fpr95_id_positive", "fpr95_ood_positive"),  # metrics, one row of panels each
+    same_scale=False,  # one axis for all sets, to compare sets rather than detectors
+    labels=None,  # dict: metric -> what its axis shows
+    line=None,  # value to draw a line at
+    note="",  # small print below
 ) -> DataFigure:
     "Dot and whisker for every detector, OOD set and metric."
     unknown = [n for n in names if n not in _LABELS or n not in metrics]
-    if unknown: raise ValueError(f"No metric {unknown[0]!r} in this table; choose from {', '.join(n for n in _LABELS if n in metrics)}.")
-    sets, detectors, labels = list(metrics["dataset"].unique()), list(metrics["detector"].unique()), _LABELS | (labels or {})
+    if unknown:
+        raise ValueError(
+            f"No metric {unknown[0]!r} in this table; choose from {', '.join(n for n in _LABELS if n in metrics)}."
+        )
+    sets, detectors, labels = (
+        list(metrics["dataset"].unique()),
+        list(metrics["detector"].unique()),
+        _LABELS | (labels or {}),
+    )
     with style():
-        figure, axes = _figure(.6 + .05 * max(map(len, detectors)) + 1.05 * len(sets), max(1.15, .42 + .15 * len(detectors)) * len(names) + .2, len(names), len(sets), sharex="row" if same_scale else False, sharey=True)
+        figure, axes = _figure(
+            0.6 + 0.05 * max(map(len, detectors)) + 1.05 * len(sets),
+            max(1.15, 0.42 + 0.15 * len(detectors)) * len(names) + 0.2,
+            len(names),
+            len(sets),
+            sharex="row" if same_scale else False,
+            sharey=True,
+        )
         for column, dataset in enumerate(sets):
             part = metrics[metrics["dataset"] == dataset].set_index("detector").reindex(detectors)
             for axis, name in zip(axes[:, column], names):
                 colour, y = "#222222" if dataset == "mean" else ID_COLOUR, np.arange(len(detectors))
-                if part[f"{name}_low"].notna().any(): axis.hlines(y, part[f"{name}_low"], part[f"{name}_high"], color=colour, linewidth=1.5, alpha=.5)
+                if part[f"{name}_low"].notna().any():
+                    axis.hlines(
+                        y,
+                        part[f"{name}_low"],
+                        part[f"{name}_high"],
+                        color=colour,
+                        linewidth=1.5,
+                        alpha=0.5,
+                    )
                 axis.plot(part[name], y, "o", color=colour, markersize=2.6)
-                axis.grid(axis="x", color="#E4E4E4", linewidth=.5)
+                axis.grid(axis="x", color="#E4E4E4", linewidth=0.5)
                 axis.set_axisbelow(True)
                 axis.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10], min_n_ticks=2))
-                if line is not None: axis.axvline(line, color="#666666", linewidth=.7, linestyle="--")
+                if line is not None:
+                    axis.axvline(line, color="#666666", linewidth=0.7, linestyle="--")
                 axis.tick_params(axis="y", length=0)
             axes[0, column].set_title(dataset, fontsize=8.5 if max(map(len, sets)) < 12 else 7.5)
-        for axis, name in zip(axes[:, 0], names): axis.set(yticks=range(len(detectors)), yticklabels=detectors, ylim=(len(detectors) - .4, -.6))
-        for axis, name in zip(axes[:, 0], names): axis.set_ylabel(labels[name], fontsize=6.5)
-        if note: figure.supxlabel(note, fontsize=6.5, color="#666666")
-        return _finished(figure, metrics[["detector", "dataset", *(f"{n}{end}" for n in names for end in ("", "_low", "_high"))]].copy())
+        for axis, name in zip(axes[:, 0], names):
+            axis.set(
+                yticks=range(len(detectors)),
+                yticklabels=detectors,
+                ylim=(len(detectors) - 0.4, -0.6),
+            )
+        for axis, name in zip(axes[:, 0], names):
+            axis.set_ylabel(labels[name], fontsize=6.5)
+        if note:
+            figure.supxlabel(note, fontsize=6.5, color="#666666")
+        return _finished(
+            figure,
+            metrics[
+                [
+                    "detector",
+                    "dataset",
+                    *(f"{n}{end}" for n in names for end in ("", "_low", "_high")),
+                ]
+            ].copy(),
+        )
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #32b2ca57
-def _mistakes(scores, detector, n): # rows of both kinds, worst first
+def _mistakes(scores, detector, n):  # rows of both kinds, worst first
     known, ood = by_role(scores)
     others = pd.concat(ood.values())
-    def above(rows, other, side): # percent of the other scores below those of the rows
-        return 100 * np.searchsorted(np.sort(other[detector]), rows[detector].to_numpy(), side=side) / len(other)
+
+    def above(rows, other, side):  # percent of the other scores below those of the rows
+        return (
+            100
+            * np.searchsorted(np.sort(other[detector]), rows[detector].to_numpy(), side=side)
+            / len(other)
+        )
+
     high, low = others.nlargest(n, detector), known.nsmallest(n, detector)
-    return {"OOD images that look most like ID": high.assign(percent=above(high, known, "left")), "ID images that look least like ID": low.assign(percent=100 - above(low, others, "right"))}
+    return {
+        "OOD images that look most like ID": high.assign(percent=above(high, known, "left")),
+        "ID images that look least like ID": low.assign(percent=100 - above(low, others, "right")),
+    }
 
 
-def _class_of(names, index): return str(names[index]) if 0 <= index < len(names) else ""
+def _class_of(names, index):
+    return str(names[index]) if 0 <= index < len(names) else ""
 
 
-def _thumbnail(image, size=112): # the picture on a white square
+def _thumbnail(image, size=112):  # the picture on a white square
     image = image.convert("RGB").copy()
-    image.thumbnail((size, size), Image.Resampling.LANCZOS if max(image.size) > size else Image.Resampling.NEAREST)
+    image.thumbnail(
+        (size, size),
+        Image.Resampling.LANCZOS if max(image.size) > size else Image.Resampling.NEAREST,
+    )
     square = Image.new("RGB", (max(image.size),) * 2, "white")
     square.paste(image, ((square.width - image.width) // 2, (square.height - image.height) // 2))
     return square
 
 
-def _find_pictures(rows, sets): # (image set, position) per row
+def _find_pictures(rows, sets):  # (image set, position) per row
     missing = sorted({d for d in rows["dataset"] if d not in sets})
-    if missing: raise ValueError(f"The pictures of {missing[0]!r} are needed; give image_sets={{{missing[0]!r}: load_dataset({missing[0]!r}), ...}}, one per data set of the score table.")
-    where = {name: {str(i): k for k, i in enumerate(sets[name].ids)} for name in set(rows["dataset"])}
+    if missing:
+        raise ValueError(
+            f"The pictures of {missing[0]!r} are needed; give image_sets={{{missing[0]!r}: load_dataset({missing[0]!r}), ...}}, one per data set of the score table."
+        )
+    where = {
+        name: {str(i): k for k, i in enumerate(sets[name].ids)} for name in set(rows["dataset"])
+    }
     lost = [(d, i) for d, i in zip(rows["dataset"], rows["image_id"]) if str(i) not in where[d]]
-    if lost: raise ValueError(f"The image set {lost[0][0]!r} has no image {lost[0][1]!r}; it is not the set (or split) the scores were made from.")
+    if lost:
+        raise ValueError(
+            f"The image set {lost[0][0]!r} has no image {lost[0][1]!r}; it is not the set (or split) the scores were made from."
+        )
     return [(sets[d], where[d][str(i)]) for d, i in zip(rows["dataset"], rows["image_id"])]
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #cec4675f
 def worst_mistakes(
-    scores, # score table
-    detector, # whose mistakes
-    image_sets, # dict: data set name -> ImageSet, or a list of ImageSets
-    n=8, # pictures of either kind
-    columns=8, # pictures side by side
+    scores,  # score table
+    detector,  # whose mistakes
+    image_sets,  # dict: data set name -> ImageSet, or a list of ImageSets
+    n=8,  # pictures of either kind
+    columns=8,  # pictures side by side
 ) -> DataFigure:
     "Contact sheet of the OOD images with the highest scores and the ID images with the lowest."
     _picked(scores, detector)
@@ -278,23 +515,78 @@ def worst_mistakes(
     blocks, classes, data = _mistakes(scores, detector, n), scores.attrs.get("class_names", []), []
     found = {title: _find_pictures(rows, sets) for title, rows in blocks.items()}
     lines = {title: math.ceil(len(rows) / columns) for title, rows in blocks.items()}
-    notes = dict(zip(blocks, ("number: % of the ID images that score lower", "number: % of the OOD images that score higher")))
+    notes = dict(
+        zip(
+            blocks,
+            (
+                "number: % of the ID images that score lower",
+                "number: % of the OOD images that score higher",
+            ),
+        )
+    )
     with style():
-        figure = DataFigure(figsize=(.92 * columns, 1.3 * sum(lines.values()) + .5), layout="constrained")
+        figure = DataFigure(
+            figsize=(0.92 * columns, 1.3 * sum(lines.values()) + 0.5), layout="constrained"
+        )
         FigureCanvasAgg(figure)
-        for part, (title, rows) in zip(figure.subfigures(2, 1, height_ratios=[lines[t] for t in blocks], hspace=.02), blocks.items()):
-            part.suptitle(textwrap.fill(f"{title}, by {detector}  ({notes[title]})", int(17 * figure.get_figwidth())), x=.005, ha="left", fontsize=8)
+        for part, (title, rows) in zip(
+            figure.subfigures(2, 1, height_ratios=[lines[t] for t in blocks], hspace=0.02),
+            blocks.items(),
+        ):
+            part.suptitle(
+                textwrap.fill(
+                    f"{title}, by {detector}  ({notes[title]})", int(17 * figure.get_figwidth())
+                ),
+                x=0.005,
+                ha="left",
+                fontsize=8,
+            )
             axes = part.subplots(lines[title], columns, squeeze=False)
-            for axis in axes.flat: axis.set_axis_off()
-            guesses = rows.get(f"prediction:{detector}", rows.get("prediction", pd.Series(-1, rows.index)))
-            for axis, (image_set, i), (_, row), guess in zip(axes.flat, found[title], rows.iterrows(), guesses):
+            for axis in axes.flat:
+                axis.set_axis_off()
+            guesses = rows.get(
+                f"prediction:{detector}", rows.get("prediction", pd.Series(-1, rows.index))
+            )
+            for axis, (image_set, i), (_, row), guess in zip(
+                axes.flat, found[title], rows.iterrows(), guesses
+            ):
                 axis.imshow(np.asarray(_thumbnail(image_set.read(i))))
-                true, guessed = _class_of(image_set.class_names, int(row["label"])), _class_of(classes, int(guess))
-                share = f"{math.floor(10 * row['percent']) / 10:g}" + (f" · {row['dataset']}" if row["role"] == "ood" else "")
-                axis.set_title("\n".join(_cut(t) for t in (true or str(row["image_id"]), f"→ {guessed}" if guessed else "", share)), fontsize=5.8, fontweight="normal", loc="center", pad=2, linespacing=1.15)
-                data.append({"block": title, "dataset": row["dataset"], "image_id": row["image_id"], "true": true, "predicted": guessed, "score": row[detector], "percent": row["percent"]})
+                true, guessed = (
+                    _class_of(image_set.class_names, int(row["label"])),
+                    _class_of(classes, int(guess)),
+                )
+                share = f"{math.floor(10 * row['percent']) / 10:g}" + (
+                    f" · {row['dataset']}" if row["role"] == "ood" else ""
+                )
+                axis.set_title(
+                    "\n".join(
+                        _cut(t)
+                        for t in (
+                            true or str(row["image_id"]),
+                            f"→ {guessed}" if guessed else "",
+                            share,
+                        )
+                    ),
+                    fontsize=5.8,
+                    fontweight="normal",
+                    loc="center",
+                    pad=2,
+                    linespacing=1.15,
+                )
+                data.append(
+                    {
+                        "block": title,
+                        "dataset": row["dataset"],
+                        "image_id": row["image_id"],
+                        "true": true,
+                        "predicted": guessed,
+                        "score": row[detector],
+                        "percent": row["percent"],
+                    }
+                )
         figure.pictures = True
         return _finished(figure, pd.DataFrame(data))
 
 
-def _cut(text, length=21): return text if len(text) <= length else text[:length - 1] + "…"
+def _cut(text, length=21):
+    return text if len(text) <= length else text[: length - 1] + "…"

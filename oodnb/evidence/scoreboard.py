@@ -21,43 +21,62 @@ from ..results import METRICS
 @dataclass(frozen=True)
 class Line:
     "Where the numbers of one method stand."
-    label: str # as readers know it
-    given: str # what it was given beside the names of the classes
-    run: str # notebook whose rows hold it
-    method: str # as in the rows
-    setting: str = "" # the last part of the setting, where a run has several
-    published: tuple = () # (paper, method, last part of the setting) of the paper's own number, or empty
+
+    label: str  # as readers know it
+    given: str  # what it was given beside the names of the classes
+    run: str  # notebook whose rows hold it
+    method: str  # as in the rows
+    setting: str = ""  # the last part of the setting, where a run has several
+    # (paper, method, last part of the setting) of the paper's own number, or empty
+    published: tuple = ()
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #a28d123e
 def _of_line(line, folder):
     "Rows of a line with `low` and `high`, or None when its run was not accepted."
     file, beside = Path(folder) / f"{line.run}.csv", Path(folder) / "metrics" / f"{line.run}.csv"
-    if not file.is_file(): return None
+    if not file.is_file():
+        return None
     rows = read_rows(file)
-    ends = lambda table: table["setting"].str.split("; ").str[-1] == line.setting if line.setting and "setting" in table else True
+    ends = lambda table: (
+        table["setting"].str.split("; ").str[-1] == line.setting
+        if line.setting and "setting" in table
+        else True
+    )
     own = rows[(rows["method"] == line.method) & ends(rows) & rows["metric"].isin(METRICS)]
-    if own.empty: raise ValueError(f"{file.name} has no row of {line.method!r}{f' with the setting {line.setting!r}' if line.setting else ''}; it has {', '.join(dict.fromkeys(rows['method'] + ' (' + rows['setting'].str.split('; ').str[-1] + ')'))}.")
-    if own.duplicated(["dataset", "metric"]).any(): raise ValueError(f"{file.name} has several settings of {line.method!r}: {', '.join(own['setting'].unique())}; name the last part of one.")
+    if own.empty:
+        raise ValueError(
+            f"{file.name} has no row of {line.method!r}{f' with the setting {line.setting!r}' if line.setting else ''}; it has {', '.join(dict.fromkeys(rows['method'] + ' (' + rows['setting'].str.split('; ').str[-1] + ')'))}."
+        )
+    if own.duplicated(["dataset", "metric"]).any():
+        raise ValueError(
+            f"{file.name} has several settings of {line.method!r}: {', '.join(own['setting'].unique())}; name the last part of one."
+        )
     own = own.assign(label=line.label, given=line.given, low=np.nan, high=np.nan)
     if beside.is_file():
         table = pd.read_csv(beside)
         table = table[(table["detector"] == line.method) & ends(table)].set_index("dataset")
-        for end in ("low", "high"): own[end] = [table[f"{m}_{end}"].get(d, np.nan) for m, d in zip(own["metric"], own["dataset"])]
+        for end in ("low", "high"):
+            own[end] = [
+                table[f"{m}_{end}"].get(d, np.nan) for m, d in zip(own["metric"], own["dataset"])
+            ]
     return own
 
 
 def read_board(
-    lines, # Lines
-    folder, # accepted rows, usually data/reproduced
-    scale="mini", # rows of other scales are left out
-) -> pd.DataFrame: # label, given, dataset, metric, value, std, low, high, seeds, run; in the order of the lines
+    lines,  # Lines
+    folder,  # accepted rows, usually data/reproduced
+    scale="mini",  # rows of other scales are left out
+    # label, given, dataset, metric, value, std, low, high, seeds, run; in the order of the lines
+) -> pd.DataFrame:
     "What was accepted so far. `attrs['missing']` names the lines without rows."
     found, missing = [], []
     for line in lines:
         own = _of_line(line, folder)
         own = None if own is None else own[own["scale"] == scale]
-        if own is None or own.empty: missing.append(line.label)
-        else: found.append(own)
+        if own is None or own.empty:
+            missing.append(line.label)
+        else:
+            found.append(own)
     columns = ["label", "given", "dataset", "metric", "value", "std", "low", "high", "seeds", "run"]
     board = pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
     board.attrs["missing"] = missing
@@ -65,43 +84,70 @@ def read_board(
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #5e9d1854
 def board_table(
-    board, # from `read_board`
-    metric="auroc", # of METRICS
-    digits=1, # decimals
-) -> pd.DataFrame: # text; (given, label) by data sets; value ± std over seeds [95 % interval]
+    board,  # from `read_board`
+    metric="auroc",  # of METRICS
+    digits=1,  # decimals
+) -> pd.DataFrame:  # text; (given, label) by data sets; value ± std over seeds [95 % interval]
     "One metric, wide."
     part = board[board["metric"] == metric]
-    if part.empty: raise ValueError(f"The board holds no {metric!r}; it holds {', '.join(board['metric'].unique()) or 'nothing'}.")
+    if part.empty:
+        raise ValueError(
+            f"The board holds no {metric!r}; it holds {', '.join(board['metric'].unique()) or 'nothing'}."
+        )
     number = lambda v: f"{v:.{digits}f}"
-    cells = [number(r.value) + (f" ± {number(r.std)}" if np.isfinite(r.std) else "") + (f" [{number(r.low)}, {number(r.high)}]" if np.isfinite(r.low) else "") for r in part.itertuples()]
+    cells = [
+        number(r.value)
+        + (f" ± {number(r.std)}" if np.isfinite(r.std) else "")
+        + (f" [{number(r.low)}, {number(r.high)}]" if np.isfinite(r.low) else "")
+        for r in part.itertuples()
+    ]
     wide = part.assign(cell=cells).pivot(index=["given", "label"], columns="dataset", values="cell")
-    return wide.reindex(index=list(dict.fromkeys(zip(part["given"], part["label"]))), columns=list(dict.fromkeys(part["dataset"]))).fillna("–")
+    return wide.reindex(
+        index=list(dict.fromkeys(zip(part["given"], part["label"]))),
+        columns=list(dict.fromkeys(part["dataset"])),
+    ).fillna("–")
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #b7a9d659
 def beside_published(
-    lines, # Lines; those without a published number are left out
-    folder, # accepted rows
-    metric="auroc", # of METRICS
-    dataset="mean", # which OOD set
-) -> pd.DataFrame: # method, given, published, reproduced, std
+    lines,  # Lines; those without a published number are left out
+    folder,  # accepted rows
+    metric="auroc",  # of METRICS
+    dataset="mean",  # which OOD set
+) -> pd.DataFrame:  # method, given, published, reproduced, std
     "The papers' numbers and ours, at scale paper."
     own, out = read_board(lines, folder, "paper"), []
     of = lambda table: table[(table["metric"] == metric) & (table["dataset"] == dataset)]
     for line in lines:
-        if not line.published: continue
+        if not line.published:
+            continue
         paper, method, setting = line.published
         theirs, ours = of(published_rows(paper)), of(own[own["label"] == line.label])
-        theirs = theirs[(theirs["method"] == method) & (theirs["setting"].str.split("; ").str[-1] == setting)]["value"]
-        out.append({"method": line.label, "given": line.given, "published": theirs.mean() if len(theirs) else np.nan, "reproduced": ours["value"].mean() if len(ours) else np.nan, "std": ours["std"].mean() if len(ours) else np.nan})
+        theirs = theirs[
+            (theirs["method"] == method) & (theirs["setting"].str.split("; ").str[-1] == setting)
+        ]["value"]
+        out.append(
+            {
+                "method": line.label,
+                "given": line.given,
+                "published": theirs.mean() if len(theirs) else np.nan,
+                "reproduced": ours["value"].mean() if len(ours) else np.nan,
+                "std": ours["std"].mean() if len(ours) else np.nan,
+            }
+        )
     return pd.DataFrame(out, columns=["method", "given", "published", "reproduced", "std"])
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #cf6896e9
 def _ordered(board):
     "Labels from top to bottom with their group and height: [(given, [(label, y), ...])]."
-    mean = board[(board["dataset"] == "mean") & (board["metric"] == "auroc")].set_index("label")["value"]
-    groups, y = [], .3
+    mean = board[(board["dataset"] == "mean") & (board["metric"] == "auroc")].set_index("label")[
+        "value"
+    ]
+    groups, y = [], 0.3
     for given in dict.fromkeys(board["given"]):
-        labels = sorted(dict.fromkeys(board[board["given"] == given]["label"]), key=lambda label: -mean.get(label, 0.))
+        labels = sorted(
+            dict.fromkeys(board[board["given"] == given]["label"]),
+            key=lambda label: -mean.get(label, 0.0),
+        )
         groups.append((given, [(label, y + i + 1) for i, label in enumerate(labels)]))
         y += len(labels) + 1.3
     return groups
@@ -114,38 +160,83 @@ def _board_panel(axis, board, groups, metric):
         for label, y in labels:
             own = part.loc[label] if label in part.index.get_level_values(0) else part.iloc[:0]
             sets = own.drop(index=["mean", "far"], errors="ignore")
-            axis.plot(sets["value"], [y] * len(sets), "o", color=colour, alpha=.3, markersize=2.6, markeredgewidth=0, zorder=1)
-            if "mean" not in own.index: continue
+            axis.plot(
+                sets["value"],
+                [y] * len(sets),
+                "o",
+                color=colour,
+                alpha=0.3,
+                markersize=2.6,
+                markeredgewidth=0,
+                zorder=1,
+            )
+            if "mean" not in own.index:
+                continue
             mean = own.loc["mean"]
-            if np.isfinite(mean["low"]): axis.hlines(y, mean["low"], mean["high"], color=colour, linewidth=2, alpha=.55, zorder=2)
+            if np.isfinite(mean["low"]):
+                axis.hlines(
+                    y, mean["low"], mean["high"], color=colour, linewidth=2, alpha=0.55, zorder=2
+                )
             axis.plot(mean["value"], y, "o", color=colour, markersize=3.6, zorder=3)
-            axis.annotate(f"{mean['value']:.1f}", (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=6.5, color="#333333", annotation_clip=False)
+            axis.annotate(
+                f"{mean['value']:.1f}",
+                (1.02, y),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=6.5,
+                color="#333333",
+                annotation_clip=False,
+            )
 
 
 def plot_board(
-    board, # from `read_board`
-    metrics=("auroc", "fpr95_id_positive"), # one panel each
-    titles=None, # dict: metric -> title
-) -> DataFigure: # with the board as its data
+    board,  # from `read_board`
+    metrics=("auroc", "fpr95_id_positive"),  # one panel each
+    titles=None,  # dict: metric -> title
+) -> DataFigure:  # with the board as its data
     "The scoreboard as one picture. Raises `ValueError` for an empty board."
-    if board.empty: raise ValueError(f"No line of the board has rows yet ({', '.join(board.attrs.get('missing', [])) or 'no line was given'}); run the notebooks with `oodnb run NAME --accept` first.")
-    titles = {"auroc": "AUROC, % (higher is better)", "fpr95_id_positive": "FPR95, ID positive, % (lower is better)", "fpr95_ood_positive": "FPR95, OOD positive, % (lower is better)"} | (titles or {})
+    if board.empty:
+        raise ValueError(
+            f"No line of the board has rows yet ({', '.join(board.attrs.get('missing', [])) or 'no line was given'}); run the notebooks with `oodnb run NAME --accept` first."
+        )
+    titles = {
+        "auroc": "AUROC, % (higher is better)",
+        "fpr95_id_positive": "FPR95, ID positive, % (lower is better)",
+        "fpr95_ood_positive": "FPR95, OOD positive, % (lower is better)",
+    } | (titles or {})
     groups = _ordered(board)
     height = groups[-1][1][-1][1] + 1
     with style():
-        figure = DataFigure(figsize=(7.2, .4 + .155 * height), layout="constrained")
+        figure = DataFigure(figsize=(7.2, 0.4 + 0.155 * height), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for axis, metric in zip(axes, metrics):
             _board_panel(axis, board, groups, metric)
             axis.set_title(titles.get(metric, metric), fontsize=7.5, loc="left")
             axis.set(ylim=(height, 0))
-            axis.grid(axis="x", linewidth=.4, color="#DDDDDD")
+            axis.grid(axis="x", linewidth=0.4, color="#DDDDDD")
             axis.set_axisbelow(True)
             axis.tick_params(axis="y", length=0)
             axis.spines[["left", "right", "top"]].set_visible(False)
-        axes[0].set_yticks([y for _, labels in groups for _, y in labels], [label for _, labels in groups for label, _ in labels])
-        for given, labels in groups: axes[0].annotate(given, (0, labels[0][1] - .85), xycoords=("axes fraction", "data"), va="center", fontsize=7, fontweight="bold", color="#333333", annotation_clip=False)
-        figure.supxlabel("large dot and number: mean over the OOD sets, with its 95 % interval; small dots: the single sets", fontsize=6.5, color="#666666")
+        axes[0].set_yticks(
+            [y for _, labels in groups for _, y in labels],
+            [label for _, labels in groups for label, _ in labels],
+        )
+        for given, labels in groups:
+            axes[0].annotate(
+                given,
+                (0, labels[0][1] - 0.85),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=7,
+                fontweight="bold",
+                color="#333333",
+                annotation_clip=False,
+            )
+        figure.supxlabel(
+            "large dot and number: mean over the OOD sets, with its 95 % interval; small dots: the single sets",
+            fontsize=6.5,
+            color="#666666",
+        )
     figure.data = board
     return figure

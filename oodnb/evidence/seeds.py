@@ -16,37 +16,66 @@ from ..results import METRICS, average_seeds, far_sets, metrics_table, rows, wri
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #149e80af
 def seed_rows(
-    scores, # score table
-    columns, # dict: column -> (method, setting, seed); seed None for what is not trained
-    paper, # whose experiment it is
-    table, # which table of it
-    backbone, # open_clip's name, or "mini"
-    scale, # "paper", "mini" or "own"
-    run="", # name or key of the run
-    groups=None, # dict: name -> OOD sets whose mean is wanted too
-    names=("auroc", "fpr95_id_positive", "fpr95_ood_positive"), # metrics to keep
-) -> pd.DataFrame: # rows, one per column, data set and metric
+    scores,  # score table
+    columns,  # dict: column -> (method, setting, seed); seed None for what is not trained
+    paper,  # whose experiment it is
+    table,  # which table of it
+    backbone,  # open_clip's name, or "mini"
+    scale,  # "paper", "mini" or "own"
+    run="",  # name or key of the run
+    groups=None,  # dict: name -> OOD sets whose mean is wanted too
+    names=("auroc", "fpr95_id_positive", "fpr95_ood_positive"),  # metrics to keep
+) -> pd.DataFrame:  # rows, one per column, data set and metric
     "Rows of single trainings, ready for `average_seeds`."
-    table_of, found = dict(list(metrics_table(scores, n_boot=0, detectors=list(columns), groups=groups).groupby("detector", sort=False))), []
+    table_of, found = (
+        dict(
+            list(
+                metrics_table(scores, n_boot=0, detectors=list(columns), groups=groups).groupby(
+                    "detector", sort=False
+                )
+            )
+        ),
+        [],
+    )
     for column, (method, setting, seed) in columns.items():
         points = table_of[column].assign(detector=method)
-        found.append(rows(points, paper, table, backbone, setting, scale, run, () if seed is None else [seed], names=names))
+        found.append(
+            rows(
+                points,
+                paper,
+                table,
+                backbone,
+                setting,
+                scale,
+                run,
+                () if seed is None else [seed],
+                names=names,
+            )
+        )
     return pd.concat(found, ignore_index=True)
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #708c6a22
 def spread_table(
-    averaged, # rows after `average_seeds`
-    metric="auroc", # which metric
-    index="setting", # what tells the lines apart: one column or a list
-    datasets=None, # which sets, in this order; None takes all
-    digits=1, # decimals
-) -> pd.DataFrame: # text: mean ± standard deviation over seeds
+    averaged,  # rows after `average_seeds`
+    metric="auroc",  # which metric
+    index="setting",  # what tells the lines apart: one column or a list
+    datasets=None,  # which sets, in this order; None takes all
+    digits=1,  # decimals
+) -> pd.DataFrame:  # text: mean ± standard deviation over seeds
     "One metric: lines by data sets."
     part = averaged[averaged["metric"] == metric]
-    if part.empty: raise ValueError(f"There are no rows of {metric!r}; there are: {', '.join(averaged['metric'].unique())}.")
-    cells = [f"{value:.{digits}f}" + (f" ± {std:.{digits}f}" if np.isfinite(std) else "") for value, std in zip(part["value"], part["std"])]
+    if part.empty:
+        raise ValueError(
+            f"There are no rows of {metric!r}; there are: {', '.join(averaged['metric'].unique())}."
+        )
+    cells = [
+        f"{value:.{digits}f}" + (f" ± {std:.{digits}f}" if np.isfinite(std) else "")
+        for value, std in zip(part["value"], part["std"])
+    ]
     wide = part.assign(cell=cells).pivot(index=index, columns="dataset", values="cell")
-    return wide.reindex(index=part.set_index(index).index.unique(), columns=datasets or part["dataset"].unique())
+    return wide.reindex(
+        index=part.set_index(index).index.unique(), columns=datasets or part["dataset"].unique()
+    )
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #b5se0003
 def _grouped_samples(scores, columns, metrics, groups, n_boot, seed):
@@ -54,67 +83,111 @@ def _grouped_samples(scores, columns, metrics, groups, n_boot, seed):
     known, ood = by_role(scores)
     groups = {"mean": list(ood)} if groups is None else dict(groups)
     unknown = [name for members in groups.values() for name in members if name not in ood]
-    if unknown: raise ValueError(f"There is no OOD set {unknown[0]!r} in this score table; it has {', '.join(ood)}.")
+    if unknown:
+        raise ValueError(
+            f"There is no OOD set {unknown[0]!r} in this score table; it has {', '.join(ood)}."
+        )
     found, needed = {}, {name for members in groups.values() for name in members}
     for column in dict.fromkeys(columns):
         each = {}
         for number, (name, part) in enumerate(ood.items(), 1):
-            if name not in needed: continue
-            point, draws = detection_metrics(known[column], part[column]), bootstrap_samples(known[column], part[column], metrics, n_boot, (seed, number))
-            each[name] = 100 * np.array([point[m] for m in metrics]), 100 * np.array([draws[m] for m in metrics]), 100 * point["ties"] / (point["n_id"] + point["n_ood"])
-        found[column] = {group: tuple(np.mean([each[name][k] for name in members], axis=0) for k in range(3)) for group, members in groups.items()}
+            if name not in needed:
+                continue
+            point, draws = (
+                detection_metrics(known[column], part[column]),
+                bootstrap_samples(known[column], part[column], metrics, n_boot, (seed, number)),
+            )
+            each[name] = (
+                100 * np.array([point[m] for m in metrics]),
+                100 * np.array([draws[m] for m in metrics]),
+                100 * point["ties"] / (point["n_id"] + point["n_ood"]),
+            )
+        found[column] = {
+            group: tuple(np.mean([each[name][k] for name in members], axis=0) for k in range(3))
+            for group, members in groups.items()
+        }
     return groups, found
 
 
 def seed_metrics(
-    scores, # score table
-    methods, # dict: method -> its columns, one per seed (one column where nothing is trained)
-    groups=None, # dict: name -> OOD sets whose mean is wanted beside each set and the mean of all; None adds "far" where near and far sets are mixed
-    n_boot=1000, # bootstrap resamples of the test pictures
-    seed=0, # fixes the resamples
-    level=0.95, # coverage
-    metrics=METRICS, # of METRICS
-) -> pd.DataFrame: # method, dataset, then every metric with _std, _low and _high, and `tied`, the share of pictures that have their score in common; percent
+    scores,  # score table
+    methods,  # dict: method -> its columns, one per seed (one column where nothing is trained)
+    # dict: name -> OOD sets whose mean is wanted beside each set and the mean of all; None adds "far" where near and far sets are mixed
+    groups=None,
+    n_boot=1000,  # bootstrap resamples of the test pictures
+    seed=0,  # fixes the resamples
+    level=0.95,  # coverage
+    metrics=METRICS,  # of METRICS
+    # method, dataset, then every metric with _std, _low and _high, and `tied`, the share of pictures that have their score in common; percent
+) -> pd.DataFrame:
     "Means over seeds: `_std` is the spread of the seeds (NaN for one), `_low` and `_high` what other test pictures might have given."
     _, ood = by_role(scores)
     groups = far_sets(ood) if groups is None else dict(groups)
-    groups, found = _grouped_samples(scores, [c for columns in methods.values() for c in columns], metrics, {name: [name] for name in ood} | groups | {"mean": list(ood)}, n_boot, seed)
+    groups, found = _grouped_samples(
+        scores,
+        [c for columns in methods.values() for c in columns],
+        metrics,
+        {name: [name] for name in ood} | groups | {"mean": list(ood)},
+        n_boot,
+        seed,
+    )
     table = []
     for method, columns in methods.items():
         for group in groups:
-            each, draws = np.array([found[c][group][0] for c in columns]), np.mean([found[c][group][1] for c in columns], axis=0)
+            each, draws = (
+                np.array([found[c][group][0] for c in columns]),
+                np.mean([found[c][group][1] for c in columns], axis=0),
+            )
             row = {"method": method, "dataset": group}
             for i, m in enumerate(metrics):
                 low, high = np.quantile(draws[i], [(1 - level) / 2, (1 + level) / 2])
-                row |= {m: each[:, i].mean(), f"{m}_std": each[:, i].std(ddof=1) if len(columns) > 1 else np.nan, f"{m}_low": low, f"{m}_high": high}
+                row |= {
+                    m: each[:, i].mean(),
+                    f"{m}_std": each[:, i].std(ddof=1) if len(columns) > 1 else np.nan,
+                    f"{m}_low": low,
+                    f"{m}_high": high,
+                }
             table.append(row | {"tied": np.mean([found[c][group][2] for c in columns])})
     return pd.DataFrame(table)
 
 
 def metric_cells(
-    table, # from `seed_metrics`
-    metric="auroc", # which metric, or a list of them
-    digits=1, # decimals
-) -> pd.DataFrame: # text: mean ± std over seeds [low, high]; methods by data sets, and the largest share of tied pictures
+    table,  # from `seed_metrics`
+    metric="auroc",  # which metric, or a list of them
+    digits=1,  # decimals
+    # text: mean ± std over seeds [low, high]; methods by data sets, and the largest share of tied pictures
+) -> pd.DataFrame:
     "One metric of a table, or several below each other, wide."
-    if not isinstance(metric, str): return pd.concat({m: metric_cells(table, m, digits) for m in metric}, names=["metric"])
-    cell = lambda row: f"{row[metric]:.{digits}f}" + (f" ± {row[f'{metric}_std']:.{digits}f}" if np.isfinite(row[f"{metric}_std"]) else "") + f" [{row[f'{metric}_low']:.{digits}f}, {row[f'{metric}_high']:.{digits}f}]"
-    wide = table.assign(cell=[cell(row) for row in table.to_dict("records")]).pivot(index="method", columns="dataset", values="cell")
+    if not isinstance(metric, str):
+        return pd.concat({m: metric_cells(table, m, digits) for m in metric}, names=["metric"])
+    cell = lambda row: (
+        f"{row[metric]:.{digits}f}"
+        + (f" ± {row[f'{metric}_std']:.{digits}f}" if np.isfinite(row[f"{metric}_std"]) else "")
+        + f" [{row[f'{metric}_low']:.{digits}f}, {row[f'{metric}_high']:.{digits}f}]"
+    )
+    wide = table.assign(cell=[cell(row) for row in table.to_dict("records")]).pivot(
+        index="method", columns="dataset", values="cell"
+    )
     wide = wide.loc[list(dict.fromkeys(table["method"])), list(dict.fromkeys(table["dataset"]))]
-    return wide.assign(**{"tied, %": table.groupby("method")["tied"].max().map(f"{{:.{digits}f}}".format)})
+    return wide.assign(
+        **{"tied, %": table.groupby("method")["tied"].max().map(f"{{:.{digits}f}}".format)}
+    )
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #75fffe05
 def seed_intervals(
-    scores, # score table
-    columns, # dict: column -> (method, setting, seed), as `seed_rows` takes it
-    groups=None, # dict: name -> OOD sets whose mean is wanted too
-    n_boot=1000, # bootstrap resamples of the test pictures
-) -> pd.DataFrame: # detector, setting, then the columns of `seed_metrics`
+    scores,  # score table
+    columns,  # dict: column -> (method, setting, seed), as `seed_rows` takes it
+    groups=None,  # dict: name -> OOD sets whose mean is wanted too
+    n_boot=1000,  # bootstrap resamples of the test pictures
+) -> pd.DataFrame:  # detector, setting, then the columns of `seed_metrics`
     "The numbers beside `seed_rows`: means over seeds with the spread of the seeds and the interval over pictures."
     kinds = {}
-    for column, (method, setting, _) in columns.items(): kinds.setdefault((method, setting), []).append(column)
+    for column, (method, setting, _) in columns.items():
+        kinds.setdefault((method, setting), []).append(column)
     table = seed_metrics(scores, kinds, groups, n_boot)
-    names = pd.DataFrame(table.pop("method").tolist(), columns=["detector", "setting"], index=table.index)
+    names = pd.DataFrame(
+        table.pop("method").tolist(), columns=["detector", "setting"], index=table.index
+    )
     return pd.concat([names, table], axis=1)
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #fa5e0002
@@ -143,54 +216,117 @@ def write_seed_tables(
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #524ebf22
 def compare_runs(
-    scores, # score table
-    runs, # dict: name of a setting -> its columns, one per seed (one column where nothing is trained)
-    reference, # the setting that the others are compared with
-    metrics=("auroc", "fpr95_id_positive", "fpr95_ood_positive"), # of METRICS
-    groups=None, # dict: name -> OOD sets to average over; None is all of them, as "mean"
-    n_boot=1000, # bootstrap resamples of the test pictures
-    seed=0, # fixes the resamples
-    level=0.95, # coverage
-) -> pd.DataFrame: # setting, reference, dataset, metric, difference, std, low, high, seeds_agree, clear; percentage points
+    scores,  # score table
+    # dict: name of a setting -> its columns, one per seed (one column where nothing is trained)
+    runs,
+    reference,  # the setting that the others are compared with
+    metrics=("auroc", "fpr95_id_positive", "fpr95_ood_positive"),  # of METRICS
+    groups=None,  # dict: name -> OOD sets to average over; None is all of them, as "mean"
+    n_boot=1000,  # bootstrap resamples of the test pictures
+    seed=0,  # fixes the resamples
+    level=0.95,  # coverage
+    # setting, reference, dataset, metric, difference, std, low, high, seeds_agree, clear; percentage points
+) -> pd.DataFrame:
     "Differences to a reference, over seeds and over test pictures. Positive is better, whichever way the metric points."
     metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     unknown = [m for m in metrics if m not in METRICS]
-    if unknown: raise ValueError(f"There is no metric {unknown[0]!r}; choose from {', '.join(METRICS)}.")
-    if reference not in runs: raise ValueError(f"The reference {reference!r} is none of the settings {', '.join(map(str, runs))}.")
+    if unknown:
+        raise ValueError(f"There is no metric {unknown[0]!r}; choose from {', '.join(METRICS)}.")
+    if reference not in runs:
+        raise ValueError(
+            f"The reference {reference!r} is none of the settings {', '.join(map(str, runs))}."
+        )
     base = runs[reference]
     for name, own in runs.items():
-        if 1 not in (len(own), len(base)) and len(own) != len(base): raise ValueError(f"{name!r} has {len(own)} trainings and {reference!r} {len(base)}; give the same seeds for both, in the same order.")
-    groups, found = _grouped_samples(scores, [c for columns in runs.values() for c in columns], metrics, groups, n_boot, seed)
-    return pd.DataFrame([{"setting": name, "reference": reference, "dataset": group, "metric": m, **_difference([found[c][group] for c in own], [found[c][group] for c in base], i, -1 if m.startswith("fpr") else 1, level)}
-                         for name, own in runs.items() if name != reference for group in groups for i, m in enumerate(metrics)])
+        if 1 not in (len(own), len(base)) and len(own) != len(base):
+            raise ValueError(
+                f"{name!r} has {len(own)} trainings and {reference!r} {len(base)}; give the same seeds for both, in the same order."
+            )
+    groups, found = _grouped_samples(
+        scores, [c for columns in runs.values() for c in columns], metrics, groups, n_boot, seed
+    )
+    return pd.DataFrame(
+        [
+            {
+                "setting": name,
+                "reference": reference,
+                "dataset": group,
+                "metric": m,
+                **_difference(
+                    [found[c][group] for c in own],
+                    [found[c][group] for c in base],
+                    i,
+                    -1 if m.startswith("fpr") else 1,
+                    level,
+                ),
+            }
+            for name, own in runs.items()
+            if name != reference
+            for group in groups
+            for i, m in enumerate(metrics)
+        ]
+    )
 
 
 def _difference(own, base, i, sign, level):
     "Metric i of two lists of (values, bootstrap values): difference, its spread over seeds and its interval."
-    each = sign * np.array([own[k % len(own)][0][i] - base[k % len(base)][0][i] for k in range(max(len(own), len(base)))])
-    low, high = np.quantile(sign * (np.mean([d[1][i] for d in own], axis=0) - np.mean([d[1][i] for d in base], axis=0)), [(1 - level) / 2, (1 + level) / 2])
+    each = sign * np.array(
+        [
+            own[k % len(own)][0][i] - base[k % len(base)][0][i]
+            for k in range(max(len(own), len(base)))
+        ]
+    )
+    low, high = np.quantile(
+        sign * (np.mean([d[1][i] for d in own], axis=0) - np.mean([d[1][i] for d in base], axis=0)),
+        [(1 - level) / 2, (1 + level) / 2],
+    )
     agree = int((np.sign(each) == np.sign(each.mean())).sum())
-    return {"difference": each.mean(), "std": each.std(ddof=1) if len(each) > 1 else np.nan, "low": low, "high": high, "seeds_agree": f"{agree} of {len(each)}", "clear": bool((low > 0 or high < 0) and agree == len(each))}
+    return {
+        "difference": each.mean(),
+        "std": each.std(ddof=1) if len(each) > 1 else np.nan,
+        "low": low,
+        "high": high,
+        "seeds_agree": f"{agree} of {len(each)}",
+        "clear": bool((low > 0 or high < 0) and agree == len(each)),
+    }
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #p1se0005
 def difference_cells(
-    compared, # from `compare_runs`
-    metric="auroc", # which metric, or a list of them
-    digits=1, # decimals
-) -> pd.DataFrame: # text: difference [low, high], * where clear; settings by data sets
+    compared,  # from `compare_runs`
+    metric="auroc",  # which metric, or a list of them
+    digits=1,  # decimals
+) -> pd.DataFrame:  # text: difference [low, high], * where clear; settings by data sets
     "Paired differences to a reference, wide. Positive is better."
-    if not isinstance(metric, str): return pd.concat({m: difference_cells(compared, m, digits) for m in metric}, names=["metric"])
+    if not isinstance(metric, str):
+        return pd.concat(
+            {m: difference_cells(compared, m, digits) for m in metric}, names=["metric"]
+        )
     part = compared[compared["metric"] == metric]
-    cells = [f"{row['difference']:+.{digits}f} [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]" + (" *" if row["clear"] else "") for row in part.to_dict("records")]
+    cells = [
+        f"{row['difference']:+.{digits}f} [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
+        + (" *" if row["clear"] else "")
+        for row in part.to_dict("records")
+    ]
     wide = part.assign(cell=cells).pivot(index="setting", columns="dataset", values="cell")
-    return wide.loc[list(dict.fromkeys(part["setting"])), list(dict.fromkeys(part["dataset"]))].rename_axis(f"against {part['reference'].iloc[0]}")
+    return wide.loc[
+        list(dict.fromkeys(part["setting"])), list(dict.fromkeys(part["dataset"]))
+    ].rename_axis(f"against {part['reference'].iloc[0]}")
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #3e72e325
 def say_difference(
-    row, # one row of `compare_runs`
-) -> str: # one Markdown line
+    row,  # one row of `compare_runs`
+) -> str:  # one Markdown line
     "A row of `compare_runs` as a sentence."
     verb = "differs clearly from" if row["clear"] else "is not clearly different from"
-    side = " (better)" if row["clear"] and row["difference"] > 0 else " (worse)" if row["clear"] else ""
+    side = (
+        " (better)"
+        if row["clear"] and row["difference"] > 0
+        else " (worse)"
+        if row["clear"]
+        else ""
+    )
     where = "" if row["dataset"] == "mean" else f" on {row['dataset']}"
-    return f"- **{row['setting']}** {verb} {row['reference']}{side} in {row['metric']}{where}: {row['difference']:+.2f} points [{row['low']:+.2f}, {row['high']:+.2f}]" + (f", {row['std']:.2f} over seeds." if np.isfinite(row["std"]) else ".")
+    return (
+        f"- **{row['setting']}** {verb} {row['reference']}{side} in {row['metric']}{where}: {row['difference']:+.2f} points [{row['low']:+.2f}, {row['high']:+.2f}]"
+        + (f", {row['std']:.2f} over seeds." if np.isfinite(row["std"]) else ".")
+    )

@@ -21,59 +21,100 @@ from ..scores import cosine_sims, normalize
 
 # %% ../../nbs/10_forget/04_attacks.ipynb #5bc2659f
 def recall_by_text(
-    seen, # Recognition, before or after forgetting
-    name, # of a class
-    hidden, # texts that stand in for it, in front of the projection [n, d]
-) -> np.ndarray: # float64 [n], 0 to 1; NaN where the class has no picture
+    seen,  # Recognition, before or after forgetting
+    name,  # of a class
+    hidden,  # texts that stand in for it, in front of the projection [n, d]
+) -> np.ndarray:  # float64 [n], 0 to 1; NaN where the class has no picture
     "Share of a class's pictures that are nearest to another text for it."
     [at] = class_positions(name, seen.class_names)
     own = normalize(hidden.to(seen.projection) @ seen.projection)
     rivals = seen.text_features[np.arange(len(seen.class_names)) != at]
     images = seen.image_features[torch.from_numpy(seen.labels == at)].to(own)
-    best = (images @ rivals.T).amax(1, keepdim=True) if len(rivals) else -images.new_ones(len(images), 1)
+    best = (
+        (images @ rivals.T).amax(1, keepdim=True)
+        if len(rivals)
+        else -images.new_ones(len(images), 1)
+    )
     return (images @ own.T > best).double().mean(0).numpy()
 
 # %% ../../nbs/10_forget/04_attacks.ipynb #0acdc662
 def retrieval(
-    queries, # features of texts or pictures [Q, D]
-    gallery, # features of pictures [N, D]
-    relevant, # which pictures each query is after, bool [Q, N]
-    top=10, # length of the list that a user looks at
-    skip=None, # a gallery position per query to leave out, such as the query's own [Q]
-) -> pd.DataFrame: # per query: average_precision, precision_at_top (0 to 1), first (rank of the first hit, from 1); NaN without a relevant picture
+    queries,  # features of texts or pictures [Q, D]
+    gallery,  # features of pictures [N, D]
+    relevant,  # which pictures each query is after, bool [Q, N]
+    top=10,  # length of the list that a user looks at
+    skip=None,  # a gallery position per query to leave out, such as the query's own [Q]
+    # per query: average_precision, precision_at_top (0 to 1), first (rank of the first hit, from 1); NaN without a relevant picture
+) -> pd.DataFrame:
     "How well pictures are found by similarity to each query."
-    sims, relevant = cosine_sims(torch.as_tensor(queries), torch.as_tensor(gallery)).double().numpy(), np.asarray(relevant, bool)
-    if relevant.shape != sims.shape: raise ValueError(f"relevant has shape {list(relevant.shape)}; {list(sims.shape)} is needed, one entry per query and picture.")
+    sims, relevant = (
+        cosine_sims(torch.as_tensor(queries), torch.as_tensor(gallery)).double().numpy(),
+        np.asarray(relevant, bool),
+    )
+    if relevant.shape != sims.shape:
+        raise ValueError(
+            f"relevant has shape {list(relevant.shape)}; {list(sims.shape)} is needed, one entry per query and picture."
+        )
     rows = []
     for q, (own, hits) in enumerate(zip(sims, relevant)):
-        if skip is not None: own, hits = np.delete(own, skip[q]), np.delete(hits, skip[q])
+        if skip is not None:
+            own, hits = np.delete(own, skip[q]), np.delete(hits, skip[q])
         order = hits[np.argsort(-own, kind="stable")]
-        average = np.nan if not hits.any() else 1. if hits.all() else aupr(own[hits], own[~hits])
-        rows.append({"average_precision": average, "precision_at_top": order[:top].mean() if hits.any() else np.nan, "first": order.argmax() + 1 if hits.any() else np.nan})
+        average = np.nan if not hits.any() else 1.0 if hits.all() else aupr(own[hits], own[~hits])
+        rows.append(
+            {
+                "average_precision": average,
+                "precision_at_top": order[:top].mean() if hits.any() else np.nan,
+                "first": order.argmax() + 1 if hits.any() else np.nan,
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/10_forget/04_attacks.ipynb #a23d3b9f
 def linear_probe(
-    image_features, # of labelled pictures [n, D]
-    labels, # [n]
-    n_classes, # K
-    start=None, # weights W0 that it is drawn to [K, D]; None is zero
-    scale=100.0, # s, from products to logits
-    decay=0.01, # lambda; on validation pictures of the embedded world anything below 1 does as well from zero, and small values do best from texts
-    steps=300, # at most, of LBFGS
-) -> torch.Tensor: # weights [K, D], float64
+    image_features,  # of labelled pictures [n, D]
+    labels,  # [n]
+    n_classes,  # K
+    start=None,  # weights W0 that it is drawn to [K, D]; None is zero
+    scale=100.0,  # s, from products to logits
+    # lambda; on validation pictures of the embedded world anything below 1 does as well from zero, and small values do best from texts
+    decay=0.01,
+    steps=300,  # at most, of LBFGS
+) -> torch.Tensor:  # weights [K, D], float64
     "The linear classifier of image features that has the least regularised cross-entropy."
     x, y = normalize(image_features).double(), torch.as_tensor(labels)
-    if len(x) != len(y) or not len(y): raise ValueError(f"{len(x)} features with {len(y)} labels; give one label per picture, and at least one picture.")
-    if y.min() < 0 or y.max() >= n_classes: raise ValueError(f"labels run from {int(y.min())} to {int(y.max())}; with {n_classes} classes they must lie between 0 and {n_classes - 1}.")
-    if not (decay > 0 and scale > 0): raise ValueError(f"decay is {decay} and scale {scale}; both must be above 0, without decay there may be no solution.")
-    centre = torch.zeros(n_classes, x.shape[1], dtype=torch.float64) if start is None else torch.as_tensor(start).detach().double()
+    if len(x) != len(y) or not len(y):
+        raise ValueError(
+            f"{len(x)} features with {len(y)} labels; give one label per picture, and at least one picture."
+        )
+    if y.min() < 0 or y.max() >= n_classes:
+        raise ValueError(
+            f"labels run from {int(y.min())} to {int(y.max())}; with {n_classes} classes they must lie between 0 and {n_classes - 1}."
+        )
+    if not (decay > 0 and scale > 0):
+        raise ValueError(
+            f"decay is {decay} and scale {scale}; both must be above 0, without decay there may be no solution."
+        )
+    centre = (
+        torch.zeros(n_classes, x.shape[1], dtype=torch.float64)
+        if start is None
+        else torch.as_tensor(start).detach().double()
+    )
     weights = centre.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([weights], max_iter=steps, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [weights],
+        max_iter=steps,
+        tolerance_grad=1e-8,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
 
     def loss():
         optimizer.zero_grad()
-        value = F.cross_entropy(scale * x @ weights.T, y) + decay / 2 * (weights - centre).square().sum()
+        value = (
+            F.cross_entropy(scale * x @ weights.T, y)
+            + decay / 2 * (weights - centre).square().sum()
+        )
         value.backward()
         return value
 
@@ -81,22 +122,26 @@ def linear_probe(
     return weights.detach()
 
 
-def _probe_once(known, *given, **options): # linear_probe, or what is known of it
-    if known is None: return linear_probe(*given, **options)
+def _probe_once(known, *given, **options):  # linear_probe, or what is known of it
+    if known is None:
+        return linear_probe(*given, **options)
     key = content_hash(*given, options)
-    if key not in known: known[key] = linear_probe(*given, **options)
+    if key not in known:
+        known[key] = linear_probe(*given, **options)
     return known[key]
 
 
 def relearn(
-    seen, # dict: name of a start -> Recognition whose texts W0 are, or None for a probe from zero; at least one Recognition
-    images, # Features of labelled pictures to learn from, labels as in the Recognitions
-    names, # the forgotten classes
-    shots=(0, 1, 2, 4, 8, 16), # pictures per class
-    seeds=(1, 2, 3), # of the draws
-    known=None, # dict of classifiers, filled and read: calls that share starts, pictures and seeds learn them once
-    **options, # of `linear_probe`
-) -> pd.DataFrame: # start, shots, seed, forget, other: accuracies in percent
+    # dict: name of a start -> Recognition whose texts W0 are, or None for a probe from zero; at least one Recognition
+    seen,
+    images,  # Features of labelled pictures to learn from, labels as in the Recognitions
+    names,  # the forgotten classes
+    shots=(0, 1, 2, 4, 8, 16),  # pictures per class
+    seeds=(1, 2, 3),  # of the draws
+    # dict of classifiers, filled and read: calls that share starts, pictures and seeds learn them once
+    known=None,
+    **options,  # of `linear_probe`
+) -> pd.DataFrame:  # start, shots, seed, forget, other: accuracies in percent
     "Few-shot learning of all classes on image features, and what it brings back."
     test, rows = next(r for r in seen.values() if r is not None), []
     at, K = class_positions(names, test.class_names), len(test.class_names)
@@ -104,10 +149,22 @@ def relearn(
         texts = None if seen[start] is None else seen[start].text_features
         if count:
             drawn = sample_shots(images.labels, count, seed)
-            weights = _probe_once(known, images.image_features[drawn], images.labels[drawn], K, texts, **options)
-        elif texts is None: continue
-        else: weights = texts
+            weights = _probe_once(
+                known, images.image_features[drawn], images.labels[drawn], K, texts, **options
+            )
+        elif texts is None:
+            continue
+        else:
+            weights = texts
         called = nearest_class(test.image_features.double() @ weights.double().T)
         found = forget_metrics(class_accuracy(called, test.labels, K), test.counts, at)
-        rows.append({"start": start, "shots": count, "seed": seed, "forget": 100 * found["forget"], "other": 100 * found["other"]})
+        rows.append(
+            {
+                "start": start,
+                "shots": count,
+                "seed": seed,
+                "forget": 100 * found["forget"],
+                "other": 100 * found["other"],
+            }
+        )
     return pd.DataFrame(rows)

@@ -17,211 +17,361 @@ import torch
 from scipy.stats import binomtest
 
 from ..features import extract
-from .patch import AdaptedBackbone, ProjectionPatch, class_hidden, class_vectors, text_projection
+from oodnb.forget.patch import (
+    AdaptedBackbone,
+    ProjectionPatch,
+    class_hidden,
+    class_vectors,
+    text_projection,
+)
 from ..ground.spelling import did_you_mean
 from ..scores import normalize
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #e8438842
 def nearest_class(
-    sims, # similarities or logits [N, K]
-) -> np.ndarray: # int64 [N]
+    sims,  # similarities or logits [N, K]
+) -> np.ndarray:  # int64 [N]
     "The class with the largest entry, the first of equals. Raises `ValueError` for rows that are not numbers."
     sims = np.asarray(sims)
-    if sims.ndim != 2 or not sims.shape[1]: raise ValueError(f"sims has shape {list(sims.shape)}; one row per picture and one column per class are needed.")
-    if len(bad := np.flatnonzero(~np.isfinite(sims).all(1))): raise ValueError(f"{len(bad)} rows of sims hold NaN or infinite values, the first is row {bad[0]}; look at the features of that picture, and at the patch.")
+    if sims.ndim != 2 or not sims.shape[1]:
+        raise ValueError(
+            f"sims has shape {list(sims.shape)}; one row per picture and one column per class are needed."
+        )
+    if len(bad := np.flatnonzero(~np.isfinite(sims).all(1))):
+        raise ValueError(
+            f"{len(bad)} rows of sims hold NaN or infinite values, the first is row {bad[0]}; look at the features of that picture, and at the patch."
+        )
     return sims.argmax(1).astype(np.int64)
 
 
 def class_accuracy(
-    predictions, # class of each picture as the model says [N]
-    labels, # true class [N]
-    n_classes, # K
-) -> np.ndarray: # float64 [K], 0 to 1; NaN where a class has no picture
+    predictions,  # class of each picture as the model says [N]
+    labels,  # true class [N]
+    n_classes,  # K
+) -> np.ndarray:  # float64 [K], 0 to 1; NaN where a class has no picture
     "Share of every class's pictures that are called by its name, counted directly."
     predictions, labels = np.asarray(predictions), np.asarray(labels)
-    if predictions.shape != labels.shape or labels.ndim != 1: raise ValueError(f"predictions has shape {list(predictions.shape)} and labels {list(labels.shape)}; both need one entry per picture.")
+    if predictions.shape != labels.shape or labels.ndim != 1:
+        raise ValueError(
+            f"predictions has shape {list(predictions.shape)} and labels {list(labels.shape)}; both need one entry per picture."
+        )
     for name, values in (("labels", labels), ("predictions", predictions)):
-        if len(values) and (values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= n_classes):
-            raise ValueError(f"{name} must be whole numbers from 0 to {n_classes - 1}, one of {n_classes} classes; they run from {values.min()} to {values.max()}. Leave out pictures without a label.")
-    counts, right = (np.bincount(values, minlength=n_classes) for values in (labels, labels[predictions == labels]))
+        if len(values) and (
+            values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= n_classes
+        ):
+            raise ValueError(
+                f"{name} must be whole numbers from 0 to {n_classes - 1}, one of {n_classes} classes; they run from {values.min()} to {values.max()}. Leave out pictures without a label."
+            )
+    counts, right = (
+        np.bincount(values, minlength=n_classes)
+        for values in (labels, labels[predictions == labels])
+    )
     return np.divide(right, counts, out=np.full(n_classes, np.nan), where=counts > 0)
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #c0988460
 def class_positions(
-    names, # class names, or one
-    class_names, # all of the data set, in label order
-) -> np.ndarray: # int64 [k]
+    names,  # class names, or one
+    class_names,  # all of the data set, in label order
+) -> np.ndarray:  # int64 [k]
     "Where classes stand. Raises `ValueError` for names that are unknown, repeated, or that two classes share."
     names, known = [names] if isinstance(names, str) else list(names), list(class_names)
-    if not names: raise ValueError("No class was named; give at least one.")
+    if not names:
+        raise ValueError("No class was named; give at least one.")
     for name in names:
-        if name not in known: raise ValueError(f"There is no class {name!r}.{did_you_mean(str(name), known)} There are: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}.")
-        if known.count(name) > 1: raise ValueError(f"{known.count(name)} classes are called {name!r}, so the name does not choose one.")
-        if names.count(name) > 1: raise ValueError(f"{name!r} is named {names.count(name)} times; name each class once.")
+        if name not in known:
+            raise ValueError(
+                f"There is no class {name!r}.{did_you_mean(str(name), known)} There are: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}."
+            )
+        if known.count(name) > 1:
+            raise ValueError(
+                f"{known.count(name)} classes are called {name!r}, so the name does not choose one."
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is named {names.count(name)} times; name each class once.")
     return np.array([known.index(name) for name in names])
 
 
 def forget_metrics(
-    recall, # of every class [K], NaN where it has no picture
-    counts, # pictures of every class [K]
-    forget_idx, # positions of the forgotten classes [k]
-) -> dict: # forget, forget_by_image, other (0 to 1), recalls [k]
+    recall,  # of every class [K], NaN where it has no picture
+    counts,  # pictures of every class [K]
+    forget_idx,  # positions of the forgotten classes [k]
+) -> dict:  # forget, forget_by_image, other (0 to 1), recalls [k]
     "Accuracy on the forgotten classes and on all others. NaN where there are no pictures to count."
-    recall, counts, at = np.asarray(recall, np.float64), np.asarray(counts), np.atleast_1d(forget_idx)
-    if recall.shape != counts.shape or recall.ndim != 1: raise ValueError(f"recall has shape {list(recall.shape)} and counts {list(counts.shape)}; both need one entry per class.")
-    if len(set(at.tolist())) != len(at) or at.size == 0 or at.min() < 0 or at.max() >= len(recall): raise ValueError(f"forget_idx is {at.tolist()}; give positions from 0 to {len(recall) - 1}, each once.")
+    recall, counts, at = (
+        np.asarray(recall, np.float64),
+        np.asarray(counts),
+        np.atleast_1d(forget_idx),
+    )
+    if recall.shape != counts.shape or recall.ndim != 1:
+        raise ValueError(
+            f"recall has shape {list(recall.shape)} and counts {list(counts.shape)}; both need one entry per class."
+        )
+    if len(set(at.tolist())) != len(at) or at.size == 0 or at.min() < 0 or at.max() >= len(recall):
+        raise ValueError(
+            f"forget_idx is {at.tolist()}; give positions from 0 to {len(recall) - 1}, each once."
+        )
     right, gone = np.where(counts > 0, recall * counts, 0), np.isin(np.arange(len(recall)), at)
-    share = lambda rows: float(right[rows].sum() / counts[rows].sum()) if counts[rows].sum() else np.nan
-    return {"forget": float(recall[at].mean()), "forget_by_image": share(gone), "other": share(~gone), "recalls": recall[at]}
+    share = lambda rows: (
+        float(right[rows].sum() / counts[rows].sum()) if counts[rows].sum() else np.nan
+    )
+    return {
+        "forget": float(recall[at].mean()),
+        "forget_by_image": share(gone),
+        "other": share(~gone),
+        "recalls": recall[at],
+    }
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #9fc8ffc8
 def summary_score(
-    forget, # accuracy on the forgotten classes after forgetting [...]
+    forget,  # accuracy on the forgotten classes after forgetting [...]
     forget_before,
-    other, # on the other classes of the data set [...]
+    other,  # on the other classes of the data set [...]
     other_before,
-    datasets, # on other data sets [..., G]; NaN entries are not counted
+    datasets,  # on other data sets [..., G]; NaN entries are not counted
     datasets_before,
-): # [...], 0 = forgotten without any loss; infinite or NaN where nothing was recognised before
+):  # [...], 0 = forgotten without any loss; infinite or NaN where nothing was recognised before
     "The summary score of a forgetting task, from fractions or percentages."
-    datasets, datasets_before = np.asarray(datasets, np.float64), np.asarray(datasets_before, np.float64)
-    def lost(after, before): return np.fmax(0, (np.asarray(before) - after) / np.asarray(before, np.float64))
+    datasets, datasets_before = (
+        np.asarray(datasets, np.float64),
+        np.asarray(datasets_before, np.float64),
+    )
+
+    def lost(after, before):
+        return np.fmax(0, (np.asarray(before) - after) / np.asarray(before, np.float64))
+
     counted = ~(np.isnan(datasets) | np.isnan(datasets_before))
     with np.errstate(divide="ignore", invalid="ignore"):
         kept = np.asarray(forget, np.float64) / np.asarray(forget_before, np.float64)
-        total = kept + lost(other, other_before) + np.where(counted, lost(datasets, datasets_before), 0).sum(-1)
+        total = (
+            kept
+            + lost(other, other_before)
+            + np.where(counted, lost(datasets, datasets_before), 0).sum(-1)
+        )
     return total / (2 + counted.sum(-1))
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #9dda7ca9
 def paired_change(
-    right_before, # whether each picture was right [N]
-    right_after, # the same pictures
-    n_boot=1000, # bootstrap resamples of the pictures
-    seed=0, # fixes them
-    level=0.95, # coverage
-) -> tuple: # (change, low, high) of the accuracy, -1 to 1; NaN without pictures
+    right_before,  # whether each picture was right [N]
+    right_after,  # the same pictures
+    n_boot=1000,  # bootstrap resamples of the pictures
+    seed=0,  # fixes them
+    level=0.95,  # coverage
+) -> tuple:  # (change, low, high) of the accuracy, -1 to 1; NaN without pictures
     "How much an accuracy changed on the same pictures, with a bootstrap interval."
     change = np.asarray(right_after).astype(int) - np.asarray(right_before).astype(int)
-    if not len(change): return np.nan, np.nan, np.nan
+    if not len(change):
+        return np.nan, np.nan, np.nan
     shares = [(change == step).mean() for step in (1, -1, 0)]
     drawn = np.random.default_rng(seed).multinomial(len(change), shares, n_boot)
-    return change.mean(), *np.quantile((drawn[:, 0] - drawn[:, 1]) / len(change), [(1 - level) / 2, (1 + level) / 2])
+    return change.mean(), *np.quantile(
+        (drawn[:, 0] - drawn[:, 1]) / len(change), [(1 - level) / 2, (1 + level) / 2]
+    )
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #3a6e0050
 @dataclass(frozen=True, eq=False)
 class Recognition:
     "A data set in front of a model: which of its class names does each picture get?"
-    name: str # of the data set
-    class_names: tuple # K names
-    image_features: torch.Tensor # unit rows [N, D]
-    labels: np.ndarray # int64 [N]
-    hidden: torch.Tensor # T prompts of every class in front of the projection [T, K, d]
-    projection: torch.Tensor # [d, D]
-    fingerprint: str | None = None # of the backbone; None skips the check
+
+    name: str  # of the data set
+    class_names: tuple  # K names
+    image_features: torch.Tensor  # unit rows [N, D]
+    labels: np.ndarray  # int64 [N]
+    hidden: torch.Tensor  # T prompts of every class in front of the projection [T, K, d]
+    projection: torch.Tensor  # [d, D]
+    fingerprint: str | None = None  # of the backbone; None skips the check
 
     @cached_property
-    def text_features(self): # unit rows [K, D]
+    def text_features(self):  # unit rows [K, D]
         "One vector per class."
         return class_vectors(self.hidden, self.projection)
 
     @cached_property
-    def predictions(self): # int64 [N]
+    def predictions(self):  # int64 [N]
         "The class that every picture is called."
         return nearest_class(self.image_features.to(self.text_features) @ self.text_features.T)
 
     @property
-    def counts(self): return np.bincount(self.labels, minlength=len(self.class_names))
+    def counts(self):
+        return np.bincount(self.labels, minlength=len(self.class_names))
 
     def patched(
         self,
-        patch, # ProjectionPatch or AdaptedBackbone; None changes nothing
-    ): # Recognition by the patched model
+        patch,  # ProjectionPatch or AdaptedBackbone; None changes nothing
+    ):  # Recognition by the patched model
         "The same pictures and prompts in front of the patched projection."
-        if patch is None: return self
-        made_for, fits = (patch.fingerprint, self.fingerprint) if isinstance(patch, ProjectionPatch) else (patch.original.fingerprint, self.fingerprint)
-        if None not in (made_for, fits) and made_for != fits: raise ValueError(f"The patch was made for the backbone {made_for}, but {self.name!r} was encoded by {fits}; encode it with the backbone of the patch.")
-        return replace(self, projection=patch.projection(self.projection) if isinstance(patch, ProjectionPatch) else text_projection(patch).detach().cpu())
+        if patch is None:
+            return self
+        made_for, fits = (
+            (patch.fingerprint, self.fingerprint)
+            if isinstance(patch, ProjectionPatch)
+            else (patch.original.fingerprint, self.fingerprint)
+        )
+        if None not in (made_for, fits) and made_for != fits:
+            raise ValueError(
+                f"The patch was made for the backbone {made_for}, but {self.name!r} was encoded by {fits}; encode it with the backbone of the patch."
+            )
+        return replace(
+            self,
+            projection=patch.projection(self.projection)
+            if isinstance(patch, ProjectionPatch)
+            else text_projection(patch).detach().cpu(),
+        )
 
     def prompted(
         self,
-        backbone, # of these features
-        templates, # see `zero_shot_classifier`
-    ): # Recognition with other prompts
+        backbone,  # of these features
+        templates,  # see `zero_shot_classifier`
+    ):  # Recognition with other prompts
         "The same pictures in front of other sentences."
         return replace(self, hidden=class_hidden(backbone, self.class_names, templates))
 
 
 def recognise(
-    backbone, # Backbone
-    images, # ImageSet with labels
-    templates="photo.", # see `zero_shot_classifier`
-    **options, # of `extract`
+    backbone,  # Backbone
+    images,  # ImageSet with labels
+    templates="photo.",  # see `zero_shot_classifier`
+    **options,  # of `extract`
 ) -> Recognition:
     "Encode the pictures and the class names of a data set; pictures without label are left out."
     features = extract(backbone, images, **options)
     known = features.labels >= 0
-    if not known.any(): raise ValueError(f"{images!r} has no picture with a label; forgetting is measured on labelled pictures.")
+    if not known.any():
+        raise ValueError(
+            f"{images!r} has no picture with a label; forgetting is measured on labelled pictures."
+        )
     rows = normalize(features.image_features[torch.from_numpy(known)])
-    return Recognition(images.name, tuple(images.class_names), rows, features.labels[known], class_hidden(backbone, images.class_names, templates).cpu(), text_projection(backbone).detach().cpu(), backbone.fingerprint)
+    return Recognition(
+        images.name,
+        tuple(images.class_names),
+        rows,
+        features.labels[known],
+        class_hidden(backbone, images.class_names, templates).cpu(),
+        text_projection(backbone).detach().cpu(),
+        backbone.fingerprint,
+    )
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #9614fe93
 def _task_row(before, after, dataset, names, n_boot, seed):
     "One line of `forgetting_table` from Recognitions of all data sets."
     own, new = before[dataset], after[dataset]
     at, K = class_positions(names, own.class_names), len(own.class_names)
-    then, now = (forget_metrics(class_accuracy(r.predictions, r.labels, K), r.counts, at) for r in (own, new))
+    then, now = (
+        forget_metrics(class_accuracy(r.predictions, r.labels, K), r.counts, at) for r in (own, new)
+    )
     gone, right = np.isin(own.labels, at), [r.predictions == r.labels for r in (own, new)]
-    interval = binomtest(int(right[1][gone].sum()), int(gone.sum())).proportion_ci(method="wilson") if gone.any() else (np.nan, np.nan)
+    interval = (
+        binomtest(int(right[1][gone].sum()), int(gone.sum())).proportion_ci(method="wilson")
+        if gone.any()
+        else (np.nan, np.nan)
+    )
     change = paired_change(right[0][~gone], right[1][~gone], n_boot, seed)
-    row = {"forget_before": then["forget"], "forget_before_by_image": then["forget_by_image"], "forget": now["forget"], "forget_low": interval[0], "forget_high": interval[1],
-           "other_before": then["other"], "other": now["other"], "other_change_low": change[1], "other_change_high": change[2]}
-    for name in before: row |= {f"{name}_before": np.nan, name: np.nan} if name == dataset else {f"{name}_before": (before[name].predictions == before[name].labels).mean(), name: (after[name].predictions == after[name].labels).mean()}
-    score = summary_score(row["forget"], row["forget_before"], row["other"], row["other_before"], [row[name] for name in before], [row[f"{name}_before"] for name in before])
-    return {"dataset": dataset, "names": "|".join(names), "classes": len(at)} | {key: 100 * value for key, value in row.items()} | {"score": float(score), "recalls": tuple(100 * now["recalls"])}
+    row = {
+        "forget_before": then["forget"],
+        "forget_before_by_image": then["forget_by_image"],
+        "forget": now["forget"],
+        "forget_low": interval[0],
+        "forget_high": interval[1],
+        "other_before": then["other"],
+        "other": now["other"],
+        "other_change_low": change[1],
+        "other_change_high": change[2],
+    }
+    for name in before:
+        row |= (
+            {f"{name}_before": np.nan, name: np.nan}
+            if name == dataset
+            else {
+                f"{name}_before": (before[name].predictions == before[name].labels).mean(),
+                name: (after[name].predictions == after[name].labels).mean(),
+            }
+        )
+    score = summary_score(
+        row["forget"],
+        row["forget_before"],
+        row["other"],
+        row["other_before"],
+        [row[name] for name in before],
+        [row[f"{name}_before"] for name in before],
+    )
+    return (
+        {"dataset": dataset, "names": "|".join(names), "classes": len(at)}
+        | {key: 100 * value for key, value in row.items()}
+        | {"score": float(score), "recalls": tuple(100 * now["recalls"])}
+    )
 
 
 def forgetting_table(
-    backbone, # Backbone before forgetting
-    image_sets, # data sets: dict name -> ImageSet or Recognition, or a list
-    tasks, # pairs of a data set's name and the class names to forget
-    changed, # per task a ProjectionPatch, a changed Backbone, or None for no change
-    templates="photo.", # of the class prompts; or a dict, data set -> template
-    n_boot=1000, # bootstrap resamples of the pictures
-    seed=0, # fixes them
-    before=None, # dict name -> Recognition by the unchanged backbone; None: made here where image sets are given
-    **options, # of `extract`
-) -> pd.DataFrame: # one row per task; accuracies in percent, intervals of 95 %
+    backbone,  # Backbone before forgetting
+    image_sets,  # data sets: dict name -> ImageSet or Recognition, or a list
+    tasks,  # pairs of a data set's name and the class names to forget
+    changed,  # per task a ProjectionPatch, a changed Backbone, or None for no change
+    templates="photo.",  # of the class prompts; or a dict, data set -> template
+    n_boot=1000,  # bootstrap resamples of the pictures
+    seed=0,  # fixes them
+    # dict name -> Recognition by the unchanged backbone; None: made here where image sets are given
+    before=None,
+    **options,  # of `extract`
+) -> pd.DataFrame:  # one row per task; accuracies in percent, intervals of 95 %
     "What is still recognised: the forgotten classes, the other classes, the other data sets, and the summary score."
     sets = dict(image_sets) if isinstance(image_sets, Mapping) else {s.name: s for s in image_sets}
-    tasks, changed = [(dataset, [names] if isinstance(names, str) else list(names)) for dataset, names in tasks], list(changed)
-    if len(changed) != len(tasks): raise ValueError(f"{len(tasks)} tasks but {len(changed)} changes of the model; give one per task (None for no change).")
+    tasks, changed = (
+        [(dataset, [names] if isinstance(names, str) else list(names)) for dataset, names in tasks],
+        list(changed),
+    )
+    if len(changed) != len(tasks):
+        raise ValueError(
+            f"{len(tasks)} tasks but {len(changed)} changes of the model; give one per task (None for no change)."
+        )
     for dataset, names in tasks:
-        if dataset not in sets: raise ValueError(f"A task is about {dataset!r}, but the data sets are {', '.join(sets)}.")
+        if dataset not in sets:
+            raise ValueError(
+                f"A task is about {dataset!r}, but the data sets are {', '.join(sets)}."
+            )
         class_positions(names, sets[dataset].class_names)
     template = templates if isinstance(templates, Mapping) else dict.fromkeys(sets, templates)
+
     def seen(model, name):
-        if not isinstance(sets[name], Recognition): return recognise(model, sets[name], template[name], **options)
-        if model is backbone: return sets[name]
-        raise ValueError(f"{model!r} sees pictures differently, so {name!r} must be encoded again; give image sets instead of Recognitions.")
+        if not isinstance(sets[name], Recognition):
+            return recognise(model, sets[name], template[name], **options)
+        if model is backbone:
+            return sets[name]
+        raise ValueError(
+            f"{model!r} sees pictures differently, so {name!r} must be encoded again; give image sets instead of Recognitions."
+        )
 
     before, rows = before or {name: seen(backbone, name) for name in sets}, []
     for (dataset, names), change in zip(tasks, changed):
-        if change is None or isinstance(change, (ProjectionPatch, AdaptedBackbone)): after = {name: r.patched(change) for name, r in before.items()}
-        else: after = {name: seen(change, name) for name in sets}
+        if change is None or isinstance(change, (ProjectionPatch, AdaptedBackbone)):
+            after = {name: r.patched(change) for name, r in before.items()}
+        else:
+            after = {name: seen(change, name) for name in sets}
         rows.append(_task_row(before, after, dataset, names, n_boot, seed))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #71de20a0
 def class_changes(
-    before, # Recognition
-    after, # of the same pictures
-    names, # the forgotten classes
-) -> pd.DataFrame: # one row per class, the largest loss first; accuracies in percent
+    before,  # Recognition
+    after,  # of the same pictures
+    names,  # the forgotten classes
+) -> pd.DataFrame:  # one row per class, the largest loss first; accuracies in percent
     "How every class fared: its accuracy before and after, how near its text was, and how many forgotten pictures are called by its name."
     at, K = class_positions(names, before.class_names), len(before.class_names)
     recall = [100 * class_accuracy(r.predictions, r.labels, K) for r in (before, after)]
-    takes = [np.bincount(r.predictions[np.isin(r.labels, at)], minlength=K) for r in (before, after)]
+    takes = [
+        np.bincount(r.predictions[np.isin(r.labels, at)], minlength=K) for r in (before, after)
+    ]
     near = (before.text_features @ before.text_features[at].T).max(1).values
-    table = pd.DataFrame({"class": before.class_names, "forgotten": np.isin(np.arange(K), at), "nearness": near.numpy(), "images": before.counts, "before": recall[0], "after": recall[1],
-                          "change": recall[1] - recall[0], "takes_before": takes[0], "takes": takes[1]})
+    table = pd.DataFrame(
+        {
+            "class": before.class_names,
+            "forgotten": np.isin(np.arange(K), at),
+            "nearness": near.numpy(),
+            "images": before.counts,
+            "before": recall[0],
+            "after": recall[1],
+            "change": recall[1] - recall[0],
+            "takes_before": takes[0],
+            "takes": takes[1],
+        }
+    )
     return table.sort_values(["change", "nearness"], ascending=[True, False], ignore_index=True)

@@ -30,107 +30,187 @@ _SCALES = {
 
 
 def forget_plan(
-    scale, # "mini" or "paper"
-    backbone="", # any name of `load_backbone`; "" takes the scale's
-    weights="", # pretrained tag or file; "" takes the scale's, or none for another backbone
-    device=None, # "cpu", "cuda", ...; None takes the best there is
-    split="test", # of the data sets
-) -> dict: # name -> function that loads it: the model and the data sets
+    scale,  # "mini" or "paper"
+    backbone="",  # any name of `load_backbone`; "" takes the scale's
+    weights="",  # pretrained tag or file; "" takes the scale's, or none for another backbone
+    device=None,  # "cpu", "cuda", ...; None takes the best there is
+    split="test",  # of the data sets
+) -> dict:  # name -> function that loads it: the model and the data sets
     "What an experiment about forgetting needs. `ValueError` for an unknown scale."
-    if scale not in _SCALES: raise ValueError(f"scale is {scale!r}; possible are 'mini' (embedded, offline) and 'paper' (Dogs, Cars, Caltech101, Flowers and OpenAI's CLIP).")
+    if scale not in _SCALES:
+        raise ValueError(
+            f"scale is {scale!r}; possible are 'mini' (embedded, offline) and 'paper' (Dogs, Cars, Caltech101, Flowers and OpenAI's CLIP)."
+        )
     plan = _SCALES[scale]
     label = weights or (None if backbone else plan["weights"])
-    return {"model": lambda: load_backbone(backbone or plan["backbone"], label, device)} | {name: lambda name=name: load_dataset(name, split) for name in _protocol(scale)["dataset_order"]}
+    return {"model": lambda: load_backbone(backbone or plan["backbone"], label, device)} | {
+        name: lambda name=name: load_dataset(name, split)
+        for name in _protocol(scale)["dataset_order"]
+    }
 
 
-def _protocol(scale): return json.loads(shipped("lists", _SCALES[scale]["protocol"]).read_text("utf-8"))
+def _protocol(scale):
+    return json.loads(shipped("lists", _SCALES[scale]["protocol"]).read_text("utf-8"))
 
 
 @dataclass(frozen=True, eq=False)
 class ForgetWorld:
     "Model, pictures and protocol of one scale."
-    scale: str # "mini" or "paper"
+
+    scale: str  # "mini" or "paper"
     backbone: Backbone
-    images: dict # data set -> ImageSet
-    recognised: dict # data set -> Recognition, before forgetting
-    protocol: dict # forget_classes, eval_templates, ...
-    tasks_per_set: int = 3 # classes of a data set that are forgotten one at a time
+    images: dict  # data set -> ImageSet
+    recognised: dict  # data set -> Recognition, before forgetting
+    protocol: dict  # forget_classes, eval_templates, ...
+    tasks_per_set: int = 3  # classes of a data set that are forgotten one at a time
 
     def tasks(
         self,
-        classes=1, # 1: one at a time; 3: those of a data set together
-    ) -> list: # (data set, class names)
+        classes=1,  # 1: one at a time; 3: those of a data set together
+    ) -> list:  # (data set, class names)
         "The tasks of the protocol."
-        if classes not in (1, 3): raise ValueError(f"classes is {classes!r}; the protocol forgets 1 or 3 at a time.")
+        if classes not in (1, 3):
+            raise ValueError(f"classes is {classes!r}; the protocol forgets 1 or 3 at a time.")
         chosen = {name: self.protocol["forget_classes"][name] for name in self.images}
-        return [(name, tuple(gone)) for name, gone in chosen.items()] if classes == 3 else [(name, (one,)) for name, gone in chosen.items() for one in gone[:self.tasks_per_set]]
+        return (
+            [(name, tuple(gone)) for name, gone in chosen.items()]
+            if classes == 3
+            else [
+                (name, (one,))
+                for name, gone in chosen.items()
+                for one in gone[: self.tasks_per_set]
+            ]
+        )
 
     def task(
         self,
-        dataset, # one of the data sets
-        names, # classes to forget
-        preserve=None, # raw names to preserve; None: the list of the data set
-        target=None, # where the classes are sent, see `ForgetTask`
-        **changes, # fields of `ForgetSettings` that differ from the protocol's
+        dataset,  # one of the data sets
+        names,  # classes to forget
+        preserve=None,  # raw names to preserve; None: the list of the data set
+        target=None,  # where the classes are sent, see `ForgetTask`
+        **changes,  # fields of `ForgetSettings` that differ from the protocol's
     ) -> ForgetTask:
         "A task with the weights that the protocol has for this data set and backbone."
         recipe = protocol_recipe(dataset, self.backbone.name, len(names), **changes)
-        return ForgetTask(names, self.images[dataset], load_preserve(dataset) if preserve is None else preserve, recipe, target)
+        return ForgetTask(
+            names,
+            self.images[dataset],
+            load_preserve(dataset) if preserve is None else preserve,
+            recipe,
+            target,
+        )
 
 
 def forget_world(
-    scale, # "mini" or "paper"
-    found, # what `forget_plan` loads: model and data sets
-    tasks_per_set=3, # fewer for a rehearsal
-    batch_size=256, # pictures encoded at once
+    scale,  # "mini" or "paper"
+    found,  # what `forget_plan` loads: model and data sets
+    tasks_per_set=3,  # fewer for a rehearsal
+    batch_size=256,  # pictures encoded at once
 ) -> ForgetWorld:
     "Encode the pictures of all data sets, or read them from the cache."
     protocol, model = _protocol(scale), found["model"]
     images = {name: found[name] for name in protocol["dataset_order"]}
-    return ForgetWorld(scale, model, images, {name: recognise(model, s, protocol["eval_templates"][name], batch_size=batch_size, progress=False) for name, s in images.items()}, protocol, tasks_per_set)
+    return ForgetWorld(
+        scale,
+        model,
+        images,
+        {
+            name: recognise(
+                model, s, protocol["eval_templates"][name], batch_size=batch_size, progress=False
+            )
+            for name, s in images.items()
+        },
+        protocol,
+        tasks_per_set,
+    )
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #a9afcbb9
-_BATCHED = ("rank", "alpha", "lr", "steps", "max_trials", "threshold", "increment", "squared", "keep", "either_way")
+_BATCHED = (
+    "rank",
+    "alpha",
+    "lr",
+    "steps",
+    "max_trials",
+    "threshold",
+    "increment",
+    "squared",
+    "keep",
+    "either_way",
+)
 
 
-def _in_batches(backbone, tasks, seed, progress): # patches in the order of tasks
+def _in_batches(backbone, tasks, seed, progress):  # patches in the order of tasks
     groups, patches = {}, [None] * len(tasks)
-    for i, task in enumerate(tasks): groups.setdefault(tuple(getattr(task.recipe, name) for name in _BATCHED), []).append(i)
+    for i, task in enumerate(tasks):
+        groups.setdefault(tuple(getattr(task.recipe, name) for name in _BATCHED), []).append(i)
     for members in groups.values():
-        for i, patch in zip(members, forget_many(backbone, [tasks[i] for i in members], seed, progress)): patches[i] = patch
+        for i, patch in zip(
+            members, forget_many(backbone, [tasks[i] for i in members], seed, progress)
+        ):
+            patches[i] = patch
     return patches
 
 
 def judge(
-    world, # ForgetWorld
-    tasks, # (data set, class names)
-    changed, # per task a ProjectionPatch, a changed Backbone or None
-    **columns, # put beside every row: variant, seed, ...
-) -> pd.DataFrame: # one row per task, see `forgetting_table`; elsewhere: mean accuracy on the other data sets
+    world,  # ForgetWorld
+    tasks,  # (data set, class names)
+    changed,  # per task a ProjectionPatch, a changed Backbone or None
+    **columns,  # put beside every row: variant, seed, ...
+    # one row per task, see `forgetting_table`; elsewhere: mean accuracy on the other data sets
+) -> pd.DataFrame:
     "What is left after forgetting."
     sets = world.images if any(isinstance(c, Backbone) for c in changed) else world.recognised
-    table = forgetting_table(world.backbone, sets, tasks, changed, world.protocol["eval_templates"], n_boot=1, before=world.recognised, **({} if sets is world.recognised else {"progress": False, "cache": False}))
-    for end in ("", "_before"): table[f"elsewhere{end}"] = table[[f"{name}{end}" for name in world.images]].mean(axis=1)
+    table = forgetting_table(
+        world.backbone,
+        sets,
+        tasks,
+        changed,
+        world.protocol["eval_templates"],
+        n_boot=1,
+        before=world.recognised,
+        **({} if sets is world.recognised else {"progress": False, "cache": False}),
+    )
+    for end in ("", "_before"):
+        table[f"elsewhere{end}"] = table[[f"{name}{end}" for name in world.images]].mean(axis=1)
     return table.assign(**columns)
 
 
 def forget_variants(
-    world, # ForgetWorld
-    variants, # dict: name -> function (data set, class names) -> ForgetTask
-    seeds=(0, 1, 2), # of starts and targets
-    classes=1, # forgotten at once, 1 or 3
-    progress=False, # show bars
-    watch=None, # called with (variant, seed, patches in the order of tasks)
-) -> pd.DataFrame: # one row per variant, seed and task; reached, trials, weight (of the last trial), moved (length of the update by that of the projection)
+    world,  # ForgetWorld
+    variants,  # dict: name -> function (data set, class names) -> ForgetTask
+    seeds=(0, 1, 2),  # of starts and targets
+    classes=1,  # forgotten at once, 1 or 3
+    progress=False,  # show bars
+    watch=None,  # called with (variant, seed, patches in the order of tasks)
+    # one row per variant, seed and task; reached, trials, weight (of the last trial), moved (length of the update by that of the projection)
+) -> pd.DataFrame:
     "Train every variant from every seed and judge it."
-    tasks, found, size = world.tasks(classes), [], text_projection(world.backbone).double().norm().item()
-    if not variants or not len(seeds): raise ValueError(f"There are {len(variants)} variants and {len(seeds)} seeds; give at least one of each.")
+    tasks, found, size = (
+        world.tasks(classes),
+        [],
+        text_projection(world.backbone).double().norm().item(),
+    )
+    if not variants or not len(seeds):
+        raise ValueError(
+            f"There are {len(variants)} variants and {len(seeds)} seeds; give at least one of each."
+        )
     for seed in seeds:
-        patches = _in_batches(world.backbone, [make(*task) for make in variants.values() for task in tasks], seed, progress)
+        patches = _in_batches(
+            world.backbone,
+            [make(*task) for make in variants.values() for task in tasks],
+            seed,
+            progress,
+        )
         for i, name in enumerate(variants):
-            own = patches[i * len(tasks):(i + 1) * len(tasks)]
-            if watch: watch(name, seed, own)
-            told = {"reached": [p.settings["reached"] for p in own], "trials": [p.settings["trials"] for p in own], "weight": [p.settings["final_forget_weight"] for p in own], "moved": [p.update().norm().item() / size for p in own]}
+            own = patches[i * len(tasks) : (i + 1) * len(tasks)]
+            if watch:
+                watch(name, seed, own)
+            told = {
+                "reached": [p.settings["reached"] for p in own],
+                "trials": [p.settings["trials"] for p in own],
+                "weight": [p.settings["final_forget_weight"] for p in own],
+                "moved": [p.update().norm().item() / size for p in own],
+            }
             found.append(judge(world, tasks, own, variant=name, seed=seed, **told))
     return pd.concat(found, ignore_index=True)
 
@@ -138,79 +218,143 @@ def forget_variants(
 MEASURES = ("forget", "other", "elsewhere", "score")
 
 
-def _by_task(table, by, measure): # dict: variant -> [tasks, seeds]; NaN where there is no number
-    wide = table.pivot(index=[by, "dataset", "names"], columns="seed", values=measure).replace([np.inf, -np.inf], np.nan)
+def _by_task(table, by, measure):  # dict: variant -> [tasks, seeds]; NaN where there is no number
+    wide = table.pivot(index=[by, "dataset", "names"], columns="seed", values=measure).replace(
+        [np.inf, -np.inf], np.nan
+    )
     return {name: wide.loc[name].to_numpy(float) for name in table[by].unique()}
 
 
-def _summed_up(values, n_boot, seed, level=0.95): # [tasks, seeds] to (mean, std over seeds, low, high); tasks without a number are left out
+def _summed_up(
+    values, n_boot, seed, level=0.95
+):  # [tasks, seeds] to (mean, std over seeds, low, high); tasks without a number are left out
     values = values[np.isfinite(values).all(1)]
-    if not values.size: return np.nan, np.nan, np.nan, np.nan
+    if not values.size:
+        return np.nan, np.nan, np.nan, np.nan
     drawn = np.random.default_rng(seed).integers(len(values), size=(n_boot, len(values)))
     low, high = np.quantile(values.mean(1)[drawn].mean(1), [(1 - level) / 2, (1 + level) / 2])
     return values.mean(), values.mean(0).std(ddof=1) if values.shape[1] > 1 else np.nan, low, high
 
 
 def summarise(
-    table, # from `forget_variants`, or rows of `judge` with a seed
-    by="variant", # column that tells the lines apart
-    measures=MEASURES, # columns to average
-    n_boot=1000, # bootstrap resamples of the tasks
-    seed=0, # fixes them
-) -> pd.DataFrame: # one row per variant: every measure with _std (over seeds), _low and _high (over tasks)
+    table,  # from `forget_variants`, or rows of `judge` with a seed
+    by="variant",  # column that tells the lines apart
+    measures=MEASURES,  # columns to average
+    n_boot=1000,  # bootstrap resamples of the tasks
+    seed=0,  # fixes them
+    # one row per variant: every measure with _std (over seeds), _low and _high (over tasks)
+) -> pd.DataFrame:
     "Means over tasks and seeds."
     found = {name: {by: name} for name in table[by].unique()}
     for measure in measures:
         for name, values in _by_task(table, by, measure).items():
-            found[name] |= dict(zip((measure, f"{measure}_std", f"{measure}_low", f"{measure}_high"), _summed_up(values, n_boot, seed)))
+            found[name] |= dict(
+                zip(
+                    (measure, f"{measure}_std", f"{measure}_low", f"{measure}_high"),
+                    _summed_up(values, n_boot, seed),
+                )
+            )
     return pd.DataFrame(found.values())
 
 
 def summary_cells(
-    summary, # from `summarise`
-    names=None, # dict: measure -> heading; None: all of MEASURES that are there
-    digits=1, # decimals of percentages; the score has two
-) -> pd.DataFrame: # text: mean ± std over seeds [low, high]
+    summary,  # from `summarise`
+    names=None,  # dict: measure -> heading; None: all of MEASURES that are there
+    digits=1,  # decimals of percentages; the score has two
+) -> pd.DataFrame:  # text: mean ± std over seeds [low, high]
     "A summary to read."
     names = names or {m: m for m in MEASURES if m in summary}
+
     def cell(row, m):
         n = 2 if m in ("score", "moved") else digits
-        return f"{row[m]:.{n}f}" + (f" ± {row[f'{m}_std']:.{n}f}" if np.isfinite(row[f"{m}_std"]) else "") + f" [{row[f'{m}_low']:.{n}f}, {row[f'{m}_high']:.{n}f}]"
-    return pd.DataFrame([{title: cell(row, m) for m, title in names.items()} for row in summary.to_dict("records")], index=pd.Index(summary.iloc[:, 0], name=summary.columns[0]))
+        return (
+            f"{row[m]:.{n}f}"
+            + (f" ± {row[f'{m}_std']:.{n}f}" if np.isfinite(row[f"{m}_std"]) else "")
+            + f" [{row[f'{m}_low']:.{n}f}, {row[f'{m}_high']:.{n}f}]"
+        )
+
+    return pd.DataFrame(
+        [{title: cell(row, m) for m, title in names.items()} for row in summary.to_dict("records")],
+        index=pd.Index(summary.iloc[:, 0], name=summary.columns[0]),
+    )
 
 
 def compare_variants(
-    table, # from `forget_variants`
-    reference, # the variant that the others are compared with
+    table,  # from `forget_variants`
+    reference,  # the variant that the others are compared with
     by="variant",
     measures=MEASURES,
-    n_boot=1000, # bootstrap resamples of the tasks
-    seed=0, # fixes them
-) -> pd.DataFrame: # variant, measure, difference, std, low, high, clear
+    n_boot=1000,  # bootstrap resamples of the tasks
+    seed=0,  # fixes them
+) -> pd.DataFrame:  # variant, measure, difference, std, low, high, clear
     "Differences to a variant, task by task and seed by seed; clear when the interval leaves out zero."
-    if reference not in set(table[by]): raise ValueError(f"There is no {by} {reference!r}; there are: {', '.join(map(str, table[by].unique()))}.")
+    if reference not in set(table[by]):
+        raise ValueError(
+            f"There is no {by} {reference!r}; there are: {', '.join(map(str, table[by].unique()))}."
+        )
     found = []
     for measure in measures:
         values = _by_task(table, by, measure)
         for name, own in values.items():
-            if name == reference: continue
+            if name == reference:
+                continue
             difference, std, low, high = _summed_up(own - values[reference], n_boot, seed)
-            found.append({by: name, "measure": measure, "difference": difference, "std": std, "low": low, "high": high, "clear": bool(low > 0 or high < 0)})
-    return pd.DataFrame(found).sort_values(by, key=lambda c: c.map({name: i for i, name in enumerate(table[by].unique())}), kind="stable", ignore_index=True)
+            found.append(
+                {
+                    by: name,
+                    "measure": measure,
+                    "difference": difference,
+                    "std": std,
+                    "low": low,
+                    "high": high,
+                    "clear": bool(low > 0 or high < 0),
+                }
+            )
+    return pd.DataFrame(found).sort_values(
+        by,
+        key=lambda c: c.map({name: i for i, name in enumerate(table[by].unique())}),
+        kind="stable",
+        ignore_index=True,
+    )
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #34838891
 def variant_rows(
-    world, # ForgetWorld
-    table, # from `forget_variants`
-    name, # of the table
-    run="", # name or key of the run
-    method="forget", # or a function of the variant
+    world,  # ForgetWorld
+    table,  # from `forget_variants`
+    name,  # of the table
+    run="",  # name or key of the run
+    method="forget",  # or a function of the variant
     by="variant",
-) -> pd.DataFrame: # rows, see `records`
+) -> pd.DataFrame:  # rows, see `records`
     "Accuracies and scores of all variants as rows."
-    kinds = {"forget": ("forget_accuracy", "{}"), "other": ("retain_accuracy", "{}"), "elsewhere": ("accuracy", "other than {}"), "score": ("forgetting_score", "{}")}
-    fixed = {"paper": "forget", "table": name, "backbone": world.backbone.name.removesuffix("-quickgelu"), "source": "oodnb", "std": np.nan, "scale": world.scale, "run": run}
+    kinds = {
+        "forget": ("forget_accuracy", "{}"),
+        "other": ("retain_accuracy", "{}"),
+        "elsewhere": ("accuracy", "other than {}"),
+        "score": ("forgetting_score", "{}"),
+    }
+    fixed = {
+        "paper": "forget",
+        "table": name,
+        "backbone": world.backbone.name.removesuffix("-quickgelu"),
+        "source": "oodnb",
+        "std": np.nan,
+        "scale": world.scale,
+        "run": run,
+    }
     means = table.groupby([by, "seed", "dataset"], sort=False)[list(kinds)].mean().reset_index()
-    found = [{**fixed, "method": method(row[by]) if callable(method) else method, "setting": f"{world.backbone.pretrained or 'own weights'}; {by}: {row[by]}", "dataset": where.format(row["dataset"]), "metric": metric, "value": row[kind], "seeds": str(row["seed"])}
-             for row in means.to_dict("records") for kind, (metric, where) in kinds.items() if np.isfinite(row[kind])]
+    found = [
+        {
+            **fixed,
+            "method": method(row[by]) if callable(method) else method,
+            "setting": f"{world.backbone.pretrained or 'own weights'}; {by}: {row[by]}",
+            "dataset": where.format(row["dataset"]),
+            "metric": metric,
+            "value": row[kind],
+            "seeds": str(row["seed"]),
+        }
+        for row in means.to_dict("records")
+        for kind, (metric, where) in kinds.items()
+        if np.isfinite(row[kind])
+    ]
     return average_seeds(pd.DataFrame(found, columns=list(ROW_COLUMNS)))

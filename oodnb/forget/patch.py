@@ -22,67 +22,87 @@ from ..scores import normalize
 
 # %% ../../nbs/10_forget/01_patch.ipynb #3deb392c
 def text_projection(
-    backbone, # Backbone with a causal text tower that ends in a projection
-) -> torch.Tensor: # P [d, e], the model's own memory
+    backbone,  # Backbone with a causal text tower that ends in a projection
+) -> torch.Tensor:  # P [d, e], the model's own memory
     "The matrix from hidden rows to text features. Raises `ValueError` for towers without one."
     projection = text_tower(backbone.model).text_projection
-    if projection is None: raise ValueError(f"The text tower of {backbone.name} has no projection: its last layer norm ends in the joint space, so there is nothing to adapt.")
+    if projection is None:
+        raise ValueError(
+            f"The text tower of {backbone.name} has no projection: its last layer norm ends in the joint space, so there is nothing to adapt."
+        )
     return projection.weight.T if isinstance(projection, nn.Module) else projection
 
 
 def text_hidden(
-    backbone, # Backbone with a causal text tower
-    texts, # n texts
-    batch_size=1024, # texts per pass; changes memory, not the result
-) -> torch.Tensor: # x(t) [n, d], float32 or better, on the backbone's device
+    backbone,  # Backbone with a causal text tower
+    texts,  # n texts
+    batch_size=1024,  # texts per pass; changes memory, not the result
+) -> torch.Tensor:  # x(t) [n, d], float32 or better, on the backbone's device
     "What enters the projection. Raises `ValueError` for texts longer than the context."
-    if isinstance(texts, str): raise ValueError(f"texts is the single string {texts!r}; give a list of texts.")
+    if isinstance(texts, str):
+        raise ValueError(f"texts is the single string {texts!r}; give a list of texts.")
     texts, tower = list(texts), replace(text_tower(backbone.model), text_projection=None)
-    if not texts: return text_projection(backbone).new_zeros(0, len(text_projection(backbone)))
+    if not texts:
+        return text_projection(backbone).new_zeros(0, len(text_projection(backbone)))
     tokens = token_rows(backbone.tokenizer, texts)
     cut = cut_texts(backbone.tokenizer, texts, tokens)
-    if cut: raise ValueError(f"{len(cut)} of {len(texts)} texts are longer than {tokens.shape[1] - 2} tokens and do not fit into the text tower of {backbone.name}; the first is {texts[cut[0]]!r:.80}. Shorten the name or the template.")
+    if cut:
+        raise ValueError(
+            f"{len(cut)} of {len(texts)} texts are longer than {tokens.shape[1] - 2} tokens and do not fit into the text tower of {backbone.name}; the first is {texts[cut[0]]!r:.80}. Shorten the name or the template."
+        )
     with backbone.running():
-        return torch.cat([encode_packed(tower, pack_tokens(part, tower.ends(part), backbone.device)) for part in tokens.split(batch_size)])
+        return torch.cat(
+            [
+                encode_packed(tower, pack_tokens(part, tower.ends(part), backbone.device))
+                for part in tokens.split(batch_size)
+            ]
+        )
 
 # %% ../../nbs/10_forget/01_patch.ipynb #5c446d70
 def class_hidden(
-    backbone, # Backbone with a causal text tower
-    class_names, # K class names
-    templates="photo.", # see `prompts.resolve_templates`
-) -> torch.Tensor: # x(t) of every template with every name [T, K, d]
+    backbone,  # Backbone with a causal text tower
+    class_names,  # K class names
+    templates="photo.",  # see `prompts.resolve_templates`
+) -> torch.Tensor:  # x(t) of every template with every name [T, K, d]
     "What enters the projection when a zero-shot classifier is made."
     names, templates = clean_names(class_names), resolve_templates(templates)
-    return text_hidden(backbone, [template.replace("{}", name) for template in templates for name in names]).unflatten(0, (len(templates), len(names)))
+    return text_hidden(
+        backbone, [template.replace("{}", name) for template in templates for name in names]
+    ).unflatten(0, (len(templates), len(names)))
 
 
 def class_vectors(
-    hidden, # from `class_hidden` [T, K, d]
-    projection, # P [d, e], or a stack of S projections [S, d, e]
-) -> torch.Tensor: # text features of the classes, unit rows [K, e] or [S, K, e]
+    hidden,  # from `class_hidden` [T, K, d]
+    projection,  # P [d, e], or a stack of S projections [S, d, e]
+) -> torch.Tensor:  # text features of the classes, unit rows [K, e] or [S, K, e]
     "Zero-shot classifiers, one per projection."
-    if hidden.ndim != 3 or projection.ndim not in (2, 3) or hidden.shape[2] != projection.shape[-2]: raise ValueError(f"hidden has shape {list(hidden.shape)}, projection {list(projection.shape)}; [templates, classes, d] and [d, e] or [S, d, e] with the same d are needed.")
-    return normalize(normalize(hidden.flatten(0, 1) @ projection).unflatten(-2, hidden.shape[:2]).mean(-3))
+    if hidden.ndim != 3 or projection.ndim not in (2, 3) or hidden.shape[2] != projection.shape[-2]:
+        raise ValueError(
+            f"hidden has shape {list(hidden.shape)}, projection {list(projection.shape)}; [templates, classes, d] and [d, e] or [S, d, e] with the same d are needed."
+        )
+    return normalize(
+        normalize(hidden.flatten(0, 1) @ projection).unflatten(-2, hidden.shape[:2]).mean(-3)
+    )
 
 # %% ../../nbs/10_forget/01_patch.ipynb #6f2e1677
 def adapted_rows(
-    rows, # X [n, d]
-    weight, # W [e, d]
-    A, # [r, d]
-    B, # [e, r]
-    scale, # s
-    bias=None, # [e]
-) -> torch.Tensor: # Y [n, e]
+    rows,  # X [n, d]
+    weight,  # W [e, d]
+    A,  # [r, d]
+    B,  # [e, r]
+    scale,  # s
+    bias=None,  # [e]
+) -> torch.Tensor:  # Y [n, e]
     "A linear layer with a change of low rank beside it; differentiable."
     return nn.functional.linear(rows, weight, bias) + scale * (rows @ A.T) @ B.T
 
 
 def merged(
-    weight, # W [e, d]
-    A, # [r, d]
-    B, # [e, r]
-    scale, # s
-) -> torch.Tensor: # W + s B A [e, d], in the precision of W, summed in float64
+    weight,  # W [e, d]
+    A,  # [r, d]
+    B,  # [e, r]
+    scale,  # s
+) -> torch.Tensor:  # W + s B A [e, d], in the precision of W, summed in float64
     "The change put into the weight."
     return (weight.double() + scale * (B.double() @ A.double())).to(weight.dtype)
 
@@ -90,45 +110,64 @@ def merged(
 @dataclass(frozen=True, eq=False)
 class ProjectionPatch:
     "A change of low rank of a text projection."
-    A: torch.Tensor = field(repr=False) # [r, d]
-    B: torch.Tensor = field(repr=False) # [e, r]
-    scale: float = 1.0 # s
-    names: tuple = () # what it is for, such as the forgotten classes
-    settings: dict = field(default_factory=dict, repr=False) # how it was made, JSON
-    fingerprint: str | None = None # backbone it was made for; None skips the check
+
+    A: torch.Tensor = field(repr=False)  # [r, d]
+    B: torch.Tensor = field(repr=False)  # [e, r]
+    scale: float = 1.0  # s
+    names: tuple = ()  # what it is for, such as the forgotten classes
+    settings: dict = field(default_factory=dict, repr=False)  # how it was made, JSON
+    fingerprint: str | None = None  # backbone it was made for; None skips the check
 
     def __post_init__(self):
         A, B = self.A, self.B
-        if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1]: raise ValueError(f"A has shape {list(A.shape)}, B {list(B.shape)}; [r, d] and [e, r] with the same r are needed.")
-        if not (A.isfinite().all() and B.isfinite().all() and torch.isfinite(torch.tensor(float(self.scale)))): raise ValueError(f"The patch for {', '.join(self.names) or 'nothing'} holds NaN or infinite numbers and is useless.")
+        if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1]:
+            raise ValueError(
+                f"A has shape {list(A.shape)}, B {list(B.shape)}; [r, d] and [e, r] with the same r are needed."
+            )
+        if not (
+            A.isfinite().all()
+            and B.isfinite().all()
+            and torch.isfinite(torch.tensor(float(self.scale)))
+        ):
+            raise ValueError(
+                f"The patch for {', '.join(self.names) or 'nothing'} holds NaN or infinite numbers and is useless."
+            )
 
     @property
-    def rank(self) -> int: return len(self.A)
+    def rank(self) -> int:
+        return len(self.A)
 
     def update(
         self,
-    ) -> torch.Tensor: # [d, e], float64
+    ) -> torch.Tensor:  # [d, e], float64
         "What is added to the projection."
         return self.scale * (self.B.double() @ self.A.double()).T
 
     def projection(
         self,
-        original, # P [d, e]
-    ) -> torch.Tensor: # P + update [d, e], in the precision of P
+        original,  # P [d, e]
+    ) -> torch.Tensor:  # P + update [d, e], in the precision of P
         "The adapted projection."
-        return merged(original.T, self.A.to(original.device), self.B.to(original.device), self.scale).T.contiguous()
+        return merged(
+            original.T, self.A.to(original.device), self.B.to(original.device), self.scale
+        ).T.contiguous()
 
     def apply(
         self,
-        backbone, # Backbone, adapted already or not; it stays as it is
-    ): # AdaptedBackbone
+        backbone,  # Backbone, adapted already or not; it stays as it is
+    ):  # AdaptedBackbone
         "A backbone with this patch."
         return apply_patches(backbone, [self])
 
 # %% ../../nbs/10_forget/01_patch.ipynb #933996b2
-def _with_projection(model, projection): # copy of the model that shares everything else
+def _with_projection(model, projection):  # copy of the model that shares everything else
     tower = getattr(model, "text", None)
-    parts = [*model.children(), *(tower.children() if isinstance(tower, nn.Module) else ()), *model.parameters(), *model.buffers()]
+    parts = [
+        *model.children(),
+        *(tower.children() if isinstance(tower, nn.Module) else ()),
+        *model.parameters(),
+        *model.buffers(),
+    ]
     old = text_tower(model).text_projection
     new = nn.Parameter(projection, requires_grad=False)
     if isinstance(old, nn.Module):
@@ -140,10 +179,11 @@ def _with_projection(model, projection): # copy of the model that shares everyth
 
 class AdaptedBackbone(Backbone):
     "A backbone whose text projection carries patches; everything else is the original's own."
+
     def __init__(
         self,
-        original, # Backbone without patches
-        patches, # ProjectionPatches
+        original,  # Backbone without patches
+        patches,  # ProjectionPatches
     ):
         vars(self).update(vars(original))
         P = text_projection(original)
@@ -151,7 +191,8 @@ class AdaptedBackbone(Backbone):
         self.original, self.patches = original, tuple(patches)
         self.model = _with_projection(original.model, (P.double() + total).to(P.dtype).contiguous())
 
-    def __repr__(self): return f"{super().__repr__()[:-1]}, patches={[', '.join(patch.names) for patch in self.patches]})"
+    def __repr__(self):
+        return f"{super().__repr__()[:-1]}, patches={[', '.join(patch.names) for patch in self.patches]})"
 
     @property
     def fingerprint(self):
@@ -160,43 +201,77 @@ class AdaptedBackbone(Backbone):
 
     def without(
         self,
-        patch, # a ProjectionPatch, or a name that it is for
-    ): # AdaptedBackbone; the original when no patch is left
+        patch,  # a ProjectionPatch, or a name that it is for
+    ):  # AdaptedBackbone; the original when no patch is left
         "Take a patch off, exactly."
         left = [p for p in self.patches if p is not patch and patch not in p.names]
-        if len(left) == len(self.patches): raise ValueError(f"There is no patch {patch if isinstance(patch, str) else ', '.join(patch.names)!r} on this backbone; it carries: {'; '.join(', '.join(p.names) for p in self.patches)}.")
+        if len(left) == len(self.patches):
+            raise ValueError(
+                f"There is no patch {patch if isinstance(patch, str) else ', '.join(patch.names)!r} on this backbone; it carries: {'; '.join(', '.join(p.names) for p in self.patches)}."
+            )
         return apply_patches(self.original, left) if left else self.original
 
 # %% ../../nbs/10_forget/01_patch.ipynb #bb0e407f
 def apply_patches(
-    backbone, # Backbone, adapted already or not; it stays as it is
-    patches, # ProjectionPatches, put on top of those already there
+    backbone,  # Backbone, adapted already or not; it stays as it is
+    patches,  # ProjectionPatches, put on top of those already there
 ) -> AdaptedBackbone:
     "Several patches at once. Raises `ValueError` for patches of other models."
     patches = [patches] if isinstance(patches, ProjectionPatch) else list(patches)
-    if not patches: raise ValueError("No patch was given; the backbone itself is the one without patches.")
+    if not patches:
+        raise ValueError("No patch was given; the backbone itself is the one without patches.")
     now, (d, e) = backbone, text_projection(backbone).shape
     for patch in patches:
-        if (patch.A.shape[1], len(patch.B)) != (d, e): raise ValueError(f"The patch for {', '.join(patch.names)} changes a projection of {patch.A.shape[1]} by {len(patch.B)}, that of {backbone.name} has {d} by {e}; use the backbone it was made for.")
-        original, below = (now.original, now.patches) if isinstance(now, AdaptedBackbone) else (now, ())
+        if (patch.A.shape[1], len(patch.B)) != (d, e):
+            raise ValueError(
+                f"The patch for {', '.join(patch.names)} changes a projection of {patch.A.shape[1]} by {len(patch.B)}, that of {backbone.name} has {d} by {e}; use the backbone it was made for."
+            )
+        original, below = (
+            (now.original, now.patches) if isinstance(now, AdaptedBackbone) else (now, ())
+        )
         if patch.fingerprint not in (None, original.fingerprint, now.fingerprint):
-            raise ValueError(f"The patch for {', '.join(patch.names)} was made for the backbone {patch.fingerprint}, not for {backbone.name} ({original.fingerprint}{f', with its {len(below)} patches {now.fingerprint}' if below else ''}). Apply it to that one" + (", or put back the patches it was made on." if patch.settings.get("stacked") else "."))
+            raise ValueError(
+                f"The patch for {', '.join(patch.names)} was made for the backbone {patch.fingerprint}, not for {backbone.name} ({original.fingerprint}{f', with its {len(below)} patches {now.fingerprint}' if below else ''}). Apply it to that one"
+                + (
+                    ", or put back the patches it was made on."
+                    if patch.settings.get("stacked")
+                    else "."
+                )
+            )
         now = AdaptedBackbone(original, (*below, patch))
     return now
 
 # %% ../../nbs/10_forget/01_patch.ipynb #b095c1bf
 def save_patch(
-    path, # *.safetensors
-    patch, # ProjectionPatch
+    path,  # *.safetensors
+    patch,  # ProjectionPatch
 ):
     "Write a patch: its two factors, and in the header how they came about."
-    about = {"scale": patch.scale, "names": list(patch.names), "settings": patch.settings, "fingerprint": patch.fingerprint}
+    about = {
+        "scale": patch.scale,
+        "names": list(patch.names),
+        "settings": patch.settings,
+        "fingerprint": patch.fingerprint,
+    }
     save_tensors(path, "oodnb_projection_patch", {"A": patch.A, "B": patch.B}, about)
 
 
 def load_patch(
-    path, # *.safetensors from `save_patch`
+    path,  # *.safetensors from `save_patch`
 ) -> ProjectionPatch:
     "Read a patch. Raises `ValueError` for other files."
-    tensors, about = load_tensors(path, "oodnb_projection_patch", "patch of a text projection", "save_patch writes one", ("A", "B"))
-    return ProjectionPatch(tensors["A"], tensors["B"], about["scale"], tuple(about["names"]), about["settings"], about["fingerprint"])
+    tensors, about = load_tensors(
+        path,
+        "oodnb_projection_patch",
+        "patch of a text projection",
+        "save_patch writes one",
+        ("A", "B"),
+    )
+    return ProjectionPatch(
+        tensors["A"],
+        tensors["B"],
+        about["scale"],
+        tuple(about["names"]),
+        about["settings"],
+        about["fingerprint"],
+    )

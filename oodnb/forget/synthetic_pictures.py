@@ -23,48 +23,77 @@ from ..models.backbone import Backbone
 from ..prompts import clean_names, zero_shot_classifier
 
 # %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #a7e73524
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) # pixels of the ascent, as published: (mean, std) per channel
-PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) # the pixels themselves
+IMAGENET = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # pixels of the ascent, as published: (mean, std) per channel
+PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # the pixels themselves
 
 
-def _channels(numbers, like): return torch.as_tensor(numbers, dtype=like.dtype, device=like.device)[:, None, None]
+def _channels(numbers, like):
+    return torch.as_tensor(numbers, dtype=like.dtype, device=like.device)[:, None, None]
 
 
-def _rolled(images, shifts, back=False): # shifts: (to the right, down) per picture
-    return torch.stack([torch.roll(image, [-int(n) if back else int(n) for n in shift], (-1, -2)) for image, shift in zip(images, shifts)])
+def _rolled(images, shifts, back=False):  # shifts: (to the right, down) per picture
+    return torch.stack(
+        [
+            torch.roll(image, [-int(n) if back else int(n) for n in shift], (-1, -2))
+            for image, shift in zip(images, shifts)
+        ]
+    )
 
 
 def _blurred(images, sigma):
-    rows, columns = (torch.as_tensor(gaussian_filter1d(torch.eye(n, dtype=torch.float64).numpy(), sigma, axis=0, mode="reflect", truncate=4)).to(images) for n in images.shape[-2:])
+    rows, columns = (
+        torch.as_tensor(
+            gaussian_filter1d(
+                torch.eye(n, dtype=torch.float64).numpy(), sigma, axis=0, mode="reflect", truncate=4
+            )
+        ).to(images)
+        for n in images.shape[-2:]
+    )
     return rows @ images @ columns.T
 
 
 def ascent_step(
-    images, # [n, 3, H, W]
-    shifts, # (to the right, down) per picture, in pixels
-    logit, # function: images -> what shall grow [n]
-    step, # 0, 1, ...; decides about the blur
-    rate=25.0, # length of a step
-    length_weight=1e-3, # of the picture's length
-    blur_every=10, # steps; 0: never
-    blur_sigma=0.5, # pixels
-    pixels=IMAGENET, # what the numbers mean, see above
-): # images after the step
+    images,  # [n, 3, H, W]
+    shifts,  # (to the right, down) per picture, in pixels
+    logit,  # function: images -> what shall grow [n]
+    step,  # 0, 1, ...; decides about the blur
+    rate=25.0,  # length of a step
+    length_weight=1e-3,  # of the picture's length
+    blur_every=10,  # steps; 0: never
+    blur_sigma=0.5,  # pixels
+    pixels=IMAGENET,  # what the numbers mean, see above
+):  # images after the step
     "One step up, each picture by itself."
     rolled = _rolled(images.detach(), shifts).requires_grad_()
-    with torch.enable_grad(): value = logit(rolled) - length_weight * rolled.flatten(1).norm(dim=1)
+    with torch.enable_grad():
+        value = logit(rolled) - length_weight * rolled.flatten(1).norm(dim=1)
     (slope,) = torch.autograd.grad(value.sum(), rolled)
-    if not slope.isfinite().all(): raise RuntimeError(f"The gradient with respect to the pictures is not finite at step {step}; their features may have length 0. Start from other noise.")
-    up = slope / slope.flatten(1).norm(dim=1).clamp(min=torch.finfo(slope.dtype).tiny)[:, None, None, None]
+    if not slope.isfinite().all():
+        raise RuntimeError(
+            f"The gradient with respect to the pictures is not finite at step {step}; their features may have length 0. Start from other noise."
+        )
+    up = (
+        slope
+        / slope.flatten(1).norm(dim=1).clamp(min=torch.finfo(slope.dtype).tiny)[:, None, None, None]
+    )
     mean, std = (_channels(numbers, images) for numbers in pixels)
-    images = _rolled(rolled.detach() + rate * up, shifts, back=True).clamp(-mean / std, (1 - mean) / std)
-    return _blurred(images, blur_sigma) if blur_every and blur_sigma > 0 and step % blur_every == 0 else images
+    images = _rolled(rolled.detach() + rate * up, shifts, back=True).clamp(
+        -mean / std, (1 - mean) / std
+    )
+    return (
+        _blurred(images, blur_sigma)
+        if blur_every and blur_sigma > 0 and step % blur_every == 0
+        else images
+    )
 
 
 def shown(
-    images, # of the ascent [n, 3, H, W]
-    pixels=IMAGENET, # what their numbers mean
-): # [n, 3, H, W], from 0 to 1
+    images,  # of the ascent [n, 3, H, W]
+    pixels=IMAGENET,  # what their numbers mean
+):  # [n, 3, H, W], from 0 to 1
     "The pictures as one would look at them, each stretched to the full range."
     images = images * _channels(pixels[1], images) + _channels(pixels[0], images)
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
@@ -74,102 +103,195 @@ def shown(
 @dataclass(frozen=True, eq=False)
 class SyntheticPictures:
     "Pictures of a class that no camera took."
+
     class_name: str
-    pixels: torch.Tensor # network inputs [n, 3, H, W], float32 on the CPU
-    shown: torch.Tensor # the same from 0 (black) to 1 (white)
-    probabilities: tuple # of the class, per picture
-    steps: tuple # of the last attempt, per picture
-    attempts: tuple # per picture, 1 or more
-    given_up: int # pictures that were never recognised
+    pixels: torch.Tensor  # network inputs [n, 3, H, W], float32 on the CPU
+    shown: torch.Tensor  # the same from 0 (black) to 1 (white)
+    probabilities: tuple  # of the class, per picture
+    steps: tuple  # of the last attempt, per picture
+    attempts: tuple  # per picture, 1 or more
+    given_up: int  # pictures that were never recognised
 
 
 def class_place(
-    class_name, # one of them
-    class_names, # all classes of a data set
-): # (its position, cleaned names)
+    class_name,  # one of them
+    class_names,  # all classes of a data set
+):  # (its position, cleaned names)
     "Where a class stands. Raises `ValueError` unless it is one of several, by a name of its own."
     names, name = clean_names(class_names), clean_names([class_name])[0]
-    if name not in names: raise ValueError(f"{class_name!r} is none of the {len(names)} classes.{did_you_mean(name, names)} The classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}.")
-    if names.count(name) > 1: raise ValueError(f"{names.count(name)} classes are called {name!r}, so the name does not choose one to forget; give every class a name of its own.")
-    if len(names) < 2: raise ValueError(f"{class_name!r} is the only class, and the only class is always recognised. Give the other classes of the data set too.")
+    if name not in names:
+        raise ValueError(
+            f"{class_name!r} is none of the {len(names)} classes.{did_you_mean(name, names)} The classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."
+        )
+    if names.count(name) > 1:
+        raise ValueError(
+            f"{names.count(name)} classes are called {name!r}, so the name does not choose one to forget; give every class a name of its own."
+        )
+    if len(names) < 2:
+        raise ValueError(
+            f"{class_name!r} is the only class, and the only class is always recognised. Give the other classes of the data set too."
+        )
     return names.index(name), names
 
 
-def _pixel_scale(backbone): # (mean, std) per channel of the network's input
+def _pixel_scale(backbone):  # (mean, std) per channel of the network's input
     rows, columns = input_size(backbone)
-    black, white = (backbone.preprocess(Image.new("RGB", (columns, rows), (grey,) * 3))[:, 0, 0] for grey in (0, 255))
+    black, white = (
+        backbone.preprocess(Image.new("RGB", (columns, rows), (grey,) * 3))[:, 0, 0]
+        for grey in (0, 255)
+    )
     return -black / (white - black), 1 / (white - black)
 
 
 @dataclass(frozen=True, eq=False)
 class _Eye:
     "A backbone that looks for one class."
+
     backbone: Backbone
-    vectors: torch.Tensor # [K, D], unit rows
+    vectors: torch.Tensor  # [K, D], unit rows
     target: int
     mean: torch.Tensor
     std: torch.Tensor
 
-    def inputs(self, pixels): return (pixels - _channels(self.mean, pixels)) / _channels(self.std, pixels)
+    def inputs(self, pixels):
+        return (pixels - _channels(self.mean, pixels)) / _channels(self.std, pixels)
 
-    def logits(self, inputs): return self.backbone.logit_scale * F.normalize(self.backbone.model.encode_image(inputs), dim=1) @ self.vectors.T
+    def logits(self, inputs):
+        return (
+            self.backbone.logit_scale
+            * F.normalize(self.backbone.model.encode_image(inputs), dim=1)
+            @ self.vectors.T
+        )
 
-    def logit(self, pixels): return self.logits(self.inputs(pixels))[:, self.target]
+    def logit(self, pixels):
+        return self.logits(self.inputs(pixels))[:, self.target]
 
-    def probability(self, pixels): # -1 where another class has a larger one
-        with torch.no_grad(): p = self.logits(self.inputs(pixels)).softmax(1)
+    def probability(self, pixels):  # -1 where another class has a larger one
+        with torch.no_grad():
+            p = self.logits(self.inputs(pixels)).softmax(1)
         return p[:, self.target].where(p.argmax(1) == self.target, -1)
 
 # %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #ad74c140
-def _dream(eye, climbing, threshold, max_steps, pixels, bar): # [(number, generator, start)] to (dict: number -> (shown picture, probability, steps), numbers left)
+def _dream(
+    eye,
+    climbing,
+    threshold,
+    max_steps,
+    pixels,
+    # [(number, generator, start)] to (dict: number -> (shown picture, probability, steps), numbers left)
+    bar,
+):
     found, numbers = {}, [number for number, _, _ in climbing]
-    chances, images = [chance for _, chance, _ in climbing], torch.stack([start for _, _, start in climbing]).to(eye.backbone.device)
+    chances, images = (
+        [chance for _, chance, _ in climbing],
+        torch.stack([start for _, _, start in climbing]).to(eye.backbone.device),
+    )
     for step in range(max_steps):
-        images = ascent_step(images, [chance.integers(0, 17, 2) for chance in chances], eye.logit, step, pixels=pixels)
+        images = ascent_step(
+            images,
+            [chance.integers(0, 17, 2) for chance in chances],
+            eye.logit,
+            step,
+            pixels=pixels,
+        )
         seen = shown(images, pixels)
         p = eye.probability(seen)
         stay = [i for i, good in enumerate((p > threshold).tolist()) if not good]
-        found |= {numbers[i]: (seen[i].cpu(), float(p[i]), step + 1) for i in range(len(numbers)) if i not in set(stay)}
+        found |= {
+            numbers[i]: (seen[i].cpu(), float(p[i]), step + 1)
+            for i in range(len(numbers))
+            if i not in set(stay)
+        }
         bar.update(len(numbers) - len(stay))
-        images, numbers, chances = images[stay], [numbers[i] for i in stay], [chances[i] for i in stay]
-        if not numbers: break
+        images, numbers, chances = (
+            images[stay],
+            [numbers[i] for i in stay],
+            [chances[i] for i in stay],
+        )
+        if not numbers:
+            break
     return found, numbers
 
 
 def synthesize_pictures(
-    backbone, # Backbone; stays as it is
-    class_name, # the class to dream of
-    class_names, # all classes of the data set; they are what it is told from
-    count=64, # pictures
-    threshold=0.8, # probability above which a picture is taken; the authors use 0.6 to 0.99, by class
-    lowest=0.45, # the threshold does not fall below
-    drop=0.025, # by which it falls with each attempt
-    max_steps=3000, # of an attempt
-    max_attempts=15, # per picture; 15 bring 0.8 to 0.45
-    templates="photo.", # of the class texts
-    pixels=IMAGENET, # `IMAGENET`, as published, or `PLAIN`
-    seed=0, # of noise and rolls
-    batch_size=64, # pictures that climb side by side
-    progress=True, # show a bar
-) -> SyntheticPictures: # up to `count` pictures
+    backbone,  # Backbone; stays as it is
+    class_name,  # the class to dream of
+    class_names,  # all classes of the data set; they are what it is told from
+    count=64,  # pictures
+    # probability above which a picture is taken; the authors use 0.6 to 0.99, by class
+    threshold=0.8,
+    lowest=0.45,  # the threshold does not fall below
+    drop=0.025,  # by which it falls with each attempt
+    max_steps=3000,  # of an attempt
+    max_attempts=15,  # per picture; 15 bring 0.8 to 0.45
+    templates="photo.",  # of the class texts
+    pixels=IMAGENET,  # `IMAGENET`, as published, or `PLAIN`
+    seed=0,  # of noise and rolls
+    batch_size=64,  # pictures that climb side by side
+    progress=True,  # show a bar
+) -> SyntheticPictures:  # up to `count` pictures
     "Pictures that the backbone takes for a class. Warns of those that it never did, raises `RuntimeError` when that is all of them."
-    if min(count, max_steps, max_attempts, batch_size) < 1: raise ValueError(f"count is {count}, max_steps {max_steps}, max_attempts {max_attempts} and batch_size {batch_size}; each must be at least 1.")
-    if not (0 <= lowest <= threshold < 1 and drop >= 0): raise ValueError(f"threshold is {threshold}, lowest {lowest} and drop {drop}; needed are 0 <= lowest <= threshold < 1 and a drop that is not negative.")
+    if min(count, max_steps, max_attempts, batch_size) < 1:
+        raise ValueError(
+            f"count is {count}, max_steps {max_steps}, max_attempts {max_attempts} and batch_size {batch_size}; each must be at least 1."
+        )
+    if not (0 <= lowest <= threshold < 1 and drop >= 0):
+        raise ValueError(
+            f"threshold is {threshold}, lowest {lowest} and drop {drop}; needed are 0 <= lowest <= threshold < 1 and a drop that is not negative."
+        )
     target, names = class_place(class_name, class_names)
     size, plain = input_size(backbone), copy.copy(backbone)
     plain.precision = "fp32"
-    eye = _Eye(plain, zero_shot_classifier(plain, names, templates), target, *_pixel_scale(backbone))
+    eye = _Eye(
+        plain, zero_shot_classifier(plain, names, templates), target, *_pixel_scale(backbone)
+    )
     found, attempts, waiting = {}, {}, list(range(count))
-    with plain.running(grad=True), tqdm(total=count, desc=f"pictures of {names[target]}", disable=not progress) as bar:
+    with (
+        plain.running(grad=True),
+        tqdm(total=count, desc=f"pictures of {names[target]}", disable=not progress) as bar,
+    ):
         for attempt in range(max_attempts):
             left = []
             for first in range(0, len(waiting), batch_size):
-                chances = [(number, chance_of("lip", seed, names[target], number, attempt)) for number in waiting[first:first + batch_size]]
-                done, more = _dream(eye, [(n, c, torch.from_numpy(c.standard_normal((3, *size), dtype="float32"))) for n, c in chances], max(lowest, threshold - drop * attempt), max_steps, pixels, bar)
-                found, attempts, left = found | done, attempts | dict.fromkeys(done, attempt + 1), left + more
-            if not (waiting := left): break
-    if not found: raise RuntimeError(f"No picture of {class_name!r} was recognised in {max_attempts} attempts of {max_steps} steps: {backbone.name} does not see the class in what it dreams. Allow more steps, a lower threshold, or other templates.")
-    if waiting: warnings.warn(f"{len(waiting)} of {count} pictures of {class_name!r} were not recognised in {max_attempts} attempts and are left out.", stacklevel=2)
+                chances = [
+                    (number, chance_of("lip", seed, names[target], number, attempt))
+                    for number in waiting[first : first + batch_size]
+                ]
+                done, more = _dream(
+                    eye,
+                    [
+                        (n, c, torch.from_numpy(c.standard_normal((3, *size), dtype="float32")))
+                        for n, c in chances
+                    ],
+                    max(lowest, threshold - drop * attempt),
+                    max_steps,
+                    pixels,
+                    bar,
+                )
+                found, attempts, left = (
+                    found | done,
+                    attempts | dict.fromkeys(done, attempt + 1),
+                    left + more,
+                )
+            if not (waiting := left):
+                break
+    if not found:
+        raise RuntimeError(
+            f"No picture of {class_name!r} was recognised in {max_attempts} attempts of {max_steps} steps: {backbone.name} does not see the class in what it dreams. Allow more steps, a lower threshold, or other templates."
+        )
+    if waiting:
+        warnings.warn(
+            f"{len(waiting)} of {count} pictures of {class_name!r} were not recognised in {max_attempts} attempts and are left out.",
+            stacklevel=2,
+        )
     order = sorted(found)
     pictures = torch.stack([found[i][0] for i in order])
-    return SyntheticPictures(names[target], eye.inputs(pictures), pictures, tuple(found[i][1] for i in order), tuple(found[i][2] for i in order), tuple(attempts[i] for i in order), len(waiting))
+    return SyntheticPictures(
+        names[target],
+        eye.inputs(pictures),
+        pictures,
+        tuple(found[i][1] for i in order),
+        tuple(found[i][2] for i in order),
+        tuple(attempts[i] for i in order),
+        len(waiting),
+    )

@@ -19,162 +19,289 @@ from tqdm.auto import tqdm
 def _checked(recipe):
     for name, low in (("rank", 1), ("steps", 1), ("max_trials", 1), ("max_rounds", 0)):
         value = getattr(recipe, name)
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < low: raise ValueError(f"{name} is {value!r}; give a whole number from {low} up" + (": rank 0 has nothing to train." if name == "rank" else "."))
-    for name in ("alpha", "lr", "forget_weight", "preserve_weight", "update_weight", "threshold", "increment", "noise_std"):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+            raise ValueError(
+                f"{name} is {value!r}; give a whole number from {low} up"
+                + (": rank 0 has nothing to train." if name == "rank" else ".")
+            )
+    for name in (
+        "alpha",
+        "lr",
+        "forget_weight",
+        "preserve_weight",
+        "update_weight",
+        "threshold",
+        "increment",
+        "noise_std",
+    ):
         value = getattr(recipe, name)
-        if not isinstance(value, Real) or not 0 <= value < math.inf or (name in ("alpha", "lr") and not value): raise ValueError(f"{name} is {value!r}; give a finite number {'above' if name in ('alpha', 'lr') else 'from'} 0{'' if name in ('alpha', 'lr') else ' up'}.")
-    if recipe.keep not in ("last", "best"): raise ValueError(f"keep is {recipe.keep!r}; possible are 'last' (the last evaluated step, as published) and 'best' (the step with the smallest loss).")
+        if (
+            not isinstance(value, Real)
+            or not 0 <= value < math.inf
+            or (name in ("alpha", "lr") and not value)
+        ):
+            raise ValueError(
+                f"{name} is {value!r}; give a finite number {'above' if name in ('alpha', 'lr') else 'from'} 0{'' if name in ('alpha', 'lr') else ' up'}."
+            )
+    if recipe.keep not in ("last", "best"):
+        raise ValueError(
+            f"keep is {recipe.keep!r}; possible are 'last' (the last evaluated step, as published) and 'best' (the step with the smallest loss)."
+        )
 
 
 @dataclass(frozen=True)
 class ForgetSettings:
     "How an update is trained; the defaults are the published ones. Raises `ValueError` for impossible numbers."
-    rank: int = 5 # r
-    alpha: float = 1.0 # the update is scaled by alpha / rank
-    forget_weight: float = 1.1 # lambda_f of the first trial
-    preserve_weight: float = 0.3 # lambda_p
-    update_weight: float = 1.0 # lambda_w
-    lr: float = 0.01 # of Adam
-    steps: int = 2000 # per trial
-    max_trials: int = 100 # each starts anew
-    threshold: float = 0.7 # a trial succeeds when the distance to the target changed by this share
-    increment: float = 0.05 # added to lambda_f after a trial that failed
-    noise_std: float = 0.5 # of a target that is drawn again
-    max_rounds: int = 1000 # draws of a target
-    squared: bool = False # squares of the norms, as in the paper's figure
-    keep: str = "last" # "last" evaluated step, or "best"
-    either_way: bool = True # a distance that grew by the threshold succeeds too
 
-    def __post_init__(self): _checked(self)
+    rank: int = 5  # r
+    alpha: float = 1.0  # the update is scaled by alpha / rank
+    forget_weight: float = 1.1  # lambda_f of the first trial
+    preserve_weight: float = 0.3  # lambda_p
+    update_weight: float = 1.0  # lambda_w
+    lr: float = 0.01  # of Adam
+    steps: int = 2000  # per trial
+    max_trials: int = 100  # each starts anew
+    threshold: float = 0.7  # a trial succeeds when the distance to the target changed by this share
+    increment: float = 0.05  # added to lambda_f after a trial that failed
+    noise_std: float = 0.5  # of a target that is drawn again
+    max_rounds: int = 1000  # draws of a target
+    squared: bool = False  # squares of the norms, as in the paper's figure
+    keep: str = "last"  # "last" evaluated step, or "best"
+    either_way: bool = True  # a distance that grew by the threshold succeeds too
+
+    def __post_init__(self):
+        _checked(self)
 
     @property
-    def scale(self) -> float: return self.alpha / self.rank # s
+    def scale(self) -> float:
+        return self.alpha / self.rank  # s
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     "What goes where. None as a weight: the recipe's."
-    forget_hidden: torch.Tensor # X_f [k, d]
-    forget_target: torch.Tensor # U [k, e]
-    preserve_hidden: torch.Tensor | None = None # X_r [m, d]; None: nothing is preserved
-    preserve_target: torch.Tensor | None = None # [m, e]; None: where they are now, exactly
+
+    forget_hidden: torch.Tensor  # X_f [k, d]
+    forget_target: torch.Tensor  # U [k, e]
+    preserve_hidden: torch.Tensor | None = None  # X_r [m, d]; None: nothing is preserved
+    preserve_target: torch.Tensor | None = None  # [m, e]; None: where they are now, exactly
     forget_weight: float | None = None
     preserve_weight: float | None = None
     update_weight: float | None = None
 
 # %% ../../nbs/10_forget/02_training.ipynb #9a2cc375
 def _rows(rows, width, name):
-    if rows.dtype in (torch.float16, torch.bfloat16): rows = rows.float()
-    if not rows.is_floating_point() or rows.ndim != 2 or rows.shape[1] != width: raise ValueError(f"{name} is {rows.dtype} of shape {list(rows.shape)}; floating-point rows of width {width} are needed, [names, {width}].")
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows = rows.float()
+    if not rows.is_floating_point() or rows.ndim != 2 or rows.shape[1] != width:
+        raise ValueError(
+            f"{name} is {rows.dtype} of shape {list(rows.shape)}; floating-point rows of width {width} are needed, [names, {width}]."
+        )
     bad = ~rows.isfinite().all(1)
-    if bad.any(): raise ValueError(f"{name} holds NaN or infinite values, the first in row {int(bad.nonzero()[0])}; look at the text it came from.")
+    if bad.any():
+        raise ValueError(
+            f"{name} holds NaN or infinite values, the first in row {int(bad.nonzero()[0])}; look at the text it came from."
+        )
     return rows
 
 
 def residuals(
-    projection, # P [d, e]
-    problem, # Problem
-): # (X_f [k, d], U - X_f P [k, e], X_r [m, d], Y_r - X_r P [m, e] or None where it is 0)
+    projection,  # P [d, e]
+    problem,  # Problem
+):  # (X_f [k, d], U - X_f P [k, e], X_r [m, d], Y_r - X_r P [m, e] or None where it is 0)
     "A problem as it stands before training. Raises `ValueError` for rows that do not fit."
     P = projection.float() if projection.dtype in (torch.float16, torch.bfloat16) else projection
     d, e = P.shape
-    X, U = _rows(problem.forget_hidden, d, "forget_hidden").to(P), _rows(problem.forget_target, e, "forget_target").to(P)
-    if not len(X) or len(X) != len(U): raise ValueError(f"There are {len(X)} forget_hidden rows and {len(U)} forget_target rows; one target per forgotten class and at least one class are needed.")
-    X_r = X.new_zeros(0, d) if problem.preserve_hidden is None else _rows(problem.preserve_hidden, d, "preserve_hidden").to(P)
-    if problem.preserve_target is None: return X, U - X @ P, X_r, None
+    X, U = (
+        _rows(problem.forget_hidden, d, "forget_hidden").to(P),
+        _rows(problem.forget_target, e, "forget_target").to(P),
+    )
+    if not len(X) or len(X) != len(U):
+        raise ValueError(
+            f"There are {len(X)} forget_hidden rows and {len(U)} forget_target rows; one target per forgotten class and at least one class are needed."
+        )
+    X_r = (
+        X.new_zeros(0, d)
+        if problem.preserve_hidden is None
+        else _rows(problem.preserve_hidden, d, "preserve_hidden").to(P)
+    )
+    if problem.preserve_target is None:
+        return X, U - X @ P, X_r, None
     Y_r = _rows(problem.preserve_target, e, "preserve_target").to(P)
-    if len(Y_r) != len(X_r): raise ValueError(f"There are {len(X_r)} preserve_hidden rows and {len(Y_r)} preserve_target rows; one target per preserved name is needed.")
+    if len(Y_r) != len(X_r):
+        raise ValueError(
+            f"There are {len(X_r)} preserve_hidden rows and {len(Y_r)} preserve_target rows; one target per preserved name is needed."
+        )
     rest = Y_r - X_r @ P
-    return X, U - X @ P, X_r, None if rest.norm() <= 16 * torch.finfo(P.dtype).eps * X_r.norm() * P.norm() else rest
+    return (
+        X,
+        U - X @ P,
+        X_r,
+        None if rest.norm() <= 16 * torch.finfo(P.dtype).eps * X_r.norm() * P.norm() else rest,
+    )
 
 # %% ../../nbs/10_forget/02_training.ipynb #b15b99d2
-def _inverse(norms): return norms.where(norms > 0, math.inf).reciprocal() # 0 at 0: a norm has no slope there, and 0 is taken
+def _inverse(norms):
+    return norms.where(
+        norms > 0, math.inf
+    ).reciprocal()  # 0 at 0: a norm has no slope there, and 0 is taken
 
 
 class _Batch:
     "S problems, padded."
-    def __init__(self, parts, weights, recipe):
-        self.X, self.R, self.X_r = (pad_sequence([part[i] for part in parts], batch_first=True) for i in range(3))
-        moved = any(part[3] is not None for part in parts)
-        self.R_r = pad_sequence([self.R.new_zeros(len(part[2]), self.R.shape[2]) if part[3] is None else part[3] for part in parts], batch_first=True) if moved else None
-        self.weights, self.scale, self.squared = torch.tensor(weights, dtype=self.R.dtype, device=self.R.device), recipe.scale, recipe.squared
 
-    def losses(self, A, B): # A [S, r, d], B [S, e, r] to (losses [S], norms of forget, preserve and update [S, 3], slopes for A and B)
+    def __init__(self, parts, weights, recipe):
+        self.X, self.R, self.X_r = (
+            pad_sequence([part[i] for part in parts], batch_first=True) for i in range(3)
+        )
+        moved = any(part[3] is not None for part in parts)
+        self.R_r = (
+            pad_sequence(
+                [
+                    self.R.new_zeros(len(part[2]), self.R.shape[2]) if part[3] is None else part[3]
+                    for part in parts
+                ],
+                batch_first=True,
+            )
+            if moved
+            else None
+        )
+        self.weights, self.scale, self.squared = (
+            torch.tensor(weights, dtype=self.R.dtype, device=self.R.device),
+            recipe.scale,
+            recipe.squared,
+        )
+
+    def losses(
+        self,
+        A,
+        # A [S, r, d], B [S, e, r] to (losses [S], norms of forget, preserve and update [S, 3], slopes for A and B)
+        B,
+    ):
         s, gram, own, Y, Z = self.scale, B.mT @ B, A @ A.mT, self.X @ A.mT, self.X_r @ A.mT
         miss, among = self.R - s * Y @ B.mT, Z.mT @ Z
         off = None if self.R_r is None else self.R_r - s * Z @ B.mT
         preserve = s * s * (among * gram).sum((1, 2)) if off is None else off.square().sum((1, 2))
         squares = torch.stack([miss.square().sum((1, 2)), preserve, (own * gram).sum((1, 2))], 1)
         norms = squares.sqrt()
-        f, p, u = (2 * self.weights if self.squared else self.weights * _inverse(norms))[..., None, None].unbind(1)
-        held = (gram @ Z.mT @ self.X_r, B @ among) if off is None else (-(off @ B).mT @ self.X_r / s, -off.mT @ Z / s)
-        slopes = (u * gram @ A - s * f * (miss @ B).mT @ self.X + s * s * p * held[0], u * B @ own - s * f * miss.mT @ Y + s * s * p * held[1])
+        f, p, u = (2 * self.weights if self.squared else self.weights * _inverse(norms))[
+            ..., None, None
+        ].unbind(1)
+        held = (
+            (gram @ Z.mT @ self.X_r, B @ among)
+            if off is None
+            else (-(off @ B).mT @ self.X_r / s, -off.mT @ Z / s)
+        )
+        slopes = (
+            u * gram @ A - s * f * (miss @ B).mT @ self.X + s * s * p * held[0],
+            u * B @ own - s * f * miss.mT @ Y + s * s * p * held[1],
+        )
         return (self.weights * (squares if self.squared else norms)).sum(1), norms, slopes
 
 # %% ../../nbs/10_forget/02_training.ipynb #4fb6d2cf
 @dataclass(frozen=True, eq=False)
 class Trained:
     "What the training of one problem leaves behind. T trials were made."
-    A: torch.Tensor # of the result [r, d]
-    B: torch.Tensor # [e, r]
-    final_A: torch.Tensor # after the last update of the last trial; the result is one update behind, or the best
+
+    A: torch.Tensor  # of the result [r, d]
+    B: torch.Tensor  # [e, r]
+    # after the last update of the last trial; the result is one update behind, or the best
+    final_A: torch.Tensor
     final_B: torch.Tensor
-    losses: torch.Tensor # before every update [T, steps]
-    norms: torch.Tensor # of forget, preserve and update, without weights [T, steps, 3]
-    distances: tuple # to the target at the start of each trial [T]
-    reductions: tuple # share by which it changed [T]
-    forget_weights: tuple # of each trial [T]
-    next_forget_weight: float # of the trial that would follow; the last one's when it succeeded
-    reached: bool # whether the last trial succeeded
-    closer: bool # whether the distance shrank
+    losses: torch.Tensor  # before every update [T, steps]
+    norms: torch.Tensor  # of forget, preserve and update, without weights [T, steps, 3]
+    distances: tuple  # to the target at the start of each trial [T]
+    reductions: tuple  # share by which it changed [T]
+    forget_weights: tuple  # of each trial [T]
+    next_forget_weight: float  # of the trial that would follow; the last one's when it succeeded
+    reached: bool  # whether the last trial succeeded
+    closer: bool  # whether the distance shrank
 
 
 @torch.no_grad()
-def _trial(batch, A, B, recipe, bar): # (A, B) kept, (A, B) at the end, [S, steps, 4] loss and norms
+def _trial(
+    batch, A, B, recipe, bar
+):  # (A, B) kept, (A, B) at the end, [S, steps, 4] loss and norms
     optimizer = torch.optim.Adam([A, B], lr=recipe.lr, fused=A.device.type == "cpu")
-    kept, best, told = (A.clone(), B.clone()), A.new_full((len(A),), math.inf), A.new_empty(len(A), recipe.steps, 4)
+    kept, best, told = (
+        (A.clone(), B.clone()),
+        A.new_full((len(A),), math.inf),
+        A.new_empty(len(A), recipe.steps, 4),
+    )
     for step in range(recipe.steps):
         losses, norms, (A.grad, B.grad) = batch.losses(A, B)
         told[:, step, 0], told[:, step, 1:] = losses, norms
         take = losses < (best if recipe.keep == "best" else math.inf)
         best = torch.where(take, losses, best)
-        kept = tuple(torch.where(take[:, None, None], now, before) for now, before in zip((A, B), kept))
+        kept = tuple(
+            torch.where(take[:, None, None], now, before) for now, before in zip((A, B), kept)
+        )
         optimizer.step()
         bar.update()
     bad = ~told[:, 0, 0].isfinite()
-    if bad.any(): raise RuntimeError(f"The loss of problem {int(bad.nonzero()[0])} is {float(told[bad, 0, 0][0])} before the first step; its rows, targets or weights are too large for {told.dtype}. Look at their sizes, or use float64.")
+    if bad.any():
+        raise RuntimeError(
+            f"The loss of problem {int(bad.nonzero()[0])} is {float(told[bad, 0, 0][0])} before the first step; its rows, targets or weights are too large for {told.dtype}. Look at their sizes, or use float64."
+        )
     return kept, (A, B), told
 
 # %% ../../nbs/10_forget/02_training.ipynb #1ceb6a1b
 def train_patches(
-    projection, # P [d, e]
-    problems, # S Problems
-    initial, # function of (trial, problem): A at the start [r, d]; or a tensor [trials, r, d] for all
-    recipe, # ForgetSettings; weights of the problems take precedence
-    progress=False, # show a bar
-) -> list: # S Trained
+    projection,  # P [d, e]
+    problems,  # S Problems
+    # function of (trial, problem): A at the start [r, d]; or a tensor [trials, r, d] for all
+    initial,
+    recipe,  # ForgetSettings; weights of the problems take precedence
+    progress=False,  # show a bar
+) -> list:  # S Trained
     "Train updates side by side. Inputs decide device and precision (half precision is trained in float32)."
     parts = [residuals(projection, problem) for problem in problems]
-    if not parts: raise ValueError("There is no problem to train; give at least one.")
+    if not parts:
+        raise ValueError("There is no problem to train; give at least one.")
     d, e = parts[0][0].shape[1], parts[0][1].shape[1]
-    if recipe.rank > min(d, e): warnings.warn(f"rank is {recipe.rank}, but the projection is {d} by {e}; a change of rank {min(d, e)} can be anything already.", stacklevel=2)
-    weights = [[getattr(recipe if getattr(problem, name) is None else problem, name) for name in ("forget_weight", "preserve_weight", "update_weight")] for problem in problems]
-    if isinstance(initial, torch.Tensor): given, initial = initial, lambda trial, _: given[trial]
+    if recipe.rank > min(d, e):
+        warnings.warn(
+            f"rank is {recipe.rank}, but the projection is {d} by {e}; a change of rank {min(d, e)} can be anything already.",
+            stacklevel=2,
+        )
+    weights = [
+        [
+            getattr(recipe if getattr(problem, name) is None else problem, name)
+            for name in ("forget_weight", "preserve_weight", "update_weight")
+        ]
+        for problem in problems
+    ]
+    if isinstance(initial, torch.Tensor):
+        given, initial = initial, lambda trial, _: given[trial]
     runs = [_Run(part, row) for part, row in zip(parts, weights)]
     open_runs = list(range(len(runs)))
     with tqdm(desc="forgetting", unit="step", disable=not progress, delay=2) as bar:
         for trial in range(recipe.max_trials):
             A = torch.stack([initial(trial, i).to(parts[i][0]) for i in open_runs])
-            if A.shape[1:] != (recipe.rank, d): raise ValueError(f"The initial A has shape {list(A.shape[1:])}; [rank, d] = [{recipe.rank}, {d}] is needed.")
-            kept, end, told = _trial(_Batch([runs[i].part for i in open_runs], [runs[i].weights for i in open_runs], recipe), A, A.new_zeros(len(A), e, recipe.rank), recipe, bar)
-            for n, i in enumerate(open_runs): runs[i].take(*(part[n].clone() for part in (*kept, *end)), told[n], recipe)
+            if A.shape[1:] != (recipe.rank, d):
+                raise ValueError(
+                    f"The initial A has shape {list(A.shape[1:])}; [rank, d] = [{recipe.rank}, {d}] is needed."
+                )
+            kept, end, told = _trial(
+                _Batch(
+                    [runs[i].part for i in open_runs], [runs[i].weights for i in open_runs], recipe
+                ),
+                A,
+                A.new_zeros(len(A), e, recipe.rank),
+                recipe,
+                bar,
+            )
+            for n, i in enumerate(open_runs):
+                runs[i].take(*(part[n].clone() for part in (*kept, *end)), told[n], recipe)
             open_runs = [i for i in open_runs if not runs[i].reached]
-            if not open_runs: break
+            if not open_runs:
+                break
     return [run.result() for run in runs]
 
 
 class _Run:
     "One problem on its way through the trials."
+
     def __init__(self, part, weights):
         self.part, self.weights, self.reached, self.told = part, list(weights), False, []
         self.distances, self.reductions, self.used = [], [], []
@@ -184,13 +311,32 @@ class _Run:
         before, after = float(R.norm()), float((R - recipe.scale * (X @ A.T) @ B.T).norm())
         change = (before - after) / before if before else 0.0
         self.last, self.closer = (A, B, final_A, final_B), after <= before
-        self.reached = not before or (abs(change) if recipe.either_way else change) >= recipe.threshold
-        for row, value in ((self.told, told), (self.distances, before), (self.reductions, abs(change)), (self.used, self.weights[0])): row.append(value)
-        if not self.reached: self.weights[0] += recipe.increment
+        self.reached = (
+            not before or (abs(change) if recipe.either_way else change) >= recipe.threshold
+        )
+        for row, value in (
+            (self.told, told),
+            (self.distances, before),
+            (self.reductions, abs(change)),
+            (self.used, self.weights[0]),
+        ):
+            row.append(value)
+        if not self.reached:
+            self.weights[0] += recipe.increment
 
     def result(self):
         told = torch.stack(self.told)
-        return Trained(*self.last, told[..., 0], told[..., 1:], tuple(self.distances), tuple(self.reductions), tuple(self.used), self.weights[0], self.reached, self.closer)
+        return Trained(
+            *self.last,
+            told[..., 0],
+            told[..., 1:],
+            tuple(self.distances),
+            tuple(self.reductions),
+            tuple(self.used),
+            self.weights[0],
+            self.reached,
+            self.closer,
+        )
 
 # %% ../../nbs/10_forget/02_training.ipynb #f638da67
 def _slope(forget_weight, preserve_weight, along, beside, sizes):
@@ -199,61 +345,102 @@ def _slope(forget_weight, preserve_weight, along, beside, sizes):
     low, high = 0.0, float((wanted * held).norm()) + 1e-300
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if float((wanted * held / (held.square() + middle)).norm()) > 1 else (low, middle)
-    return math.hypot(float((wanted * high / (held.square() + high)).norm()), forget_weight * beside)
+        low, high = (
+            (middle, high)
+            if float((wanted * held / (held.square() + middle)).norm()) > 1
+            else (low, middle)
+        )
+    return math.hypot(
+        float((wanted * high / (held.square() + high)).norm()), forget_weight * beside
+    )
 
 
 def dead_zone(
-    projection, # P [d, e]
-    problem, # Problem; its forget weight plays no part
-    recipe, # ForgetSettings
-) -> float: # the forget weight above which training can leave its start; 0 for squared norms, infinite where nothing can
+    projection,  # P [d, e]
+    problem,  # Problem; its forget weight plays no part
+    recipe,  # ForgetSettings
+    # the forget weight above which training can leave its start; 0 for squared norms, infinite where nothing can
+) -> float:
     "Up to this forget weight the unchanged matrix is the best there is."
-    X, R, X_r, R_r = (None if part is None else part.double().cpu() for part in residuals(projection, problem))
-    held, small = (getattr(recipe if getattr(problem, name) is None else problem, name) for name in ("preserve_weight", "update_weight"))
+    X, R, X_r, R_r = (
+        None if part is None else part.double().cpu() for part in residuals(projection, problem)
+    )
+    held, small = (
+        getattr(recipe if getattr(problem, name) is None else problem, name)
+        for name in ("preserve_weight", "update_weight")
+    )
     G = (R / R.norm().clamp_min(1e-300)).T @ X
-    if recipe.squared: return 0.0
-    if not G.any(): return math.inf
+    if recipe.squared:
+        return 0.0
+    if not G.any():
+        return math.inf
     if R_r is None:
         _, sizes, V = torch.linalg.svd(X_r, full_matrices=False)
         along, beside = (G @ V.T).norm(dim=0), float((G - G @ V.T @ V).norm())
         slope = lambda weight: _slope(weight, held, along, beside, sizes)
-    else: slope = lambda weight: float((weight * G + held * (R_r / R_r.norm()).T @ X_r).norm())
+    else:
+        slope = lambda weight: float((weight * G + held * (R_r / R_r.norm()).T @ X_r).norm())
     low, high = 0.0, 1.0
-    while recipe.scale * slope(high) <= small: low, high = high, 2 * high
+    while recipe.scale * slope(high) <= small:
+        low, high = high, 2 * high
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (low, middle) if recipe.scale * slope(middle) > small else (middle, high)
     return low
 
 # %% ../../nbs/10_forget/02_training.ipynb #eb72a45a
-def _weighted(X, rows, K, penalties): # A [k, d] of the ridge solution
-    solve = torch.linalg.solve(K + torch.diag(penalties), torch.eye(len(K), len(X), dtype=K.dtype)) if penalties.min() > 0 else torch.linalg.pinv(K + torch.diag(penalties), hermitian=True)[:, :len(X)]
+def _weighted(X, rows, K, penalties):  # A [k, d] of the ridge solution
+    solve = (
+        torch.linalg.solve(K + torch.diag(penalties), torch.eye(len(K), len(X), dtype=K.dtype))
+        if penalties.min() > 0
+        else torch.linalg.pinv(K + torch.diag(penalties), hermitian=True)[:, : len(X)]
+    )
     return solve.T @ rows
 
 
 def closed_form(
-    projection, # P [d, e]
-    problem, # Problem; preserved rows stay where they are, preserve_target plays no part
-    recipe=None, # ForgetSettings: the minimum of its loss for its weights; None: the smallest change that meets all demands exactly
-    rounds=500, # solutions in a row, for plain norms
-): # (A [k, d], B [e, k]) of the change B A, whose scale is 1
+    projection,  # P [d, e]
+    problem,  # Problem; preserved rows stay where they are, preserve_target plays no part
+    # ForgetSettings: the minimum of its loss for its weights; None: the smallest change that meets all demands exactly
+    recipe=None,
+    rounds=500,  # solutions in a row, for plain norms
+):  # (A [k, d], B [e, k]) of the change B A, whose scale is 1
     "The best change without training. Raises `ValueError` where demands contradict each other."
-    X, R, X_r = (part.double().cpu() for part in residuals(projection, replace(problem, preserve_target=None))[:3])
-    f, p, w = (0 if recipe is None else getattr(recipe if getattr(problem, name) is None else problem, name) for name in ("forget_weight", "preserve_weight", "update_weight"))
-    if recipe is not None and not p: X_r = X_r[:0]
+    X, R, X_r = (
+        part.double().cpu()
+        for part in residuals(projection, replace(problem, preserve_target=None))[:3]
+    )
+    f, p, w = (
+        0
+        if recipe is None
+        else getattr(recipe if getattr(problem, name) is None else problem, name)
+        for name in ("forget_weight", "preserve_weight", "update_weight")
+    )
+    if recipe is not None and not p:
+        X_r = X_r[:0]
     rows = torch.cat([X, X_r])
     K, ones = rows @ rows.T, torch.ones(len(rows), dtype=rows.dtype)
     if recipe is None:
         A = _weighted(X, rows, K, 0 * ones)
         off = float((rows @ A.T - torch.eye(len(rows), len(X), dtype=A.dtype)).abs().max())
-        if off > 1e-4: raise ValueError(f"No change moves these rows and none of the preserved ones (a demand is missed by {off:.2g}): a forgotten name means the same as preserved ones, or there are more names ({len(rows)}) than dimensions ({rows.shape[1]}). Drop names, or give a recipe, which weighs the demands against each other.")
-    elif not f: A = 0 * X
+        if off > 1e-4:
+            raise ValueError(
+                f"No change moves these rows and none of the preserved ones (a demand is missed by {off:.2g}): a forgotten name means the same as preserved ones, or there are more names ({len(rows)}) than dimensions ({rows.shape[1]}). Drop names, or give a recipe, which weighs the demands against each other."
+            )
+    elif not f:
+        A = 0 * X
     else:
-        weigh = lambda n_f, n_p, n_w: w / (recipe.scale * n_w if not recipe.squared else recipe.scale ** 2) * torch.cat([n_f / f * ones[:len(X)], n_p / p * ones[len(X):]] if p else [n_f / f * ones])
+        weigh = lambda n_f, n_p, n_w: (
+            w
+            / (recipe.scale * n_w if not recipe.squared else recipe.scale**2)
+            * torch.cat(
+                [n_f / f * ones[: len(X)], n_p / p * ones[len(X) :]] if p else [n_f / f * ones]
+            )
+        )
         A = _weighted(X, rows, K, weigh(1, 1, 1) + (0 if w else 1e-12) * K.trace())
         for _ in range(0 if recipe.squared else rounds):
             lengths = (R - X @ A.T @ R).norm(), (X_r @ A.T @ R).norm(), (A.T @ R).norm()
-            if lengths[2] < 1e-9 * R.norm() / X.norm(): return 0 * X.to(projection), R.T.to(projection)
+            if lengths[2] < 1e-9 * R.norm() / X.norm():
+                return 0 * X.to(projection), R.T.to(projection)
             A = _weighted(X, rows, K, weigh(*lengths))
     return A.to(projection), R.T.contiguous().to(projection)

@@ -17,11 +17,13 @@ from filelock import FileLock, Timeout
 # %% ../../nbs/0_ground/02_files.ipynb #5c052de1
 def _sync(path):
     handle = os.open(path, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-def _share(path): # some writers (safetensors) make files that only their owner may read
+def _share(path):  # some writers (safetensors) make files that only their owner may read
     mask = os.umask(0o022)
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)
@@ -29,29 +31,34 @@ def _share(path): # some writers (safetensors) make files that only their owner 
 
 @contextmanager
 def atomic_path(
-    path, # the file to be written; its folder is created
-): # yields a temporary Path beside it
+    path,  # the file to be written; its folder is created
+):  # yields a temporary Path beside it
     "Write to the yielded path; at the end of the block it replaces `path` at once, after an error it is removed."
     path = Path(path).expanduser()
-    if path.is_dir(): raise ValueError(f"{path} is a folder; give the name of a file to write.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file to write.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}{path.suffix}")
     try:
         yield temporary
-        if not temporary.is_file(): raise RuntimeError(f"Nothing was written for {path}: the block must write to the path it was given.")
+        if not temporary.is_file():
+            raise RuntimeError(
+                f"Nothing was written for {path}: the block must write to the path it was given."
+            )
         _share(temporary)
         _sync(temporary)
         os.replace(temporary, path)
-        if os.name == "posix": _sync(path.parent)
+        if os.name == "posix":
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 # %% ../../nbs/0_ground/02_files.ipynb #fb6657ba
 @contextmanager
 def locked(
-    path, # what is being made; the lock is the file `path` + ".lock"
-    timeout=None, # seconds to wait before giving up; None waits as long as it takes
-    patience=5.0, # seconds of silent waiting before a warning says who is waited for
+    path,  # what is being made; the lock is the file `path` + ".lock"
+    timeout=None,  # seconds to wait before giving up; None waits as long as it takes
+    patience=5.0,  # seconds of silent waiting before a warning says who is waited for
 ):
     "Hold the lock of `path` for the block. Raises `TimeoutError` when another process keeps it longer than `timeout`."
     name = Path(f"{Path(path).expanduser()}.lock")
@@ -62,10 +69,17 @@ def locked(
         lock.acquire(timeout=first)
     except Timeout:
         try:
-            if timeout is None or timeout > first: warnings.warn(f"Waiting for another process that works on {path} (lock {name}).", stacklevel=3)
+            if timeout is None or timeout > first:
+                warnings.warn(
+                    f"Waiting for another process that works on {path} (lock {name}).", stacklevel=3
+                )
             lock.acquire(timeout=-1 if timeout is None else timeout - first)
         except Timeout:
-            raise TimeoutError(f"Another process has been working on {path} for more than {timeout} s. Wait for it, or end it: "
-                               f"the lock {name} is freed with the process, there is nothing to delete.") from None
-    try: yield
-    finally: lock.release()
+            raise TimeoutError(
+                f"Another process has been working on {path} for more than {timeout} s. Wait for it, or end it: "
+                f"the lock {name} is freed with the process, there is nothing to delete."
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -24,7 +24,10 @@ def _array_bytes(value, where):
     if _is_tensor(value):
         value = value.detach().cpu().contiguous()
         value = (value.view(sys.modules["torch"].int16) if kind == "bfloat16" else value).numpy()
-    if value.dtype.kind not in "biufc": raise ValueError(f"content_hash cannot read {where}: an array of dtype {kind}. Numbers and booleans are possible; turn others into a list.")
+    if value.dtype.kind not in "biufc":
+        raise ValueError(
+            f"content_hash cannot read {where}: an array of dtype {kind}. Numbers and booleans are possible; turn others into a list."
+        )
     little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
     return f"{kind}{list(value.shape)}".encode(), little.reshape(-1).view(np.uint8)
 
@@ -33,40 +36,64 @@ def _file_digest(path, where):
     if not path.is_file():
         what = "is a folder; give its sorted list of files" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"content_hash cannot read {where}: {path} {what}.")
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").digest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 # %% ../../nbs/0_ground/03_hashing.ipynb #961198fe
 def _feed(sha, value, where):
     "Add one value to the running hash as kind, length, contents; `where` names it in errors."
-    def add(kind, data): sha.update(kind + len(data).to_bytes(8, "big")); sha.update(data)
-    if isinstance(value, np.generic): value = value.item()
-    if value is None: add(b"n", b"")
-    elif isinstance(value, bool): add(b"b", b"1" if value else b"0")
-    elif isinstance(value, Integral): add(b"i", str(int(value)).encode())
-    elif isinstance(value, Real): add(b"f", float(value).hex().encode())
-    elif isinstance(value, str): add(b"s", value.encode("utf-8", "surrogatepass"))
-    elif isinstance(value, (bytes, bytearray, memoryview)): add(b"y", bytes(value))
-    elif isinstance(value, Path): add(b"p", _file_digest(value, where))
+
+    def add(kind, data):
+        sha.update(kind + len(data).to_bytes(8, "big"))
+        sha.update(data)
+
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None:
+        add(b"n", b"")
+    elif isinstance(value, bool):
+        add(b"b", b"1" if value else b"0")
+    elif isinstance(value, Integral):
+        add(b"i", str(int(value)).encode())
+    elif isinstance(value, Real):
+        add(b"f", float(value).hex().encode())
+    elif isinstance(value, str):
+        add(b"s", value.encode("utf-8", "surrogatepass"))
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        add(b"y", bytes(value))
+    elif isinstance(value, Path):
+        add(b"p", _file_digest(value, where))
     elif isinstance(value, np.ndarray) or _is_tensor(value):
         header, data = _array_bytes(value, where)
         add(b"a", header)
         add(b"d", data)
     elif isinstance(value, (list, tuple)):
         add(b"l", len(value).to_bytes(8, "big"))
-        for i, item in enumerate(value): _feed(sha, item, f"{where}[{i}]")
+        for i, item in enumerate(value):
+            _feed(sha, item, f"{where}[{i}]")
     elif isinstance(value, dict):
         items = sorted((bytes.fromhex(content_hash(key, length=64)), key) for key in value)
         add(b"m", len(items).to_bytes(8, "big"))
-        for digest, key in items: add(b"k", digest); _feed(sha, value[key], f"{where}[{key!r}]")
-    else: raise ValueError(f"content_hash cannot read {where}: {type(value).__name__} {value!r:.60}. Give strings, bytes, numbers, None, lists, tuples, dicts, arrays, tensors or a Path (its bytes).")
+        for digest, key in items:
+            add(b"k", digest)
+            _feed(sha, value[key], f"{where}[{key!r}]")
+    else:
+        raise ValueError(
+            f"content_hash cannot read {where}: {type(value).__name__} {value!r:.60}. Give strings, bytes, numbers, None, lists, tuples, dicts, arrays, tensors or a Path (its bytes)."
+        )
 
 # %% ../../nbs/0_ground/03_hashing.ipynb #2dd6a3c3
 def content_hash(
-    *parts, # str, bytes, numbers, None, list, tuple, dict, numpy array, torch tensor, Path (bytes of that file)
-    length=16, # hexadecimal digits kept, 1 to 64
-) -> str: # prefix of a sha256
+    # str, bytes, numbers, None, list, tuple, dict, numpy array, torch tensor, Path (bytes of that file)
+    *parts,
+    length=16,  # hexadecimal digits kept, 1 to 64
+) -> str:  # prefix of a sha256
     "Hash of the contents of `parts`, the same on every platform and in every process; lists and tuples count as equal."
-    if not 1 <= length <= 64: raise ValueError(f"length is {length}; a sha256 has 64 hexadecimal digits, so give 1 to 64.")
+    if not 1 <= length <= 64:
+        raise ValueError(
+            f"length is {length}; a sha256 has 64 hexadecimal digits, so give 1 to 64."
+        )
     sha = hashlib.sha256()
-    for i, part in enumerate(parts): _feed(sha, part, f"part {i}")
+    for i, part in enumerate(parts):
+        _feed(sha, part, f"part {i}")
     return sha.hexdigest()[:length]

@@ -11,41 +11,52 @@ import os
 from pathlib import Path
 
 # %% ../../nbs/0_ground/01_places.ipynb #4d5c110d
-def home() -> Path: # folder for caches, absolute; may not exist yet
+def home() -> Path:  # folder for caches, absolute; may not exist yet
     "Folder of everything oodnb may throw away and make again: `$OODNB_HOME`, or `~/.cache/oodnb`."
     return Path(os.environ.get("OODNB_HOME") or "~/.cache/oodnb").expanduser().absolute()
 
 # %% ../../nbs/0_ground/01_places.ipynb #c130e053
-def data_root() -> Path: # existing folder that holds the real image sets
+def data_root() -> Path:  # existing folder that holds the real image sets
     "Folder of the real image sets, `$OODNB_DATA`. Raises `FileNotFoundError` when it is unset or no folder."
     value = os.environ.get("OODNB_DATA")
     if not value:
-        raise FileNotFoundError("The environment variable OODNB_DATA is not set. Point it to the folder that holds your image sets "
-                                "(export OODNB_DATA=~/datasets), pass root=... instead, or use the data set 'mini', which ships with oodnb.")
+        raise FileNotFoundError(
+            "The environment variable OODNB_DATA is not set. Point it to the folder that holds your image sets "
+            "(export OODNB_DATA=~/datasets), pass root=... instead, or use the data set 'mini', which ships with oodnb."
+        )
     root = Path(value).expanduser().absolute()
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise FileNotFoundError(f"OODNB_DATA points to {root}, which {what}. Correct the variable, or create the folder and put the image sets there; "
-                                "the data set 'mini' ships with oodnb and needs neither.")
+        raise FileNotFoundError(
+            f"OODNB_DATA points to {root}, which {what}. Correct the variable, or create the folder and put the image sets there; "
+            "the data set 'mini' ships with oodnb and needs neither."
+        )
     return root
 
 # %% ../../nbs/0_ground/01_places.ipynb #d42c7b9b
 def _shipped_root() -> Path:
     package = Path(str(importlib.resources.files("oodnb")))
     inside, beside = package / "shipped", package.parent / "data"
-    if inside.is_dir() or not (package.parent / "settings.ini").is_file(): return inside
+    if inside.is_dir() or not (package.parent / "settings.ini").is_file():
+        return inside
     return beside
 
 
 def shipped(
-    *parts, # names below data/, as in shipped("published", "locoop.csv")
-) -> Path: # existing file or folder
+    *parts,  # names below data/, as in shipped("published", "locoop.csv")
+) -> Path:  # existing file or folder
     "A file or folder that comes with oodnb. Raises `FileNotFoundError` listing what is there."
     root = _shipped_root()
     path = root.joinpath(*map(str, parts))
-    if path.exists(): return path
+    if path.exists():
+        return path
     parent = next((p for p in path.parents if p.is_dir()), root)
     found = sorted(p.name + "/" * p.is_dir() for p in parent.iterdir()) if parent.is_dir() else []
-    shown = ", ".join(found[:40]) + (f", ... ({len(found)} in all)" if len(found) > 40 else "") or "nothing"
-    raise FileNotFoundError(f"oodnb ships no {'/'.join(map(str, parts))!r}: {path} does not exist; {parent} holds {shown}. "
-                            "If data/ is incomplete, clone the repository again or reinstall the wheel.")
+    shown = (
+        ", ".join(found[:40]) + (f", ... ({len(found)} in all)" if len(found) > 40 else "")
+        or "nothing"
+    )
+    raise FileNotFoundError(
+        f"oodnb ships no {'/'.join(map(str, parts))!r}: {path} does not exist; {parent} holds {shown}. "
+        "If data/ is incomplete, clone the repository again or reinstall the wheel."
+    )

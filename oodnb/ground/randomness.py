@@ -12,7 +12,7 @@ from .hashing import content_hash
 
 # %% ../../nbs/0_ground/05_randomness.ipynb #892bf736
 def chance_of(
-    *parts, # what the draw may depend on, such as ("order", seed, epoch)
-): # numpy Generator
+    *parts,  # what the draw may depend on, such as ("order", seed, epoch)
+):  # numpy Generator
     "A generator that depends on its arguments only, the same in every process."
     return np.random.default_rng(int(content_hash(*parts), 16))

@@ -21,20 +21,23 @@ from ..pipeline.train import learning_rates, train
 
 # %% ../../nbs/7_hftt/01_training.ipynb #da9a3dca
 def task_side(
-    texts, # unit rows [n, D]
-    task_embeddings, # unit rows [K, D]
-    temperatures, # S temperatures
-    rows=8192, # texts at once
-): # [S, n]
+    texts,  # unit rows [n, D]
+    task_embeddings,  # unit rows [K, D]
+    temperatures,  # S temperatures
+    rows=8192,  # texts at once
+):  # [S, n]
     "What the task's embeddings contribute to the log-odds of texts."
     each = {t: [] for t in temperatures}
     for part in texts.split(rows):
         sims = part @ task_embeddings.T
-        for t, found in each.items(): found.append((sims / t).logsumexp(1))
+        for t, found in each.items():
+            found.append((sims / t).logsumexp(1))
     return torch.stack([torch.cat(each[t]) for t in temperatures])
 
 
-def _log_odds(texts, side, outliers, counts, temperatures): # [S, b] from texts [b, D], side [S, b], outliers [sum of counts, D]
+def _log_odds(
+    texts, side, outliers, counts, temperatures
+):  # [S, b] from texts [b, D], side [S, b], outliers [sum of counts, D]
     unit = F.normalize(outliers, dim=1) / temperatures.repeat_interleave(counts)[:, None]
     parts = (texts @ unit.T).split(counts.tolist(), dim=1)
     return side - torch.stack([part.logsumexp(1) for part in parts])
@@ -43,100 +46,145 @@ def _log_odds(texts, side, outliers, counts, temperatures): # [S, b] from texts 
 @dataclass(frozen=True)
 class HFTTSettings:
     "How outliers are trained; the defaults are the paper's. Raises `ValueError` for impossible numbers."
-    batch_size: int = 256 # words per step; the last batch may be smaller
-    epochs: int = 1 # passes over the words; the learning rate changes with each
-    lr: float = 1.0 # of the first epoch
-    lr_min: float = 0.0 # where the cosine would end
-    momentum: float = 0.9 # of SGD
-    weight_decay: float = 0.0 # of the raw vectors
-    max_steps: int | None = None # end every epoch after so many steps
+
+    batch_size: int = 256  # words per step; the last batch may be smaller
+    epochs: int = 1  # passes over the words; the learning rate changes with each
+    lr: float = 1.0  # of the first epoch
+    lr_min: float = 0.0  # where the cosine would end
+    momentum: float = 0.9  # of SGD
+    weight_decay: float = 0.0  # of the raw vectors
+    max_steps: int | None = None  # end every epoch after so many steps
 
     def __post_init__(self):
-        for name, value in (("batch_size", self.batch_size), ("epochs", self.epochs), ("max_steps", 1 if self.max_steps is None else self.max_steps)):
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1: raise ValueError(f"{name} is {value!r}; give a whole number from 1 up.")
-        if not 0 < self.lr < math.inf: raise ValueError(f"lr is {self.lr}; the learning rate is positive and finite (1.0 in the paper).")
+        for name, value in (
+            ("batch_size", self.batch_size),
+            ("epochs", self.epochs),
+            ("max_steps", 1 if self.max_steps is None else self.max_steps),
+        ):
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name} is {value!r}; give a whole number from 1 up.")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(
+                f"lr is {self.lr}; the learning rate is positive and finite (1.0 in the paper)."
+            )
 
     def pieces(
         self,
-        count, # words
-        length, # steps between two kept states
-    ) -> list: # (epoch, first step, one after the last step)
+        count,  # words
+        length,  # steps between two kept states
+    ) -> list:  # (epoch, first step, one after the last step)
         "The training, cut where its state is kept."
         steps = math.ceil(count / self.batch_size)
         steps = min(steps, self.max_steps) if self.max_steps else steps
-        return [(epoch, first, min(first + length, steps)) for epoch in range(self.epochs) for first in range(0, steps, length)]
+        return [
+            (epoch, first, min(first + length, steps))
+            for epoch in range(self.epochs)
+            for first in range(0, steps, length)
+        ]
 
 
 def check_runs(
-    counts, # vectors of each run
-    temperatures, # one per run
-    focals, # one per run
+    counts,  # vectors of each run
+    temperatures,  # one per run
+    focals,  # one per run
 ):
     "Refuse runs that cannot be trained, before anything is computed."
-    if not counts or min(counts) < 1: raise ValueError("initial holds no vectors; every run needs at least one trained vector, [N, D] with N from 1 up (10 in the paper).")
+    if not counts or min(counts) < 1:
+        raise ValueError(
+            "initial holds no vectors; every run needs at least one trained vector, [N, D] with N from 1 up (10 in the paper)."
+        )
     for name, values in (("temperature", temperatures), ("focal", focals)):
-        if len(values) != len(counts): raise ValueError(f"{name} has {len(values)} values for {len(counts)} runs; give one for all or one per run.")
+        if len(values) != len(counts):
+            raise ValueError(
+                f"{name} has {len(values)} values for {len(counts)} runs; give one for all or one per run."
+            )
     wrong = [t for t in temperatures if not 0 < t < math.inf]
-    if wrong: raise ValueError(f"temperature is {wrong[0]}; it divides cosines and must be positive and finite (0.01 for CLIP, 0.0174 and 0.0222 for BLIP).")
-    if not all(math.isfinite(focal) for focal in focals): raise ValueError(f"focal is {focals}; give finite numbers, 1 in the paper, 0 for the plain mean.")
+    if wrong:
+        raise ValueError(
+            f"temperature is {wrong[0]}; it divides cosines and must be positive and finite (0.01 for CLIP, 0.0174 and 0.0222 for BLIP)."
+        )
+    if not all(math.isfinite(focal) for focal in focals):
+        raise ValueError(
+            f"focal is {focals}; give finite numbers, 1 in the paper, 0 for the plain mean."
+        )
 
 # %% ../../nbs/7_hftt/01_training.ipynb #928bcaf8
 @dataclass
 class TrainedOutliers:
     "What a training leaves behind."
-    outliers: list # S tensors [N, D], not normalised, after the last epoch
-    after_epoch: list # the same after every finished epoch
-    history: list # one dict per finished piece: epoch, lr, losses (means of the S runs)
+
+    outliers: list  # S tensors [N, D], not normalised, after the last epoch
+    after_epoch: list  # the same after every finished epoch
+    history: list  # one dict per finished piece: epoch, lr, losses (means of the S runs)
 
 
-def _each(value, runs): return [float(v) for v in value] if isinstance(value, (list, tuple)) else [float(value)] * runs
+def _each(value, runs):
+    return [float(v) for v in value] if isinstance(value, (list, tuple)) else [float(value)] * runs
 
 
 def _losses_of(task_embeddings, task_texts, word_features, outliers, counts, temperatures, focals):
     "Function of a batch of word positions: the sum of the losses, and each."
-    sides = [task_side(texts, task_embeddings, temperatures) for texts in (task_texts, word_features)]
-    t, g, n = (torch.tensor(v, dtype=d, device=outliers.device) for v, d in ((temperatures, outliers.dtype), (focals, outliers.dtype), (counts, torch.long)))
+    sides = [
+        task_side(texts, task_embeddings, temperatures) for texts in (task_texts, word_features)
+    ]
+    t, g, n = (
+        torch.tensor(v, dtype=d, device=outliers.device)
+        for v, d in ((temperatures, outliers.dtype), (focals, outliers.dtype), (counts, torch.long))
+    )
 
     def loss_of(rows):
         task_odds = _log_odds(task_texts, sides[0], outliers, n, t)
         word_odds = _log_odds(word_features[rows], sides[1][:, rows], outliers, n, t)
         losses = log_odds_loss(task_odds, word_odds, g)["loss"]
-        return {"loss": losses.sum(), **{f"loss_{i}": loss for i, loss in enumerate(losses.detach().tolist())}}
+        return {
+            "loss": losses.sum(),
+            **{f"loss_{i}": loss for i, loss in enumerate(losses.detach().tolist())},
+        }
 
     return loss_of
 
 # %% ../../nbs/7_hftt/01_training.ipynb #3bc60851
 def train_outliers(
-    task_embeddings, # unit rows [K, D]
-    task_texts, # unit rows, all read at every step [n, D]
-    word_features, # unit rows [m, D]
-    initial, # S tensors [N, D], one per run
-    order, # function: epoch -> positions of the words [m], in the order they are read
-    temperature=0.01, # one for all runs, or a list of S
-    focal=1.0, # gamma, one for all runs, or a list of S
-    folder=None, # keeps the state every `piece` steps, and goes on from it
-    settings=None, # dict (JSON) that must agree with that of a kept state
-    piece=250, # steps between two kept states
-    stop_after=None, # stop after so many pieces; a later call with the same folder goes on
-    watch=None, # function of a dict, called after every step
-    progress=True, # show a bar
-    **recipe, # fields of `HFTTSettings`: batch_size, epochs, lr, ...
+    task_embeddings,  # unit rows [K, D]
+    task_texts,  # unit rows, all read at every step [n, D]
+    word_features,  # unit rows [m, D]
+    initial,  # S tensors [N, D], one per run
+    order,  # function: epoch -> positions of the words [m], in the order they are read
+    temperature=0.01,  # one for all runs, or a list of S
+    focal=1.0,  # gamma, one for all runs, or a list of S
+    folder=None,  # keeps the state every `piece` steps, and goes on from it
+    settings=None,  # dict (JSON) that must agree with that of a kept state
+    piece=250,  # steps between two kept states
+    stop_after=None,  # stop after so many pieces; a later call with the same folder goes on
+    watch=None,  # function of a dict, called after every step
+    progress=True,  # show a bar
+    **recipe,  # fields of `HFTTSettings`: batch_size, epochs, lr, ...
 ) -> TrainedOutliers:
     "HFTT's training with everything given: S runs side by side. The inputs decide device and precision."
     counts, recipe = [len(w) for w in initial], HFTTSettings(**recipe)
     temperatures, focals = _each(temperature, len(counts)), _each(focal, len(counts))
     check_runs(counts, temperatures, focals)
     task = checked_texts(task_embeddings, "task_embeddings")
-    texts, words = checked_texts(task_texts, "task_texts", task), checked_texts(word_features, "word_features", task)
-    outliers = torch.nn.Parameter(checked_texts(torch.cat(list(initial)), "initial", task, unit=False).detach().clone())
-    rates = [recipe.lr_min + rate for rate in learning_rates(recipe.epochs, recipe.lr - recipe.lr_min, warmup_epochs=0)]
+    texts, words = (
+        checked_texts(task_texts, "task_texts", task),
+        checked_texts(word_features, "word_features", task),
+    )
+    outliers = torch.nn.Parameter(
+        checked_texts(torch.cat(list(initial)), "initial", task, unit=False).detach().clone()
+    )
+    rates = [
+        recipe.lr_min + rate
+        for rate in learning_rates(recipe.epochs, recipe.lr - recipe.lr_min, warmup_epochs=0)
+    ]
     plan, kept = recipe.pieces(len(words), piece), {}
     last = {i for i in range(len(plan)) if i + 1 == len(plan) or plan[i + 1][0] > plan[i][0]}
     place = lambda epoch: Path(folder).expanduser() / f"epoch-{epoch:03d}.safetensors"
 
     def batches(i):
         epoch, start, stop = plan[i]
-        rows = torch.as_tensor(order(epoch), dtype=torch.long, device=words.device)[start * recipe.batch_size:stop * recipe.batch_size]
+        rows = torch.as_tensor(order(epoch), dtype=torch.long, device=words.device)[
+            start * recipe.batch_size : stop * recipe.batch_size
+        ]
         return rows.split(recipe.batch_size)
 
     def after_step(row):
@@ -144,14 +192,40 @@ def train_outliers(
         if row["epoch"] in last and start + row["step"] + 1 == stop:
             kept[epoch] = outliers.detach().clone()
             if folder:
-                with atomic_path(place(epoch)) as temporary: save_file({"outliers": kept[epoch].cpu()}, temporary)
-        if watch: watch({**row, "epoch": epoch, "step": start + row["step"], "outliers": outliers.detach()})
+                with atomic_path(place(epoch)) as temporary:
+                    save_file({"outliers": kept[epoch].cpu()}, temporary)
+        if watch:
+            watch(
+                {**row, "epoch": epoch, "step": start + row["step"], "outliers": outliers.detach()}
+            )
 
-    optimizer = torch.optim.SGD([outliers], lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.SGD(
+        [outliers], lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
     loss_of = _losses_of(task, texts, words, outliers, counts, temperatures, focals)
-    history = train(optimizer, [rates[epoch] for epoch, *_ in plan], batches, loss_of, folder, settings, stop_after, after_step, progress)
+    history = train(
+        optimizer,
+        [rates[epoch] for epoch, *_ in plan],
+        batches,
+        loss_of,
+        folder,
+        settings,
+        stop_after,
+        after_step,
+        progress,
+    )
     finished = [plan[i][0] for i in range(len(history)) if i in last]
-    snapshots = [kept[epoch] if epoch in kept else load_file(place(epoch))["outliers"].to(outliers.device) for epoch in finished]
+    snapshots = [
+        kept[epoch] if epoch in kept else load_file(place(epoch))["outliers"].to(outliers.device)
+        for epoch in finished
+    ]
     split = lambda rows: list(rows.detach().clone().split(counts))
-    told = [{"epoch": plan[i][0], "lr": row["lr"], "losses": [row[f"loss_{s}"] for s in range(len(counts))]} for i, row in enumerate(history)]
+    told = [
+        {
+            "epoch": plan[i][0],
+            "lr": row["lr"],
+            "losses": [row[f"loss_{s}"] for s in range(len(counts))],
+        }
+        for i, row in enumerate(history)
+    ]
     return TrainedOutliers(split(outliers), [split(rows) for rows in snapshots], told)

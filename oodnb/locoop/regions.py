@@ -22,25 +22,45 @@ from ..prompts import PromptContext, encode_prompts, zero_shot_classifier
 from ..scores import cosine_sims
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #4e0701ef
-def _finite_ranks(local_logits, labels): # int64 numpy [N, R]; a map of NaN would be a map of nothing
+def _finite_ranks(
+    local_logits, labels
+):  # int64 numpy [N, R]; a map of NaN would be a map of nothing
     values = torch.as_tensor(local_logits)
-    if not values.isfinite().all(): raise ValueError(f"local_logits holds NaN or infinite values, the first in picture {int((~values.isfinite()).nonzero()[0, 0])}; look at its features.")
+    if not values.isfinite().all():
+        raise ValueError(
+            f"local_logits holds NaN or infinite values, the first in picture {int((~values.isfinite()).nonzero()[0, 0])}; look at its features."
+        )
     return region_ranks(values, labels).cpu().numpy()
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #6a4df0c6
 def seen_box(
-    preprocess, # the backbone's preprocessing, a torchvision Compose
-    size, # width, height of the original picture
-) -> tuple: # left, top, right, bottom in pixels of the original; beyond its border where the preprocessing pads
+    preprocess,  # the backbone's preprocessing, a torchvision Compose
+    size,  # width, height of the original picture
+    # left, top, right, bottom in pixels of the original; beyond its border where the preprocessing pads
+) -> tuple:
     "The part of a picture that reaches the model. `ValueError` when the preprocessing cannot be followed."
-    picture, start, scale = Image.new("RGB", size), [0., 0.], [1., 1.] # scale: pixels of the original per pixel now
+    picture, start, scale = (
+        Image.new("RGB", size),
+        [0.0, 0.0],
+        [1.0, 1.0],
+    )  # scale: pixels of the original per pixel now
     for step in getattr(preprocess, "transforms", [preprocess]):
         before, picture, kind = picture.size, step(picture), type(step).__name__
-        if not isinstance(picture, Image.Image): break
-        if picture.size == before: continue
-        if "Crop" in kind: start = [s + r * (round((b - a) / 2) if b >= a else -((a - b) // 2)) for s, r, b, a in zip(start, scale, before, picture.size)]
-        elif "Resize" in kind: scale = [r * b / a for r, b, a in zip(scale, before, picture.size)]
-        else: raise ValueError(f"The preprocessing step {kind} changes a picture of {before} pixels to {picture.size}, and it is unknown which part that is; only resizing and centre cropping can be followed.")
+        if not isinstance(picture, Image.Image):
+            break
+        if picture.size == before:
+            continue
+        if "Crop" in kind:
+            start = [
+                s + r * (round((b - a) / 2) if b >= a else -((a - b) // 2))
+                for s, r, b, a in zip(start, scale, before, picture.size)
+            ]
+        elif "Resize" in kind:
+            scale = [r * b / a for r, b, a in zip(scale, before, picture.size)]
+        else:
+            raise ValueError(
+                f"The preprocessing step {kind} changes a picture of {before} pixels to {picture.size}, and it is unknown which part that is; only resizing and centre cropping can be followed."
+            )
     size = picture.size if isinstance(picture, Image.Image) else before
     return (*start, *(s + r * n for s, r, n in zip(start, scale, size)))
 
@@ -48,64 +68,94 @@ def seen_box(
 @dataclass(frozen=True, eq=False)
 class RegionMap:
     "Which regions of one picture are OOD for one class."
-    rank: np.ndarray # rank of the class in each region, 1 to classes [rows, columns]
-    label: int # index of the class
-    top_k: int # regions with a larger rank are OOD
-    classes: int # number of classes
-    box: tuple | None = None # left, top, right, bottom of what the model saw, in pixels of the original; None: all of it
-    size: tuple | None = None # width, height of the original; None: unknown
+
+    rank: np.ndarray  # rank of the class in each region, 1 to classes [rows, columns]
+    label: int  # index of the class
+    top_k: int  # regions with a larger rank are OOD
+    classes: int  # number of classes
+    # left, top, right, bottom of what the model saw, in pixels of the original; None: all of it
+    box: tuple | None = None
+    size: tuple | None = None  # width, height of the original; None: unknown
     class_name: str = ""
     image_id: str = ""
 
     def __post_init__(self):
-        if not 0 <= self.top_k <= self.classes: raise ValueError(f"top_k is {self.top_k}, but there are {self.classes} classes; it can be 0 (every region is OOD) to {self.classes} (none is).")
+        if not 0 <= self.top_k <= self.classes:
+            raise ValueError(
+                f"top_k is {self.top_k}, but there are {self.classes} classes; it can be 0 (every region is OOD) to {self.classes} (none is)."
+            )
 
-    def __repr__(self): return f"RegionMap({self.class_name or self.label}: {int(self.ood.sum())} of {self.rank.size} regions are OOD at top_k={self.top_k} of {self.classes})"
+    def __repr__(self):
+        return f"RegionMap({self.class_name or self.label}: {int(self.ood.sum())} of {self.rank.size} regions are OOD at top_k={self.top_k} of {self.classes})"
 
     @property
-    def grid(self): return self.rank.shape # (rows, columns)
+    def grid(self):
+        return self.rank.shape  # (rows, columns)
 
     @property
-    def ood(self): return self.rank > self.top_k # bool [rows, columns]
+    def ood(self):
+        return self.rank > self.top_k  # bool [rows, columns]
 
     def at(
         self,
-        top_k, # another cut
+        top_k,  # another cut
     ):
         return replace(self, top_k=operator.index(top_k))
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #4e568d95
 def regions_from_logits(
-    local_logits, # logits or cosines of one picture's regions [R, C]
-    label, # index of the class
-    top_k, # regions where the class is not among so many are OOD
-    grid, # rows and columns, or one number for both
-    **about, # box, size, class_name, image_id of the RegionMap
+    local_logits,  # logits or cosines of one picture's regions [R, C]
+    label,  # index of the class
+    top_k,  # regions where the class is not among so many are OOD
+    grid,  # rows and columns, or one number for both
+    **about,  # box, size, class_name, image_id of the RegionMap
 ) -> RegionMap:
     "The map of one picture from its local logits, row by row."
-    values, grid = torch.as_tensor(local_logits), (grid, grid) if np.ndim(grid) == 0 else tuple(grid)
-    if values.ndim != 2 or len(values) != grid[0] * grid[1]: raise ValueError(f"local_logits has shape {list(values.shape)}; a grid of {grid[0]} x {grid[1]} needs [{grid[0] * grid[1]}, C].")
-    rank = _finite_ranks(values[None], [operator.index(label)])[0].reshape(int(grid[0]), int(grid[1]))
+    values, grid = (
+        torch.as_tensor(local_logits),
+        (grid, grid) if np.ndim(grid) == 0 else tuple(grid),
+    )
+    if values.ndim != 2 or len(values) != grid[0] * grid[1]:
+        raise ValueError(
+            f"local_logits has shape {list(values.shape)}; a grid of {grid[0]} x {grid[1]} needs [{grid[0] * grid[1]}, C]."
+        )
+    rank = _finite_ranks(values[None], [operator.index(label)])[0].reshape(
+        int(grid[0]), int(grid[1])
+    )
     return RegionMap(rank, int(label), operator.index(top_k), values.shape[1], **about)
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #9591ed73
 def _label_index(label, names, classes):
     "Index of a class given by index or name."
     if not isinstance(label, str):
-        if not 0 <= operator.index(label) < classes: raise ValueError(f"There is no class {label}; with {classes} classes they run from 0 to {classes - 1}.")
+        if not 0 <= operator.index(label) < classes:
+            raise ValueError(
+                f"There is no class {label}; with {classes} classes they run from 0 to {classes - 1}."
+            )
         return operator.index(label)
-    if not names: raise ValueError(f"The class {label!r} is given by its name, but the text vectors have no names; give class_names as well, or the index.")
-    if label in names: return names.index(label)
-    raise ValueError(f"There is no class {label!r} among the {classes}.{did_you_mean(label, names)} The first are {', '.join(map(repr, names[:5]))}.")
+    if not names:
+        raise ValueError(
+            f"The class {label!r} is given by its name, but the text vectors have no names; give class_names as well, or the index."
+        )
+    if label in names:
+        return names.index(label)
+    raise ValueError(
+        f"There is no class {label!r} among the {classes}.{did_you_mean(label, names)} The first are {', '.join(map(repr, names[:5]))}."
+    )
 
 
 def _text_vectors(backbone, classes, class_names, templates):
     "(text vectors [C, D], their names) of names, vectors or a learned context."
     if isinstance(classes, PromptContext):
-        with torch.no_grad(): return encode_prompts(classes).float(), list(classes.class_names)
-    if not isinstance(classes, torch.Tensor): return zero_shot_classifier(backbone, classes, templates), list(classes)
+        with torch.no_grad():
+            return encode_prompts(classes).float(), list(classes.class_names)
+    if not isinstance(classes, torch.Tensor):
+        return zero_shot_classifier(backbone, classes, templates), list(classes)
     names = list(class_names or [])
-    if names and len(names) != len(classes): raise ValueError(f"{len(names)} class names for {len(classes)} text vectors; give one name per row.")
+    if names and len(names) != len(classes):
+        raise ValueError(
+            f"{len(names)} class names for {len(classes)} text vectors; give one name per row."
+        )
     return classes.detach(), names
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #a400b0a9
@@ -113,114 +163,205 @@ def _chunks(backbone, images, cache):
     "(Features with regions, sizes of their pictures) batch by batch, for an ImageSet or a list of pictures."
     if hasattr(images, "read"):
         place = {name: i for i, name in enumerate(images.ids)}
-        for chunk in stream(backbone, images, cache=cache, batch_size=32, progress=False): yield chunk.image_features, chunk.local_features, chunk.ids, [images.read(place[i]).size for i in chunk.ids]
+        for chunk in stream(backbone, images, cache=cache, batch_size=32, progress=False):
+            yield (
+                chunk.image_features,
+                chunk.local_features,
+                chunk.ids,
+                [images.read(place[i]).size for i in chunk.ids],
+            )
         return
     for start in range(0, len(images), 32):
-        part = images[start:start + 32]
-        whole, local = backbone.encode_images(torch.stack([backbone.preprocess(image) for image in part]), local=True)
+        part = images[start : start + 32]
+        whole, local = backbone.encode_images(
+            torch.stack([backbone.preprocess(image) for image in part]), local=True
+        )
         yield whole, local, [""] * len(part), [image.size for image in part]
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #2f269230
 def _chosen_labels(label, images, names, classes):
     "One class index per picture, or None for the predicted class."
-    if label is None: return None
-    if isinstance(label, str) or np.ndim(label) == 0: return [_label_index(label if isinstance(label, str) else int(label), names, classes)] * len(images)
-    if len(label) != len(images): raise ValueError(f"{len(label)} labels for {len(images)} pictures; give one class for all of them, or one each.")
-    return [_label_index(one if isinstance(one, str) else int(one), names, classes) for one in label]
+    if label is None:
+        return None
+    if isinstance(label, str) or np.ndim(label) == 0:
+        return [
+            _label_index(label if isinstance(label, str) else int(label), names, classes)
+        ] * len(images)
+    if len(label) != len(images):
+        raise ValueError(
+            f"{len(label)} labels for {len(images)} pictures; give one class for all of them, or one each."
+        )
+    return [
+        _label_index(one if isinstance(one, str) else int(one), names, classes) for one in label
+    ]
 
 
 def region_map(
-    backbone, # Backbone with local features
-    images, # a PIL picture, a list of them, or an ImageSet
-    classes, # C class names, text vectors [C, D], or a PromptContext
-    label=None, # class index or name, or one per picture; None: the predicted class
-    top_k=None, # regions where the class is not among so many are OOD; None: a fifth of the classes
-    class_names=None, # names of the text vectors
-    templates="photo", # prompts of the class names
-    cache=True, # feature cache for an ImageSet
-): # a RegionMap for one picture, else a list of them
+    backbone,  # Backbone with local features
+    images,  # a PIL picture, a list of them, or an ImageSet
+    classes,  # C class names, text vectors [C, D], or a PromptContext
+    label=None,  # class index or name, or one per picture; None: the predicted class
+    # regions where the class is not among so many are OOD; None: a fifth of the classes
+    top_k=None,
+    class_names=None,  # names of the text vectors
+    templates="photo",  # prompts of the class names
+    cache=True,  # feature cache for an ImageSet
+):  # a RegionMap for one picture, else a list of them
     "OOD regions of pictures. `ValueError` for a model without regions, an unknown class, or a `top_k` above the number of classes."
-    if backbone.grid is None: raise ValueError(f"The backbone {backbone.name} has no local features, so it has no regions; use a CLIP vision transformer or ResNet.")
+    if backbone.grid is None:
+        raise ValueError(
+            f"The backbone {backbone.name} has no local features, so it has no regions; use a CLIP vision transformer or ResNet."
+        )
     single = isinstance(images, Image.Image)
     images = [images] if single else images
     vectors, names = _text_vectors(backbone, classes, class_names, templates)
     top_k = default_top_k(len(vectors)) if top_k is None else operator.index(top_k)
-    if not 0 <= top_k <= len(vectors): raise ValueError(f"top_k is {top_k}, but there are {len(vectors)} classes; it can be 0 (every region is OOD) to {len(vectors)} (none is). LoCoOp's proportion would be {default_top_k(len(vectors))}.")
+    if not 0 <= top_k <= len(vectors):
+        raise ValueError(
+            f"top_k is {top_k}, but there are {len(vectors)} classes; it can be 0 (every region is OOD) to {len(vectors)} (none is). LoCoOp's proportion would be {default_top_k(len(vectors))}."
+        )
     labels, maps, boxes = _chosen_labels(label, images, names, len(vectors)), [], {}
     given = dict(zip(images.ids, labels)) if hasattr(images, "ids") and labels else {}
     for whole, local, ids, sizes in _chunks(backbone, images, cache):
-        own = [given[i] for i in ids] if given else labels[len(maps):len(maps) + len(ids)] if labels else cosine_sims(whole, vectors.to(whole.device)).argmax(-1).tolist()
-        ranks = _finite_ranks(cosine_sims(local, vectors.to(local.device)), own).reshape(-1, *backbone.grid)
-        for size in set(sizes) - boxes.keys(): boxes[size] = seen_box(backbone.preprocess, size)
-        maps += [RegionMap(r, y, top_k, len(vectors), boxes[s], s, names[y] if names else "", i) for r, y, s, i in zip(ranks, own, sizes, ids)]
+        own = (
+            [given[i] for i in ids]
+            if given
+            else labels[len(maps) : len(maps) + len(ids)]
+            if labels
+            else cosine_sims(whole, vectors.to(whole.device)).argmax(-1).tolist()
+        )
+        ranks = _finite_ranks(cosine_sims(local, vectors.to(local.device)), own).reshape(
+            -1, *backbone.grid
+        )
+        for size in set(sizes) - boxes.keys():
+            boxes[size] = seen_box(backbone.preprocess, size)
+        maps += [
+            RegionMap(r, y, top_k, len(vectors), boxes[s], s, names[y] if names else "", i)
+            for r, y, s, i in zip(ranks, own, sizes, ids)
+        ]
     return maps[0] if single else maps
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #60eed4ed
-def _overlaps(count, low, high, length): # how much of each pixel lies in each cell [count, length]
+def _overlaps(count, low, high, length):  # how much of each pixel lies in each cell [count, length]
     edges, pixel = np.linspace(low, high, count + 1), np.arange(length)
-    return np.clip(np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel), 0, None)
+    return np.clip(
+        np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel), 0, None
+    )
 
 
 def foreground_share(
-    mask, # true where the object is [H, W], in the original picture
-    regions, # RegionMap of that picture
-) -> tuple: # (share of each cell that is foreground, part of each cell that lies in the picture), both [rows, columns]
+    mask,  # true where the object is [H, W], in the original picture
+    regions,  # RegionMap of that picture
+    # (share of each cell that is foreground, part of each cell that lies in the picture), both [rows, columns]
+) -> tuple:
     "The true outline, seen through the grid."
     mask = np.asarray(mask)
-    if mask.ndim != 2 or (regions.size and mask.shape != tuple(regions.size)[::-1]): raise ValueError(f"The mask has shape {mask.shape}; the picture of this map needs {tuple(regions.size)[::-1] if regions.size else '[H, W]'}.")
-    box = regions.box or (0., 0., *map(float, mask.shape[::-1]))
-    down, across = (_overlaps(n, low, high, length) for n, low, high, length in zip(regions.grid, (box[1], box[0]), (box[3], box[2]), mask.shape))
+    if mask.ndim != 2 or (regions.size and mask.shape != tuple(regions.size)[::-1]):
+        raise ValueError(
+            f"The mask has shape {mask.shape}; the picture of this map needs {tuple(regions.size)[::-1] if regions.size else '[H, W]'}."
+        )
+    box = regions.box or (0.0, 0.0, *map(float, mask.shape[::-1]))
+    down, across = (
+        _overlaps(n, low, high, length)
+        for n, low, high, length in zip(
+            regions.grid, (box[1], box[0]), (box[3], box[2]), mask.shape
+        )
+    )
     area = down.sum(1)[:, None] * across.sum(1)
     cell = (box[2] - box[0]) * (box[3] - box[1]) / regions.rank.size
     return (down @ (mask > 0) @ across.T) / np.where(area > 0, area, 1), area / cell
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #feff9cab
 def region_counts(
-    maps, # RegionMaps
-    masks, # true outlines [N], bool [H, W] each; or an ImageSet that has them
-    top_k=None, # several K; None: the one of each map
-) -> pd.DataFrame: # one line per picture and K; areas in regions
+    maps,  # RegionMaps
+    masks,  # true outlines [N], bool [H, W] each; or an ImageSet that has them
+    top_k=None,  # several K; None: the one of each map
+) -> pd.DataFrame:  # one line per picture and K; areas in regions
     "What each picture contributes to the scores: areas of OOD regions, of background, and of both."
     if hasattr(masks, "masks"):
-        if masks.masks is None: raise ValueError(f"{masks!r} has no true outlines; of the mini world's sets those with a main object have them.")
+        if masks.masks is None:
+            raise ValueError(
+                f"{masks!r} has no true outlines; of the mini world's sets those with a main object have them."
+            )
         place = {name: i for i, name in enumerate(masks.ids)}
         lost = [m.image_id for m in maps if m.image_id not in place]
-        if lost: raise ValueError(f"{masks!r} has no picture {lost[0]!r}; make the maps with region_map(backbone, this set, ...).")
+        if lost:
+            raise ValueError(
+                f"{masks!r} has no picture {lost[0]!r}; make the maps with region_map(backbone, this set, ...)."
+            )
         masks = [masks.masks(place[m.image_id]) for m in maps]
-    elif len(masks) != len(maps): raise ValueError(f"{len(masks)} masks for {len(maps)} maps; each needs one.")
+    elif len(masks) != len(maps):
+        raise ValueError(f"{len(masks)} masks for {len(maps)} maps; each needs one.")
     rows = []
     for i, (regions, mask) in enumerate(zip(maps, masks)):
         share, inside = foreground_share(mask, regions)
         background = (1 - share) * inside
         for k in (regions.top_k,) if top_k is None else top_k:
             ood = regions.at(k).ood
-            rows.append((regions.image_id or str(i), regions.class_name or str(regions.label), k, inside.sum(), (ood * inside).sum(), background.sum(), (ood * background).sum()))
-    return pd.DataFrame(rows, columns=["image_id", "class", "top_k", "regions", "ood", "background", "both"])
+            rows.append(
+                (
+                    regions.image_id or str(i),
+                    regions.class_name or str(regions.label),
+                    k,
+                    inside.sum(),
+                    (ood * inside).sum(),
+                    background.sum(),
+                    (ood * background).sum(),
+                )
+            )
+    return pd.DataFrame(
+        rows, columns=["image_id", "class", "top_k", "regions", "ood", "background", "both"]
+    )
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #583b20ec
-def _ratios(ood, background, both): # precision, recall, IoU in percent; NaN where undefined
-    with np.errstate(divide="ignore", invalid="ignore"): return {name: 100 * both / whole for name, whole in (("precision", ood), ("recall", background), ("iou", ood + background - both))}
+def _ratios(ood, background, both):  # precision, recall, IoU in percent; NaN where undefined
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            name: 100 * both / whole
+            for name, whole in (
+                ("precision", ood),
+                ("recall", background),
+                ("iou", ood + background - both),
+            )
+        }
 
 
 def region_scores(
-    maps, # RegionMaps, or what `region_counts` made of them
-    masks=None, # true outlines, or an ImageSet that has them
-    top_k=None, # several K; None: the one of each map
-    by=("top_k",), # one line per value of these: "top_k", "class", or columns added to the counts
-    n_boot=0, # bootstrap resamples of the pictures for 95 % intervals; 0 for none
-    seed=0, # fixes them
-) -> pd.DataFrame: # by, pictures, regions, ood_share, background_share, precision, recall, iou (and _low, _high), in percent
+    maps,  # RegionMaps, or what `region_counts` made of them
+    masks=None,  # true outlines, or an ImageSet that has them
+    top_k=None,  # several K; None: the one of each map
+    by=("top_k",),  # one line per value of these: "top_k", "class", or columns added to the counts
+    n_boot=0,  # bootstrap resamples of the pictures for 95 % intervals; 0 for none
+    seed=0,  # fixes them
+    # by, pictures, regions, ood_share, background_share, precision, recall, iou (and _low, _high), in percent
+) -> pd.DataFrame:
     "How well the OOD regions match the background. Areas are added up over the pictures of a line before dividing."
     counts = maps if isinstance(maps, pd.DataFrame) else region_counts(maps, masks, top_k)
     rows, by = [], [by] if isinstance(by, str) else list(by)
     for key, part in counts.groupby(by, sort=False):
         areas = part[["ood", "background", "both"]].to_numpy()
         total = areas.sum(0)
-        row = dict(zip(by, key)) | {"pictures": len(part), "regions": part["regions"].sum(), "ood_share": 100 * total[0] / part["regions"].sum(), "background_share": 100 * total[1] / part["regions"].sum(), **_ratios(*total)}
+        row = dict(zip(by, key)) | {
+            "pictures": len(part),
+            "regions": part["regions"].sum(),
+            "ood_share": 100 * total[0] / part["regions"].sum(),
+            "background_share": 100 * total[1] / part["regions"].sum(),
+            **_ratios(*total),
+        }
         if n_boot:
-            drawn = np.random.default_rng(seed).multinomial(len(part), np.full(len(part), 1 / len(part)), size=n_boot) @ areas
+            drawn = (
+                np.random.default_rng(seed).multinomial(
+                    len(part), np.full(len(part), 1 / len(part)), size=n_boot
+                )
+                @ areas
+            )
             for name, values in _ratios(*drawn.T).items():
                 known = values[np.isfinite(values)]
-                row |= dict(zip((f"{name}_low", f"{name}_high"), np.quantile(known, [.025, .975]) if len(known) else (np.nan, np.nan)))
+                row |= dict(
+                    zip(
+                        (f"{name}_low", f"{name}_high"),
+                        np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan),
+                    )
+                )
         rows.append(row)
     return pd.DataFrame(rows)

@@ -15,93 +15,153 @@ from ..scores import mahalanobis
 from ..scores import normalize as unit_rows
 
 # %% ../../nbs/1_measure/06_class_statistics.ipynb #21a4e4f1
-def _checked_rows(features, labels, n_classes): # float64 rows [N, D], labels [N], number of classes
+def _checked_rows(
+    features, labels, n_classes
+):  # float64 rows [N, D], labels [N], number of classes
     features, labels = torch.as_tensor(features), torch.as_tensor(labels)
     if features.ndim != 2 or 0 in features.shape or labels.shape != features.shape[:1]:
-        raise ValueError(f"features have shape {list(features.shape)} and labels {list(labels.shape)}; give [N, D] with at least one row, and one label for each.")
-    if labels.is_floating_point() or labels.dtype == torch.bool: raise ValueError(f"labels are {labels.dtype}; they are class numbers, whole and from 0 up.")
+        raise ValueError(
+            f"features have shape {list(features.shape)} and labels {list(labels.shape)}; give [N, D] with at least one row, and one label for each."
+        )
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels are {labels.dtype}; they are class numbers, whole and from 0 up.")
     if (bad := ~features.isfinite().all(1)).any():
-        raise ValueError(f"{int(bad.sum())} of {len(features)} rows are NaN or infinite, the first is row {int(bad.nonzero()[0])}; look at the picture or text it came from.")
+        raise ValueError(
+            f"{int(bad.sum())} of {len(features)} rows are NaN or infinite, the first is row {int(bad.nonzero()[0])}; look at the picture or text it came from."
+        )
     labels = labels.to(features.device, torch.long)
     classes = int(labels.max()) + 1 if n_classes is None else n_classes
-    if isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 1: raise ValueError(f"n_classes is {n_classes!r}; give the number of classes, from 1 up, or None to read it off the labels.")
+    if isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 1:
+        raise ValueError(
+            f"n_classes is {n_classes!r}; give the number of classes, from 1 up, or None to read it off the labels."
+        )
     if (bad := (labels < 0) | (labels >= classes)).any():
-        raise ValueError(f"{int(bad.sum())} labels do not lie between 0 and {classes - 1}, the first is {int(labels[bad][0])} in row {int(bad.nonzero()[0])}. Rows without a class (-1) have to be left out first.")
+        raise ValueError(
+            f"{int(bad.sum())} labels do not lie between 0 and {classes - 1}, the first is {int(labels[bad][0])} in row {int(bad.nonzero()[0])}. Rows without a class (-1) have to be left out first."
+        )
     return features.double(), labels, classes
 
 
 def class_means(
-    features, # rows [N, D]
-    labels, # class of each row [N]
-    n_classes=None, # C; None takes the largest label and one
-    batch_index=None, # historical: read row i // batch_index for sample i, as the release of TOE did
-): # (means [C, D], float64; rows per class [C])
+    features,  # rows [N, D]
+    labels,  # class of each row [N]
+    n_classes=None,  # C; None takes the largest label and one
+    # historical: read row i // batch_index for sample i, as the release of TOE did
+    batch_index=None,
+):  # (means [C, D], float64; rows per class [C])
     "Mean row of every class. Raises `ValueError` for a class without rows, whose mean would be NaN."
     features, labels, classes = _checked_rows(features, labels, n_classes)
-    if batch_index is not None and (isinstance(batch_index, bool) or not isinstance(batch_index, Integral) or batch_index < 1):
-        raise ValueError(f"batch_index is {batch_index!r}; give the batch size of the slip, from 1 up, or None for correct means.")
+    if batch_index is not None and (
+        isinstance(batch_index, bool) or not isinstance(batch_index, Integral) or batch_index < 1
+    ):
+        raise ValueError(
+            f"batch_index is {batch_index!r}; give the batch size of the slip, from 1 up, or None for correct means."
+        )
     counts = torch.bincount(labels, minlength=classes)
     empty = (counts == 0).nonzero().flatten().tolist()
-    if empty: raise ValueError(f"{len(empty)} of {classes} classes have no row and no mean, first class {empty[0]}. Leave them out and number the others from 0, or add pictures.")
-    rows = features if batch_index is None else features[torch.arange(len(features), device=features.device) // batch_index]
-    sums = torch.zeros(classes, features.shape[1], dtype=features.dtype, device=features.device).index_add_(0, labels, rows)
+    if empty:
+        raise ValueError(
+            f"{len(empty)} of {classes} classes have no row and no mean, first class {empty[0]}. Leave them out and number the others from 0, or add pictures."
+        )
+    rows = (
+        features
+        if batch_index is None
+        else features[torch.arange(len(features), device=features.device) // batch_index]
+    )
+    sums = torch.zeros(
+        classes, features.shape[1], dtype=features.dtype, device=features.device
+    ).index_add_(0, labels, rows)
     return sums / counts[:, None], counts
 
 # %% ../../nbs/1_measure/06_class_statistics.ipynb #abacae60
 @dataclass(frozen=True, eq=False)
 class ClassStatistics:
     "One Gaussian per class with a shared covariance, float64."
-    means: torch.Tensor # [C, D]
-    covariance: torch.Tensor # [D, D], with the ridge
-    precision: torch.Tensor # its inverse [D, D]
-    counts: torch.Tensor # rows per class [C]
-    condition: float # largest eigenvalue of the covariance over the smallest
-    normalize: bool = False # rows were made unit length, and so is what is compared with them
+
+    means: torch.Tensor  # [C, D]
+    covariance: torch.Tensor  # [D, D], with the ridge
+    precision: torch.Tensor  # its inverse [D, D]
+    counts: torch.Tensor  # rows per class [C]
+    condition: float  # largest eigenvalue of the covariance over the smallest
+    normalize: bool = False  # rows were made unit length, and so is what is compared with them
 
     def score(
         self,
-        features, # rows [N, D]
-    ): # ID score [N], float64, 0 or less
+        features,  # rows [N, D]
+    ):  # ID score [N], float64, 0 or less
         "Minus half the squared distance to the nearest class mean."
-        return mahalanobis(unit_rows(features) if self.normalize else features, self.means, self.precision)
+        return mahalanobis(
+            unit_rows(features) if self.normalize else features, self.means, self.precision
+        )
 
     def sample(
         self,
-        normals, # standard normal draws [C, S, D], or [S, D] for the same in every class
-    ): # [C, S, D]
+        normals,  # standard normal draws [C, S, D], or [S, D] for the same in every class
+    ):  # [C, S, D]
         "Samples of every class: its mean plus L times the draws, L the lower Cholesky factor of the covariance."
         factor = torch.linalg.cholesky(self.covariance)
         return self.means[:, None] + torch.as_tensor(normals).to(factor) @ factor.T
 
 # %% ../../nbs/1_measure/06_class_statistics.ipynb #f76df644
-def _inverted(covariance, rows): # (inverse, condition)
+def _inverted(covariance, rows):  # (inverse, condition)
     values = torch.linalg.eigvalsh(covariance)
     smallest, largest, width = float(values[0]), float(values[-1]), len(values)
     if smallest <= width * torch.finfo(values.dtype).eps * largest:
-        rank = int((values > width * torch.finfo(values.dtype).eps * largest).sum()) if largest > 0 else 0
-        why = "all rows are the same" if rank == 0 else f"{rows} rows reach {rank} of {width} directions"
-        advice = f"ridge={1e-3 * float(values.mean()):.1g} would be a thousandth of the mean variance" if rank else "there is nothing to measure distances by"
-        raise ValueError(f"The covariance has no inverse: {why}. Give more rows than columns, leave constant columns out, or give a ridge for its diagonal; {advice}.")
+        rank = (
+            int((values > width * torch.finfo(values.dtype).eps * largest).sum())
+            if largest > 0
+            else 0
+        )
+        why = (
+            "all rows are the same"
+            if rank == 0
+            else f"{rows} rows reach {rank} of {width} directions"
+        )
+        advice = (
+            f"ridge={1e-3 * float(values.mean()):.1g} would be a thousandth of the mean variance"
+            if rank
+            else "there is nothing to measure distances by"
+        )
+        raise ValueError(
+            f"The covariance has no inverse: {why}. Give more rows than columns, leave constant columns out, or give a ridge for its diagonal; {advice}."
+        )
     return torch.cholesky_inverse(torch.linalg.cholesky(covariance)), largest / smallest
 
 
 def class_statistics(
-    features, # rows [N, D]
-    labels, # class of each row [N]
-    n_classes=None, # C; None takes the largest label and one
-    normalize=False, # make rows and means unit length, as TOE's caption filter does
-    batch_index=None, # historical: see `class_means`
-    ridge=0.0, # added to the diagonal of the covariance
-    within=False, # covariance about the class means, divided by N - C, instead of about the mean of all rows
+    features,  # rows [N, D]
+    labels,  # class of each row [N]
+    n_classes=None,  # C; None takes the largest label and one
+    normalize=False,  # make rows and means unit length, as TOE's caption filter does
+    batch_index=None,  # historical: see `class_means`
+    ridge=0.0,  # added to the diagonal of the covariance
+    # covariance about the class means, divided by N - C, instead of about the mean of all rows
+    within=False,
 ) -> ClassStatistics:
     "Class means and one covariance. Raises `ValueError` when it has no inverse."
-    if not 0 <= ridge < float("inf"): raise ValueError(f"ridge is {ridge}; it is added to variances and must be finite, 0 or more.")
+    if not 0 <= ridge < float("inf"):
+        raise ValueError(
+            f"ridge is {ridge}; it is added to variances and must be finite, 0 or more."
+        )
     rows, labels, classes = _checked_rows(features, labels, n_classes)
-    if normalize: rows = unit_rows(rows)
+    if normalize:
+        rows = unit_rows(rows)
     means, counts = class_means(rows, labels, classes, batch_index)
     freedom = len(rows) - (classes if within else 1)
-    if freedom < 1: raise ValueError(f"{len(rows)} rows{f' of {classes} classes' if within else ''} leave nothing to measure a spread by; give more rows than columns.")
+    if freedom < 1:
+        raise ValueError(
+            f"{len(rows)} rows{f' of {classes} classes' if within else ''} leave nothing to measure a spread by; give more rows than columns."
+        )
     centred = rows - (means[labels] if within else rows.mean(0))
-    covariance = centred.T @ centred / freedom + ridge * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    covariance = centred.T @ centred / freedom + ridge * torch.eye(
+        rows.shape[1], dtype=rows.dtype, device=rows.device
+    )
     precision, condition = _inverted(covariance, len(rows))
-    return ClassStatistics(unit_rows(means) if normalize else means, covariance, precision, counts, condition, normalize)
+    return ClassStatistics(
+        unit_rows(means) if normalize else means,
+        covariance,
+        precision,
+        counts,
+        condition,
+        normalize,
+    )

@@ -13,33 +13,55 @@ import torch
 # %% ../../nbs/1_measure/04_outlier_losses.ipynb #07103c21
 def _checked_logits(logits, name):
     logits = torch.as_tensor(logits)
-    if not logits.is_floating_point() or logits.element_size() < 4: raise ValueError(f"{name} are {logits.dtype}; the loss needs float32 or float64. Convert half-precision features with .float() before the classifier.")
-    if logits.ndim < 2 or 0 in logits.shape: raise ValueError(f"{name} have shape {list(logits.shape)}; [samples, classes] is needed, with at least one of each. Without outliers train with the cross-entropy alone (outlier_logits=None).")
+    if not logits.is_floating_point() or logits.element_size() < 4:
+        raise ValueError(
+            f"{name} are {logits.dtype}; the loss needs float32 or float64. Convert half-precision features with .float() before the classifier."
+        )
+    if logits.ndim < 2 or 0 in logits.shape:
+        raise ValueError(
+            f"{name} have shape {list(logits.shape)}; [samples, classes] is needed, with at least one of each. Without outliers train with the cross-entropy alone (outlier_logits=None)."
+        )
     return logits
 
 
-def _checked_sides(id_logits, labels, outlier_logits): # (id_logits, labels, outlier_logits) that fit
+def _checked_sides(
+    id_logits, labels, outlier_logits
+):  # (id_logits, labels, outlier_logits) that fit
     logits = _checked_logits(id_logits, "id_logits")
     labels = torch.as_tensor(labels, device=logits.device)
-    if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != logits.shape[:-1]: raise ValueError(f"labels have shape {list(labels.shape)} and type {labels.dtype}; id_logits of shape {list(logits.shape)} need one class index per sample, {list(logits.shape[:-1])}.")
+    if (
+        labels.is_floating_point()
+        or labels.dtype == torch.bool
+        or labels.shape != logits.shape[:-1]
+    ):
+        raise ValueError(
+            f"labels have shape {list(labels.shape)} and type {labels.dtype}; id_logits of shape {list(logits.shape)} need one class index per sample, {list(logits.shape[:-1])}."
+        )
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= logits.shape[-1]: raise ValueError(f"labels run from {low} to {high}, but there are {logits.shape[-1]} classes, 0 to {logits.shape[-1] - 1}. Leave out samples without a label (-1), or make the classifier as wide as the list of classes.")
-    if outlier_logits is None: return logits, labels.long(), None
+    if low < 0 or high >= logits.shape[-1]:
+        raise ValueError(
+            f"labels run from {low} to {high}, but there are {logits.shape[-1]} classes, 0 to {logits.shape[-1] - 1}. Leave out samples without a label (-1), or make the classifier as wide as the list of classes."
+        )
+    if outlier_logits is None:
+        return logits, labels.long(), None
     outliers = _checked_logits(outlier_logits, "outlier_logits")
-    if outliers.shape[-1] != logits.shape[-1] or outliers.shape[:-2] != logits.shape[:-2]: raise ValueError(f"id_logits have shape {list(logits.shape)}, outlier_logits {list(outliers.shape)}; both must come from the same classifiers: the same classes, and the same axes in front.")
+    if outliers.shape[-1] != logits.shape[-1] or outliers.shape[:-2] != logits.shape[:-2]:
+        raise ValueError(
+            f"id_logits have shape {list(logits.shape)}, outlier_logits {list(outliers.shape)}; both must come from the same classifiers: the same classes, and the same axes in front."
+        )
     return logits, labels.long(), outliers
 
 
-def _cross_entropy(logits, labels): # mean over samples [...]
+def _cross_entropy(logits, labels):  # mean over samples [...]
     return -logits.log_softmax(-1).gather(-1, labels[..., None]).mean((-2, -1))
 
 
 def outlier_exposure_loss(
-    id_logits, # of labelled samples [..., B, K], float32 or float64
-    labels, # their classes [..., B]
-    outlier_logits, # of outliers [..., b, K]; None: no exposure, the cross-entropy alone
-    weight=0.5, # of the outliers, a number or one per classifier [...]
-) -> torch.Tensor: # [...]
+    id_logits,  # of labelled samples [..., B, K], float32 or float64
+    labels,  # their classes [..., B]
+    outlier_logits,  # of outliers [..., b, K]; None: no exposure, the cross-entropy alone
+    weight=0.5,  # of the outliers, a number or one per classifier [...]
+) -> torch.Tensor:  # [...]
     "Cross-entropy of the labelled samples plus `weight` times that of the outliers with the uniform distribution."
     logits, labels, outliers = _checked_sides(id_logits, labels, outlier_logits)
     loss = _cross_entropy(logits, labels)
@@ -47,46 +69,64 @@ def outlier_exposure_loss(
 
 # %% ../../nbs/1_measure/04_outlier_losses.ipynb #9ea34063
 def energy_margin_loss(
-    id_logits, # of labelled samples [..., B, K], float32 or float64
-    labels, # their classes [..., B]
-    outlier_logits, # of outliers [..., b, K]
-    id_margin=-25.0, # energies of labelled samples shall lie below
-    outlier_margin=-7.0, # energies of outliers shall lie above
-    weight=0.1, # of both hinges, a number or one per classifier [...]
-) -> torch.Tensor: # [...]
+    id_logits,  # of labelled samples [..., B, K], float32 or float64
+    labels,  # their classes [..., B]
+    outlier_logits,  # of outliers [..., b, K]
+    id_margin=-25.0,  # energies of labelled samples shall lie below
+    outlier_margin=-7.0,  # energies of outliers shall lie above
+    weight=0.1,  # of both hinges, a number or one per classifier [...]
+) -> torch.Tensor:  # [...]
     "Cross-entropy plus squared hinges on both energies."
     logits, labels, outliers = _checked_sides(id_logits, labels, outlier_logits)
     above, below = -logits.logsumexp(-1) - id_margin, outlier_margin + outliers.logsumexp(-1)
-    return _cross_entropy(logits, labels) + weight * (above.relu().square().mean(-1) + below.relu().square().mean(-1))
+    return _cross_entropy(logits, labels) + weight * (
+        above.relu().square().mean(-1) + below.relu().square().mean(-1)
+    )
 
 # %% ../../nbs/1_measure/04_outlier_losses.ipynb #8f804429
 def weighted_energy(
-    logits, # [..., n, K]
-    class_weights, # [..., K]; those that are not positive count as 0
-) -> torch.Tensor: # e, high for what is known [..., n]
+    logits,  # [..., n, K]
+    class_weights,  # [..., K]; those that are not positive count as 0
+) -> torch.Tensor:  # e, high for what is known [..., n]
     "Logarithm of the weighted sum of exponentials."
     logits = _checked_logits(logits, "logits")
     weights = torch.as_tensor(class_weights, dtype=logits.dtype, device=logits.device)
-    if weights.shape[-1:] != logits.shape[-1:]: raise ValueError(f"class_weights have shape {list(weights.shape)}, logits {list(logits.shape)}; one weight per class is needed.")
+    if weights.shape[-1:] != logits.shape[-1:]:
+        raise ValueError(
+            f"class_weights have shape {list(weights.shape)}, logits {list(logits.shape)}; one weight per class is needed."
+        )
     tiny, positive = torch.finfo(logits.dtype).tiny, weights > 0
-    logs = torch.where(positive, weights.clamp_min(tiny).log(), torch.where(positive.any(-1, keepdim=True), -math.inf, math.log(tiny)))
+    logs = torch.where(
+        positive,
+        weights.clamp_min(tiny).log(),
+        torch.where(positive.any(-1, keepdim=True), -math.inf, math.log(tiny)),
+    )
     return (logits + logs[..., None, :]).logsumexp(-1)
 
 
 def energy_logistic_loss(
-    id_logits, # of labelled samples [..., B, K], float32 or float64
-    labels, # their classes [..., B]
-    outlier_logits, # of outliers [..., b, K]
-    id_weights, # of the classes in the energy of labelled samples [..., K]
-    outlier_weights, # of the classes in the energy of outliers [..., K]; often the same
-    slope, # of the logistic model [..., 2, 1]; row 1 is in-distribution
-    intercept, # [..., 2]
-    weight=0.1, # of the logistic term, a number or one per classifier [...]
-) -> torch.Tensor: # [...]
+    id_logits,  # of labelled samples [..., B, K], float32 or float64
+    labels,  # their classes [..., B]
+    outlier_logits,  # of outliers [..., b, K]
+    id_weights,  # of the classes in the energy of labelled samples [..., K]
+    outlier_weights,  # of the classes in the energy of outliers [..., K]; often the same
+    slope,  # of the logistic model [..., 2, 1]; row 1 is in-distribution
+    intercept,  # [..., 2]
+    weight=0.1,  # of the logistic term, a number or one per classifier [...]
+) -> torch.Tensor:  # [...]
     "Cross-entropy plus that of a logistic model which tells labelled samples from outliers by one number."
     logits, labels, outliers = _checked_sides(id_logits, labels, outlier_logits)
-    slope, intercept = (torch.as_tensor(part, dtype=logits.dtype, device=logits.device) for part in (slope, intercept))
-    if slope.shape[-2:] != (2, 1) or intercept.shape[-1:] != (2,): raise ValueError(f"slope has shape {list(slope.shape)}, intercept {list(intercept.shape)}; [2, 1] and [2] are needed, row 1 for in-distribution.")
-    known, other = (weighted_energy(side, weights)[..., None] * slope.mT + intercept[..., None, :] for side, weights in ((logits, id_weights), (outliers, outlier_weights)))
+    slope, intercept = (
+        torch.as_tensor(part, dtype=logits.dtype, device=logits.device)
+        for part in (slope, intercept)
+    )
+    if slope.shape[-2:] != (2, 1) or intercept.shape[-1:] != (2,):
+        raise ValueError(
+            f"slope has shape {list(slope.shape)}, intercept {list(intercept.shape)}; [2, 1] and [2] are needed, row 1 for in-distribution."
+        )
+    known, other = (
+        weighted_energy(side, weights)[..., None] * slope.mT + intercept[..., None, :]
+        for side, weights in ((logits, id_weights), (outliers, outlier_weights))
+    )
     told = torch.cat([known.log_softmax(-1)[..., 1], other.log_softmax(-1)[..., 0]], -1)
     return _cross_entropy(logits, labels) - weight * told.mean(-1)

@@ -15,35 +15,52 @@ def _refuse_half(name: str, dtype):
     "Half precision merges scores; say why and what to do."
     raise ValueError(
         f"{name} are {dtype}: half precision rounds many scores to the same value (MCM over 1000 classes keeps about 30 values in bfloat16, and FPR95 moves by "
-        "many points). Compute scores from the features in float32 or better; casting afterwards does not bring the order back")
+        "many points). Compute scores from the features in float32 or better; casting afterwards does not bring the order back"
+    )
 
 # %% ../../nbs/1_measure/01_roc.ipynb #62d8550a
-def as_scores(scores, # list, NumPy array or torch tensor (any device) of one number per image [N]
-              name: str, # How messages call it
-             ) -> np.ndarray: # float64 [N], same order
+def as_scores(
+    scores,  # list, NumPy array or torch tensor (any device) of one number per image [N]
+    name: str,  # How messages call it
+) -> np.ndarray:  # float64 [N], same order
     "Check scores and convert them to float64 without changing their order."
     if hasattr(scores, "detach"):
         scores = scores.detach().cpu()
-        if scores.is_floating_point() and scores.element_size() < 4: _refuse_half(name, scores.dtype)
-    try: array = np.asarray(scores)
-    except ValueError as error: raise ValueError(f"{name} must be one number per image, shape [N]; {error}") from None
-    if array.dtype == np.float16: _refuse_half(name, array.dtype)
+        if scores.is_floating_point() and scores.element_size() < 4:
+            _refuse_half(name, scores.dtype)
+    try:
+        array = np.asarray(scores)
+    except ValueError as error:
+        raise ValueError(f"{name} must be one number per image, shape [N]; {error}") from None
+    if array.dtype == np.float16:
+        _refuse_half(name, array.dtype)
     if array.ndim != 1:
-        raise ValueError(f"{name} must be one number per image, shape [N], but has shape {list(array.shape)}; flatten it or pick one column")
-    if not array.size: raise ValueError(f"{name} is empty; a metric needs at least one ID and one OOD image")
+        raise ValueError(
+            f"{name} must be one number per image, shape [N], but has shape {list(array.shape)}; flatten it or pick one column"
+        )
+    if not array.size:
+        raise ValueError(f"{name} is empty; a metric needs at least one ID and one OOD image")
     if array.dtype.kind not in "biu" and array.dtype not in (np.float32, np.float64):
-        raise ValueError(f"{name} has dtype {array.dtype}; allowed are float32, float64, integers and booleans")
-    if array.dtype.kind in "iu" and (array.max() > 2**53 or array.min() < -2**53):
-        raise ValueError(f"{name} holds integers beyond 2**53, which float64 cannot tell apart; rank or rescale them first")
+        raise ValueError(
+            f"{name} has dtype {array.dtype}; allowed are float32, float64, integers and booleans"
+        )
+    if array.dtype.kind in "iu" and (array.max() > 2**53 or array.min() < -(2**53)):
+        raise ValueError(
+            f"{name} holds integers beyond 2**53, which float64 cannot tell apart; rank or rescale them first"
+        )
     array = array.astype(np.float64)
     if bad := np.count_nonzero(missing := np.isnan(array)):
-        raise ValueError(f"{name} holds {bad} NaN of {array.size}, the first at index {missing.argmax()}; a NaN has no rank: find the image it came from")
+        raise ValueError(
+            f"{name} holds {bad} NaN of {array.size}, the first at index {missing.argmax()}; a NaN has no rank: find the image it came from"
+        )
     return array
 
 # %% ../../nbs/1_measure/01_roc.ipynb #5994b897
-def rank_scores(id_scores, # Scores of ID images [N]
-                ood_scores, # Scores of OOD images [M]
-               ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # Distinct scores, ascending [T]; index into them of every ID image [N] and of every OOD image [M]
+def rank_scores(
+    id_scores,  # Scores of ID images [N]
+    ood_scores,  # Scores of OOD images [M]
+    # Distinct scores, ascending [T]; index into them of every ID image [N] and of every OOD image [M]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Rank ID and OOD images on one common ladder of distinct scores."
     id_scores, ood_scores = as_scores(id_scores, "id_scores"), as_scores(ood_scores, "ood_scores")
     both = np.concatenate([id_scores, ood_scores])
@@ -52,14 +69,15 @@ def rank_scores(id_scores, # Scores of ID images [N]
     steps = np.concatenate([[True], ladder[1:] != ladder[:-1]])
     ranks = np.empty(both.size, dtype=np.int64)
     ranks[order] = steps.cumsum() - 1
-    return ladder[steps], ranks[:id_scores.size], ranks[id_scores.size:]
+    return ladder[steps], ranks[: id_scores.size], ranks[id_scores.size :]
 
 # %% ../../nbs/1_measure/01_roc.ipynb #800af82f
-def count_scores(id_scores, ood_scores) -> tuple[np.ndarray, np.ndarray]: # Two int64 [T]
+def count_scores(id_scores, ood_scores) -> tuple[np.ndarray, np.ndarray]:  # Two int64 [T]
     "Number of ID and of OOD images at each distinct score, ascending."
     id_scores, ood_scores = as_scores(id_scores, "id_scores"), as_scores(ood_scores, "ood_scores")
     both, n = np.concatenate([id_scores, ood_scores]), id_scores.size
-    for side in (both[:n], both[n:]): side.sort()
+    for side in (both[:n], both[n:]):
+        side.sort()
     is_id = both.argsort(kind="stable") < n
     both.sort(kind="stable")
     last = np.flatnonzero(np.append(both[1:] != both[:-1], True))
@@ -67,9 +85,11 @@ def count_scores(id_scores, ood_scores) -> tuple[np.ndarray, np.ndarray]: # Two 
     return id_counts, np.diff(last, prepend=-1) - id_counts
 
 # %% ../../nbs/1_measure/01_roc.ipynb #4f27b82b
-def roc_counts(positive: np.ndarray, # Positives per distinct score, ascending [..., T]
-               negative: np.ndarray, # Negatives per distinct score [..., T]
-              ) -> tuple[np.ndarray, np.ndarray]: # True and false positives of every threshold, ascending [..., T + 1]
+def roc_counts(
+    positive: np.ndarray,  # Positives per distinct score, ascending [..., T]
+    negative: np.ndarray,  # Negatives per distinct score [..., T]
+    # True and false positives of every threshold, ascending [..., T + 1]
+) -> tuple[np.ndarray, np.ndarray]:
     "The ROC curve in counts: how many positives and negatives have at least each score."
     curve = np.zeros((2, *positive.shape[:-1], positive.shape[-1] + 1), dtype=np.int64)
     for above, counts in zip(curve, (positive, negative)):
@@ -77,28 +97,45 @@ def roc_counts(positive: np.ndarray, # Positives per distinct score, ascending [
     return curve[0], curve[1]
 
 # %% ../../nbs/1_measure/01_roc.ipynb #730a3056
-def oriented(true_positives: np.ndarray, # ID images called ID [..., T + 1]
-             false_positives: np.ndarray, # OOD images called ID [..., T + 1]
-             positive: str, # "id" or "ood"
-            ) -> tuple[np.ndarray, np.ndarray]: # True and false positives of the wanted side
+def oriented(
+    true_positives: np.ndarray,  # ID images called ID [..., T + 1]
+    false_positives: np.ndarray,  # OOD images called ID [..., T + 1]
+    positive: str,  # "id" or "ood"
+) -> tuple[np.ndarray, np.ndarray]:  # True and false positives of the wanted side
     "Choose which side a detector is asked to find."
-    if positive == "id": return true_positives, false_positives
-    if positive == "ood": return tuple(side[..., :1] - side[..., ::-1] for side in (false_positives, true_positives))
-    raise ValueError(f"positive={positive!r}; choose 'id' (MCM, LoCoOp, TOE, CLIPN) or 'ood' (HFTT, OpenOOD, pytorch-ood)")
+    if positive == "id":
+        return true_positives, false_positives
+    if positive == "ood":
+        return tuple(side[..., :1] - side[..., ::-1] for side in (false_positives, true_positives))
+    raise ValueError(
+        f"positive={positive!r}; choose 'id' (MCM, LoCoOp, TOE, CLIPN) or 'ood' (HFTT, OpenOOD, pytorch-ood)"
+    )
 
 # %% ../../nbs/1_measure/01_roc.ipynb #647bb2d6
-def resampled_counts(id_ranks: np.ndarray, # Position on the ladder of every ID image [N]
-                     ood_ranks: np.ndarray, # Position on the ladder of every OOD image [M]
-                     size: int, # Number of distinct scores T
-                     n_boot: int, # Number of resamples
-                     seed: int | tuple[int, int], # One for both sides, or (ID, OOD)
-                    ) -> Iterator[list[np.ndarray]]: # Blocks of ID counts and OOD counts, each [b, T]
+def resampled_counts(
+    id_ranks: np.ndarray,  # Position on the ladder of every ID image [N]
+    ood_ranks: np.ndarray,  # Position on the ladder of every OOD image [M]
+    size: int,  # Number of distinct scores T
+    n_boot: int,  # Number of resamples
+    seed: int | tuple[int, int],  # One for both sides, or (ID, OOD)
+) -> Iterator[list[np.ndarray]]:  # Blocks of ID counts and OOD counts, each [b, T]
     "Counts per distinct score of stratified bootstrap resamples, a block at a time."
     seeds = seed if isinstance(seed, tuple) else (seed, seed)
-    sides = [(ranks, np.random.default_rng((side, seed))) for side, (ranks, seed) in enumerate(zip((id_ranks, ood_ranks), seeds, strict=True))]
+    sides = [
+        (ranks, np.random.default_rng((side, seed)))
+        for side, (ranks, seed) in enumerate(zip((id_ranks, ood_ranks), seeds, strict=True))
+    ]
     rows = max(1, 250_000 // (id_ranks.size + ood_ranks.size))
     for done in range(0, n_boot, rows):
         block = min(rows, n_boot - done)
         shift = size * np.arange(block)[:, None]
-        yield [np.bincount((ranks[rng.integers(ranks.size, size=(block, ranks.size), dtype=np.uint32)] + shift).ravel(),
-                           minlength=block * size).reshape(block, size) for ranks, rng in sides]
+        yield [
+            np.bincount(
+                (
+                    ranks[rng.integers(ranks.size, size=(block, ranks.size), dtype=np.uint32)]
+                    + shift
+                ).ravel(),
+                minlength=block * size,
+            ).reshape(block, size)
+            for ranks, rng in sides
+        ]

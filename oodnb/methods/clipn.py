@@ -30,190 +30,309 @@ from ..scores import atd, cosine_sims, ctw, normalize
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #9ce7966d
 def clipn_templates(
-    quoted=False, # with the quotation marks of the authors' files
-): # (yes templates, no templates), 128 each; pairs stand at the same place
+    quoted=False,  # with the quotation marks of the authors' files
+):  # (yes templates, no templates), 128 each; pairs stand at the same place
     "CLIPN's templates and their opposites."
     lists = json.loads(shipped("lists", "clipn_templates.json").read_text("utf-8"))
-    return tuple(tuple(t if quoted else t.rstrip(",").strip("'") for t in lists[side]) for side in ("yes", "no"))
+    return tuple(
+        tuple(t if quoted else t.rstrip(",").strip("'") for t in lists[side])
+        for side in ("yes", "no")
+    )
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #f9caa16f
 def _two_lists(templates, learned):
     "Templates for the yes and for the no encoder."
-    if isinstance(templates, str) and templates in ("clipn", "clipn-quoted"): yes, no = clipn_templates(templates == "clipn-quoted")
-    elif isinstance(templates, (tuple, list)) and len(templates) == 2 and not any(isinstance(t, str) for t in templates): yes, no = map(resolve_templates, templates)
-    elif learned: return (resolve_templates(templates),) * 2
-    else: raise ValueError(f"templates is {templates!r:.80}, but this branch has no learned prompts: its texts say no in words. Give 'clipn', or two lists, (yes templates, no templates).")
+    if isinstance(templates, str) and templates in ("clipn", "clipn-quoted"):
+        yes, no = clipn_templates(templates == "clipn-quoted")
+    elif (
+        isinstance(templates, (tuple, list))
+        and len(templates) == 2
+        and not any(isinstance(t, str) for t in templates)
+    ):
+        yes, no = map(resolve_templates, templates)
+    elif learned:
+        return (resolve_templates(templates),) * 2
+    else:
+        raise ValueError(
+            f"templates is {templates!r:.80}, but this branch has no learned prompts: its texts say no in words. Give 'clipn', or two lists, (yes templates, no templates)."
+        )
     return yes, yes if learned else no
 
 
 def _vectors(backbone, names, templates, cache, progress):
     texts = [t.replace("{}", name) for t in templates for name in names]
-    rows = normalize(encode_once(backbone, texts, cache, max(64, len(names)), progress=progress)) # one template at a time: they begin alike
+    rows = normalize(
+        encode_once(backbone, texts, cache, max(64, len(names)), progress=progress)
+    )  # one template at a time: they begin alike
     return normalize(rows.unflatten(0, (len(templates), -1)).mean(0))
 
 
 def class_weights(
-    backbone, # Backbone
-    branch, # NoBranch trained beside it
-    class_names, # K class names, or an object that has class_names (an image set)
-    templates="clipn", # "clipn", "clipn-quoted", anything that `resolve_templates` knows, or (yes templates, no templates)
-    as_written=False, # leave underscores in the names, as the authors' program does with CIFAR's
-    cache=True, # where the yes texts are kept, see `words.encode_once`; those of the branch never are
-    progress=True, # show bars
-): # (yes [K, D], no [K, D]), unit rows, float32 on the CPU
+    backbone,  # Backbone
+    branch,  # NoBranch trained beside it
+    class_names,  # K class names, or an object that has class_names (an image set)
+    # "clipn", "clipn-quoted", anything that `resolve_templates` knows, or (yes templates, no templates)
+    templates="clipn",
+    as_written=False,  # leave underscores in the names, as the authors' program does with CIFAR's
+    # where the yes texts are kept, see `words.encode_once`; those of the branch never are
+    cache=True,
+    progress=True,  # show bars
+):  # (yes [K, D], no [K, D]), unit rows, float32 on the CPU
     "The two text vectors of every class."
-    lists, names = _two_lists(templates, branch.prompts > 0), getattr(class_names, "class_names", class_names)
+    lists, names = (
+        _two_lists(templates, branch.prompts > 0),
+        getattr(class_names, "class_names", class_names),
+    )
     cleaned = clean_names(names)
     names = list(names) if as_written else cleaned
-    return _vectors(backbone, names, lists[0], cache, progress), _vectors(branch.as_backbone(backbone), names, lists[1], False, progress)
+    return _vectors(backbone, names, lists[0], cache, progress), _vectors(
+        branch.as_backbone(backbone), names, lists[1], False, progress
+    )
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #8c1a8227
 def decide(
-    yes_logits, # [N, K], float32 or float64
-    no_logits, # [N, K]
-    rule="ctw", # "ctw" or "atd"
-    class_names=None, # K names; None returns indices
-): # class of each picture, -1 for none of them: int64 [N]; or a list of names, None for none of them
+    yes_logits,  # [N, K], float32 or float64
+    no_logits,  # [N, K]
+    rule="ctw",  # "ctw" or "atd"
+    class_names=None,  # K names; None returns indices
+    # class of each picture, -1 for none of them: int64 [N]; or a list of names, None for none of them
+):
     "CLIPN's decision without a threshold."
-    if rule not in ("ctw", "atd"): raise ValueError(f"rule is {rule!r}; possible are 'ctw' and 'atd'.")
+    if rule not in ("ctw", "atd"):
+        raise ValueError(f"rule is {rule!r}; possible are 'ctw' and 'atd'.")
     odds = (ctw if rule == "ctw" else atd)(yes_logits, no_logits, log_odds=True)
     yes, no = torch.as_tensor(yes_logits), torch.as_tensor(no_logits)
-    best, found = yes.max(1) if rule == "ctw" else (yes.to(odds).log_softmax(1) + logsigmoid(yes.to(odds) - no)).max(1)
+    best, found = (
+        yes.max(1)
+        if rule == "ctw"
+        else (yes.to(odds).log_softmax(1) + logsigmoid(yes.to(odds) - no)).max(1)
+    )
     none = odds < 0 if rule == "ctw" else logsigmoid(-odds) > best
     found = found.masked_fill(none, -1)
-    if class_names is None: return found
-    if len(class_names) != yes.shape[1]: raise ValueError(f"{len(class_names)} class names for {yes.shape[1]} logits; give one name per class.")
+    if class_names is None:
+        return found
+    if len(class_names) != yes.shape[1]:
+        raise ValueError(
+            f"{len(class_names)} class names for {yes.shape[1]} logits; give one name per class."
+        )
     return [None if k < 0 else class_names[k] for k in found.tolist()]
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #355986cf
 @dataclass(frozen=True, eq=False)
 class CLIPNDetector:
     "Yes against no for every class."
-    name: str # column name of its scores
-    kind: str # "ctw" or "atd"
-    yes: torch.Tensor # text vectors [K, D]
-    no: torch.Tensor # vectors of the texts that say no [K, D]
-    class_names: tuple = () # K names, or empty
-    logit_scale: float = 100.0 # factor from cosines to logits
-    fingerprint: str | None = None # backbone the vectors belong to; None skips the check
-    trained: dict = field(default_factory=dict) # how the branch was trained, JSON
+
+    name: str  # column name of its scores
+    kind: str  # "ctw" or "atd"
+    yes: torch.Tensor  # text vectors [K, D]
+    no: torch.Tensor  # vectors of the texts that say no [K, D]
+    class_names: tuple = ()  # K names, or empty
+    logit_scale: float = 100.0  # factor from cosines to logits
+    fingerprint: str | None = None  # backbone the vectors belong to; None skips the check
+    trained: dict = field(default_factory=dict)  # how the branch was trained, JSON
     needs_local = False
 
     @property
-    def settings(self) -> dict: # what is kept with the scores
+    def settings(self) -> dict:  # what is kept with the scores
         "The numbers this score depends on."
-        return {"score": self.kind, "reads": "yes and no logits", "classes": len(self.yes), "logit_scale": self.logit_scale, "branch": self.trained}
+        return {
+            "score": self.kind,
+            "reads": "yes and no logits",
+            "classes": len(self.yes),
+            "logit_scale": self.logit_scale,
+            "branch": self.trained,
+        }
 
     def logits(
         self,
-        features, # Features of N images
-    ): # (yes logits [N, K], no logits [N, K]), float64
+        features,  # Features of N images
+    ):  # (yes logits [N, K], no logits [N, K]), float64
         "Scaled cosines with both texts of every class; raises `ValueError` when the features do not fit."
         check_features(features, self.yes.shape[1], self.fingerprint, False, self.name)
         images = features.image_features.double()
-        with torch.no_grad(): return tuple(self.logit_scale * cosine_sims(images, rows.double().to(images.device)).round(decimals=12) for rows in (self.yes, self.no))
+        with torch.no_grad():
+            return tuple(
+                self.logit_scale
+                * cosine_sims(images, rows.double().to(images.device)).round(decimals=12)
+                for rows in (self.yes, self.no)
+            )
 
     def score(
         self,
-        features, # Features of N images
-    ) -> torch.Tensor: # log-odds [N], float64
+        features,  # Features of N images
+    ) -> torch.Tensor:  # log-odds [N], float64
         "One score per image."
         return (ctw if self.kind == "ctw" else atd)(*self.logits(features), log_odds=True)
 
     def probability(
         self,
-        features, # Features of N images
-    ) -> torch.Tensor: # [N], float64; saturates at 1
+        features,  # Features of N images
+    ) -> torch.Tensor:  # [N], float64; saturates at 1
         "The paper's score."
         return (ctw if self.kind == "ctw" else atd)(*self.logits(features))
 
     def predict(
         self,
-        features, # Features of N images
-    ) -> torch.Tensor: # class index [N], int64
+        features,  # Features of N images
+    ) -> torch.Tensor:  # class index [N], int64
         "The class with the largest yes logit, as CLIP itself says it."
         return self.logits(features)[0].argmax(1)
 
     def decide(
         self,
-        features, # Features of N images
-    ) -> torch.Tensor: # class index [N], -1 for none of them, int64
+        features,  # Features of N images
+    ) -> torch.Tensor:  # class index [N], -1 for none of them, int64
         "The class, or none, by the rule of this score, see `decide`."
         return decide(*self.logits(features), self.kind)
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #a0ed02fa
 def clipn_detectors(
-    backbone, # Backbone
-    branch, # NoBranch trained beside it
-    class_names, # K class names, or an object that has class_names (an image set)
-    scores=("ctw", "atd"), # these two, and names of `text_detectors` that need no regions: "msp", "max_logit", "energy", "mcm", ...
-    logit_scale=None, # from cosines to logits; None: the backbone's own. The authors evaluate at 100, whatever the model has learned
-    prefix="", # put before every name
-    suffix="", # put behind every name
-    **texts, # templates, as_written, cache, progress: see `class_weights`
-) -> list: # detectors in the order of `scores`
+    backbone,  # Backbone
+    branch,  # NoBranch trained beside it
+    class_names,  # K class names, or an object that has class_names (an image set)
+    # these two, and names of `text_detectors` that need no regions: "msp", "max_logit", "energy", "mcm", ...
+    scores=("ctw", "atd"),
+    # from cosines to logits; None: the backbone's own. The authors evaluate at 100, whatever the model has learned
+    logit_scale=None,
+    prefix="",  # put before every name
+    suffix="",  # put behind every name
+    **texts,  # templates, as_written, cache, progress: see `class_weights`
+) -> list:  # detectors in the order of `scores`
     "CTW and ATD, and beside them the scores that read the yes texts alone: same features, same sentences."
     scores = (scores,) if isinstance(scores, str) else tuple(scores)
-    names, scale = tuple(getattr(class_names, "class_names", class_names)), float(backbone.logit_scale if logit_scale is None else logit_scale)
-    if not 0 < scale < float("inf"): raise ValueError(f"logit_scale is {scale}; it must be above 0 and finite (100 in the authors' evaluation).")
-    if isinstance(class_names, str): raise ValueError(f"class_names is the single string {class_names!r}; give a list of names.")
+    names, scale = (
+        tuple(getattr(class_names, "class_names", class_names)),
+        float(backbone.logit_scale if logit_scale is None else logit_scale),
+    )
+    if not 0 < scale < float("inf"):
+        raise ValueError(
+            f"logit_scale is {scale}; it must be above 0 and finite (100 in the authors' evaluation)."
+        )
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names is the single string {class_names!r}; give a list of names.")
     alone = [s for s in scores if s not in ("ctw", "atd")]
     yes, no = class_weights(backbone, branch, names, **texts)
-    rest = {d.kind: d for d in text_detectors(yes, names, alone, scale, prefix=prefix, suffix=suffix, fingerprint=backbone.fingerprint)} if alone else {}
+    rest = (
+        {
+            d.kind: d
+            for d in text_detectors(
+                yes,
+                names,
+                alone,
+                scale,
+                prefix=prefix,
+                suffix=suffix,
+                fingerprint=backbone.fingerprint,
+            )
+        }
+        if alone
+        else {}
+    )
     local = [d.name for d in rest.values() if d.needs_local]
-    if local: raise ValueError(f"{' and '.join(local)} reads image regions, which CLIPN has no texts for; use zero_shot for it.")
-    return [rest[s] if s in rest else CLIPNDetector(f"{prefix}{s}{suffix}", s, yes, no, names, scale, backbone.fingerprint, branch.settings) for s in scores]
+    if local:
+        raise ValueError(
+            f"{' and '.join(local)} reads image regions, which CLIPN has no texts for; use zero_shot for it."
+        )
+    return [
+        rest[s]
+        if s in rest
+        else CLIPNDetector(
+            f"{prefix}{s}{suffix}", s, yes, no, names, scale, backbone.fingerprint, branch.settings
+        )
+        for s in scores
+    ]
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #63232c45
-_NO_RESULT = ("folder", "progress", "watch", "save_every", "cache", "workers") # options that do not change what is learned
+_NO_RESULT = (
+    "folder",
+    "progress",
+    "watch",
+    "save_every",
+    "cache",
+    "workers",
+)  # options that do not change what is learned
 
 
 def fit_clipn(
-    backbone, # Backbone; stays frozen
-    captions, # image-caption pairs: "mini", shards, a table, an ImageSet, see `load_captions`
-    prompts=16, # learned prompts; 0: the hand-crafted variant
-    templates="clipn", # of the hand-crafted variant: "clipn", "clipn-quoted" or (yes templates, no templates)
-    seed=0, # of order, crops and prompts
-    keep=None, # where finished branches are kept: True: $OODNB_HOME/branches; a folder; None: nowhere
-    **options, # of the training, see `pretrain_on_captions`
-) -> NoBranch: # trained; with .settings and .history
+    backbone,  # Backbone; stays frozen
+    captions,  # image-caption pairs: "mini", shards, a table, an ImageSet, see `load_captions`
+    prompts=16,  # learned prompts; 0: the hand-crafted variant
+    # of the hand-crafted variant: "clipn", "clipn-quoted" or (yes templates, no templates)
+    templates="clipn",
+    seed=0,  # of order, crops and prompts
+    # where finished branches are kept: True: $OODNB_HOME/branches; a folder; None: nowhere
+    keep=None,
+    **options,  # of the training, see `pretrain_on_captions`
+) -> NoBranch:  # trained; with .settings and .history
     "CLIPN's branch with the published protocol. A finished one that is kept is read instead of trained."
     branch, images = NoBranch(backbone, prompts), load_captions(captions)
-    if not prompts: options["templates"] = _two_lists(templates, False)
-    options["precision"], path = resolve_precision(options.get("precision", "fp32"), backbone.device), None
+    if not prompts:
+        options["templates"] = _two_lists(templates, False)
+    options["precision"], path = (
+        resolve_precision(options.get("precision", "fp32"), backbone.device),
+        None,
+    )
     if keep and options.get("stop_after") is None:
         settled = {name: value for name, value in options.items() if name not in _NO_RESULT}
-        path = (home() / "branches" if keep is True else Path(keep).expanduser()) / f"{content_hash(backbone.fingerprint, images.fingerprint, images.captions, prompts, seed, settled)}.safetensors"
+        path = (
+            (home() / "branches" if keep is True else Path(keep).expanduser())
+            / f"{content_hash(backbone.fingerprint, images.fingerprint, images.captions, prompts, seed, settled)}.safetensors"
+        )
         found = on_all_ranks(path.is_file(), backbone.device)
-        if all(found): return load_no_branch(path, backbone)
-        if any(found): raise RuntimeError(f"Only {sum(found)} of {len(found)} processes find {path}. All machines must see the same folder: keep=..., or $OODNB_HOME.")
+        if all(found):
+            return load_no_branch(path, backbone)
+        if any(found):
+            raise RuntimeError(
+                f"Only {sum(found)} of {len(found)} processes find {path}. All machines must see the same folder: keep=..., or $OODNB_HOME."
+            )
     branch.history = pretrain_on_captions(backbone, branch, images, seed=seed, **options)
     branch.settings |= {"captions": images.name, "pairs": len(images)}
-    if path and rank_and_ranks()[0] == 0: save_no_branch(path, branch, backbone)
+    if path and rank_and_ranks()[0] == 0:
+        save_no_branch(path, branch, backbone)
     return branch
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #57930996
 PLANS = {
-    "mini": {"model": ("mini", None), "label": "own weights", "captions": "mini", "sets": ("mini", "mini-near", "mini-plants", "mini-places", "mini-scenes", "mini-textures"), "training": {"batch_size": 256, "epochs": 2, "views": 1, "scale": (1.0, 1.0)}},
-    "paper": {"model": ("ViT-B-16", "laion2b_s34b_b88k"), "label": "laion2b", "captions": "cc3m/*.tar", "sets": ("ImageNet", "iNaturalist", "SUN", "Places", "Textures"), "training": {"batch_size": 2048, "epochs": 10, "views": None}},
+    "mini": {
+        "model": ("mini", None),
+        "label": "own weights",
+        "captions": "mini",
+        "sets": ("mini", "mini-near", "mini-plants", "mini-places", "mini-scenes", "mini-textures"),
+        "training": {"batch_size": 256, "epochs": 2, "views": 1, "scale": (1.0, 1.0)},
+    },
+    "paper": {
+        "model": ("ViT-B-16", "laion2b_s34b_b88k"),
+        "label": "laion2b",
+        "captions": "cc3m/*.tar",
+        "sets": ("ImageNet", "iNaturalist", "SUN", "Places", "Textures"),
+        "training": {"batch_size": 2048, "epochs": 10, "views": None},
+    },
 }
 
 
 def clipn_plan(
-    scale, # "mini": embedded world and model; "paper": what is published
-    rehearse=False, # a short pass, to see that everything works
-    device=None, # "cpu", "cuda", ...; None takes the best there is
-    captions="", # other pairs, see `load_captions`; "" takes the plan's, at scale paper below $OODNB_DATA
-    sets=None, # dict: name -> function that loads a test set, ID first; None takes the plan's
-    imported=False, # the branches are there, no pairs are needed
-    **training, # options of `fit_clipn`; None, 0 and "" leave the plan's
-): # dict: label (of the weights), training (options of `fit_clipn`), needs (dict of functions: model, captions, the sets)
+    scale,  # "mini": embedded world and model; "paper": what is published
+    rehearse=False,  # a short pass, to see that everything works
+    device=None,  # "cpu", "cuda", ...; None takes the best there is
+    # other pairs, see `load_captions`; "" takes the plan's, at scale paper below $OODNB_DATA
+    captions="",
+    sets=None,  # dict: name -> function that loads a test set, ID first; None takes the plan's
+    imported=False,  # the branches are there, no pairs are needed
+    **training,  # options of `fit_clipn`; None, 0 and "" leave the plan's
+    # dict: label (of the weights), training (options of `fit_clipn`), needs (dict of functions: model, captions, the sets)
+):
     "What an experiment with CLIPN trains and looks at. `ValueError` for an unknown scale."
-    if scale not in PLANS: raise ValueError(f"scale is {scale!r}; possible are 'mini' (embedded, offline) and 'paper' (ImageNet, CC3M and LAION's CLIP).")
+    if scale not in PLANS:
+        raise ValueError(
+            f"scale is {scale!r}; possible are 'mini' (embedded, offline) and 'paper' (ImageNet, CC3M and LAION's CLIP)."
+        )
     plan = PLANS[scale]
 
     def pairs():
-        images = load_captions(captions or (plan["captions"] if scale == "mini" else str(data_root() / plan["captions"])))
+        images = load_captions(
+            captions
+            or (plan["captions"] if scale == "mini" else str(data_root() / plan["captions"]))
+        )
         return images.subset(range(min(512, len(images)))) if rehearse else images
 
     def tested(load):
@@ -221,21 +340,44 @@ def clipn_plan(
         return images.subset(range(0, len(images), 5)) if rehearse else images
 
     sets = sets or {name: partial(load_dataset, name) for name in plan["sets"]}
-    needs = {"model": partial(load_backbone, *plan["model"], device), "captions": (lambda: None) if imported else pairs} | {name: partial(tested, load) for name, load in sets.items()}
-    given = {name: value for name, value in training.items() if value} | ({"epochs": 1} if rehearse else {})
-    own = {name: value for name, value in plan["training"].items() if name != "scale" or "views" not in given}
+    needs = {
+        "model": partial(load_backbone, *plan["model"], device),
+        "captions": (lambda: None) if imported else pairs,
+    } | {name: partial(tested, load) for name, load in sets.items()}
+    given = {name: value for name, value in training.items() if value} | (
+        {"epochs": 1} if rehearse else {}
+    )
+    own = {
+        name: value
+        for name, value in plan["training"].items()
+        if name != "scale" or "views" not in given
+    }
     return {"label": plan["label"], "training": own | given, "needs": needs}
 
 
 def clipn_branches(
-    backbone, # Backbone; stays frozen
-    captions, # image-caption pairs, see `fit_clipn`
-    seeds=(1, 2, 3), # one training each
-    checkpoints=(), # files of the authors, one per repeat, instead of trainings
-    folder=None, # keeps the states of trainings, and goes on from them
-    prompts=16, # of each branch
-    **options, # of `fit_clipn`
-): # dict: seed, or number of the file -> NoBranch
+    backbone,  # Backbone; stays frozen
+    captions,  # image-caption pairs, see `fit_clipn`
+    seeds=(1, 2, 3),  # one training each
+    checkpoints=(),  # files of the authors, one per repeat, instead of trainings
+    folder=None,  # keeps the states of trainings, and goes on from them
+    prompts=16,  # of each branch
+    **options,  # of `fit_clipn`
+):  # dict: seed, or number of the file -> NoBranch
     "The repeats of a training, or of the authors' trainings; kept under `$OODNB_HOME/branches`."
-    if checkpoints: return {i: import_no_branch(path, backbone, prompts) for i, path in enumerate(checkpoints, 1)}
-    return {seed: fit_clipn(backbone, captions, prompts, seed=seed, keep=True, folder=folder and Path(folder) / f"seed-{seed}", **{"progress": False} | options) for seed in seeds}
+    if checkpoints:
+        return {
+            i: import_no_branch(path, backbone, prompts) for i, path in enumerate(checkpoints, 1)
+        }
+    return {
+        seed: fit_clipn(
+            backbone,
+            captions,
+            prompts,
+            seed=seed,
+            keep=True,
+            folder=folder and Path(folder) / f"seed-{seed}",
+            **{"progress": False} | options,
+        )
+        for seed in seeds
+    }

@@ -26,179 +26,327 @@ from ..prompts import PromptContext, encode_prompts
 
 # %% ../../nbs/6_locoop/01_coop.ipynb #9b9b4dec
 def scaled_logits(
-    features, # image features [N, D] or local features [N, R, D], any length
-    text_features, # [K, D], any length
-    logit_scale=100.0, # from cosines to logits
-) -> torch.Tensor: # [N, K] or [N, R, K]
+    features,  # image features [N, D] or local features [N, R, D], any length
+    text_features,  # [K, D], any length
+    logit_scale=100.0,  # from cosines to logits
+) -> torch.Tensor:  # [N, K] or [N, R, K]
     "Logits as CLIP computes them; differentiable."
     return F.normalize(features, dim=-1) @ (logit_scale * F.normalize(text_features, dim=-1)).T
 
 
 def coop_terms(
-    logits, # [N, K]
-    local_logits, # not read
-    labels, # class of each image [N]
-) -> dict: # loss and accuracy, float tensors []
+    logits,  # [N, K]
+    local_logits,  # not read
+    labels,  # class of each image [N]
+) -> dict:  # loss and accuracy, float tensors []
     "What CoOp minimises: the cross-entropy of the images."
-    return {"loss": F.cross_entropy(logits, labels), "accuracy": (logits.detach().argmax(-1) == labels).float().mean()}
+    return {
+        "loss": F.cross_entropy(logits, labels),
+        "accuracy": (logits.detach().argmax(-1) == labels).float().mean(),
+    }
 
 # %% ../../nbs/6_locoop/01_coop.ipynb #1f04603b
 def train_context(
-    context, # PromptContext with its initial vectors; changed in place
-    batches, # function: epoch -> iterable of (image_features [B, D], local_features [B, R, D] or None, labels [B])
-    rates, # learning rate of every epoch
-    logit_scale=100.0, # from cosines to logits
-    terms_of=coop_terms, # function: (logits, local_logits or None, labels) -> dict with "loss"
-    momentum=0.9, # of SGD, without dampening
-    weight_decay=5e-4, # on the context
-    **loop, # folder, settings, stop_after, watch, progress: see `train`
-) -> list: # one dict per finished epoch
+    context,  # PromptContext with its initial vectors; changed in place
+    # function: epoch -> iterable of (image_features [B, D], local_features [B, R, D] or None, labels [B])
+    batches,
+    rates,  # learning rate of every epoch
+    logit_scale=100.0,  # from cosines to logits
+    terms_of=coop_terms,  # function: (logits, local_logits or None, labels) -> dict with "loss"
+    momentum=0.9,  # of SGD, without dampening
+    weight_decay=5e-4,  # on the context
+    **loop,  # folder, settings, stop_after, watch, progress: see `train`
+) -> list:  # one dict per finished epoch
     "Stochastic gradient descent on the vectors of a context, everything else frozen."
     device = context.vectors.device
-    optimizer = torch.optim.SGD([context.vectors], lr=rates[0], momentum=momentum, weight_decay=weight_decay)
+    optimizer = torch.optim.SGD(
+        [context.vectors], lr=rates[0], momentum=momentum, weight_decay=weight_decay
+    )
 
     def loss_of(batch):
         text_features = encode_prompts(context)
-        features, local_features, labels = (None if part is None else part.to(device, non_blocking=True) for part in batch)
-        local_logits = None if local_features is None else scaled_logits(local_features.to(text_features.dtype), text_features, logit_scale)
-        return terms_of(scaled_logits(features.to(text_features.dtype), text_features, logit_scale), local_logits, labels)
+        features, local_features, labels = (
+            None if part is None else part.to(device, non_blocking=True) for part in batch
+        )
+        local_logits = (
+            None
+            if local_features is None
+            else scaled_logits(local_features.to(text_features.dtype), text_features, logit_scale)
+        )
+        return terms_of(
+            scaled_logits(features.to(text_features.dtype), text_features, logit_scale),
+            local_logits,
+            labels,
+        )
 
     return train(optimizer, rates, batches, loss_of, **loop)
 
 # %% ../../nbs/6_locoop/01_coop.ipynb #8d34342d
-def _check_fit(images, class_names, local, backbone, **counts): # class names
+def _check_fit(images, class_names, local, backbone, **counts):  # class names
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1: raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more.")
-    if not hasattr(images, "read") or not len(images): raise ValueError(f"few_shot_set must be an ImageSet with pictures, not {images!r:.80}; few_shot(load_dataset(...), shots=16) draws one.")
-    if local and backbone.grid is None: raise ValueError(f"The backbone {backbone.name} has no local features, which LoCoOp learns from; take a CLIP ViT or ResNet, or fit_coop.")
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more.")
+    if not hasattr(images, "read") or not len(images):
+        raise ValueError(
+            f"few_shot_set must be an ImageSet with pictures, not {images!r:.80}; few_shot(load_dataset(...), shots=16) draws one."
+        )
+    if local and backbone.grid is None:
+        raise ValueError(
+            f"The backbone {backbone.name} has no local features, which LoCoOp learns from; take a CLIP ViT or ResNet, or fit_coop."
+        )
     names = list(images.class_names if class_names is None else class_names)
-    if len(names) != len(images.class_names): raise ValueError(f"{len(names)} class names for the {len(images.class_names)} classes of {images!r}; give one for each, in the order of its labels.")
-    moved = [(own, name) for own, name in zip(images.class_names, names) if own != name and own in names and name in images.class_names]
-    if moved: raise ValueError(f"class_names calls the class {moved[0][0]!r} of {images!r} {moved[0][1]!r}, which is another of its classes. Names are taken in the order of the labels: {', '.join(images.class_names[:5])}, ...")
+    if len(names) != len(images.class_names):
+        raise ValueError(
+            f"{len(names)} class names for the {len(images.class_names)} classes of {images!r}; give one for each, in the order of its labels."
+        )
+    moved = [
+        (own, name)
+        for own, name in zip(images.class_names, names)
+        if own != name and own in names and name in images.class_names
+    ]
+    if moved:
+        raise ValueError(
+            f"class_names calls the class {moved[0][0]!r} of {images!r} {moved[0][1]!r}, which is another of its classes. Names are taken in the order of the labels: {', '.join(images.class_names[:5])}, ..."
+        )
     without = [name for name, count in images.class_counts().items() if not count]
-    if (images.labels < 0).any(): raise ValueError(f"{int((images.labels < 0).sum())} pictures of {images!r} have no label; few_shot leaves them out.")
-    if without: raise ValueError(f"{len(without)} classes of {images!r} have no picture, such as {without[0]!r}; a context is learned from pictures of every class (few_shot checks that).")
+    if (images.labels < 0).any():
+        raise ValueError(
+            f"{int((images.labels < 0).sum())} pictures of {images!r} have no label; few_shot leaves them out."
+        )
+    if without:
+        raise ValueError(
+            f"{len(without)} classes of {images!r} have no picture, such as {without[0]!r}; a context is learned from pictures of every class (few_shot checks that)."
+        )
     return names
 
 # %% ../../nbs/6_locoop/01_coop.ipynb #df99f717
-def _in_precision(backbone, precision): # the same towers, computing in another precision
+def _in_precision(backbone, precision):  # the same towers, computing in another precision
     other = copy(backbone)
     other.precision = resolve_precision(precision or backbone.precision, backbone.device)
     return other
 
 
 def fit_coop(
-    backbone, # Backbone; stays frozen, may run in fp32, bf16 or fp16
-    few_shot_set, # ImageSet with labels, from `few_shot`
-    class_names=None, # names for the prompts, in the order of the labels; None takes those of the set
-    epochs=50, # of which the first warms up
-    length=16, # learned vectors M
-    position="end", # of the class name: "end", "middle" or "front"
-    class_specific=False, # a context of its own for every class
-    batch_size=32, # pictures per step
-    lr=0.002, # after the warm-up
-    views=None, # encoded crops per picture, kept and reused; None: new crops in every epoch, as in the paper
-    seed=1, # of initial values, crops and order
-    folder=None, # keeps the state after every epoch and goes on from it; True: a folder of $OODNB_HOME, named after the settings
-    progress=True, # show bars
-    words=None, # start from these words instead of random vectors
-    cache=True, # where views are kept, see `extract`
-    workers=None, # threads that decode, see `extract`
-    stop_after=None, # stop when so many epochs are finished; a later call with the same folder goes on
-    watch=None, # function of a dict, called after every step
-    terms_of=coop_terms, # what is minimised, see `train_context`
-    local=False, # whether terms_of reads local logits
-    own=None, # dict: settings of another loss, beginning with its name under "method"
-    precision=None, # of the towers while training: "fp32", "bf16", "fp16" or "auto", see `resolve_precision`; None: that of the backbone
-) -> PromptContext: # trained; with .settings and .history
+    backbone,  # Backbone; stays frozen, may run in fp32, bf16 or fp16
+    few_shot_set,  # ImageSet with labels, from `few_shot`
+    # names for the prompts, in the order of the labels; None takes those of the set
+    class_names=None,
+    epochs=50,  # of which the first warms up
+    length=16,  # learned vectors M
+    position="end",  # of the class name: "end", "middle" or "front"
+    class_specific=False,  # a context of its own for every class
+    batch_size=32,  # pictures per step
+    lr=0.002,  # after the warm-up
+    # encoded crops per picture, kept and reused; None: new crops in every epoch, as in the paper
+    views=None,
+    seed=1,  # of initial values, crops and order
+    # keeps the state after every epoch and goes on from it; True: a folder of $OODNB_HOME, named after the settings
+    folder=None,
+    progress=True,  # show bars
+    words=None,  # start from these words instead of random vectors
+    cache=True,  # where views are kept, see `extract`
+    workers=None,  # threads that decode, see `extract`
+    # stop when so many epochs are finished; a later call with the same folder goes on
+    stop_after=None,
+    watch=None,  # function of a dict, called after every step
+    terms_of=coop_terms,  # what is minimised, see `train_context`
+    local=False,  # whether terms_of reads local logits
+    own=None,  # dict: settings of another loss, beginning with its name under "method"
+    # of the towers while training: "fp32", "bf16", "fp16" or "auto", see `resolve_precision`; None: that of the backbone
+    precision=None,
+) -> PromptContext:  # trained; with .settings and .history
     "CoOp with the published protocol. Its defaults are the paper's (16 shots come from `few_shot`)."
-    names = _check_fit(few_shot_set, class_names, local, backbone, epochs=epochs, batch_size=batch_size, views=1 if views is None else views)
+    names = _check_fit(
+        few_shot_set,
+        class_names,
+        local,
+        backbone,
+        epochs=epochs,
+        batch_size=batch_size,
+        views=1 if views is None else views,
+    )
     learner = _in_precision(backbone, precision)
-    context = PromptContext(learner, names, length=length, words=words, position=position, class_specific=class_specific, generator=torch.Generator().manual_seed(seed))
+    context = PromptContext(
+        learner,
+        names,
+        length=length,
+        words=words,
+        position=position,
+        class_specific=class_specific,
+        generator=torch.Generator().manual_seed(seed),
+    )
     images, skipped = readable(few_shot_set, workers, progress)
     rates = learning_rates(epochs, lr)
     context.settings = {
-        "method": "coop", "backbone": backbone.name, "weights": str(backbone.pretrained), "fingerprint": backbone.fingerprint, "precision": learner.precision,
-        "dataset": images.name, "split": images.split, "shots": images.about.get("shots"), "pictures": len(images), "skipped": [name for name, _ in skipped],
-        "drawn": content_hash(images.fingerprint, images.ids, images.labels), "class_names": content_hash(names), "epochs": epochs, "length": context.length, "words": words, "position": position,
-        "class_specific": bool(class_specific), "batch_size": batch_size, "lr": lr, "views": views, "seed": seed, **(own or {})}
-    if folder is True: folder = home() / "contexts" / content_hash("context 1", context.settings)
+        "method": "coop",
+        "backbone": backbone.name,
+        "weights": str(backbone.pretrained),
+        "fingerprint": backbone.fingerprint,
+        "precision": learner.precision,
+        "dataset": images.name,
+        "split": images.split,
+        "shots": images.about.get("shots"),
+        "pictures": len(images),
+        "skipped": [name for name, _ in skipped],
+        "drawn": content_hash(images.fingerprint, images.ids, images.labels),
+        "class_names": content_hash(names),
+        "epochs": epochs,
+        "length": context.length,
+        "words": words,
+        "position": position,
+        "class_specific": bool(class_specific),
+        "batch_size": batch_size,
+        "lr": lr,
+        "views": views,
+        "seed": seed,
+        **(own or {}),
+    }
+    if folder is True:
+        folder = home() / "contexts" / content_hash("context 1", context.settings)
     batches = feature_batches(learner, images, batch_size, seed, views, local, cache, workers)
-    context.history = train_context(context, batches, rates, backbone.logit_scale, terms_of, folder=folder, settings=context.settings, stop_after=stop_after, watch=watch, progress=progress)
+    context.history = train_context(
+        context,
+        batches,
+        rates,
+        backbone.logit_scale,
+        terms_of,
+        folder=folder,
+        settings=context.settings,
+        stop_after=stop_after,
+        watch=watch,
+        progress=progress,
+    )
     context.backbone = backbone
     return context
 
 # %% ../../nbs/6_locoop/01_coop.ipynb #2dc95a74
 def prompt_detectors(
-    backbone, # Backbone that the context was learned with
-    context, # PromptContext
-    scores=("mcm", "l_mcm", "gl_mcm"), # score names, see `text_detectors`
-    temperature=1.0, # softmax temperature on cosines
-    local_weight=1.0, # weight of the region term of gl_mcm
-    name="locoop", # put before the score names
-) -> list: # detectors in the order of `scores`
+    backbone,  # Backbone that the context was learned with
+    context,  # PromptContext
+    scores=("mcm", "l_mcm", "gl_mcm"),  # score names, see `text_detectors`
+    temperature=1.0,  # softmax temperature on cosines
+    local_weight=1.0,  # weight of the region term of gl_mcm
+    name="locoop",  # put before the score names
+) -> list:  # detectors in the order of `scores`
     "One detector per score for a learned context."
     scores = (scores,) if isinstance(scores, str) else tuple(scores)
-    with torch.no_grad(): text_features = encode_prompts(context)
-    detectors = text_detectors(text_features, context.class_names, scores, backbone.logit_scale, temperature, local_weight, f"{name}_", fingerprint=backbone.fingerprint)
+    with torch.no_grad():
+        text_features = encode_prompts(context)
+    detectors = text_detectors(
+        text_features,
+        context.class_names,
+        scores,
+        backbone.logit_scale,
+        temperature,
+        local_weight,
+        f"{name}_",
+        fingerprint=backbone.fingerprint,
+    )
     local = [d.kind for d in detectors if d.needs_local]
-    if local and backbone.grid is None: raise ValueError(f"{' and '.join(local)} compares image regions, but the backbone {backbone.name!r} has no local features. Ask for scores=('mcm',), or take a CLIP ViT or ResNet.")
+    if local and backbone.grid is None:
+        raise ValueError(
+            f"{' and '.join(local)} compares image regions, but the backbone {backbone.name!r} has no local features. Ask for scores=('mcm',), or take a CLIP ViT or ResNet."
+        )
     return detectors
 
 # %% ../../nbs/6_locoop/01_coop.ipynb #a59bcd3a
 def save_context(
-    path, # *.safetensors
-    context, # PromptContext
-    settings=None, # dict (JSON); None takes context.settings, if there are any
+    path,  # *.safetensors
+    context,  # PromptContext
+    settings=None,  # dict (JSON); None takes context.settings, if there are any
 ):
     "Write the vectors of a context with class names and settings."
-    facts = {"class_names": list(context.class_names), "position": context.position, "class_specific": bool(context.class_specific), "settings": settings if settings is not None else getattr(context, "settings", {})}
+    facts = {
+        "class_names": list(context.class_names),
+        "position": context.position,
+        "class_specific": bool(context.class_specific),
+        "settings": settings if settings is not None else getattr(context, "settings", {}),
+    }
     save_tensors(path, "oodnb_context", {"vectors": context.vectors.float()}, facts)
 
 
-def _with_vectors(backbone, vectors, class_names, position, where): # PromptContext
+def _with_vectors(backbone, vectors, class_names, position, where):  # PromptContext
     specific = vectors.ndim == 3
-    if vectors.ndim not in (2, 3): raise ValueError(f"The context in {where} has the shape {tuple(vectors.shape)}; [M, W] (shared) or [K, M, W] (class-specific) is needed.")
-    if not vectors.isfinite().all(): raise ValueError(f"The context in {where} holds NaN or infinite numbers; it is useless.")
-    if specific and len(vectors) != len(class_names): raise ValueError(f"The context in {where} is class-specific for {len(vectors)} classes, but there are {len(class_names)} class names; give the names it was learned with.")
-    context = PromptContext(backbone, class_names, length=vectors.shape[-2], position=position, class_specific=specific)
-    if context.vectors.shape != vectors.shape: raise ValueError(f"The context in {where} has vectors of width {vectors.shape[-1]}, but the text tower of {backbone.name} takes {context.vectors.shape[-1]}; load it with the backbone it was learned with.")
+    if vectors.ndim not in (2, 3):
+        raise ValueError(
+            f"The context in {where} has the shape {tuple(vectors.shape)}; [M, W] (shared) or [K, M, W] (class-specific) is needed."
+        )
+    if not vectors.isfinite().all():
+        raise ValueError(f"The context in {where} holds NaN or infinite numbers; it is useless.")
+    if specific and len(vectors) != len(class_names):
+        raise ValueError(
+            f"The context in {where} is class-specific for {len(vectors)} classes, but there are {len(class_names)} class names; give the names it was learned with."
+        )
+    context = PromptContext(
+        backbone, class_names, length=vectors.shape[-2], position=position, class_specific=specific
+    )
+    if context.vectors.shape != vectors.shape:
+        raise ValueError(
+            f"The context in {where} has vectors of width {vectors.shape[-1]}, but the text tower of {backbone.name} takes {context.vectors.shape[-1]}; load it with the backbone it was learned with."
+        )
     context.vectors.data.copy_(vectors)
     return context
 
 
 def load_context(
-    path, # *.safetensors from `save_context`
-    backbone, # Backbone that it was learned with
-    class_names=None, # other class names; None takes those it was learned with
-) -> PromptContext: # with .settings
+    path,  # *.safetensors from `save_context`
+    backbone,  # Backbone that it was learned with
+    class_names=None,  # other class names; None takes those it was learned with
+) -> PromptContext:  # with .settings
     "A kept context, for the same or for other classes (other ones only if it is shared)."
-    tensors, facts = load_tensors(path, "oodnb_context", "context", "save_context writes one; import_context reads the format of the original code", ("vectors",))
+    tensors, facts = load_tensors(
+        path,
+        "oodnb_context",
+        "context",
+        "save_context writes one; import_context reads the format of the original code",
+        ("vectors",),
+    )
     vectors = tensors["vectors"]
     learned_with = facts["settings"].get("fingerprint")
-    if learned_with not in (None, backbone.fingerprint): raise ValueError(f"{path} was learned with {facts['settings'].get('backbone')} {facts['settings'].get('weights')} ({learned_with}), not with {backbone.name} {backbone.pretrained} ({backbone.fingerprint}); its vectors mean nothing to another text tower.")
+    if learned_with not in (None, backbone.fingerprint):
+        raise ValueError(
+            f"{path} was learned with {facts['settings'].get('backbone')} {facts['settings'].get('weights')} ({learned_with}), not with {backbone.name} {backbone.pretrained} ({backbone.fingerprint}); its vectors mean nothing to another text tower."
+        )
     names = facts["class_names"] if class_names is None else list(class_names)
-    if facts["class_specific"] and names != facts["class_names"]: raise ValueError(f"{path} is class-specific: every class has vectors of its own, so it cannot be read for other class names. Leave class_names out, or learn a shared context.")
+    if facts["class_specific"] and names != facts["class_names"]:
+        raise ValueError(
+            f"{path} is class-specific: every class has vectors of its own, so it cannot be read for other class names. Leave class_names out, or learn a shared context."
+        )
     context = _with_vectors(backbone, vectors, names, facts["position"], path)
     context.settings = facts["settings"]
     return context
 
 # %% ../../nbs/6_locoop/01_coop.ipynb #f9284876
 def import_context(
-    path, # model.pth.tar-50 of the original code
-    backbone, # Backbone that it was learned with
-    class_names, # K class names; for a class-specific context those it was learned with, in their order
-    position="end", # of the class name; the file does not say it
+    path,  # model.pth.tar-50 of the original code
+    backbone,  # Backbone that it was learned with
+    # K class names; for a class-specific context those it was learned with, in their order
+    class_names,
+    position="end",  # of the class name; the file does not say it
 ) -> PromptContext:
     "A context from a checkpoint of the CoOp or LoCoOp repository."
     path = Path(path).expanduser()
-    if path.is_dir(): raise ValueError(f"{path} is a folder; give the file, such as {path / 'prompt_learner' / 'model.pth.tar-50'}.")
-    if not path.exists(): raise FileNotFoundError(f"There is no file {path}.")
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder; give the file, such as {path / 'prompt_learner' / 'model.pth.tar-50'}."
+        )
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {path}.")
     try:
-        with foreign_as_shells(path): kept = torch.load(path, map_location="cpu", weights_only=True)
+        with foreign_as_shells(path):
+            kept = torch.load(path, map_location="cpu", weights_only=True)
         state = kept.get("state_dict", kept)
         vectors = next(state[name] for name in ("ctx", "prompt_learner.ctx") if name in state)
-    except Exception as error: raise ValueError(f"{path} is no checkpoint of a prompt learner with a tensor 'ctx' ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'not found'}).") from None
+    except Exception as error:
+        raise ValueError(
+            f"{path} is no checkpoint of a prompt learner with a tensor 'ctx' ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'not found'})."
+        ) from None
     context = _with_vectors(backbone, vectors.float(), list(class_names), position, path)
-    context.settings = {"method": "imported", "epochs": kept.get("epoch"), "length": context.length, "position": position, "class_specific": bool(context.class_specific)}
+    context.settings = {
+        "method": "imported",
+        "epochs": kept.get("epoch"),
+        "length": context.length,
+        "position": position,
+        "class_specific": bool(context.class_specific),
+    }
     return context

@@ -16,48 +16,90 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from ..forget.patch import ProjectionPatch, text_hidden, text_projection
-from ..forget.training import ForgetSettings, Problem, Trained, closed_form, dead_zone, train_patches
+from oodnb.forget.training import (
+    ForgetSettings,
+    Problem,
+    Trained,
+    closed_form,
+    dead_zone,
+    train_patches,
+)
 from ..ground.places import shipped
 from ..ground.spelling import did_you_mean
 
 # %% ../../nbs/10_forget/06_forget.ipynb #8eab157e
-_all_ = ["Problem", "ForgetSettings", "Trained", "closed_form", "dead_zone", "train_patches"] # who forgets trains
+_all_ = [
+    "Problem",
+    "ForgetSettings",
+    "Trained",
+    "closed_form",
+    "dead_zone",
+    "train_patches",
+]  # who forgets trains
 
 # %% ../../nbs/10_forget/06_forget.ipynb #4d9a8c6f
-def _read(name): return json.loads(shipped("lists", name).read_text(encoding="utf-8"))
+def _read(name):
+    return json.loads(shipped("lists", name).read_text(encoding="utf-8"))
 
 
-PROTOCOL = _read("forget_protocol.json") # forget_classes, eval_templates, configs, ...
+PROTOCOL = _read("forget_protocol.json")  # forget_classes, eval_templates, configs, ...
 
 
 def load_preserve(
-    dataset, # "StanfordDogs", "StanfordCars", "Caltech101", "OxfordFlowers", or a group of the mini world
-) -> list: # names as they were written, duplicates and all
+    # "StanfordDogs", "StanfordCars", "Caltech101", "OxfordFlowers", or a group of the mini world
+    dataset,
+) -> list:  # names as they were written, duplicates and all
     "The raw list of names to preserve when classes of a data set are forgotten."
-    known = {name: names for name, names in _read("forget_preserve.json").items() if isinstance(names, list)} | _read("forget_mini.json")["preserve"]
-    if dataset not in known: raise ValueError(f"There is no list of names to preserve for {dataset!r}.{did_you_mean(dataset, known)} There are: {', '.join(known)}. Give any list of names of the same kind instead.")
+    known = {
+        name: names
+        for name, names in _read("forget_preserve.json").items()
+        if isinstance(names, list)
+    } | _read("forget_mini.json")["preserve"]
+    if dataset not in known:
+        raise ValueError(
+            f"There is no list of names to preserve for {dataset!r}.{did_you_mean(dataset, known)} There are: {', '.join(known)}. Give any list of names of the same kind instead."
+        )
     return list(known[dataset])
 
 
 def preserve_names(
-    raw, # names as they were written
-    forget_names, # forgotten classes
-) -> list: # sorted
+    raw,  # names as they were written
+    forget_names,  # forgotten classes
+) -> list:  # sorted
     "The names that are preserved, by the published rule."
     gone = {name.lower() for name in forget_names}
     return sorted({name.lower() for name in raw} - gone)
 
 
 def protocol_recipe(
-    dataset, # data set of the forgotten classes
-    backbone, # its name: "RN50", "ViT-B-16", ...
-    classes=1, # forgotten at once: 1, or 3 (any number above 1)
-    **changes, # fields of `ForgetSettings`
+    dataset,  # data set of the forgotten classes
+    backbone,  # its name: "RN50", "ViT-B-16", ...
+    classes=1,  # forgotten at once: 1, or 3 (any number above 1)
+    **changes,  # fields of `ForgetSettings`
 ) -> ForgetSettings:
     "The published weights, where there are any; the commonest ones elsewhere."
-    name, kind = re.sub(r"^ViT-B-16", "ViT-B/16", backbone).removesuffix("-quickgelu"), "one_class" if classes == 1 else "multi_class"
-    found = next((settings["configs"][kind][name][dataset] for settings in (PROTOCOL, _read("forget_mini.json")) if dataset in settings["configs"][kind].get(name, {})), {})
-    weights = {ours: found[theirs] for ours, theirs in (("forget_weight", "lamb_forget"), ("preserve_weight", "lamb_preserve"), ("update_weight", "lamb_weight"), ("rank", "rank")) if theirs in found}
+    name, kind = (
+        re.sub(r"^ViT-B-16", "ViT-B/16", backbone).removesuffix("-quickgelu"),
+        "one_class" if classes == 1 else "multi_class",
+    )
+    found = next(
+        (
+            settings["configs"][kind][name][dataset]
+            for settings in (PROTOCOL, _read("forget_mini.json"))
+            if dataset in settings["configs"][kind].get(name, {})
+        ),
+        {},
+    )
+    weights = {
+        ours: found[theirs]
+        for ours, theirs in (
+            ("forget_weight", "lamb_forget"),
+            ("preserve_weight", "lamb_preserve"),
+            ("update_weight", "lamb_weight"),
+            ("rank", "rank"),
+        )
+        if theirs in found
+    }
     return ForgetSettings(**{**weights, **changes})
 
 # %% ../../nbs/10_forget/06_forget.ipynb #c646ad0d
@@ -65,174 +107,342 @@ def _embeddings(rows, name):
     rows = torch.atleast_2d(torch.as_tensor(rows))
     lengths = rows.norm(dim=1)
     bad = ~(lengths.isfinite() & (lengths > 0))
-    if bad.any(): raise ValueError(f"{name} is zero, NaN or infinite in row {int(bad.nonzero()[0])}, so it has no direction; look at the text it came from.")
+    if bad.any():
+        raise ValueError(
+            f"{name} is zero, NaN or infinite in row {int(bad.nonzero()[0])}, so it has no direction; look at the text it came from."
+        )
     return rows
 
 
 def forget_target(
-    empty_embedding, # embedding of the empty prompt [e] or [1, e], not normalised
-    class_embeddings, # embeddings of all class names of the data set [C, e]
-    forget_idx, # forgotten classes [k]
-    noises=None, # draws to be used in order [rounds, k, e]
-    generator=None, # torch.Generator of further draws; None: there are none
-    noise_std=0.5, # of the noise
-    max_rounds=1000, # draws at most
-): # (unit rows [k, e], number of rounds that were drawn)
+    empty_embedding,  # embedding of the empty prompt [e] or [1, e], not normalised
+    class_embeddings,  # embeddings of all class names of the data set [C, e]
+    forget_idx,  # forgotten classes [k]
+    noises=None,  # draws to be used in order [rounds, k, e]
+    generator=None,  # torch.Generator of further draws; None: there are none
+    noise_std=0.5,  # of the noise
+    max_rounds=1000,  # draws at most
+):  # (unit rows [k, e], number of rounds that were drawn)
     "Where the forgotten classes are sent. Raises `RuntimeError` when no target is found."
-    empty, classes = _embeddings(empty_embedding, "empty_embedding")[:1], _embeddings(class_embeddings, "class_embeddings")
+    empty, classes = (
+        _embeddings(empty_embedding, "empty_embedding")[:1],
+        _embeddings(class_embeddings, "class_embeddings"),
+    )
     idx = torch.as_tensor(forget_idx, dtype=torch.long, device=classes.device).flatten()
-    if not len(idx) or not 0 <= int(idx.min()) <= int(idx.max()) < len(classes): raise ValueError(f"forget_idx is {idx.tolist()}, but there are {len(classes)} classes, 0 to {len(classes) - 1}; name at least one.")
-    if len(classes) == 1: raise ValueError("The data set has a single class, which is nearest to every target; forgetting needs another class to be confused with.")
+    if not len(idx) or not 0 <= int(idx.min()) <= int(idx.max()) < len(classes):
+        raise ValueError(
+            f"forget_idx is {idx.tolist()}, but there are {len(classes)} classes, 0 to {len(classes) - 1}; name at least one."
+        )
+    if len(classes) == 1:
+        raise ValueError(
+            "The data set has a single class, which is nearest to every target; forgetting needs another class to be confused with."
+        )
     unit = classes.double() / classes.double().norm(dim=1, keepdim=True)
     raw, given = empty.expand(len(idx), -1), 0 if noises is None else len(noises)
     for rounds in range(max_rounds + 1):
         nearest = (unit[None] * raw.double()[:, None]).sum(-1).argmax(1)
-        if not (nearest == idx).any(): return raw / raw.norm(dim=1, keepdim=True), rounds
-        if rounds == max_rounds or (rounds >= given and generator is None): break
-        noise = torch.as_tensor(noises[rounds]) if rounds < given else torch.randn(raw.shape, generator=generator, dtype=torch.float32)
+        if not (nearest == idx).any():
+            return raw / raw.norm(dim=1, keepdim=True), rounds
+        if rounds == max_rounds or (rounds >= given and generator is None):
+            break
+        noise = (
+            torch.as_tensor(noises[rounds])
+            if rounds < given
+            else torch.randn(raw.shape, generator=generator, dtype=torch.float32)
+        )
         raw = empty + noise_std * noise.to(empty)
     own = ", ".join(str(int(i)) for i in idx[nearest == idx])
-    raise RuntimeError(f"After {rounds} draws the target is still nearest to the forgotten class itself (class {own}). The empty prompt's embedding has length {float(empty.norm()):.3g}, noise of {noise_std:g} per coordinate about {noise_std * empty.shape[1] ** .5:.3g}: "
-                       "raise noise_std or max_rounds, or give a target of your own.")
+    raise RuntimeError(
+        f"After {rounds} draws the target is still nearest to the forgotten class itself (class {own}). The empty prompt's embedding has length {float(empty.norm()):.3g}, noise of {noise_std:g} per coordinate about {noise_std * empty.shape[1] ** 0.5:.3g}: "
+        "raise noise_std or max_rounds, or give a target of your own."
+    )
 
 # %% ../../nbs/10_forget/06_forget.ipynb #3606aeb5
-def _bare(name): return name.replace("_", " ")
+def _bare(name):
+    return name.replace("_", " ")
 
 
 @dataclass(frozen=True, eq=False)
 class ForgetTask:
     "What to forget. Raises `ValueError` for names that do not choose classes."
-    names: tuple # a class name or several
-    class_names: tuple # all classes of the data set, in the order of labels; or an object that has class_names (an image set)
-    preserve: tuple = () # raw names to preserve, see `preserve_names`
+
+    names: tuple  # a class name or several
+    # all classes of the data set, in the order of labels; or an object that has class_names (an image set)
+    class_names: tuple
+    preserve: tuple = ()  # raw names to preserve, see `preserve_names`
     recipe: ForgetSettings = field(default_factory=ForgetSettings)
-    target: object = None # None: the empty prompt; a text: its embedding, by the same rule; a tensor [k, e]: as it is
+    # None: the empty prompt; a text: its embedding, by the same rule; a tensor [k, e]: as it is
+    target: object = None
 
     def __post_init__(self):
         classes = getattr(self.class_names, "class_names", self.class_names)
-        for name, value in (("names", self.names), ("class_names", classes), ("preserve", self.preserve)):
+        for name, value in (
+            ("names", self.names),
+            ("class_names", classes),
+            ("preserve", self.preserve),
+        ):
             value = (value,) if isinstance(value, str) and name == "names" else value
-            if isinstance(value, str): raise ValueError(f"{name} is the single string {value!r}; give a list of names.")
+            if isinstance(value, str):
+                raise ValueError(f"{name} is the single string {value!r}; give a list of names.")
             object.__setattr__(self, name, tuple(value))
-            bad = [text for text in getattr(self, name) if not isinstance(text, str) or not _bare(text).strip()]
-            if bad: raise ValueError(f"{name} holds {bad[0]!r}; every entry must be a name.")
-        if not self.names: raise ValueError("No class is to be forgotten; name at least one.")
+            bad = [
+                text
+                for text in getattr(self, name)
+                if not isinstance(text, str) or not _bare(text).strip()
+            ]
+            if bad:
+                raise ValueError(f"{name} holds {bad[0]!r}; every entry must be a name.")
+        if not self.names:
+            raise ValueError("No class is to be forgotten; name at least one.")
         for name in self.names:
-            if name not in self.class_names: raise ValueError(f"There is no class {name!r}.{did_you_mean(name, self.class_names)} There are: {', '.join(self.class_names[:20])}{', ...' if len(self.class_names) > 20 else ''}.")
-            if self.class_names.count(name) > 1: raise ValueError(f"{self.class_names.count(name)} classes are called {name!r}, so the name does not choose one; rename them.")
-            if self.names.count(name) > 1: raise ValueError(f"{name!r} is to be forgotten twice; name every class once.")
+            if name not in self.class_names:
+                raise ValueError(
+                    f"There is no class {name!r}.{did_you_mean(name, self.class_names)} There are: {', '.join(self.class_names[:20])}{', ...' if len(self.class_names) > 20 else ''}."
+                )
+            if self.class_names.count(name) > 1:
+                raise ValueError(
+                    f"{self.class_names.count(name)} classes are called {name!r}, so the name does not choose one; rename them."
+                )
+            if self.names.count(name) > 1:
+                raise ValueError(f"{name!r} is to be forgotten twice; name every class once.")
         plain = lambda text: " ".join(_bare(text).casefold().split())
         same = [text for text in self.preserved if plain(text) in set(map(plain, self.names))]
-        if same: warnings.warn(f"{same[0]!r} is preserved, but it reads like a forgotten class; the rule compares lower case only. Take it out of the list, or the name is pulled both ways.", stacklevel=3)
+        if same:
+            warnings.warn(
+                f"{same[0]!r} is preserved, but it reads like a forgotten class; the rule compares lower case only. Take it out of the list, or the name is pulled both ways.",
+                stacklevel=3,
+            )
 
     @property
-    def preserved(self) -> list: return preserve_names(self.preserve, self.names) # names, as they are read
+    def preserved(self) -> list:
+        return preserve_names(self.preserve, self.names)  # names, as they are read
 
     @property
-    def indices(self) -> list: return [self.class_names.index(name) for name in self.names] # of the forgotten classes [k]
+    def indices(self) -> list:
+        return [self.class_names.index(name) for name in self.names]  # of the forgotten classes [k]
 
 # %% ../../nbs/10_forget/06_forget.ipynb #a57c5997
-def _problem(task, hidden, P, seed): # (Problem, rounds of the target)
+def _problem(task, hidden, P, seed):  # (Problem, rounds of the target)
     rows = lambda texts: hidden(texts) if len(texts) else P.new_zeros(0, len(P))
     X, rounds, target = rows([_bare(name) for name in task.names]), 0, task.target
     if not isinstance(target, torch.Tensor):
         generator = torch.Generator().manual_seed(seed)
-        target, rounds = forget_target(rows([target or ""]) @ P, rows([_bare(name) for name in task.class_names]) @ P, task.indices, None, generator, task.recipe.noise_std, task.recipe.max_rounds)
-    elif target.shape != (len(X), P.shape[1]): raise ValueError(f"target has shape {list(target.shape)}; one row of width {P.shape[1]} per forgotten class is needed, [{len(X)}, {P.shape[1]}].")
+        target, rounds = forget_target(
+            rows([target or ""]) @ P,
+            rows([_bare(name) for name in task.class_names]) @ P,
+            task.indices,
+            None,
+            generator,
+            task.recipe.noise_std,
+            task.recipe.max_rounds,
+        )
+    elif target.shape != (len(X), P.shape[1]):
+        raise ValueError(
+            f"target has shape {list(target.shape)}; one row of width {P.shape[1]} per forgotten class is needed, [{len(X)}, {P.shape[1]}]."
+        )
     recipe = task.recipe
-    return Problem(X, target, rows([_bare(name) for name in task.preserved]), None, recipe.forget_weight, recipe.preserve_weight, recipe.update_weight), rounds
+    return Problem(
+        X,
+        target,
+        rows([_bare(name) for name in task.preserved]),
+        None,
+        recipe.forget_weight,
+        recipe.preserve_weight,
+        recipe.update_weight,
+    ), rounds
 
 
 def forget_problems(
-    backbone, # Backbone; stays as it is
-    tasks, # ForgetTasks
-    seed=0, # of targets that are drawn again
-): # (P [d, e], list of Problems, rounds each target was drawn)
+    backbone,  # Backbone; stays as it is
+    tasks,  # ForgetTasks
+    seed=0,  # of targets that are drawn again
+):  # (P [d, e], list of Problems, rounds each target was drawn)
     "Rows and targets of tasks, every text encoded once."
     tasks = list(tasks)
-    if not tasks: raise ValueError("There is no task; give at least one ForgetTask.")
+    if not tasks:
+        raise ValueError("There is no task; give at least one ForgetTask.")
     texts = {"": 0}
     for task in tasks:
-        for text in (*map(_bare, (*task.names, *task.class_names, *task.preserved)), *([task.target] if isinstance(task.target, str) else [])): texts.setdefault(text, len(texts))
+        for text in (
+            *map(_bare, (*task.names, *task.class_names, *task.preserved)),
+            *([task.target] if isinstance(task.target, str) else []),
+        ):
+            texts.setdefault(text, len(texts))
     P, rows = text_projection(backbone), text_hidden(backbone, texts)
-    made = [_problem(task, lambda some: rows[[texts[text] for text in some]], P, seed) for task in tasks]
+    made = [
+        _problem(task, lambda some: rows[[texts[text] for text in some]], P, seed) for task in tasks
+    ]
     return P, [problem for problem, _ in made], [rounds for _, rounds in made]
 
 
 def initial_factor(
-    rank, # r
-    d, # width of hidden rows
-    generator, # torch.Generator
-    e=0, # width of embeddings, for `as_published`
-    as_published=False, # use up the random numbers that the authors' layer takes for its weight, twice
-) -> torch.Tensor: # A [r, d], uniform in +- 1 / sqrt(d)
+    rank,  # r
+    d,  # width of hidden rows
+    generator,  # torch.Generator
+    e=0,  # width of embeddings, for `as_published`
+    # use up the random numbers that the authors' layer takes for its weight, twice
+    as_published=False,
+) -> torch.Tensor:  # A [r, d], uniform in +- 1 / sqrt(d)
     "The start of a trial; B starts at 0."
-    for _ in range(2 if as_published else 0): torch.empty(e, d).uniform_(generator=generator)
-    return torch.empty(rank, d).uniform_(-d ** -.5, d ** -.5, generator=generator)
+    for _ in range(2 if as_published else 0):
+        torch.empty(e, d).uniform_(generator=generator)
+    return torch.empty(rank, d).uniform_(-(d**-0.5), d**-0.5, generator=generator)
 
 # %% ../../nbs/10_forget/06_forget.ipynb #10841fa3
-_SHARED = ("rank", "alpha", "lr", "steps", "max_trials", "threshold", "increment", "squared", "keep", "either_way") # of one batch
+_SHARED = (
+    "rank",
+    "alpha",
+    "lr",
+    "steps",
+    "max_trials",
+    "threshold",
+    "increment",
+    "squared",
+    "keep",
+    "either_way",
+)  # of one batch
 
 
-def _settings(task, seed, rounds, done): # JSON
-    return {"method": "forget", **asdict(task.recipe), "classes": len(task.class_names), "preserved": len(task.preserved), "target": "given" if isinstance(task.target, torch.Tensor) else task.target or "", "target_rounds": rounds, "seed": seed,
-            "trials": len(done.reductions), "reached": done.reached, "closer": done.closer, "reduction": done.reductions[-1], "final_forget_weight": done.forget_weights[-1]}
+def _settings(task, seed, rounds, done):  # JSON
+    return {
+        "method": "forget",
+        **asdict(task.recipe),
+        "classes": len(task.class_names),
+        "preserved": len(task.preserved),
+        "target": "given" if isinstance(task.target, torch.Tensor) else task.target or "",
+        "target_rounds": rounds,
+        "seed": seed,
+        "trials": len(done.reductions),
+        "reached": done.reached,
+        "closer": done.closer,
+        "reduction": done.reductions[-1],
+        "final_forget_weight": done.forget_weights[-1],
+    }
 
 
 def forget_many(
-    backbone, # Backbone; stays as it is
-    tasks, # ForgetTasks; their recipes may differ in weights and targets
-    seed=0, # of starts and targets
-    progress=True, # show a bar
-    watch=None, # function of the list of Trained, for curves
-) -> list: # one ProjectionPatch per task
+    backbone,  # Backbone; stays as it is
+    tasks,  # ForgetTasks; their recipes may differ in weights and targets
+    seed=0,  # of starts and targets
+    progress=True,  # show a bar
+    watch=None,  # function of the list of Trained, for curves
+) -> list:  # one ProjectionPatch per task
     "Forget classes, task by task, trained as one batch. Warns of tasks that did not reach their target."
     tasks = list(tasks)
     P, problems, rounds = forget_problems(backbone, tasks, seed)
     recipe = tasks[0].recipe
-    other = [name for task in tasks for name in _SHARED if getattr(task.recipe, name) != getattr(recipe, name)]
-    if other: raise ValueError(f"The recipes differ in {other[0]}; tasks of one batch share {', '.join(_SHARED)}. Call forget_many once for each.")
+    other = [
+        name
+        for task in tasks
+        for name in _SHARED
+        if getattr(task.recipe, name) != getattr(recipe, name)
+    ]
+    if other:
+        raise ValueError(
+            f"The recipes differ in {other[0]}; tasks of one batch share {', '.join(_SHARED)}. Call forget_many once for each."
+        )
     generator, starts = torch.Generator().manual_seed(seed), []
 
     def initial(trial, _):
-        while len(starts) <= trial: starts.append(initial_factor(recipe.rank, len(P), generator))
+        while len(starts) <= trial:
+            starts.append(initial_factor(recipe.rank, len(P), generator))
         return starts[trial]
 
     trained = train_patches(P, problems, initial, recipe, progress)
     failed = [", ".join(task.names) for task, done in zip(tasks, trained) if not done.reached]
-    if failed: warnings.warn(f"{len(failed)} of {len(tasks)} tasks did not come near their target in {recipe.max_trials} trials, the first is {failed[0]!r}; their last result is kept and marked (settings['reached']). Raise forget_weight (see dead_zone), steps or max_trials.", stacklevel=2)
-    away = [", ".join(task.names) for task, done in zip(tasks, trained) if done.reached and not done.closer]
-    if away: warnings.warn(f"{away[0]!r} moved away from its target, which the published rule counts as success; either_way=False does not.", stacklevel=2)
-    if watch: watch(trained)
-    return [ProjectionPatch(done.A.cpu(), done.B.cpu(), recipe.scale, task.names, _settings(task, seed, r, done), backbone.fingerprint) for task, r, done in zip(tasks, rounds, trained)]
+    if failed:
+        warnings.warn(
+            f"{len(failed)} of {len(tasks)} tasks did not come near their target in {recipe.max_trials} trials, the first is {failed[0]!r}; their last result is kept and marked (settings['reached']). Raise forget_weight (see dead_zone), steps or max_trials.",
+            stacklevel=2,
+        )
+    away = [
+        ", ".join(task.names)
+        for task, done in zip(tasks, trained)
+        if done.reached and not done.closer
+    ]
+    if away:
+        warnings.warn(
+            f"{away[0]!r} moved away from its target, which the published rule counts as success; either_way=False does not.",
+            stacklevel=2,
+        )
+    if watch:
+        watch(trained)
+    return [
+        ProjectionPatch(
+            done.A.cpu(),
+            done.B.cpu(),
+            recipe.scale,
+            task.names,
+            _settings(task, seed, r, done),
+            backbone.fingerprint,
+        )
+        for task, r, done in zip(tasks, rounds, trained)
+    ]
 
 
 def forget_classes(
-    backbone, # Backbone; stays as it is
-    names, # class to forget, or several
-    class_names, # all classes of the data set, or an image set
-    preserve=(), # names to preserve
-    recipe=None, # ForgetSettings; None: the published one
-    target=None, # where the classes are sent, see `ForgetTask`
-    seed=0, # of starts and targets
-    progress=True, # show a bar
+    backbone,  # Backbone; stays as it is
+    names,  # class to forget, or several
+    class_names,  # all classes of the data set, or an image set
+    preserve=(),  # names to preserve
+    recipe=None,  # ForgetSettings; None: the published one
+    target=None,  # where the classes are sent, see `ForgetTask`
+    seed=0,  # of starts and targets
+    progress=True,  # show a bar
 ) -> ProjectionPatch:
     "Forget one class, or several at once: names in, patch out."
-    return forget_many(backbone, [ForgetTask(names, class_names, preserve, recipe or ForgetSettings(), target)], seed, progress)[0]
+    return forget_many(
+        backbone,
+        [ForgetTask(names, class_names, preserve, recipe or ForgetSettings(), target)],
+        seed,
+        progress,
+    )[0]
 
 # %% ../../nbs/10_forget/06_forget.ipynb #0f820352
 def solve_many(
-    backbone, # Backbone; stays as it is
-    tasks, # ForgetTasks
-    exact=False, # True: the smallest change that meets every demand; False: the minimum of the recipe's loss
-    seed=0, # of targets that are drawn again
-) -> list: # one ProjectionPatch per task, of as many ranks as classes are forgotten
+    backbone,  # Backbone; stays as it is
+    tasks,  # ForgetTasks
+    # True: the smallest change that meets every demand; False: the minimum of the recipe's loss
+    exact=False,
+    seed=0,  # of targets that are drawn again
+) -> list:  # one ProjectionPatch per task, of as many ranks as classes are forgotten
     "Forget classes without training."
     tasks = list(tasks)
     P, problems, rounds = forget_problems(backbone, tasks, seed)
     found = []
     for task, problem, r in zip(tasks, problems, rounds):
         A, B = closed_form(P, problem, None if exact else task.recipe)
-        weights = {} if exact else {name: getattr(task.recipe, name) for name in ("forget_weight", "preserve_weight", "update_weight", "squared", "alpha", "rank")}
-        found.append(ProjectionPatch(A.cpu(), B.cpu(), 1.0, task.names, {"method": "forget in closed form", "exact": exact, **weights, "classes": len(task.class_names), "preserved": len(task.preserved), "target_rounds": r, "seed": seed}, backbone.fingerprint))
+        weights = (
+            {}
+            if exact
+            else {
+                name: getattr(task.recipe, name)
+                for name in (
+                    "forget_weight",
+                    "preserve_weight",
+                    "update_weight",
+                    "squared",
+                    "alpha",
+                    "rank",
+                )
+            }
+        )
+        found.append(
+            ProjectionPatch(
+                A.cpu(),
+                B.cpu(),
+                1.0,
+                task.names,
+                {
+                    "method": "forget in closed form",
+                    "exact": exact,
+                    **weights,
+                    "classes": len(task.class_names),
+                    "preserved": len(task.preserved),
+                    "target_rounds": r,
+                    "seed": seed,
+                },
+                backbone.fingerprint,
+            )
+        )
     return found

@@ -24,23 +24,38 @@ from ..prompts import clean_names, resolve_templates
 from ..scores import cosine_sims, normalize, task_log_odds
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #11c4edeb
-_all_ = ["HFTTSettings", "TrainedOutliers", "task_side", "train_outliers"] # who fits trains
+_all_ = ["HFTTSettings", "TrainedOutliers", "task_side", "train_outliers"]  # who fits trains
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #c4af709d
 def task_features(
-    backbone, # Backbone
-    class_names, # K class names or phrases, or an object that has class_names (an image set)
-    templates="openai80", # name in TEMPLATES, one template with {}, or a list; "name" for phrases that are whole sentences
-    cache=True, # where text features are kept, see `words.encode_once`
-    progress=True, # show a bar
-): # (task_embeddings [K, D], task_texts [n, D]), unit rows, float32 on the CPU
+    backbone,  # Backbone
+    class_names,  # K class names or phrases, or an object that has class_names (an image set)
+    # name in TEMPLATES, one template with {}, or a list; "name" for phrases that are whole sentences
+    templates="openai80",
+    cache=True,  # where text features are kept, see `words.encode_once`
+    progress=True,  # show a bar
+):  # (task_embeddings [K, D], task_texts [n, D]), unit rows, float32 on the CPU
     "Fixed embeddings of the task, and its single texts."
-    names, templates = clean_names(getattr(class_names, "class_names", class_names)), resolve_templates(templates)
+    names, templates = (
+        clean_names(getattr(class_names, "class_names", class_names)),
+        resolve_templates(templates),
+    )
     distinct = list(dict.fromkeys(names))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*were cut")
-        try: texts = normalize(encode_once(backbone, [template.replace("{}", name) for name in distinct for template in templates], cache, progress=progress))
-        except UserWarning as error: raise ValueError(f"A text of the task does not fit into the text tower of {backbone.name}: {error} Shorten the phrase, or take templates='name'.") from error
+        try:
+            texts = normalize(
+                encode_once(
+                    backbone,
+                    [template.replace("{}", name) for name in distinct for template in templates],
+                    cache,
+                    progress=progress,
+                )
+            )
+        except UserWarning as error:
+            raise ValueError(
+                f"A text of the task does not fit into the text tower of {backbone.name}: {error} Shorten the phrase, or take templates='name'."
+            ) from error
     means = normalize(texts.unflatten(0, (len(distinct), -1)).mean(1))
     return means[[distinct.index(name) for name in names]], texts
 
@@ -48,63 +63,94 @@ def task_features(
 @dataclass(frozen=True, eq=False)
 class HFTTDetector:
     "Task embeddings against trained outlier embeddings."
-    name: str # column name of its scores
-    task_embeddings: torch.Tensor # unit rows [K, D]
-    outliers: torch.Tensor # trained vectors, not normalised [N, D]
-    temperature: float # cosines are divided by it
-    class_names: tuple = () # K names or phrases
-    fingerprint: str | None = None # backbone the vectors belong to; None skips the check
-    trained: dict = field(default_factory=dict) # how it was trained, JSON
-    after_epoch: tuple = field(default=(), repr=False) # the vectors after every epoch
-    history: tuple = field(default=(), repr=False) # one dict per piece of training
+
+    name: str  # column name of its scores
+    task_embeddings: torch.Tensor  # unit rows [K, D]
+    outliers: torch.Tensor  # trained vectors, not normalised [N, D]
+    temperature: float  # cosines are divided by it
+    class_names: tuple = ()  # K names or phrases
+    fingerprint: str | None = None  # backbone the vectors belong to; None skips the check
+    trained: dict = field(default_factory=dict)  # how it was trained, JSON
+    after_epoch: tuple = field(default=(), repr=False)  # the vectors after every epoch
+    history: tuple = field(default=(), repr=False)  # one dict per piece of training
     needs_local = False
 
     @property
-    def settings(self) -> dict: # what is kept with the scores
+    def settings(self) -> dict:  # what is kept with the scores
         "The numbers this score depends on."
-        return {"score": "task_log_odds", "reads": "sims", "classes": len(self.task_embeddings), "outliers": len(self.outliers), "temperature": self.temperature, **self.trained}
+        return {
+            "score": "task_log_odds",
+            "reads": "sims",
+            "classes": len(self.task_embeddings),
+            "outliers": len(self.outliers),
+            "temperature": self.temperature,
+            **self.trained,
+        }
 
     def _odds(self, features, probability):
         check_features(features, self.task_embeddings.shape[1], self.fingerprint, False, self.name)
         images = features.image_features.double()
-        with torch.no_grad(): return task_log_odds(*(cosine_sims(images, rows.double().to(images.device)) for rows in (self.task_embeddings, self.outliers)), self.temperature, probability)
+        with torch.no_grad():
+            return task_log_odds(
+                *(
+                    cosine_sims(images, rows.double().to(images.device))
+                    for rows in (self.task_embeddings, self.outliers)
+                ),
+                self.temperature,
+                probability,
+            )
 
     def score(
         self,
-        features, # Features of N images
-    ) -> torch.Tensor: # log-odds of being in-distribution [N], float64
+        features,  # Features of N images
+    ) -> torch.Tensor:  # log-odds of being in-distribution [N], float64
         "One score per image; raises `ValueError` when the features do not fit."
         return self._odds(features, False).round(decimals=9)
 
     def probability(
         self,
-        features, # Features of N images
-    ) -> torch.Tensor: # [N], float64; saturates at 1
+        features,  # Features of N images
+    ) -> torch.Tensor:  # [N], float64; saturates at 1
         "Probability of being in-distribution."
         return self._odds(features, True)
 
     @property
-    def classifier(self): return self.task_embeddings # what a TextDetector calls them
+    def classifier(self):
+        return self.task_embeddings  # what a TextDetector calls them
 
     predict = TextDetector.predict
 
     def at_epoch(
         self,
-        epoch, # 0, 1, ...
-    ): # HFTTDetector
+        epoch,  # 0, 1, ...
+    ):  # HFTTDetector
         "The detector as it was after an epoch, by a name that says so."
-        if not 0 <= epoch < len(self.after_epoch): raise ValueError(f"epoch is {epoch}; {self.name!r} was trained for {len(self.after_epoch)} epochs, counted from 0.")
-        return replace(self, name=f"{self.name}_epoch{epoch}", outliers=self.after_epoch[epoch], trained={**self.trained, "epochs": epoch + 1}, after_epoch=self.after_epoch[:epoch + 1])
+        if not 0 <= epoch < len(self.after_epoch):
+            raise ValueError(
+                f"epoch is {epoch}; {self.name!r} was trained for {len(self.after_epoch)} epochs, counted from 0."
+            )
+        return replace(
+            self,
+            name=f"{self.name}_epoch{epoch}",
+            outliers=self.after_epoch[epoch],
+            trained={**self.trained, "epochs": epoch + 1},
+            after_epoch=self.after_epoch[: epoch + 1],
+        )
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #f152e887
-def _as_list(value): return list(value) if isinstance(value, (list, tuple, range)) else [value]
+def _as_list(value):
+    return list(value) if isinstance(value, (list, tuple, range)) else [value]
 
 
 def _temperatures(backbone, temperature):
     own = 1 / backbone.logit_scale
     chosen = [own if t is None else t for t in _as_list(temperature)]
-    other = [t for t in chosen if abs(t - own) > .05 * own]
-    if other: warnings.warn(f"temperature is {', '.join(f'{t:g}' for t in other)}, but {backbone.name} has learned {own:.4g}. Another backbone's value, or one that was not learned, may hurt; temperature=None takes the backbone's own.", stacklevel=4)
+    other = [t for t in chosen if abs(t - own) > 0.05 * own]
+    if other:
+        warnings.warn(
+            f"temperature is {', '.join(f'{t:g}' for t in other)}, but {backbone.name} has learned {own:.4g}. Another backbone's value, or one that was not learned, may hurt; temperature=None takes the backbone's own.",
+            stacklevel=4,
+        )
     return chosen
 
 
@@ -113,88 +159,194 @@ def _combined(name, crossed, **choices):
     varied = [key for key, values in choices.items() if len(values) > 1]
     short = {"outliers": "n", "focal": "g", "temperature": "t", "seed": "seed"}
     runs = [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
-    if not crossed: runs = [run for run in runs if sum(run[key] != choices[key][0] for key in choices if key != "seed") < 2]
-    return [{**run, "name": "_".join([name, *(f"{short[key]}{run[key]:g}" for key in varied)])} for run in runs]
+    if not crossed:
+        runs = [
+            run
+            for run in runs
+            if sum(run[key] != choices[key][0] for key in choices if key != "seed") < 2
+        ]
+    return [
+        {**run, "name": "_".join([name, *(f"{short[key]}{run[key]:g}" for key in varied)])}
+        for run in runs
+    ]
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #0246607c
 def fit_hftt_runs(
-    backbone, # Backbone; stays frozen
-    task, # class names or phrases of what is in-distribution, or an image set
-    words="clip", # see `words.load_words`: "clip", "dwyl", a path, a list of words
-    seed=(1, 2, 3, 4, 5), # of the initial vectors; a number or several
-    outliers=10, # trained vectors N; a number or several
-    focal=1.0, # gamma; a number or several
-    temperature=None, # None: the backbone's own; a number or several
-    templates="openai80", # of the task, see `task_features`
-    word_template="hftt", # "This is a photo of a {}."
-    deduplicate=False, # leave out words that name a class
-    order_seed=0, # of the order of the words, the same in all runs
-    name="hftt", # of the detectors
-    cache=True, # where text features are kept
-    folder=None, # keeps the state of the training and goes on from it
-    progress=True, # show bars
-    stop_after=None, # see `train_outliers`
-    watch=None, # function of a dict, called after every step
-    crossed=True, # False: outliers, focal and temperature are varied one at a time, the others keep their first value
-    **recipe, # fields of `HFTTSettings`: epochs, batch_size, lr, ...
-) -> list: # HFTTDetectors, one per combination of outliers, focal, temperature and seed
+    backbone,  # Backbone; stays frozen
+    task,  # class names or phrases of what is in-distribution, or an image set
+    words="clip",  # see `words.load_words`: "clip", "dwyl", a path, a list of words
+    seed=(1, 2, 3, 4, 5),  # of the initial vectors; a number or several
+    outliers=10,  # trained vectors N; a number or several
+    focal=1.0,  # gamma; a number or several
+    temperature=None,  # None: the backbone's own; a number or several
+    templates="openai80",  # of the task, see `task_features`
+    word_template="hftt",  # "This is a photo of a {}."
+    deduplicate=False,  # leave out words that name a class
+    order_seed=0,  # of the order of the words, the same in all runs
+    name="hftt",  # of the detectors
+    cache=True,  # where text features are kept
+    folder=None,  # keeps the state of the training and goes on from it
+    progress=True,  # show bars
+    stop_after=None,  # see `train_outliers`
+    watch=None,  # function of a dict, called after every step
+    # False: outliers, focal and temperature are varied one at a time, the others keep their first value
+    crossed=True,
+    **recipe,  # fields of `HFTTSettings`: epochs, batch_size, lr, ...
+) -> list:  # HFTTDetectors, one per combination of outliers, focal, temperature and seed
     "HFTT with the published protocol, several runs in one training. Raises `ValueError` before anything is encoded."
-    class_names, words = list(getattr(task, "class_names", task)) if not isinstance(task, str) else task, load_words(words)
+    class_names, words = (
+        list(getattr(task, "class_names", task)) if not isinstance(task, str) else task,
+        load_words(words),
+    )
     clean_names(class_names)
-    if deduplicate: words = without_synonyms(words, class_names)
-    runs = _combined(name, crossed, outliers=_as_list(outliers), focal=_as_list(focal), temperature=_temperatures(backbone, temperature), seed=_as_list(seed))
+    if deduplicate:
+        words = without_synonyms(words, class_names)
+    runs = _combined(
+        name,
+        crossed,
+        outliers=_as_list(outliers),
+        focal=_as_list(focal),
+        temperature=_temperatures(backbone, temperature),
+        seed=_as_list(seed),
+    )
     for run in runs:
-        if isinstance(run["outliers"], bool) or not isinstance(run["outliers"], Integral) or run["outliers"] < 1: raise ValueError(f"outliers is {run['outliers']!r}; give the number of trained vectors, 1 or more (10 in the paper).")
-    recipe, (counts, t, g) = HFTTSettings(**recipe), ([run[key] for run in runs] for key in ("outliers", "temperature", "focal"))
+        if (
+            isinstance(run["outliers"], bool)
+            or not isinstance(run["outliers"], Integral)
+            or run["outliers"] < 1
+        ):
+            raise ValueError(
+                f"outliers is {run['outliers']!r}; give the number of trained vectors, 1 or more (10 in the paper)."
+            )
+    recipe, (counts, t, g) = (
+        HFTTSettings(**recipe),
+        ([run[key] for run in runs] for key in ("outliers", "temperature", "focal")),
+    )
     check_runs(counts, t, g)
     embeddings, texts = task_features(backbone, class_names, templates, cache, progress)
-    features = normalize(encode_once(backbone, word_texts(words, word_template), cache, progress=progress))
-    initial = [torch.randn(run["outliers"], backbone.embed_dim, generator=torch.Generator().manual_seed(int(run["seed"]))) for run in runs]
-    common = {"words": words.name, "word_count": len(words), "words_hash": words.fingerprint, "templates": templates if isinstance(templates, str) else list(templates), "word_template": word_template,
-              "order_seed": order_seed, **asdict(recipe)}
-    state = {**common, "runs": runs, "task": content_hash(embeddings, texts), "backbone": backbone.fingerprint}
+    features = normalize(
+        encode_once(backbone, word_texts(words, word_template), cache, progress=progress)
+    )
+    initial = [
+        torch.randn(
+            run["outliers"],
+            backbone.embed_dim,
+            generator=torch.Generator().manual_seed(int(run["seed"])),
+        )
+        for run in runs
+    ]
+    common = {
+        "words": words.name,
+        "word_count": len(words),
+        "words_hash": words.fingerprint,
+        "templates": templates if isinstance(templates, str) else list(templates),
+        "word_template": word_template,
+        "order_seed": order_seed,
+        **asdict(recipe),
+    }
+    state = {
+        **common,
+        "runs": runs,
+        "task": content_hash(embeddings, texts),
+        "backbone": backbone.fingerprint,
+    }
     order = lambda epoch: chance_of("words", order_seed, epoch).permutation(len(words))
     there = [rows.to(backbone.device) for rows in (embeddings, texts, features)]
-    done = train_outliers(*there, [w.to(backbone.device) for w in initial], order, t, g, folder, state, stop_after=stop_after, watch=watch, progress=progress, **asdict(recipe))
-    make = lambda i, run: HFTTDetector(run["name"], embeddings, done.outliers[i].cpu(), run["temperature"], tuple(class_names), backbone.fingerprint, {**common, "seed": run["seed"], "focal": run["focal"]},
-                                       tuple(rows[i].cpu() for rows in done.after_epoch), tuple({**row, "losses": row["losses"][i]} for row in done.history))
+    done = train_outliers(
+        *there,
+        [w.to(backbone.device) for w in initial],
+        order,
+        t,
+        g,
+        folder,
+        state,
+        stop_after=stop_after,
+        watch=watch,
+        progress=progress,
+        **asdict(recipe),
+    )
+    make = lambda i, run: HFTTDetector(
+        run["name"],
+        embeddings,
+        done.outliers[i].cpu(),
+        run["temperature"],
+        tuple(class_names),
+        backbone.fingerprint,
+        {**common, "seed": run["seed"], "focal": run["focal"]},
+        tuple(rows[i].cpu() for rows in done.after_epoch),
+        tuple({**row, "losses": row["losses"][i]} for row in done.history),
+    )
     return [make(i, run) for i, run in enumerate(runs)]
 
 
 def fit_hftt(
-    backbone, # Backbone; stays frozen
-    task, # class names or phrases of what is in-distribution, or an image set
-    words="clip", # see `words.load_words`: "clip", "dwyl", a path, a list of words
-    seed=1, # of the initial vectors
-    **options, # see `fit_hftt_runs`
+    backbone,  # Backbone; stays frozen
+    task,  # class names or phrases of what is in-distribution, or an image set
+    words="clip",  # see `words.load_words`: "clip", "dwyl", a path, a list of words
+    seed=1,  # of the initial vectors
+    **options,  # see `fit_hftt_runs`
 ) -> HFTTDetector:
     "HFTT with the published protocol: task phrases in, detector out."
-    several = [key for key in ("outliers", "focal", "temperature") if isinstance(options.get(key), (list, tuple, range))] + ["seed"] * isinstance(seed, (list, tuple, range))
-    if several: raise ValueError(f"{several[0]} holds several values; fit_hftt trains one detector, fit_hftt_runs as many as you like.")
+    several = [
+        key
+        for key in ("outliers", "focal", "temperature")
+        if isinstance(options.get(key), (list, tuple, range))
+    ] + ["seed"] * isinstance(seed, (list, tuple, range))
+    if several:
+        raise ValueError(
+            f"{several[0]} holds several values; fit_hftt trains one detector, fit_hftt_runs as many as you like."
+        )
     return fit_hftt_runs(backbone, task, words, seed, **options)[0]
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #1e27e92c
 def save_hftt(
-    path, # file to write, .safetensors
-    detector, # HFTTDetector
+    path,  # file to write, .safetensors
+    detector,  # HFTTDetector
 ):
     "Write a detector: its vectors, and in the header how they came about."
-    about = {"name": detector.name, "temperature": detector.temperature, "class_names": list(detector.class_names), "fingerprint": detector.fingerprint, "trained": detector.trained, "history": list(detector.history)}
-    save_tensors(path, "hftt", {"task_embeddings": detector.task_embeddings, "outliers": detector.outliers}, about)
+    about = {
+        "name": detector.name,
+        "temperature": detector.temperature,
+        "class_names": list(detector.class_names),
+        "fingerprint": detector.fingerprint,
+        "trained": detector.trained,
+        "history": list(detector.history),
+    }
+    save_tensors(
+        path,
+        "hftt",
+        {"task_embeddings": detector.task_embeddings, "outliers": detector.outliers},
+        about,
+    )
 
 
 def load_hftt(
-    path, # file written by `save_hftt`
+    path,  # file written by `save_hftt`
 ) -> HFTTDetector:
     "Read a detector. Raises `ValueError` for other files."
-    tensors, about = load_tensors(path, "hftt", "HFTT detector", "save_hftt writes one", ("task_embeddings", "outliers"))
-    return HFTTDetector(about["name"], tensors["task_embeddings"], tensors["outliers"], about["temperature"], tuple(about["class_names"]), about["fingerprint"], about["trained"], (), tuple(about["history"]))
+    tensors, about = load_tensors(
+        path, "hftt", "HFTT detector", "save_hftt writes one", ("task_embeddings", "outliers")
+    )
+    return HFTTDetector(
+        about["name"],
+        tensors["task_embeddings"],
+        tensors["outliers"],
+        about["temperature"],
+        tuple(about["class_names"]),
+        about["fingerprint"],
+        about["trained"],
+        (),
+        tuple(about["history"]),
+    )
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #e0dbfefe
 def oracle_epoch(
-    aurocs, # AUROC after each epoch on each OOD test set [E, sets], 0 to 1 or percent
-) -> int: # the first epoch with the largest mean
+    aurocs,  # AUROC after each epoch on each OOD test set [E, sets], 0 to 1 or percent
+) -> int:  # the first epoch with the largest mean
     "The epoch that looks best on the test data. Not a result: an upper bound that only an oracle reaches."
     means = torch.as_tensor(aurocs, dtype=torch.float64).mean(1)
-    if not len(means) or not float(means.max()) > 0: raise ValueError(f"No epoch has a mean AUROC above 0 ({means.tolist()}); there is nothing to choose.")
+    if not len(means) or not float(means.max()) > 0:
+        raise ValueError(
+            f"No epoch has a mean AUROC above 0 ({means.tolist()}); there is nothing to choose."
+        )
     return int((means == means.max()).nonzero()[0])

@@ -29,196 +29,352 @@ from ..scores import cosine_sims
 
 # %% ../../nbs/10_forget/07_lip.ipynb #39359f02
 def noisy_copies(
-    images, # pictures [B, ...]
-    noise, # standard normal draws [S, B, ...]
-    std, # of the noise
-): # copies [S, B, ...]
+    images,  # pictures [B, ...]
+    noise,  # standard normal draws [S, B, ...]
+    std,  # of the noise
+):  # copies [S, B, ...]
     "Pictures with noise, inside the range of the batch."
     return (images + std * noise).clamp(images.min(), images.max())
 
 
 def lip_loss(
-    text_features, # of the class's text, one row per picture [B, D]
-    image_features, # of the clean pictures [B, D]
-    copy_features, # of their copies [S, B, D]; constants
-    images, # clean pictures [B, ...]
-    copies, # [S, B, ...]
-): # scalar
+    text_features,  # of the class's text, one row per picture [B, D]
+    image_features,  # of the clean pictures [B, D]
+    copy_features,  # of their copies [S, B, D]; constants
+    images,  # clean pictures [B, ...]
+    copies,  # [S, B, ...]
+):  # scalar
     "Slope between clean and noisy, summed over pictures. Raises `ValueError` for a copy that equals its picture."
     moved = (copies - images).flatten(2).norm(dim=2)
     if not (moved > 0).all():
         s, i = (moved > 0).logical_not().nonzero()[0].tolist()
-        raise ValueError(f"Copy {s} of picture {i} is at a distance of {moved[s, i]:g} from it, so that there is no slope between them. Pictures need finite values that differ, and the noise a std above 0.")
-    apart = (text_features - copy_features).norm(dim=2) + (image_features - copy_features).norm(dim=2)
+        raise ValueError(
+            f"Copy {s} of picture {i} is at a distance of {moved[s, i]:g} from it, so that there is no slope between them. Pictures need finite values that differ, and the noise a std above 0."
+        )
+    apart = (text_features - copy_features).norm(dim=2) + (image_features - copy_features).norm(
+        dim=2
+    )
     return (apart / (2 * moved)).sum() / (2 * len(copies))
 
 # %% ../../nbs/10_forget/07_lip.ipynb #e7f924b8
 def lip_objective(
-    model, # open_clip model with a causal text tower
-    images, # network inputs [B, 3, H, W]
-    tokens, # the class's text, one row per picture [B, L]
-    draws, # S standard normal draws, each [B, 3, H, W]; any iterable
-    std, # of the noise
-): # scalar, differentiable in the weights of both towers
+    model,  # open_clip model with a causal text tower
+    images,  # network inputs [B, 3, H, W]
+    tokens,  # the class's text, one row per picture [B, L]
+    draws,  # S standard normal draws, each [B, 3, H, W]; any iterable
+    std,  # of the noise
+):  # scalar, differentiable in the weights of both towers
     "The Lipschitz loss of a model."
     text, clean, losses = encode_tokens(model, tokens), model.encode_image(images), []
     for noise in draws:
         copies = noisy_copies(images, noise[None], std)
-        with torch.no_grad(): seen = model.encode_image(copies[0])
+        with torch.no_grad():
+            seen = model.encode_image(copies[0])
         losses.append(lip_loss(text, clean, seen[None], images, copies))
-    if not losses: raise ValueError("There is no draw of noise; give at least one.")
+    if not losses:
+        raise ValueError("There is no draw of noise; give at least one.")
     return torch.stack(losses).mean()
 
 # %% ../../nbs/10_forget/07_lip.ipynb #3122b92c
-def _tower(name): return "image" if name.startswith("visual.") else "text" if name.startswith(("transformer.", "text.transformer.")) else None
+def _tower(name):
+    return (
+        "image"
+        if name.startswith("visual.")
+        else "text"
+        if name.startswith(("transformer.", "text.transformer."))
+        else None
+    )
 
 
 def frozen_tensors(
-    model, # open_clip model
-) -> set: # names of parameters
+    model,  # open_clip model
+) -> set:  # names of parameters
     "What Lip never moves."
     stay = (torch.nn.Conv2d, _BatchNorm) if isinstance(model.visual, ModifiedResNet) else _BatchNorm
-    inside = {f"{name}.{own}" for name, module in model.named_modules() if isinstance(module, stay) for own, _ in module.named_parameters(recurse=False)}
-    pool = {"visual.attnpool.positional_embedding"} if isinstance(model.visual, ModifiedResNet) else set()
-    return {name for name, _ in model.named_parameters() if name in inside | pool or not _tower(name)}
+    inside = {
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if isinstance(module, stay)
+        for own, _ in module.named_parameters(recurse=False)
+    }
+    pool = (
+        {"visual.attnpool.positional_embedding"}
+        if isinstance(model.visual, ModifiedResNet)
+        else set()
+    )
+    return {
+        name for name, _ in model.named_parameters() if name in inside | pool or not _tower(name)
+    }
 
 
 def steepest(
-    sizes, # dict: name of a parameter -> mean absolute gradient
-    top_image, # tensors of the image tower
-    top_text, # tensors of the text transformer
-    frozen=(), # names that stay
-) -> list: # names, image tower first, in descending order
+    sizes,  # dict: name of a parameter -> mean absolute gradient
+    top_image,  # tensors of the image tower
+    top_text,  # tensors of the text transformer
+    frozen=(),  # names that stay
+) -> list:  # names, image tower first, in descending order
     "The tensors that a step moves."
     wrong = next((name for name, size in sizes.items() if not math.isfinite(size)), None)
-    if wrong: raise ValueError(f"The gradient of {wrong} is {sizes[wrong]}; tensors can only be ranked by finite numbers.")
+    if wrong:
+        raise ValueError(
+            f"The gradient of {wrong} is {sizes[wrong]}; tensors can only be ranked by finite numbers."
+        )
     ranked = sorted((name for name in sizes if name not in frozen), key=lambda name: -sizes[name])
-    return [name for tower, count in (("image", top_image), ("text", top_text)) for name in [n for n in ranked if _tower(n) == tower][:count]]
+    return [
+        name
+        for tower, count in (("image", top_image), ("text", top_text))
+        for name in [n for n in ranked if _tower(n) == tower][:count]
+    ]
 
 # %% ../../nbs/10_forget/07_lip.ipynb #293bf2b2
 @dataclass(frozen=True)
 class LipSettings:
     "Numbers of the training; the published ones for a vision transformer, see `lip_recipe`."
-    draws: int = 25 # noisy copies per picture, S
-    epochs: int = 30 # steps at most
-    stop: float = 0.1 # share of recognised pictures at which it ends
+
+    draws: int = 25  # noisy copies per picture, S
+    epochs: int = 30  # steps at most
+    stop: float = 0.1  # share of recognised pictures at which it ends
     lr: float = 5e-5
     betas: tuple = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.2
-    stds: tuple = (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0) # noise of each level
-    image_tensors: tuple = (25, 27, 30, 33, 35, 40, 45) # that move, of each level
+    stds: tuple = (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)  # noise of each level
+    image_tensors: tuple = (25, 27, 30, 33, 35, 40, 45)  # that move, of each level
     text_tensors: tuple = (25, 27, 30, 33, 35, 40, 45)
 
     def __post_init__(self):
-        if not len(self.stds) == len(self.image_tensors) == len(self.text_tensors) > 0: raise ValueError(f"stds, image_tensors and text_tensors have {len(self.stds)}, {len(self.image_tensors)} and {len(self.text_tensors)} levels; give one number of each per level.")
-        if min(self.stds) <= 0 or min(self.image_tensors + self.text_tensors) < 0: raise ValueError(f"stds are {self.stds}, tensors {self.image_tensors} and {self.text_tensors}; noise must be above 0, and numbers of tensors not negative.")
-        if self.draws < 1 or self.epochs < 0 or not 0 <= self.stop < 1 or not 0 < self.lr < math.inf: raise ValueError(f"draws is {self.draws}, epochs {self.epochs}, stop {self.stop} and lr {self.lr}; needed are at least one draw, 0 <= stop < 1 and a finite rate above 0.")
+        if not len(self.stds) == len(self.image_tensors) == len(self.text_tensors) > 0:
+            raise ValueError(
+                f"stds, image_tensors and text_tensors have {len(self.stds)}, {len(self.image_tensors)} and {len(self.text_tensors)} levels; give one number of each per level."
+            )
+        if min(self.stds) <= 0 or min(self.image_tensors + self.text_tensors) < 0:
+            raise ValueError(
+                f"stds are {self.stds}, tensors {self.image_tensors} and {self.text_tensors}; noise must be above 0, and numbers of tensors not negative."
+            )
+        if (
+            self.draws < 1
+            or self.epochs < 0
+            or not 0 <= self.stop < 1
+            or not 0 < self.lr < math.inf
+        ):
+            raise ValueError(
+                f"draws is {self.draws}, epochs {self.epochs}, stop {self.stop} and lr {self.lr}; needed are at least one draw, 0 <= stop < 1 and a finite rate above 0."
+            )
 
 
 def lip_recipe(
-    backbone, # Backbone
-    **changes, # fields of LipSettings
+    backbone,  # Backbone
+    **changes,  # fields of LipSettings
 ) -> LipSettings:
     "The published numbers for the kind of image tower."
-    small = dict(image_tensors=(5, 7, 10, 13, 15, 20, 25), text_tensors=(5, 7, 12, 18, 25, 30, 35)) if isinstance(backbone.model.visual, ModifiedResNet) else {}
+    small = (
+        dict(image_tensors=(5, 7, 10, 13, 15, 20, 25), text_tensors=(5, 7, 12, 18, 25, 30, 35))
+        if isinstance(backbone.model.visual, ModifiedResNet)
+        else {}
+    )
     return replace(LipSettings(), **small | changes)
 
 # %% ../../nbs/10_forget/07_lip.ipynb #0f528bf1
-def _take_step(optimizer, parameters, slopes, chosen): # moves the chosen tensors; returns how to take it back
-    before = {name: (parameters[name].detach().clone(), copy.deepcopy(optimizer.state.get(parameters[name]))) for name in chosen}
-    for name, p in parameters.items(): p.grad = slopes[name] if name in before else None
+def _take_step(
+    optimizer, parameters, slopes, chosen
+):  # moves the chosen tensors; returns how to take it back
+    before = {
+        name: (
+            parameters[name].detach().clone(),
+            copy.deepcopy(optimizer.state.get(parameters[name])),
+        )
+        for name in chosen
+    }
+    for name, p in parameters.items():
+        p.grad = slopes[name] if name in before else None
     optimizer.step()
 
     def back():
         for name, (weights, memory) in before.items():
             parameters[name].data.copy_(weights)
             optimizer.state.pop(parameters[name])
-            if memory: optimizer.state[parameters[name]] = memory
+            if memory:
+                optimizer.state[parameters[name]] = memory
+
     return back
 
 
 def train_lip(
-    model, # open_clip model; is changed
-    images, # network inputs [B, 3, H, W]
-    tokens, # the class's text, one row per picture [B, L]
-    recognised, # function: -> share of the pictures that the model, as it is, takes for the class
-    draws, # function: epoch -> S standard normal draws, each of the shape of images
-    recipe=LipSettings(), # numbers
-    watch=None, # called with every row of the history
-) -> list: # one row per epoch: level, std, loss, tensors, recognised, kept
+    model,  # open_clip model; is changed
+    images,  # network inputs [B, 3, H, W]
+    tokens,  # the class's text, one row per picture [B, L]
+    recognised,  # function: -> share of the pictures that the model, as it is, takes for the class
+    draws,  # function: epoch -> S standard normal draws, each of the shape of images
+    recipe=LipSettings(),  # numbers
+    watch=None,  # called with every row of the history
+) -> list:  # one row per epoch: level, std, loss, tensors, recognised, kept
     "Train both towers until the pictures are no longer recognised. Raises `RuntimeError` for a loss that is not finite."
     stay, history, level, share = frozen_tensors(model), [], 0, recognised()
-    parameters = {name: p.requires_grad_() for name, p in model.named_parameters() if name not in stay}
-    optimizer = torch.optim.Adam(parameters.values(), recipe.lr, recipe.betas, recipe.eps, recipe.weight_decay)
+    parameters = {
+        name: p.requires_grad_() for name, p in model.named_parameters() if name not in stay
+    }
+    optimizer = torch.optim.Adam(
+        parameters.values(), recipe.lr, recipe.betas, recipe.eps, recipe.weight_decay
+    )
     for epoch in range(recipe.epochs):
-        if share <= recipe.stop: break
+        if share <= recipe.stop:
+            break
         loss = lip_objective(model, images, tokens, draws(epoch), recipe.stds[level])
-        if not loss.isfinite(): raise RuntimeError(f"Lip failed in epoch {epoch}: the loss is {loss.item()} at level {level} (noise {recipe.stds[level]}). The pictures or the weights hold numbers that are not finite; try a smaller lr.")
-        slopes = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)))
-        sizes = {name: slope.abs().mean().item() for name, slope in slopes.items() if slope is not None}
+        if not loss.isfinite():
+            raise RuntimeError(
+                f"Lip failed in epoch {epoch}: the loss is {loss.item()} at level {level} (noise {recipe.stds[level]}). The pictures or the weights hold numbers that are not finite; try a smaller lr."
+            )
+        slopes = dict(
+            zip(parameters, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True))
+        )
+        sizes = {
+            name: slope.abs().mean().item() for name, slope in slopes.items() if slope is not None
+        }
         chosen = steepest(sizes, recipe.image_tensors[level], recipe.text_tensors[level])
         back, now = _take_step(optimizer, parameters, slopes, chosen), recognised()
-        history.append({"epoch": epoch, "level": level, "std": recipe.stds[level], "loss": loss.item(), "tensors": len(chosen), "recognised": now, "kept": now < share})
-        if watch: watch(history[-1])
-        if now < share: share = now
+        history.append(
+            {
+                "epoch": epoch,
+                "level": level,
+                "std": recipe.stds[level],
+                "loss": loss.item(),
+                "tensors": len(chosen),
+                "recognised": now,
+                "kept": now < share,
+            }
+        )
+        if watch:
+            watch(history[-1])
+        if now < share:
+            share = now
         else:
             back()
             level = min(level + 1, len(recipe.stds) - 1)
-    for p in parameters.values(): p.requires_grad_(False).grad = None
+    for p in parameters.values():
+        p.requires_grad_(False).grad = None
     return history
 
 # %% ../../nbs/10_forget/07_lip.ipynb #44148782
 def _tokens(backbone, text, count):
     tokens = backbone.tokenizer([text])
-    if cut_texts(backbone.tokenizer, [text], tokens): raise ValueError(f"{text!r:.80} is longer than the {tokens.shape[1] - 2} tokens that {backbone.name} reads. Shorten the class name.")
+    if cut_texts(backbone.tokenizer, [text], tokens):
+        raise ValueError(
+            f"{text!r:.80} is longer than the {tokens.shape[1] - 2} tokens that {backbone.name} reads. Shorten the class name."
+        )
     return tokens.expand(count, -1)
 
 
 def _keep(path, backbone, model, about):
     original = backbone.model.state_dict()
-    moved = {name: value for name, value in model.state_dict().items() if not torch.equal(value, original[name])}
+    moved = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not torch.equal(value, original[name])
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, "about", moved, about)
 
 
-def _read(path, model): # puts the kept tensors into a model; what was kept beside them
+def _read(path, model):  # puts the kept tensors into a model; what was kept beside them
     moved, about = load_tensors(path, "about", "adapted model", "fit_lip(keep=...) writes one")
     model.load_state_dict(moved, strict=False)
     return about
 
 
 def fit_lip(
-    backbone, # Backbone; stays as it is
-    class_name, # the class to forget
-    class_names, # all classes of the data set
-    recipe=None, # LipSettings; None: `lip_recipe`
-    dreams=None, # from `synthesize_pictures`; None: made here
-    templates="photo.", # of the class texts
-    seed=0, # of pictures and noise
-    keep=None, # where results are kept: True: $OODNB_HOME/adapted; a folder; None: nowhere
-    watch=None, # called with every row of the history
-    **synthesis, # count, threshold, max_steps, progress, ...: see `synthesize_pictures`
-) -> Backbone: # both towers changed; with .about
+    backbone,  # Backbone; stays as it is
+    class_name,  # the class to forget
+    class_names,  # all classes of the data set
+    recipe=None,  # LipSettings; None: `lip_recipe`
+    dreams=None,  # from `synthesize_pictures`; None: made here
+    templates="photo.",  # of the class texts
+    seed=0,  # of pictures and noise
+    keep=None,  # where results are kept: True: $OODNB_HOME/adapted; a folder; None: nowhere
+    watch=None,  # called with every row of the history
+    **synthesis,  # count, threshold, max_steps, progress, ...: see `synthesize_pictures`
+) -> Backbone:  # both towers changed; with .about
     "The baseline Lip: a backbone that has forgotten a class. Warns when it has not."
     target, names = class_place(class_name, class_names)
-    if dreams and dreams.class_name != names[target]: raise ValueError(f"These dreams are of {dreams.class_name!r}, and {class_name!r} is to be forgotten; leave dreams out, or make them with synthesize_pictures(backbone, {class_name!r}, ...).")
-    recipe, tokens = recipe or lip_recipe(backbone), _tokens(backbone, f"A picture of {names[target]}", 1)
+    if dreams and dreams.class_name != names[target]:
+        raise ValueError(
+            f"These dreams are of {dreams.class_name!r}, and {class_name!r} is to be forgotten; leave dreams out, or make them with synthesize_pictures(backbone, {class_name!r}, ...)."
+        )
+    recipe, tokens = (
+        recipe or lip_recipe(backbone),
+        _tokens(backbone, f"A picture of {names[target]}", 1),
+    )
     model = copy.deepcopy(backbone.model)
-    adapted = Backbone(model, backbone.preprocess, backbone.tokenizer, backbone.name, f"{backbone.pretrained or 'own'}, Lip without {names[target]}", backbone.device)
+    adapted = Backbone(
+        model,
+        backbone.preprocess,
+        backbone.tokenizer,
+        backbone.name,
+        f"{backbone.pretrained or 'own'}, Lip without {names[target]}",
+        backbone.device,
+    )
     settled = {k: v for k, v in synthesis.items() if k not in ("progress", "batch_size")}
-    key = content_hash(backbone.fingerprint, target, names, asdict(recipe), templates, seed, settled, dreams and dreams.pixels)
-    path = (home() / "adapted" if keep is True else Path(keep).expanduser()) / f"{key}.safetensors" if keep else None
-    if path and path.is_file(): adapted.about = _read(path, model)
+    key = content_hash(
+        backbone.fingerprint,
+        target,
+        names,
+        asdict(recipe),
+        templates,
+        seed,
+        settled,
+        dreams and dreams.pixels,
+    )
+    path = (
+        (home() / "adapted" if keep is True else Path(keep).expanduser()) / f"{key}.safetensors"
+        if keep
+        else None
+    )
+    if path and path.is_file():
+        adapted.about = _read(path, model)
     else:
-        dreams = dreams or synthesize_pictures(backbone, class_name, class_names, templates=templates, seed=seed, **synthesis)
+        dreams = dreams or synthesize_pictures(
+            backbone, class_name, class_names, templates=templates, seed=seed, **synthesis
+        )
         images = dreams.pixels.to(backbone.device)
-        recognised = lambda: (cosine_sims(adapted.encode_images(images), zero_shot_classifier(adapted, names, templates)).argmax(1) == target).double().mean().item()
-        noise = lambda epoch: (torch.from_numpy(chance_of("lip noise", seed, epoch, s).standard_normal(images.shape, dtype="float32")).to(images) for s in range(recipe.draws))
-        with adapted.running(grad=True): history = train_lip(model, images, tokens.expand(len(images), -1), recognised, noise, recipe, watch)
+        recognised = lambda: (
+            (
+                cosine_sims(
+                    adapted.encode_images(images), zero_shot_classifier(adapted, names, templates)
+                ).argmax(1)
+                == target
+            )
+            .double()
+            .mean()
+            .item()
+        )
+        noise = lambda epoch: (
+            torch.from_numpy(
+                chance_of("lip noise", seed, epoch, s).standard_normal(
+                    images.shape, dtype="float32"
+                )
+            ).to(images)
+            for s in range(recipe.draws)
+        )
+        with adapted.running(grad=True):
+            history = train_lip(
+                model, images, tokens.expand(len(images), -1), recognised, noise, recipe, watch
+            )
         share = min([row["recognised"] for row in history if row["kept"]], default=recognised())
-        adapted.about = {"method": "lip", "names": [names[target]], "seed": seed, "pictures": len(images), "recipe": asdict(recipe), "recognised": share, "reached": share <= recipe.stop, "history": history}
-        if path: _keep(path, backbone, model, adapted.about)
+        adapted.about = {
+            "method": "lip",
+            "names": [names[target]],
+            "seed": seed,
+            "pictures": len(images),
+            "recipe": asdict(recipe),
+            "recognised": share,
+            "reached": share <= recipe.stop,
+            "history": history,
+        }
+        if path:
+            _keep(path, backbone, model, adapted.about)
     adapted.precision = backbone.precision
-    if not adapted.about["reached"]: warnings.warn(f"Lip has not forgotten {class_name!r}: {adapted.about['recognised']:.0%} of its own pictures are still recognised after {len(adapted.about['history'])} epochs, the goal is {recipe.stop:.0%}. The backbone is given back as it is; try a larger lr, or more epochs.", stacklevel=2)
+    if not adapted.about["reached"]:
+        warnings.warn(
+            f"Lip has not forgotten {class_name!r}: {adapted.about['recognised']:.0%} of its own pictures are still recognised after {len(adapted.about['history'])} epochs, the goal is {recipe.stop:.0%}. The backbone is given back as it is; try a larger lr, or more epochs.",
+            stacklevel=2,
+        )
     return adapted

@@ -11,43 +11,75 @@ from functools import partial
 from numbers import Integral
 
 from ..losses import locoop_terms
-from .coop import coop_terms, fit_coop, import_context, load_context, prompt_detectors, save_context, train_context
+from oodnb.methods.coop import (
+    coop_terms,
+    fit_coop,
+    import_context,
+    load_context,
+    prompt_detectors,
+    save_context,
+    train_context,
+)
 
 # %% ../../nbs/6_locoop/02_locoop.ipynb #ea82ca80
-_all_ = ["import_context", "load_context", "prompt_detectors", "save_context", "train_context"] # what LoCoOp shares with CoOp
+_all_ = [
+    "import_context",
+    "load_context",
+    "prompt_detectors",
+    "save_context",
+    "train_context",
+]  # what LoCoOp shares with CoOp
 
 # %% ../../nbs/6_locoop/02_locoop.ipynb #2b1d4e48
 def watched_terms(
-    logits, # [N, K]
-    local_logits, # [N, R, K]
-    labels, # class of each image [N]
-    top_k=200, # a region that ranks its class among the first top_k is in-distribution
-    weight=0.25, # lambda
-) -> dict: # loss, loss_id, entropy, selected and accuracy, tensors []
+    logits,  # [N, K]
+    local_logits,  # [N, R, K]
+    labels,  # class of each image [N]
+    top_k=200,  # a region that ranks its class among the first top_k is in-distribution
+    weight=0.25,  # lambda
+) -> dict:  # loss, loss_id, entropy, selected and accuracy, tensors []
     "What LoCoOp minimises, and the numbers worth watching."
     terms = locoop_terms(logits, local_logits, labels, top_k, weight)
-    return {**terms, "selected": terms["selected"].sum(), "accuracy": coop_terms(logits, None, labels)["accuracy"]}
+    return {
+        **terms,
+        "selected": terms["selected"].sum(),
+        "accuracy": coop_terms(logits, None, labels)["accuracy"],
+    }
 
 # %% ../../nbs/6_locoop/02_locoop.ipynb #39fab317
 def default_top_k(
-    classes, # number of classes
+    classes,  # number of classes
 ) -> int:
     "A fifth of the classes: 200 of 1000, 20 of 100."
     return max(1, classes // 5)
 
 
 def fit_locoop(
-    backbone, # Backbone with local features; stays frozen, may run in fp32, bf16 or fp16
-    few_shot_set, # ImageSet with labels, from `few_shot`
-    class_names=None, # names for the prompts, in the order of the labels; None takes those of the set
-    top_k=None, # a region that ranks its class among the first top_k is in-distribution; None: a fifth of the classes
-    weight=0.25, # lambda
-    **options, # epochs, length, views, seed, folder, ...: those of `fit_coop`
-): # PromptContext, trained; with .settings and .history
+    backbone,  # Backbone with local features; stays frozen, may run in fp32, bf16 or fp16
+    few_shot_set,  # ImageSet with labels, from `few_shot`
+    # names for the prompts, in the order of the labels; None takes those of the set
+    class_names=None,
+    # a region that ranks its class among the first top_k is in-distribution; None: a fifth of the classes
+    top_k=None,
+    weight=0.25,  # lambda
+    **options,  # epochs, length, views, seed, folder, ...: those of `fit_coop`
+):  # PromptContext, trained; with .settings and .history
     "LoCoOp with the published protocol. Its defaults are the paper's (16 shots come from `few_shot`)."
     classes = len(getattr(few_shot_set, "class_names", ()))
     top_k = default_top_k(classes) if top_k is None else top_k
-    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or not 0 <= top_k <= classes: raise ValueError(f"top_k is {top_k!r}, but there are {classes} classes; possible are 0 (every region is background) to {classes} (none is). top_k=None takes a fifth of the classes, {default_top_k(classes)}.")
-    if not 0 <= weight < float("inf"): raise ValueError(f"weight is {weight}; give a number from 0 (CoOp) up, LoCoOp takes 0.25.")
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or not 0 <= top_k <= classes:
+        raise ValueError(
+            f"top_k is {top_k!r}, but there are {classes} classes; possible are 0 (every region is background) to {classes} (none is). top_k=None takes a fifth of the classes, {default_top_k(classes)}."
+        )
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"weight is {weight}; give a number from 0 (CoOp) up, LoCoOp takes 0.25.")
     chosen = {"top_k": int(top_k), "weight": float(weight)}
-    return fit_coop(backbone, few_shot_set, class_names, terms_of=partial(watched_terms, **chosen), local=True, own={"method": "locoop", **chosen}, **options)
+    return fit_coop(
+        backbone,
+        few_shot_set,
+        class_names,
+        terms_of=partial(watched_terms, **chosen),
+        local=True,
+        own={"method": "locoop", **chosen},
+        **options,
+    )

@@ -17,35 +17,52 @@ from ..measure.class_statistics import ClassStatistics, class_statistics
 @dataclass(frozen=True, eq=False)
 class MahalanobisDetector:
     "Minus half the squared distance to the nearest class mean."
-    name: str # column name of its scores
-    statistics: ClassStatistics # means and covariance
+
+    name: str  # column name of its scores
+    statistics: ClassStatistics  # means and covariance
     class_names: tuple = ()
-    fingerprint: str | None = None # backbone of the features
+    fingerprint: str | None = None  # backbone of the features
     needs_local = False
 
     @property
-    def settings(self) -> dict: # what is kept with the scores
+    def settings(self) -> dict:  # what is kept with the scores
         "The numbers this score depends on."
         s = self.statistics
-        return {"score": "mahalanobis", "classes": len(s.means), "pictures": int(s.counts.sum()), "unit_length": s.normalize, "condition": s.condition}
+        return {
+            "score": "mahalanobis",
+            "classes": len(s.means),
+            "pictures": int(s.counts.sum()),
+            "unit_length": s.normalize,
+            "condition": s.condition,
+        }
 
     def score(
         self,
-        features, # Features of N images
-    ) -> torch.Tensor: # [N], float64, 0 or less
+        features,  # Features of N images
+    ) -> torch.Tensor:  # [N], float64, 0 or less
         "One score per image; raises `ValueError` when the features do not fit."
         check_features(features, self.statistics.means.shape[1], self.fingerprint, False, self.name)
         return self.statistics.score(features.image_features.to(self.statistics.means.device))
 
 
 def fit_mahalanobis(
-    train, # Features of labelled ID pictures
-    normalize=True, # unit length, as cosines see features
-    ridge=0.0, # added to the variances; needed with fewer pictures than dimensions
-    name="mahalanobis", # column name
+    train,  # Features of labelled ID pictures
+    normalize=True,  # unit length, as cosines see features
+    ridge=0.0,  # added to the variances; needed with fewer pictures than dimensions
+    name="mahalanobis",  # column name
 ) -> MahalanobisDetector:
     "Class means and the covariance within classes (Lee et al., NeurIPS 2018). Raises `ValueError` for a class without pictures or a covariance without inverse."
     labels = torch.as_tensor(train.labels)
-    if (labels < 0).all(): raise ValueError(f"The pictures of {train.dataset!r} have no labels; Mahalanobis distances need a class for each. fit_knn needs none.")
-    statistics = class_statistics(train.image_features, labels, len(train.class_names) or None, normalize, ridge=ridge, within=True)
+    if (labels < 0).all():
+        raise ValueError(
+            f"The pictures of {train.dataset!r} have no labels; Mahalanobis distances need a class for each. fit_knn needs none."
+        )
+    statistics = class_statistics(
+        train.image_features,
+        labels,
+        len(train.class_names) or None,
+        normalize,
+        ridge=ridge,
+        within=True,
+    )
     return MahalanobisDetector(name, statistics, tuple(train.class_names), train.backbone)

@@ -14,77 +14,118 @@ from torch.nn.functional import logsigmoid
 from ..detectors import check_features
 from ..prompts import clean_names, zero_shot_classifier
 from ..scores import cosine_sims, normalize
-from ..pipeline.words import encode_once, load_words, share_or_count, without_synonyms, word_texts
+from oodnb.pipeline.words import (
+    encode_once,
+    load_words,
+    share_or_count,
+    without_synonyms,
+    word_texts,
+)
 
 # %% ../../nbs/11_more/01_neglabel.ipynb #b137f462
 def distant_words(
-    word_rows, # text features of the words [n, D]
-    class_rows, # text features of the classes [K, D]
-    keep=0.15, # share of the words (below 1), or their number
-    quantile=0.05, # eta: 0 looks at the nearest class only
-    rows=8192, # words at once
-) -> torch.Tensor: # positions of the kept words [m], farthest first, int64
+    word_rows,  # text features of the words [n, D]
+    class_rows,  # text features of the classes [K, D]
+    keep=0.15,  # share of the words (below 1), or their number
+    quantile=0.05,  # eta: 0 looks at the nearest class only
+    rows=8192,  # words at once
+) -> torch.Tensor:  # positions of the kept words [m], farthest first, int64
     "NegMining (Jiang et al., ICLR 2024, section 3.1). Raises `ValueError` for impossible shares."
-    if not 0 <= quantile <= 1: raise ValueError(f"quantile is {quantile}; it lies between 0 (the nearest class decides) and 1 (the farthest).")
-    distance = torch.cat([(-cosine_sims(part, class_rows)).double().quantile(quantile, dim=1) for part in word_rows.split(rows)])
-    return distance.argsort(descending=True, stable=True)[:share_or_count(keep, len(word_rows))]
+    if not 0 <= quantile <= 1:
+        raise ValueError(
+            f"quantile is {quantile}; it lies between 0 (the nearest class decides) and 1 (the farthest)."
+        )
+    distance = torch.cat(
+        [
+            (-cosine_sims(part, class_rows)).double().quantile(quantile, dim=1)
+            for part in word_rows.split(rows)
+        ]
+    )
+    return distance.argsort(descending=True, stable=True)[: share_or_count(keep, len(word_rows))]
 
 # %% ../../nbs/11_more/01_neglabel.ipynb #a9954c25
 def neglabel_log_odds(
-    sims, # cosines with the classes [N, K]
-    negative_sims, # cosines with the words [N, M]
-    groups=100, # G; the columns of negative_sims are dealt out in their order
-    temperature=0.01, # tau
-) -> torch.Tensor: # [N]
+    sims,  # cosines with the classes [N, K]
+    negative_sims,  # cosines with the words [N, M]
+    groups=100,  # G; the columns of negative_sims are dealt out in their order
+    temperature=0.01,  # tau
+) -> torch.Tensor:  # [N]
     "Log-odds of NegLabel's score S (Jiang et al., ICLR 2024, section 3.2)."
-    if not 1 <= groups <= negative_sims.shape[1]: raise ValueError(f"groups is {groups}; with {negative_sims.shape[1]} words give 1 to {negative_sims.shape[1]}.")
-    if not temperature > 0: raise ValueError(f"temperature is {temperature}; it divides cosines and must be above 0 (0.01 in the paper).")
+    if not 1 <= groups <= negative_sims.shape[1]:
+        raise ValueError(
+            f"groups is {groups}; with {negative_sims.shape[1]} words give 1 to {negative_sims.shape[1]}."
+        )
+    if not temperature > 0:
+        raise ValueError(
+            f"temperature is {temperature}; it divides cosines and must be above 0 (0.01 in the paper)."
+        )
     known = (sims / temperature).logsumexp(1, keepdim=True)
-    unknown = torch.stack([(part / temperature).logsumexp(1) for part in negative_sims.tensor_split(groups, dim=1)], dim=1)
+    unknown = torch.stack(
+        [(part / temperature).logsumexp(1) for part in negative_sims.tensor_split(groups, dim=1)],
+        dim=1,
+    )
     return logsigmoid(known - unknown).logsumexp(1) - logsigmoid(unknown - known).logsumexp(1)
 
 # %% ../../nbs/11_more/01_neglabel.ipynb #6a3ab8d6
 @dataclass(frozen=True, eq=False)
 class NegLabelDetector:
     "Classes against words that resemble none of them."
-    name: str # column name of its scores
-    classifier: torch.Tensor # texts of the classes, unit rows [K, D]
-    negatives: torch.Tensor # texts of the words in the order of the groups, unit rows [M, D]
-    words: tuple # the M words
+
+    name: str  # column name of its scores
+    classifier: torch.Tensor  # texts of the classes, unit rows [K, D]
+    negatives: torch.Tensor  # texts of the words in the order of the groups, unit rows [M, D]
+    words: tuple  # the M words
     groups: int = 100
     temperature: float = 0.01
     class_names: tuple = ()
-    fingerprint: str | None = None # backbone of the texts
+    fingerprint: str | None = None  # backbone of the texts
     needs_local = False
 
     @property
-    def settings(self) -> dict: # what is kept with the scores
+    def settings(self) -> dict:  # what is kept with the scores
         "The numbers this score depends on."
-        return {"score": "neglabel", "classes": len(self.classifier), "words": len(self.words), "groups": self.groups, "temperature": self.temperature}
+        return {
+            "score": "neglabel",
+            "classes": len(self.classifier),
+            "words": len(self.words),
+            "groups": self.groups,
+            "temperature": self.temperature,
+        }
 
     def score(
         self,
-        features, # Features of N images
-    ) -> torch.Tensor: # log-odds [N], float64
+        features,  # Features of N images
+    ) -> torch.Tensor:  # log-odds [N], float64
         "One score per image; raises `ValueError` when the features do not fit."
         check_features(features, self.classifier.shape[1], self.fingerprint, False, self.name)
         sims = lambda part, rows: cosine_sims(part.to(rows.device), rows).double()
-        with torch.no_grad(): return torch.cat([neglabel_log_odds(sims(part, self.classifier), sims(part, self.negatives), self.groups, self.temperature) for part in features.image_features.split(2048)])
+        with torch.no_grad():
+            return torch.cat(
+                [
+                    neglabel_log_odds(
+                        sims(part, self.classifier),
+                        sims(part, self.negatives),
+                        self.groups,
+                        self.temperature,
+                    )
+                    for part in features.image_features.split(2048)
+                ]
+            )
 
 # %% ../../nbs/11_more/01_neglabel.ipynb #ee47aa4b
 def neglabel(
-    backbone, # Backbone
-    class_names, # K class names, or an object that has class_names (an image set)
-    words="clip", # see `words.load_words`; the paper takes the nouns and adjectives of WordNet
-    keep=0.15, # share of the words that stay, or their number (10,000 in the paper)
-    groups=100, # groups of words
-    temperature=0.01, # tau
-    quantile=0.05, # eta of the distance
-    template="The nice {}.", # one sentence for classes and words
-    seed=0, # deals the words into groups
-    name="neglabel", # column name
-    cache=True, # see `words.encode_once`
-    progress=True, # show a bar
+    backbone,  # Backbone
+    class_names,  # K class names, or an object that has class_names (an image set)
+    words="clip",  # see `words.load_words`; the paper takes the nouns and adjectives of WordNet
+    keep=0.15,  # share of the words that stay, or their number (10,000 in the paper)
+    groups=100,  # groups of words
+    temperature=0.01,  # tau
+    quantile=0.05,  # eta of the distance
+    template="The nice {}.",  # one sentence for classes and words
+    seed=0,  # deals the words into groups
+    name="neglabel",  # column name
+    cache=True,  # see `words.encode_once`
+    progress=True,  # show a bar
 ) -> NegLabelDetector:
     "NegLabel with the settings of its paper. Words that are class names are left out."
     names = clean_names(getattr(class_names, "class_names", class_names))
@@ -93,4 +134,13 @@ def neglabel(
     classifier = zero_shot_classifier(backbone, names, templates=[template]).float().cpu()
     chosen = distant_words(rows, classifier, keep, quantile)
     chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))]
-    return NegLabelDetector(name, classifier, rows[chosen], tuple(listed.words[i] for i in chosen.tolist()), min(groups, len(chosen)), float(temperature), tuple(names), backbone.fingerprint)
+    return NegLabelDetector(
+        name,
+        classifier,
+        rows[chosen],
+        tuple(listed.words[i] for i in chosen.tolist()),
+        min(groups, len(chosen)),
+        float(temperature),
+        tuple(names),
+        backbone.fingerprint,
+    )

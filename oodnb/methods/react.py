@@ -15,45 +15,52 @@ from ..detectors import TextDetector, check_features, zero_shot
 
 # %% ../../nbs/11_more/05_react.ipynb #2e1133a0
 def activation_cut(
-    rows, # features of ID pictures [n, D]
-    percentile=90, # of all their entries, 0 to 100
+    rows,  # features of ID pictures [n, D]
+    percentile=90,  # of all their entries, 0 to 100
 ) -> float:
     "The value at which activations are cut (Sun et al., NeurIPS 2021)."
-    if not 0 < percentile <= 100: raise ValueError(f"percentile is {percentile}; give a number above 0, up to 100 (which cuts nothing that was seen).")
+    if not 0 < percentile <= 100:
+        raise ValueError(
+            f"percentile is {percentile}; give a number above 0, up to 100 (which cuts nothing that was seen)."
+        )
     return float(np.percentile(rows.double().cpu().numpy(), percentile))
 
 # %% ../../nbs/11_more/05_react.ipynb #1373762d
 @dataclass(frozen=True, eq=False)
 class ReActDetector:
     "Energy of the class texts on features that are cut."
-    name: str # column name of its scores
-    energy: TextDetector # of the class texts
-    cut: float # largest value of a feature
+
+    name: str  # column name of its scores
+    energy: TextDetector  # of the class texts
+    cut: float  # largest value of a feature
     needs_local = False
 
     @property
-    def class_names(self) -> tuple: return self.energy.class_names
+    def class_names(self) -> tuple:
+        return self.energy.class_names
 
     @property
-    def settings(self) -> dict: # what is kept with the scores
+    def settings(self) -> dict:  # what is kept with the scores
         "The numbers this score depends on."
         return {**self.energy.settings, "score": "react", "cut": self.cut}
 
     def score(
         self,
-        features, # Features of N images
-    ) -> torch.Tensor: # [N], float64
+        features,  # Features of N images
+    ) -> torch.Tensor:  # [N], float64
         "One score per image; raises `ValueError` when the features do not fit."
-        return self.energy.score(replace(features, image_features=features.image_features.clamp_max(self.cut)))
+        return self.energy.score(
+            replace(features, image_features=features.image_features.clamp_max(self.cut))
+        )
 
 
 def fit_react(
-    backbone, # Backbone
-    class_names, # K class names, or an object that has class_names (an image set)
-    train, # Features of ID pictures; labels are not read
-    percentile=90, # where to cut
-    templates="photo", # of the class texts
-    name="react", # column name
+    backbone,  # Backbone
+    class_names,  # K class names, or an object that has class_names (an image set)
+    train,  # Features of ID pictures; labels are not read
+    percentile=90,  # where to cut
+    templates="photo",  # of the class texts
+    name="react",  # column name
 ) -> ReActDetector:
     "ReAct with energy, on class texts."
     (energy,) = zero_shot(backbone, class_names, ("energy",), templates=templates)

@@ -24,234 +24,565 @@ from ..pipeline.cache import load_tensors, save_tensors
 from ..pipeline.words import encode_once
 from ..prompts import clean_names
 from ..scores import cosine_sims, energy, entropy, mahalanobis, max_logit, mcm, variance
-from ..toe.classifier_heads import ExposureSettings, TextNoise, TrainedHeads, cosine_multiplier, head_logits, make_head, noisy_texts, train_head
+from oodnb.toe.classifier_heads import (
+    ExposureSettings,
+    TextNoise,
+    TrainedHeads,
+    cosine_multiplier,
+    head_logits,
+    make_head,
+    noisy_texts,
+    train_head,
+)
 from ..toe.virtual_outliers import VirtualOutliers, farthest_normals, train_virtual
 
 # %% ../../nbs/9_toe/09_toe.ipynb #fc7c56c9
-_all_ = ["ExposureSettings", "TextNoise", "VirtualOutliers", "TrainedHeads", "cosine_multiplier", "head_logits", "make_head", "noisy_texts", "train_head", "train_virtual"] # who fits trains
+_all_ = [
+    "ExposureSettings",
+    "TextNoise",
+    "VirtualOutliers",
+    "TrainedHeads",
+    "cosine_multiplier",
+    "head_logits",
+    "make_head",
+    "noisy_texts",
+    "train_head",
+    "train_virtual",
+]  # who fits trains
 
 # %% ../../nbs/9_toe/09_toe.ipynb #cfb4efdd
-_TEMPERATURES = {"energy": 1.0, "variance": 0.045, "entropy": 1.0, "max_logit": 1.0, "mcm": 1.0, "mahalanobis": 1.0}
-_READ = {"energy": energy, "variance": variance, "entropy": entropy, "max_logit": lambda values, t: max_logit(values), "mcm": lambda values, t: mcm(values, t, log_odds=True)}
+_TEMPERATURES = {
+    "energy": 1.0,
+    "variance": 0.045,
+    "entropy": 1.0,
+    "max_logit": 1.0,
+    "mcm": 1.0,
+    "mahalanobis": 1.0,
+}
+_READ = {
+    "energy": energy,
+    "variance": variance,
+    "entropy": entropy,
+    "max_logit": lambda values, t: max_logit(values),
+    "mcm": lambda values, t: mcm(values, t, log_odds=True),
+}
 
 # %% ../../nbs/9_toe/09_toe.ipynb #55c2bfdc
 @dataclass(frozen=True, eq=False)
 class TOEDetector:
     "A head on image features, and the score that is read from it."
-    name: str # column name of its scores
-    head: tuple # (weight [out, in], bias [out]) of each layer
-    kind: str = "energy" # score, see `scored`
-    on: str = "head" # "head", or "cosines" with `classifier`
-    temperature: float = 1.0 # of the score
-    class_names: tuple = () # K names
-    fingerprint: str | None = None # backbone the head belongs to; None skips the check
-    trained: dict = field(default_factory=dict) # how it was trained, JSON
-    history: tuple = field(default=(), repr=False) # one dict per epoch: epoch, lr, loss
-    classifier: torch.Tensor | None = field(default=None, repr=False) # class texts [K, D], for cosines
-    means: torch.Tensor | None = field(default=None, repr=False) # class means of what the score reads [K, K], for mahalanobis
-    precision: torch.Tensor | None = field(default=None, repr=False) # [K, K]
+
+    name: str  # column name of its scores
+    head: tuple  # (weight [out, in], bias [out]) of each layer
+    kind: str = "energy"  # score, see `scored`
+    on: str = "head"  # "head", or "cosines" with `classifier`
+    temperature: float = 1.0  # of the score
+    class_names: tuple = ()  # K names
+    fingerprint: str | None = None  # backbone the head belongs to; None skips the check
+    trained: dict = field(default_factory=dict)  # how it was trained, JSON
+    history: tuple = field(default=(), repr=False)  # one dict per epoch: epoch, lr, loss
+    # class texts [K, D], for cosines
+    classifier: torch.Tensor | None = field(default=None, repr=False)
+    # class means of what the score reads [K, K], for mahalanobis
+    means: torch.Tensor | None = field(default=None, repr=False)
+    precision: torch.Tensor | None = field(default=None, repr=False)  # [K, K]
     needs_local = False
 
     @property
-    def settings(self) -> dict: # what is kept with the scores
+    def settings(self) -> dict:  # what is kept with the scores
         "The numbers this score depends on."
-        return {"score": self.kind, "reads": self.on, "classes": self.head[-1][1].numel(), "temperature": self.temperature, **self.trained}
+        return {
+            "score": self.kind,
+            "reads": self.on,
+            "classes": self.head[-1][1].numel(),
+            "temperature": self.temperature,
+            **self.trained,
+        }
 
     def logits(
         self,
-        features, # Features of N images
-    ) -> torch.Tensor: # [N, K], float64
+        features,  # Features of N images
+    ) -> torch.Tensor:  # [N, K], float64
         "What the head says; raises `ValueError` when the features do not fit."
         check_features(features, self.head[0][0].shape[1], self.fingerprint, False, self.name)
-        with torch.no_grad(): return head_logits([tuple(part.double() for part in layer) for layer in self.head], features.image_features.double().to(self.head[0][0].device))
+        with torch.no_grad():
+            return head_logits(
+                [tuple(part.double() for part in layer) for layer in self.head],
+                features.image_features.double().to(self.head[0][0].device),
+            )
 
-    def values(self, features): # what the score reads [N, K], float64
-        return self.logits(features) if self.on == "head" else cosine_sims(features.image_features.double(), self.classifier.double())
+    def values(self, features):  # what the score reads [N, K], float64
+        return (
+            self.logits(features)
+            if self.on == "head"
+            else cosine_sims(features.image_features.double(), self.classifier.double())
+        )
 
     def score(
         self,
-        features, # Features of N images
-    ) -> torch.Tensor: # higher for the known classes [N], float64
+        features,  # Features of N images
+    ) -> torch.Tensor:  # higher for the known classes [N], float64
         "One score per image; raises `ValueError` when the features do not fit."
-        return mahalanobis(self.values(features), self.means, self.precision) if self.kind == "mahalanobis" else _READ[self.kind](self.values(features), self.temperature)
+        return (
+            mahalanobis(self.values(features), self.means, self.precision)
+            if self.kind == "mahalanobis"
+            else _READ[self.kind](self.values(features), self.temperature)
+        )
 
-    def predict(self, features) -> torch.Tensor: # class index of N images [N]
+    def predict(self, features) -> torch.Tensor:  # class index of N images [N]
         "The class with the largest logit."
         return self.logits(features).argmax(1)
 
     def scored(
         self,
-        kind, # "energy", "variance", "entropy", "max_logit", "mcm" or "mahalanobis"
-        on="head", # "head", or "cosines" with class texts
-        temperature=None, # None: 0.045 for the variance, else 1
-        classifier=None, # class texts [K, D], for cosines
-        features=None, # Features of the training pictures, for mahalanobis
-        ridge=0.0, # added to the covariance, for mahalanobis
-        name=None, # None: this detector's name and the score's
-    ): # TOEDetector
+        kind,  # "energy", "variance", "entropy", "max_logit", "mcm" or "mahalanobis"
+        on="head",  # "head", or "cosines" with class texts
+        temperature=None,  # None: 0.045 for the variance, else 1
+        classifier=None,  # class texts [K, D], for cosines
+        features=None,  # Features of the training pictures, for mahalanobis
+        ridge=0.0,  # added to the covariance, for mahalanobis
+        name=None,  # None: this detector's name and the score's
+    ):  # TOEDetector
         "The same head, read in another way."
-        if kind not in _TEMPERATURES: raise ValueError(f"There is no score {kind!r}; possible are {', '.join(_TEMPERATURES)}.")
-        if on not in ("head", "cosines") or (on == "cosines") != (classifier is not None): raise ValueError(f"on is {on!r}, and classifier is {'missing' if classifier is None else 'given'}; possible are 'head' without, and 'cosines' with the texts of the classes (oodnb.prompts.zero_shot_classifier makes them).")
-        if temperature is not None and not 0 < temperature < np.inf: raise ValueError(f"temperature is {temperature}; it must be positive and finite.")
-        made = replace(self, name=name or f"{self.name}_{kind}{'' if on == 'head' else '_cosines'}", kind=kind, on=on, temperature=_TEMPERATURES[kind] if temperature is None else temperature, classifier=classifier, means=None, precision=None)
-        if kind != "mahalanobis": return made
-        if features is None: raise ValueError("mahalanobis measures from the class means of the training pictures; give their Features.")
-        found = class_statistics(made.values(features), features.labels, self.head[-1][1].numel(), ridge=ridge)
+        if kind not in _TEMPERATURES:
+            raise ValueError(
+                f"There is no score {kind!r}; possible are {', '.join(_TEMPERATURES)}."
+            )
+        if on not in ("head", "cosines") or (on == "cosines") != (classifier is not None):
+            raise ValueError(
+                f"on is {on!r}, and classifier is {'missing' if classifier is None else 'given'}; possible are 'head' without, and 'cosines' with the texts of the classes (oodnb.prompts.zero_shot_classifier makes them)."
+            )
+        if temperature is not None and not 0 < temperature < np.inf:
+            raise ValueError(f"temperature is {temperature}; it must be positive and finite.")
+        made = replace(
+            self,
+            name=name or f"{self.name}_{kind}{'' if on == 'head' else '_cosines'}",
+            kind=kind,
+            on=on,
+            temperature=_TEMPERATURES[kind] if temperature is None else temperature,
+            classifier=classifier,
+            means=None,
+            precision=None,
+        )
+        if kind != "mahalanobis":
+            return made
+        if features is None:
+            raise ValueError(
+                "mahalanobis measures from the class means of the training pictures; give their Features."
+            )
+        found = class_statistics(
+            made.values(features), features.labels, self.head[-1][1].numel(), ridge=ridge
+        )
         return replace(made, means=found.means, precision=found.precision)
 
 # %% ../../nbs/9_toe/09_toe.ipynb #5770a3c1
 def outlier_rows(
-    outliers, # texts, object with texts, raw text features [M, D], Features of pictures, or None
-    backbone=None, # encodes texts
-    cache=True, # where text features are kept, see `words.encode_once`
-    progress=True, # show a bar
-): # (raw features [M, D] or None, whether they are texts, dict that tells what they are)
+    outliers,  # texts, object with texts, raw text features [M, D], Features of pictures, or None
+    backbone=None,  # encodes texts
+    cache=True,  # where text features are kept, see `words.encode_once`
+    progress=True,  # show a bar
+):  # (raw features [M, D] or None, whether they are texts, dict that tells what they are)
     "Outliers as features. Raises `ValueError` for texts and features that cannot be used."
-    if outliers is None: return None, False, {"outliers": "none"}
-    if isinstance(outliers, Features): rows, is_text, about = outliers.image_features, False, {"outliers": f"pictures: {outliers.dataset} {outliers.split}"}
-    elif isinstance(outliers, (torch.Tensor, np.ndarray)): rows, is_text, about = torch.as_tensor(outliers), True, {"outliers": "text features"}
+    if outliers is None:
+        return None, False, {"outliers": "none"}
+    if isinstance(outliers, Features):
+        rows, is_text, about = (
+            outliers.image_features,
+            False,
+            {"outliers": f"pictures: {outliers.dataset} {outliers.split}"},
+        )
+    elif isinstance(outliers, (torch.Tensor, np.ndarray)):
+        rows, is_text, about = torch.as_tensor(outliers), True, {"outliers": "text features"}
     else:
-        if isinstance(outliers, str): raise ValueError(f"outliers is the single text {outliers!r:.60}; give a list of texts.")
+        if isinstance(outliers, str):
+            raise ValueError(f"outliers is the single text {outliers!r:.60}; give a list of texts.")
         texts = list(getattr(outliers, "texts", outliers))
-        wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()), None)
-        if wrong is not None: raise ValueError(f"Outlier text {wrong} is {texts[wrong]!r}; give a list of texts with content, and leave out captions that failed.")
-        if not texts: raise ValueError("There are 0 outlier texts; loosen what was left out (15 % of fewer than 7 captions are none), or train without exposure (outliers=None).")
-        if backbone is None: raise ValueError("Outlier texts need the backbone that encodes them; give backbone=, or their features.")
-        rows, is_text, about = encode_once(backbone, texts, cache, progress=progress), True, {"outliers": str(getattr(outliers, "level", "texts")), "different": len(set(texts))}
+        wrong = next(
+            (i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()),
+            None,
+        )
+        if wrong is not None:
+            raise ValueError(
+                f"Outlier text {wrong} is {texts[wrong]!r}; give a list of texts with content, and leave out captions that failed."
+            )
+        if not texts:
+            raise ValueError(
+                "There are 0 outlier texts; loosen what was left out (15 % of fewer than 7 captions are none), or train without exposure (outliers=None)."
+            )
+        if backbone is None:
+            raise ValueError(
+                "Outlier texts need the backbone that encodes them; give backbone=, or their features."
+            )
+        rows, is_text, about = (
+            encode_once(backbone, texts, cache, progress=progress),
+            True,
+            {"outliers": str(getattr(outliers, "level", "texts")), "different": len(set(texts))},
+        )
     empty = (rows == 0).all(-1).nonzero().flatten().tolist() if rows.ndim == 2 else []
-    if empty: raise ValueError(f"{len(empty)} of {len(rows)} outlier features are zero and have no direction, the first in row {empty[0]}; leave them out.")
+    if empty:
+        raise ValueError(
+            f"{len(empty)} of {len(rows)} outlier features are zero and have no direction, the first in row {empty[0]}; leave them out."
+        )
     return rows, is_text, about | {"outlier_count": len(rows), "outlier_hash": content_hash(rows)}
 
 # %% ../../nbs/9_toe/09_toe.ipynb #8bceced0
-def _known(features, class_names, backbone): # (raw rows, labels, names) of labelled training pictures
-    names, labels = clean_names(getattr(class_names, "class_names", class_names)), torch.as_tensor(features.labels)
-    if backbone is not None and features.backbone and features.backbone != backbone.fingerprint: raise ValueError(f"The pictures were encoded with the backbone {features.backbone}, the texts would be with {backbone.fingerprint}; use one for both.")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names): raise ValueError(f"The labels of {features.dataset!r} run from {int(labels.min())} to {int(labels.max())}, but there are {len(names)} class names, 0 to {len(names) - 1}. Leave out pictures without a label (-1), and give the names in label order.")
+def _known(
+    features, class_names, backbone
+):  # (raw rows, labels, names) of labelled training pictures
+    names, labels = (
+        clean_names(getattr(class_names, "class_names", class_names)),
+        torch.as_tensor(features.labels),
+    )
+    if backbone is not None and features.backbone and features.backbone != backbone.fingerprint:
+        raise ValueError(
+            f"The pictures were encoded with the backbone {features.backbone}, the texts would be with {backbone.fingerprint}; use one for both."
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
+        raise ValueError(
+            f"The labels of {features.dataset!r} run from {int(labels.min())} to {int(labels.max())}, but there are {len(names)} class names, 0 to {len(names) - 1}. Leave out pictures without a label (-1), and give the names in label order."
+        )
     empty = (labels.bincount(minlength=len(names)) == 0).nonzero().flatten().tolist()
-    if empty: warnings.warn(f"{len(empty)} of {len(names)} classes have no training picture, the first is {names[empty[0]]!r}; the head will never predict them.", stacklevel=4)
+    if empty:
+        warnings.warn(
+            f"{len(empty)} of {len(names)} classes have no training picture, the first is {names[empty[0]]!r}; the head will never predict them.",
+            stacklevel=4,
+        )
     check_features(features, features.image_features.shape[-1], None, False, "TOE")
     return features.image_features.to("cpu" if backbone is None else backbone.device), labels, names
 
 
-def _as_tuple(value): return tuple(value) if isinstance(value, (list, tuple, range)) else (value,)
+def _as_tuple(value):
+    return tuple(value) if isinstance(value, (list, tuple, range)) else (value,)
 
 
-def _for_seeds(seeds, make): # [S, ...]; equal seeds are drawn once
+def _for_seeds(seeds, make):  # [S, ...]; equal seeds are drawn once
     found = {seed: make(seed) for seed in dict.fromkeys(seeds)}
     return np.stack([found[seed] for seed in seeds])
 
 
 def _orders(seeds, images, others, length=None):
     "Function of an epoch: the order of pictures, and of outliers (of each run: the first, and how many; all begun again until there are `length`)."
-    mixed = lambda what, seed, epoch, count: chance_of(f"toe {what}", seed, epoch).permutation(count)
-    some = lambda seed, epoch, first, count: first + np.resize(mixed("outliers", seed, epoch, count), length or count)
-    return lambda epoch: (_for_seeds(seeds, lambda seed: mixed("pictures", seed, epoch, images)), np.stack([some(seed, epoch, *own) for seed, own in zip(seeds, others)]) if others else None)
+    mixed = lambda what, seed, epoch, count: chance_of(f"toe {what}", seed, epoch).permutation(
+        count
+    )
+    some = lambda seed, epoch, first, count: (
+        first + np.resize(mixed("outliers", seed, epoch, count), length or count)
+    )
+    return lambda epoch: (
+        _for_seeds(seeds, lambda seed: mixed("pictures", seed, epoch, images)),
+        np.stack([some(seed, epoch, *own) for seed, own in zip(seeds, others)]) if others else None,
+    )
 
 
-def _side_by_side(lists, recipe, rows_of): # (all raw features or None, whether they are texts, name -> what they are, name -> (first, how many))
+def _side_by_side(
+    lists,
+    recipe,
+    # (all raw features or None, whether they are texts, name -> what they are, name -> (first, how many))
+    rows_of,
+):
     found, places, start = {name: rows_of(source) for name, source in lists.items()}, {}, 0
-    for name, (rows, *_) in found.items(): start, places[name] = start + (0 if rows is None else len(rows)), (start, 0 if rows is None else len(rows))
-    counts, kinds = [count for _, count in places.values()], {is_text for _, is_text, _ in found.values()}
-    if len(found) > 1 and (not all(counts) or len(kinds) > 1): raise ValueError(f"The lists hold {dict(zip(found, counts))} outliers; side by side stand lists that all hold some, and all texts or all pictures. Train the others on their own.")
-    if len(set(counts)) > 1 and not recipe.repeat: raise ValueError(f"The lists hold {dict(zip(found, counts))} outliers; with repeat=True short ones begin again, else an epoch would end for some before the others. Train them one by one for that.")
+    for name, (rows, *_) in found.items():
+        start, places[name] = (
+            start + (0 if rows is None else len(rows)),
+            (start, 0 if rows is None else len(rows)),
+        )
+    counts, kinds = (
+        [count for _, count in places.values()],
+        {is_text for _, is_text, _ in found.values()},
+    )
+    if len(found) > 1 and (not all(counts) or len(kinds) > 1):
+        raise ValueError(
+            f"The lists hold {dict(zip(found, counts))} outliers; side by side stand lists that all hold some, and all texts or all pictures. Train the others on their own."
+        )
+    if len(set(counts)) > 1 and not recipe.repeat:
+        raise ValueError(
+            f"The lists hold {dict(zip(found, counts))} outliers; with repeat=True short ones begin again, else an epoch would end for some before the others. Train them one by one for that."
+        )
     given = [rows for rows, *_ in found.values() if rows is not None]
-    return torch.cat(given) if given else None, kinds.pop(), {name: about for name, (*_, about) in found.items()}, places
+    return (
+        torch.cat(given) if given else None,
+        kinds.pop(),
+        {name: about for name, (*_, about) in found.items()},
+        places,
+    )
 
 
 def _noise_draws(seeds, noise, width):
     "Function of (epoch, step, outliers): what `noise` reads."
+
     def draw(epoch, step, count):
-        found = {seed: noise.draw(chance_of("toe noise", seed, epoch, step), count, width) for seed in dict.fromkeys(seeds)}
-        return [None if found[seeds[0]][i] is None else np.stack([found[seed][i] for seed in seeds]) for i in (0, 1)]
+        found = {
+            seed: noise.draw(chance_of("toe noise", seed, epoch, step), count, width)
+            for seed in dict.fromkeys(seeds)
+        }
+        return [
+            None if found[seeds[0]][i] is None else np.stack([found[seed][i] for seed in seeds])
+            for i in (0, 1)
+        ]
+
     return draw
 
 
 def _virtual_draws(seeds, synthesis, classes, width, texts):
     "Function of (epoch, step): the farthest draws, and what texts get added."
+
     def draws(epoch, step):
-        eps = _for_seeds(seeds, lambda seed: farthest_normals(chance_of("toe virtual", seed, epoch, step), classes, width, synthesis.sample_from, synthesis.select))
-        return eps, _for_seeds(seeds, lambda seed: chance_of("toe uniform", seed, epoch, step).random((classes * synthesis.select, width), dtype="f4")) if texts else None
+        eps = _for_seeds(
+            seeds,
+            lambda seed: farthest_normals(
+                chance_of("toe virtual", seed, epoch, step),
+                classes,
+                width,
+                synthesis.sample_from,
+                synthesis.select,
+            ),
+        )
+        return eps, _for_seeds(
+            seeds,
+            lambda seed: chance_of("toe uniform", seed, epoch, step).random(
+                (classes * synthesis.select, width), dtype="f4"
+            ),
+        ) if texts else None
+
     return draws
 
 
-def _logistic(seeds, classes, sides): # (class weights for each side, slope, intercept) as PyTorch's layers begin, but the right way round
-    part = lambda what, low, *shape: torch.from_numpy(_for_seeds(seeds, lambda seed: chance_of(f"toe {what}", seed).uniform(low, 1, shape)))
-    return [*(part(f"weights {side}", 0, classes) for side in range(sides)), part("slope", -1, 2, 1).sort(1).values, part("intercept", -1, 2)]
+def _logistic(
+    seeds,
+    classes,
+    # (class weights for each side, slope, intercept) as PyTorch's layers begin, but the right way round
+    sides,
+):
+    part = lambda what, low, *shape: torch.from_numpy(
+        _for_seeds(seeds, lambda seed: chance_of(f"toe {what}", seed).uniform(low, 1, shape))
+    )
+    return [
+        *(part(f"weights {side}", 0, classes) for side in range(sides)),
+        part("slope", -1, 2, 1).sort(1).values,
+        part("intercept", -1, 2),
+    ]
 
 # %% ../../nbs/9_toe/09_toe.ipynb #d13b97d4
 def fit_toe_runs(
-    features, # Features of labelled pictures of the known classes
-    class_names, # K names in label order, or an image set
-    outliers=None, # see `outlier_rows`; or a VirtualOutliers; or a dict of several: name -> outliers, heads for each; None: no exposure
-    backbone=None, # encodes texts, and decides the device
-    seed=(1, 2, 3), # of initial values, order and noise; a number or several
-    variance=0.016, # of the noise; a number or several
-    head="linear", # "linear", "mlp" or "deep"
-    hidden=None, # width of the first hidden layer; None: as wide as the features
-    noise=None, # TextNoise; None: Gaussian for texts. Pictures get none
-    class_texts=None, # (texts of the classes, their classes): they feed the queues of a VirtualOutliers in place of the pictures
-    score="energy", # see `TOEDetector.scored`; "mahalanobis" reads the training pictures
-    name="toe", # of the detectors; seed and variance are added. Those of a dict are called as there
-    cache=True, # where text features are kept
-    folder=None, # keeps the state of the training and goes on from it
-    progress=True, # show bars
-    stop_after=None, # stop when so many epochs are finished
-    watch=None, # function of a dict, called after every step
-    **recipe, # fields of `ExposureSettings`: loss, weight, epochs, lr, ...
-) -> list: # TOEDetectors, one per combination of list, variance and seed
+    features,  # Features of labelled pictures of the known classes
+    class_names,  # K names in label order, or an image set
+    # see `outlier_rows`; or a VirtualOutliers; or a dict of several: name -> outliers, heads for each; None: no exposure
+    outliers=None,
+    backbone=None,  # encodes texts, and decides the device
+    seed=(1, 2, 3),  # of initial values, order and noise; a number or several
+    variance=0.016,  # of the noise; a number or several
+    head="linear",  # "linear", "mlp" or "deep"
+    hidden=None,  # width of the first hidden layer; None: as wide as the features
+    noise=None,  # TextNoise; None: Gaussian for texts. Pictures get none
+    # (texts of the classes, their classes): they feed the queues of a VirtualOutliers in place of the pictures
+    class_texts=None,
+    score="energy",  # see `TOEDetector.scored`; "mahalanobis" reads the training pictures
+    # of the detectors; seed and variance are added. Those of a dict are called as there
+    name="toe",
+    cache=True,  # where text features are kept
+    folder=None,  # keeps the state of the training and goes on from it
+    progress=True,  # show bars
+    stop_after=None,  # stop when so many epochs are finished
+    watch=None,  # function of a dict, called after every step
+    **recipe,  # fields of `ExposureSettings`: loss, weight, epochs, lr, ...
+) -> list:  # TOEDetectors, one per combination of list, variance and seed
     "TOE with the protocol of its authors' program, several runs in one training. Raises `ValueError` before anything is trained."
-    seeds, variances, recipe, noise = _as_tuple(seed), _as_tuple(variance), ExposureSettings(**recipe), noise or TextNoise()
-    lists, virtual = outliers if isinstance(outliers, dict) else {name: outliers}, isinstance(outliers, VirtualOutliers)
-    runs = [{"list": key, "variance": float(v), "seed": s} for key, v, s in itertools.product(lists, variances, seeds)]
-    if not runs: raise ValueError(f"seed is {seed!r}, variance {variance!r} and outliers {outliers!r:.40}; give at least one of each.")
-    noise, each = replace(noise, variance=tuple(run["variance"] for run in runs)), tuple(run["seed"] for run in runs)
+    seeds, variances, recipe, noise = (
+        _as_tuple(seed),
+        _as_tuple(variance),
+        ExposureSettings(**recipe),
+        noise or TextNoise(),
+    )
+    lists, virtual = (
+        outliers if isinstance(outliers, dict) else {name: outliers},
+        isinstance(outliers, VirtualOutliers),
+    )
+    runs = [
+        {"list": key, "variance": float(v), "seed": s}
+        for key, v, s in itertools.product(lists, variances, seeds)
+    ]
+    if not runs:
+        raise ValueError(
+            f"seed is {seed!r}, variance {variance!r} and outliers {outliers!r:.40}; give at least one of each."
+        )
+    noise, each = (
+        replace(noise, variance=tuple(run["variance"] for run in runs)),
+        tuple(run["seed"] for run in runs),
+    )
     images, labels, names = _known(features, class_names, backbone)
-    if class_texts is not None and not virtual: raise ValueError("class_texts feed the queues of a VirtualOutliers; give outliers=VirtualOutliers(...), or leave class_texts out.")
-    given, is_text, about, places = _side_by_side(lists, recipe, lambda source: outlier_rows(class_texts and class_texts[0] if virtual else source, backbone, cache, progress))
-    common = {"head": head, **({"hidden": hidden} if hidden else {}), **asdict(recipe), **({"synthesis": asdict(outliers), "outliers": f"virtual {'texts' if class_texts else 'pictures'}"} if virtual else {}),
-              **({"noise": {key: value for key, value in asdict(noise).items() if key != "variance"}} if is_text and not virtual else {})}
-    initial = {s: make_head(head, images.shape[1], len(names), hidden, torch.Generator().manual_seed(int(s))) for s in seeds}
-    state = {**common, "lists": about, "runs": runs, "pictures": content_hash(images, labels), "classes": len(names)}
-    options = dict(recipe=recipe, folder=folder, settings=state, stop_after=stop_after, watch=watch, progress=progress)
+    if class_texts is not None and not virtual:
+        raise ValueError(
+            "class_texts feed the queues of a VirtualOutliers; give outliers=VirtualOutliers(...), or leave class_texts out."
+        )
+    given, is_text, about, places = _side_by_side(
+        lists,
+        recipe,
+        lambda source: outlier_rows(
+            class_texts and class_texts[0] if virtual else source, backbone, cache, progress
+        ),
+    )
+    common = {
+        "head": head,
+        **({"hidden": hidden} if hidden else {}),
+        **asdict(recipe),
+        **(
+            {
+                "synthesis": asdict(outliers),
+                "outliers": f"virtual {'texts' if class_texts else 'pictures'}",
+            }
+            if virtual
+            else {}
+        ),
+        **(
+            {"noise": {key: value for key, value in asdict(noise).items() if key != "variance"}}
+            if is_text and not virtual
+            else {}
+        ),
+    }
+    initial = {
+        s: make_head(
+            head, images.shape[1], len(names), hidden, torch.Generator().manual_seed(int(s))
+        )
+        for s in seeds
+    }
+    state = {
+        **common,
+        "lists": about,
+        "runs": runs,
+        "pictures": content_hash(images, labels),
+        "classes": len(names),
+    }
+    options = dict(
+        recipe=recipe,
+        folder=folder,
+        settings=state,
+        stop_after=stop_after,
+        watch=watch,
+        progress=progress,
+    )
     length = -(-len(images) // recipe.image_batch) * recipe.outlier_batch if recipe.repeat else None
-    shared = ([initial[s] for s in each], _orders(each, len(images), None if given is None else [places[run["list"]] for run in runs], length))
+    shared = (
+        [initial[s] for s in each],
+        _orders(
+            each,
+            len(images),
+            None if given is None else [places[run["list"]] for run in runs],
+            length,
+        ),
+    )
     if virtual:
         draws = _virtual_draws(each, outliers, len(names), images.shape[1], class_texts is not None)
-        done = train_virtual(images, labels, class_texts and (given, torch.as_tensor(class_texts[1])), *shared, draws, _logistic(each, len(names), 1), synthesis=outliers, **options)
+        done = train_virtual(
+            images,
+            labels,
+            class_texts and (given, torch.as_tensor(class_texts[1])),
+            *shared,
+            draws,
+            _logistic(each, len(names), 1),
+            synthesis=outliers,
+            **options,
+        )
     else:
         logistic = _logistic(each, len(names), 2) if recipe.loss == "energy_logistic" else None
-        done = train_head(images, labels, given, *shared, _noise_draws(each, noise, images.shape[1]), noise if is_text else None, logistic, **options)
-    label = lambda run: "_".join([run["list"], *([f"v{run['variance']:g}"] if len(variances) > 1 else []), *([f"seed{run['seed']}"] if len(seeds) > 1 else [])])
-    story = lambda i: tuple({**{key: value for key, value in row.items() if key != "losses"}, "loss": row["losses"][i]} for row in done.history)
-    made = [TOEDetector(label(run), tuple(tuple(part.cpu() for part in layer) for layer in done.heads[i]), class_names=tuple(names), fingerprint=features.backbone, trained={**about[run["list"]], **common, **run}, history=story(i)) for i, run in enumerate(runs)]
-    return [d.scored(score, name=d.name, features=features if score == "mahalanobis" else None) for d in made]
+        done = train_head(
+            images,
+            labels,
+            given,
+            *shared,
+            _noise_draws(each, noise, images.shape[1]),
+            noise if is_text else None,
+            logistic,
+            **options,
+        )
+    label = lambda run: "_".join(
+        [
+            run["list"],
+            *([f"v{run['variance']:g}"] if len(variances) > 1 else []),
+            *([f"seed{run['seed']}"] if len(seeds) > 1 else []),
+        ]
+    )
+    story = lambda i: tuple(
+        {**{key: value for key, value in row.items() if key != "losses"}, "loss": row["losses"][i]}
+        for row in done.history
+    )
+    made = [
+        TOEDetector(
+            label(run),
+            tuple(tuple(part.cpu() for part in layer) for layer in done.heads[i]),
+            class_names=tuple(names),
+            fingerprint=features.backbone,
+            trained={**about[run["list"]], **common, **run},
+            history=story(i),
+        )
+        for i, run in enumerate(runs)
+    ]
+    return [
+        d.scored(score, name=d.name, features=features if score == "mahalanobis" else None)
+        for d in made
+    ]
 
 
 def fit_toe(
-    features, class_names, outliers=None, backbone=None, seed=1, # see `fit_toe_runs`
-    **options, # see `fit_toe_runs`
+    features,
+    class_names,
+    outliers=None,
+    backbone=None,
+    seed=1,  # see `fit_toe_runs`
+    **options,  # see `fit_toe_runs`
 ) -> TOEDetector:
     "TOE with the protocol of its authors' program: labelled features and outlier texts in, detector out."
-    several = [key for key, value in (("seed", seed), ("variance", options.get("variance"))) if isinstance(value, (list, tuple, range))] + ["outliers"] * isinstance(outliers, dict)
-    if several: raise ValueError(f"{several[0]} holds several values; fit_toe trains one detector, fit_toe_runs as many as you like.")
+    several = [
+        key
+        for key, value in (("seed", seed), ("variance", options.get("variance")))
+        if isinstance(value, (list, tuple, range))
+    ] + ["outliers"] * isinstance(outliers, dict)
+    if several:
+        raise ValueError(
+            f"{several[0]} holds several values; fit_toe trains one detector, fit_toe_runs as many as you like."
+        )
     return fit_toe_runs(features, class_names, outliers, backbone, seed, **options)[0]
 
 # %% ../../nbs/9_toe/09_toe.ipynb #763ab41a
 def save_toe(
-    path, # file to write, .safetensors
-    detector, # TOEDetector
+    path,  # file to write, .safetensors
+    detector,  # TOEDetector
 ):
     "Write a detector: its numbers, and in the header how they came about."
-    tensors = {f"{i}.{part}": tensor for i, layer in enumerate(detector.head) for part, tensor in zip(("weight", "bias"), layer)}
-    tensors |= {part: getattr(detector, part) for part in ("classifier", "means", "precision") if getattr(detector, part) is not None}
-    about = {key.name: getattr(detector, key.name) for key in fields(detector) if key.name not in ("head", "classifier", "means", "precision")}
+    tensors = {
+        f"{i}.{part}": tensor
+        for i, layer in enumerate(detector.head)
+        for part, tensor in zip(("weight", "bias"), layer)
+    }
+    tensors |= {
+        part: getattr(detector, part)
+        for part in ("classifier", "means", "precision")
+        if getattr(detector, part) is not None
+    }
+    about = {
+        key.name: getattr(detector, key.name)
+        for key in fields(detector)
+        if key.name not in ("head", "classifier", "means", "precision")
+    }
     save_tensors(path, "toe", tensors, about)
 
 
 def load_toe(
-    path, # file written by `save_toe`
+    path,  # file written by `save_toe`
 ) -> TOEDetector:
     "Read a detector. Raises `ValueError` for other files."
-    tensors, about = load_tensors(path, "toe", "TOE detector", "save_toe writes one", ("0.weight", "0.bias"))
-    head = tuple((tensors.pop(f"{i}.weight"), tensors.pop(f"{i}.bias")) for i in range(sum(key.endswith(".bias") for key in tensors)))
-    return TOEDetector(**{**about, "head": head, "class_names": tuple(about["class_names"]), "history": tuple(about["history"]), **tensors})
+    tensors, about = load_tensors(
+        path, "toe", "TOE detector", "save_toe writes one", ("0.weight", "0.bias")
+    )
+    head = tuple(
+        (tensors.pop(f"{i}.weight"), tensors.pop(f"{i}.bias"))
+        for i in range(sum(key.endswith(".bias") for key in tensors))
+    )
+    return TOEDetector(
+        **{
+            **about,
+            "head": head,
+            "class_names": tuple(about["class_names"]),
+            "history": tuple(about["history"]),
+            **tensors,
+        }
+    )

@@ -16,42 +16,54 @@ from ..scores import energy, normalize
 
 # %% ../../nbs/11_more/04_vim.ipynb #41728099
 def principal_dimensions(
-    width, # D
-) -> int: # dimensions of the principal space
+    width,  # D
+) -> int:  # dimensions of the principal space
     "The paper's rule of thumb."
     return 1000 if width >= 2048 else 512 if width >= 768 else width // 2
 
 
 def residual_space(
-    rows, # features [n, D]
-    dimensions, # of the principal space, 0 to D - 1
-) -> torch.Tensor: # orthonormal columns [D, D - dimensions], float64
+    rows,  # features [n, D]
+    dimensions,  # of the principal space, 0 to D - 1
+) -> torch.Tensor:  # orthonormal columns [D, D - dimensions], float64
     "Directions that the rows use least."
-    if not 0 <= dimensions < rows.shape[1]: raise ValueError(f"dimensions is {dimensions}; features of width {rows.shape[1]} allow 0 to {rows.shape[1] - 1}, so that a residual is left.")
-    return torch.linalg.eigh(rows.double().T @ rows.double()).eigenvectors[:, :rows.shape[1] - dimensions]
+    if not 0 <= dimensions < rows.shape[1]:
+        raise ValueError(
+            f"dimensions is {dimensions}; features of width {rows.shape[1]} allow 0 to {rows.shape[1] - 1}, so that a residual is left."
+        )
+    return torch.linalg.eigh(rows.double().T @ rows.double()).eigenvectors[
+        :, : rows.shape[1] - dimensions
+    ]
 
 # %% ../../nbs/11_more/04_vim.ipynb #f075ac06
 @dataclass(frozen=True, eq=False)
 class ViMDetector:
     "Energy of the classes minus a virtual logit made of the residual."
-    name: str # column name of its scores
-    classifier: torch.Tensor # texts of the classes, unit rows [K, D]
-    space: torch.Tensor # residual directions [D, D - dimensions], float64
-    alpha: float # from residuals to logits
-    logit_scale: float # from cosines to logits
+
+    name: str  # column name of its scores
+    classifier: torch.Tensor  # texts of the classes, unit rows [K, D]
+    space: torch.Tensor  # residual directions [D, D - dimensions], float64
+    alpha: float  # from residuals to logits
+    logit_scale: float  # from cosines to logits
     class_names: tuple = ()
-    fingerprint: str | None = None # backbone of texts and pictures
+    fingerprint: str | None = None  # backbone of texts and pictures
     needs_local = False
 
     @property
-    def settings(self) -> dict: # what is kept with the scores
+    def settings(self) -> dict:  # what is kept with the scores
         "The numbers this score depends on."
-        return {"score": "vim", "classes": len(self.classifier), "residual": self.space.shape[1], "alpha": self.alpha, "logit_scale": self.logit_scale}
+        return {
+            "score": "vim",
+            "classes": len(self.classifier),
+            "residual": self.space.shape[1],
+            "alpha": self.alpha,
+            "logit_scale": self.logit_scale,
+        }
 
     def parts(
         self,
-        features, # Features of N images
-    ): # (logits [N, K], residuals [N]), float64
+        features,  # Features of N images
+    ):  # (logits [N, K], residuals [N]), float64
         "What the score is made of; raises `ValueError` when the features do not fit."
         check_features(features, self.classifier.shape[1], self.fingerprint, False, self.name)
         unit = normalize(features.image_features.double()).to(self.space.device)
@@ -59,27 +71,41 @@ class ViMDetector:
 
     def score(
         self,
-        features, # Features of N images
-    ) -> torch.Tensor: # [N], float64
+        features,  # Features of N images
+    ) -> torch.Tensor:  # [N], float64
         "One score per image."
         logits, residuals = self.parts(features)
         return energy(logits) - self.alpha * residuals
 
 # %% ../../nbs/11_more/04_vim.ipynb #709271ff
 def fit_vim(
-    backbone, # Backbone
-    class_names, # K class names, or an object that has class_names (an image set)
-    train, # Features of ID pictures; labels are not read
-    dimensions=None, # of the principal space; None: the paper's rule
-    templates="photo", # of the class texts
-    name="vim", # column name
+    backbone,  # Backbone
+    class_names,  # K class names, or an object that has class_names (an image set)
+    train,  # Features of ID pictures; labels are not read
+    dimensions=None,  # of the principal space; None: the paper's rule
+    templates="photo",  # of the class texts
+    name="vim",  # column name
 ) -> ViMDetector:
     "ViM on class texts (Wang et al., CVPR 2022). Raises `ValueError` when the pictures leave no residual."
     names = tuple(getattr(class_names, "class_names", class_names))
     classifier = zero_shot_classifier(backbone, list(names), templates=templates).float().cpu()
     check_features(train, classifier.shape[1], backbone.fingerprint, False, name)
     width = classifier.shape[1]
-    space = residual_space(normalize(train.image_features), principal_dimensions(width) if dimensions is None else dimensions)
-    logits, residuals = ViMDetector(name, classifier, space, 1., backbone.logit_scale).parts(train)
-    if not residuals.mean() > 1e-6: raise ValueError(f"The {len(train)} pictures of {train.dataset!r} lie in a space of {width - space.shape[1]} dimensions or less and leave no residual; give more pictures, or fewer dimensions than {width - space.shape[1]}.")
-    return ViMDetector(name, classifier, space, float(logits.amax(1).mean() / residuals.mean()), backbone.logit_scale, names, backbone.fingerprint)
+    space = residual_space(
+        normalize(train.image_features),
+        principal_dimensions(width) if dimensions is None else dimensions,
+    )
+    logits, residuals = ViMDetector(name, classifier, space, 1.0, backbone.logit_scale).parts(train)
+    if not residuals.mean() > 1e-6:
+        raise ValueError(
+            f"The {len(train)} pictures of {train.dataset!r} lie in a space of {width - space.shape[1]} dimensions or less and leave no residual; give more pictures, or fewer dimensions than {width - space.shape[1]}."
+        )
+    return ViMDetector(
+        name,
+        classifier,
+        space,
+        float(logits.amax(1).mean() / residuals.mean()),
+        backbone.logit_scale,
+        names,
+        backbone.fingerprint,
+    )

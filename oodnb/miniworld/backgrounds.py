@@ -18,9 +18,9 @@ SIDE = 128  # pixels of a background's side
 _Y, _X = np.mgrid[:SIDE, :SIDE].astype(np.float64)
 
 
-def _step(x, width=.15):
+def _step(x, width=0.15):
     "0 below zero, 1 above, a ramp of `width` between."
-    return np.clip(x / width + .5, 0, 1)
+    return np.clip(x / width + 0.5, 0, 1)
 
 
 def _wave(x, period):
@@ -37,21 +37,27 @@ def _plain(colour):
     return np.broadcast_to(np.asarray(colour, float), (SIDE, SIDE, 3)).copy()
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #0ee136ec
-def _noise(rng, scale, octaves=4, fall=.5, stretch=(1, 1)):
+def _noise(rng, scale, octaves=4, fall=0.5, stretch=(1, 1)):
     "Fractal noise in 0..1: blurred white noise, each octave half as coarse and `fall` times as strong."
     total = np.zeros((SIDE, SIDE))
     for k in range(octaves):
         sigma = [scale * s / 2**k for s in stretch]
-        total += fall**k * ndimage.gaussian_filter(rng.standard_normal((SIDE, SIDE)), sigma, mode="wrap") * np.sqrt(sigma[0] * sigma[1])
+        total += (
+            fall**k
+            * ndimage.gaussian_filter(rng.standard_normal((SIDE, SIDE)), sigma, mode="wrap")
+            * np.sqrt(sigma[0] * sigma[1])
+        )
     return (total - total.min()) / np.ptp(total)
 
 
-def _plane(rng, turn=1., warp=0.):
+def _plane(rng, turn=1.0, warp=0.0):
     "Coordinates (u, v) turned by a random angle (with probability `turn`), bent by `warp` pixels."
-    a = rng.uniform(0, np.pi) if rng.random() < turn else 0.
+    a = rng.uniform(0, np.pi) if rng.random() < turn else 0.0
     x, y = _X - SIDE / 2, _Y - SIDE / 2
     u, v = x * np.cos(a) + y * np.sin(a), y * np.cos(a) - x * np.sin(a)
-    return (u + warp * (_noise(rng, 14) - .5), v + warp * (_noise(rng, 14) - .5)) if warp else (u, v)
+    return (
+        (u + warp * (_noise(rng, 14) - 0.5), v + warp * (_noise(rng, 14) - 0.5)) if warp else (u, v)
+    )
 
 
 def _cells(points):
@@ -70,23 +76,29 @@ def _palette(rng, n=3):
     "n RGB colours in 0..1; the first two differ in brightness by at least about a fifth."
     hue, colours = rng.random(), []
     for _ in range(n):
-        h = (hue + rng.choice([0, .08, -.08, .33, .5, .58]) + .04 * rng.standard_normal()) % 1
-        colours.append(np.array(colorsys.hsv_to_rgb(h, rng.uniform(.05, .9), rng.uniform(.15, 1))))
-    if n > 1 and abs(colours[0].mean() - colours[1].mean()) < .22:
-        colours[1] = np.clip(colours[1] + (.4 if colours[0].mean() < .5 else -.4), 0, 1)
+        h = (hue + rng.choice([0, 0.08, -0.08, 0.33, 0.5, 0.58]) + 0.04 * rng.standard_normal()) % 1
+        colours.append(
+            np.array(colorsys.hsv_to_rgb(h, rng.uniform(0.05, 0.9), rng.uniform(0.15, 1)))
+        )
+    if n > 1 and abs(colours[0].mean() - colours[1].mean()) < 0.22:
+        colours[1] = np.clip(colours[1] + (0.4 if colours[0].mean() < 0.5 else -0.4), 0, 1)
     return colours
 
 
-def _tint(rng, hue, saturation, value, jitter=.05):
+def _tint(rng, hue, saturation, value, jitter=0.05):
     "A colour near the given hue, saturation and value."
-    z = rng.standard_normal(3) * jitter * [.5, 2, 2]
-    return np.array(colorsys.hsv_to_rgb((hue + z[0]) % 1, np.clip(saturation + z[1], 0, 1), np.clip(value + z[2], .05, 1)))
+    z = rng.standard_normal(3) * jitter * [0.5, 2, 2]
+    return np.array(
+        colorsys.hsv_to_rgb(
+            (hue + z[0]) % 1, np.clip(saturation + z[1], 0, 1), np.clip(value + z[2], 0.05, 1)
+        )
+    )
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #7e19aea0
-def _striped(rng, period=(10, 30), level=0., turn=1., bent=.3):
+def _striped(rng, period=(10, 30), level=0.0, turn=1.0, bent=0.3):
     u, _ = _plane(rng, turn, warp=12 if rng.random() < bent else 0)
     a, b = _palette(rng, 2)
-    return _paint(_step(_wave(u, rng.uniform(*period)) - level, .2), a, _plain(b))
+    return _paint(_step(_wave(u, rng.uniform(*period)) - level, 0.2), a, _plain(b))
 
 
 def _banded(rng):
@@ -96,44 +108,58 @@ def _banded(rng):
 
 
 def _checkered(rng):
-    u, v = _plane(rng, .5)
+    u, v = _plane(rng, 0.5)
     period, (a, b) = rng.uniform(14, 40), _palette(rng, 2)
-    return _paint(_step(_wave(u, period) * _wave(v, period), .1), a, _plain(b))
+    return _paint(_step(_wave(u, period) * _wave(v, period), 0.1), a, _plain(b))
 
 
-def _crossed(rng, period=(12, 30), level=.85, turn=.3, shear=1.):
+def _crossed(rng, period=(12, 30), level=0.85, turn=0.3, shear=1.0):
     "Two families of thin lines: a grid, or a mesh when sheared."
     u, v = _plane(rng, turn)
     period, (a, b) = rng.uniform(*period), _palette(rng, 2)
-    lines = [_step(_wave(w, period) - level, .15) for w in (u, v * shear)]
-    return _paint(np.maximum(*lines), a, _plain(b * (1 if shear == 1. else .4)))
+    lines = [_step(_wave(w, period) - level, 0.15) for w in (u, v * shear)]
+    return _paint(np.maximum(*lines), a, _plain(b * (1 if shear == 1.0 else 0.4)))
 
 
-def _dotted(rng, period=(8, 16), level=(1.2, 1.21), turn=1.):
+def _dotted(rng, period=(8, 16), level=(1.2, 1.21), turn=1.0):
     u, v = _plane(rng, turn)
     period, (a, b) = rng.uniform(*period), _palette(rng, 2)
-    return _paint(_step(_wave(u, period) + _wave(v, period) - rng.uniform(*level), .2), a, _plain(b))
+    return _paint(
+        _step(_wave(u, period) + _wave(v, period) - rng.uniform(*level), 0.2), a, _plain(b)
+    )
 
 
 def _zigzagged(rng):
-    u, v = _plane(rng, .5)
+    u, v = _plane(rng, 0.5)
     period, (a, b) = rng.uniform(16, 36), _palette(rng, 2)
-    tooth = np.abs((u / period) % 1 - .5) * period * rng.uniform(.8, 1.4)
+    tooth = np.abs((u / period) % 1 - 0.5) * period * rng.uniform(0.8, 1.4)
     return _paint(_step(_wave(v + tooth, rng.uniform(14, 28))), a, _plain(b))
 
 
 def _plaid(rng):
-    u, v = _plane(rng, .3)
+    u, v = _plane(rng, 0.3)
     period, (a, b, c) = rng.uniform(30, 60), _palette(rng, 3)
+
     def bands(w):
         k = (w / period) % 1
-        return .5 * ((k > .1) & (k < .45)) + .5 * ((k > .6) & (k < .66)) + .5 * ((k > .75) & (k < .8))
-    return _paint(_step(_wave(u, period) - .97, .04), c, _paint(bands(u) + bands(v), a, _plain(b)))
+        return (
+            0.5 * ((k > 0.1) & (k < 0.45))
+            + 0.5 * ((k > 0.6) & (k < 0.66))
+            + 0.5 * ((k > 0.75) & (k < 0.8))
+        )
+
+    return _paint(
+        _step(_wave(u, period) - 0.97, 0.04), c, _paint(bands(u) + bands(v), a, _plain(b))
+    )
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #8a92eb57
 def _honeycombed(rng):
     p, (a, b) = rng.uniform(16, 30), _palette(rng, 2)
-    rows = [(j * p * .866, (i + .5 * (j % 2)) * p) for j in range(-1, int(SIDE / p) + 3) for i in range(-1, int(SIDE / p) + 2)]
+    rows = [
+        (j * p * 0.866, (i + 0.5 * (j % 2)) * p)
+        for j in range(-1, int(SIDE / p) + 3)
+        for i in range(-1, int(SIDE / p) + 2)
+    ]
     first, second, _ = _cells(np.array(rows) + rng.uniform(0, p, 2) - p / 2)
     return _paint(_step(second - first - rng.uniform(1.5, 4), 1.5), a, _plain(b))
 
@@ -141,7 +167,11 @@ def _honeycombed(rng):
 def _cracked(rng):
     first, second, _ = _cells(_scatter(rng, rng.integers(20, 60)))
     (a, b), n = _palette(rng, 2), _noise(rng, 6)
-    return _paint(_step(second - first - rng.uniform(.8, 2) + 2 * (n - .5), 1.2), a * (.8 + .3 * n[..., None]), _plain(b * .4))
+    return _paint(
+        _step(second - first - rng.uniform(0.8, 2) + 2 * (n - 0.5), 1.2),
+        a * (0.8 + 0.3 * n[..., None]),
+        _plain(b * 0.4),
+    )
 
 
 def _crystalline(rng):
@@ -149,8 +179,8 @@ def _crystalline(rng):
     first, second, near = _cells(points)
     shade = rng.random(len(points))[near]
     slope = (_X * np.cos(6 * shade) + _Y * np.sin(6 * shade)) / 60
-    face = _paint(shade + .3 * (slope - slope.mean()), a, _plain(b))
-    return _paint(_step(second - first - .7, 1), face, _plain([.95] * 3))
+    face = _paint(shade + 0.3 * (slope - slope.mean()), a, _plain(b))
+    return _paint(_step(second - first - 0.7, 1), face, _plain([0.95] * 3))
 
 
 def _bubbly(rng):
@@ -159,7 +189,11 @@ def _bubbly(rng):
     for y, x, r in zip(*rng.uniform(0, SIDE, (2, 40)), rng.uniform(4, 16, 40)):
         d = np.hypot(_Y - y, _X - x) / r
         disc = _step(1 - d)
-        for mask, colour in ((disc * .45, b), (disc * _step(d - .85) * .7, 1.), (_step(.25 - np.hypot(_Y - y + .35 * r, _X - x + .35 * r) / r), 1.)):
+        for mask, colour in (
+            (disc * 0.45, b),
+            (disc * _step(d - 0.85) * 0.7, 1.0),
+            (_step(0.25 - np.hypot(_Y - y + 0.35 * r, _X - x + 0.35 * r) / r), 1.0),
+        ):
             picture = _paint(mask, colour, picture)
     return picture
 
@@ -170,106 +204,134 @@ def _scaly(rng):
     for j in range(int(SIDE / p * 2) + 2, -2, -1):
         y = j * p / 2
         d = np.hypot((_X + (j % 2) * p / 2) % p - p / 2, _Y - y)
-        scale = (d < .55 * p) & (_Y >= y - .1 * p)
+        scale = (d < 0.55 * p) & (_Y >= y - 0.1 * p)
         picture[scale] = a + (b - a) * (d[scale] / p)[:, None]
-        picture[scale & (d > .48 * p)] = b * .5
+        picture[scale & (d > 0.48 * p)] = b * 0.5
     return picture
 
 
 def _perforated(rng):
-    a, (u, v), p = _palette(rng, 1)[0], _plane(rng, .4), rng.uniform(12, 22)
-    hole = lambda shift: _step(np.hypot((u / p) % 1 - .5 + shift, (v / p) % 1 - .5 + shift) - .28, .08)
-    return _paint(hole(0), a, _plain(a * .15)) * (.75 + .25 * hole(.06)[..., None])
+    a, (u, v), p = _palette(rng, 1)[0], _plane(rng, 0.4), rng.uniform(12, 22)
+    hole = lambda shift: _step(
+        np.hypot((u / p) % 1 - 0.5 + shift, (v / p) % 1 - 0.5 + shift) - 0.28, 0.08
+    )
+    return _paint(hole(0), a, _plain(a * 0.15)) * (0.75 + 0.25 * hole(0.06)[..., None])
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #5f7f10eb
 def _marbled(rng):
     (u, _), (a, b) = _plane(rng), _palette(rng, 2)
-    return _paint(np.abs(np.sin(_noise(rng, 20, 5) * rng.uniform(12, 25) + u / 20)) ** rng.uniform(.4, 1.2), a, _plain(b))
+    return _paint(
+        np.abs(np.sin(_noise(rng, 20, 5) * rng.uniform(12, 25) + u / 20)) ** rng.uniform(0.4, 1.2),
+        a,
+        _plain(b),
+    )
 
 
 def _swirly(rng):
     (u, v), n, (a, b) = _plane(rng), _noise(rng, 24, 1) * 6, _palette(rng, 2)
-    return _paint(_step(np.sin(u / 8 + 3 * np.sin(v / 14 + n) + 1.5 * n), .6), a, _plain(b))
+    return _paint(_step(np.sin(u / 8 + 3 * np.sin(v / 14 + n) + 1.5 * n), 0.6), a, _plain(b))
 
 
 def _spiralled(rng):
     y, x = _Y - rng.uniform(40, 88), _X - rng.uniform(40, 88)
     turns, (a, b) = np.hypot(x, y) / rng.uniform(2.5, 5) * rng.choice([1, -1]), _palette(rng, 2)
-    return _paint(_step(np.sin(turns + rng.integers(1, 4) * np.arctan2(y, x)), .3), a, _plain(b))
+    return _paint(_step(np.sin(turns + rng.integers(1, 4) * np.arctan2(y, x)), 0.3), a, _plain(b))
 
 
 def _stained(rng):
     a, b = _palette(rng, 2)
-    return _paint(_step(_noise(rng, 22, 2) - .62, .12) * .8, b, _paint(_noise(rng, 16, 3), a, _plain(a * .8)))
+    return _paint(
+        _step(_noise(rng, 22, 2) - 0.62, 0.12) * 0.8,
+        b,
+        _paint(_noise(rng, 16, 3), a, _plain(a * 0.8)),
+    )
 
 
 def _blotchy(rng):
     n, (a, b, c) = _noise(rng, rng.uniform(8, 14), 2)[..., None], _palette(rng, 3)
-    return np.where(n > .58, a, np.where(n > .42, b, c))
+    return np.where(n > 0.58, a, np.where(n > 0.42, b, c))
 
 
 def _veined(rng):
-    (a, b), thick, thin = _palette(rng, 2), np.abs(_noise(rng, 18, 5, .55) - .5), np.abs(_noise(rng, 10, 4, .55) - .5)
-    return _paint(np.maximum(_step(.012 - thick, .03), .7 * _step(.01 - thin, .03)), a, b * (.8 + .4 * _noise(rng, 20)[..., None]))
+    (a, b), thick, thin = (
+        _palette(rng, 2),
+        np.abs(_noise(rng, 18, 5, 0.55) - 0.5),
+        np.abs(_noise(rng, 10, 4, 0.55) - 0.5),
+    )
+    return _paint(
+        np.maximum(_step(0.012 - thick, 0.03), 0.7 * _step(0.01 - thin, 0.03)),
+        a,
+        b * (0.8 + 0.4 * _noise(rng, 20)[..., None]),
+    )
 
 
 def _fibrous(rng):
-    (a, b), stretch = _palette(rng, 2), (1, 9) if rng.random() < .5 else (9, 1)
-    return _paint((_noise(rng, rng.uniform(2, 3), 3, .7, stretch) - .2) * 1.6, a, _plain(b))
+    (a, b), stretch = _palette(rng, 2), (1, 9) if rng.random() < 0.5 else (9, 1)
+    return _paint((_noise(rng, rng.uniform(2, 3), 3, 0.7, stretch) - 0.2) * 1.6, a, _plain(b))
 
 
 def _wrinkled(rng):
-    dy, dx = np.gradient(_noise(rng, 16, 4, .6) * SIDE)
-    return _palette(rng, 1)[0] * np.clip(.55 + .35 * dx + .3 * dy, 0, 1)[..., None] * 1.2
+    dy, dx = np.gradient(_noise(rng, 16, 4, 0.6) * SIDE)
+    return _palette(rng, 1)[0] * np.clip(0.55 + 0.35 * dx + 0.3 * dy, 0, 1)[..., None] * 1.2
 
 
 def _stratified(rng):
-    layer = (_Y + rng.uniform(-.4, .4) * _X + 26 * _noise(rng, 22, 3)) / rng.uniform(7, 13)
+    layer = (_Y + rng.uniform(-0.4, 0.4) * _X + 26 * _noise(rng, 22, 3)) / rng.uniform(7, 13)
     f = np.floor(layer).astype(int)
-    return np.stack(_palette(rng, 6))[f % 6] * (.8 + .3 * (layer - f)[..., None])
+    return np.stack(_palette(rng, 6))[f % 6] * (0.8 + 0.3 * (layer - f)[..., None])
 
 
 def _speckled(rng):
-    n, (a, b, c) = ndimage.gaussian_filter(rng.standard_normal((SIDE, SIDE)), rng.uniform(.8, 1.6))[..., None], _palette(rng, 3)
+    n, (a, b, c) = (
+        ndimage.gaussian_filter(rng.standard_normal((SIDE, SIDE)), rng.uniform(0.8, 1.6))[
+            ..., None
+        ],
+        _palette(rng, 3),
+    )
     return np.where(n > 1.3 * n.std(), a, np.where(n < -1.4 * n.std(), c, b))
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #0974a8c8
 def _woven(rng):
-    (u, v), p, (a, b) = _plane(rng, .4), rng.uniform(12, 24), _palette(rng, 2)
+    (u, v), p, (a, b) = _plane(rng, 0.4), rng.uniform(12, 24), _palette(rng, 2)
     over = ((np.floor(u / p) + np.floor(v / p)) % 2 > 0)[..., None]
-    thread = lambda w: .4 + .6 * np.sin(np.pi * ((w / p) % 1))[..., None]
+    thread = lambda w: 0.4 + 0.6 * np.sin(np.pi * ((w / p) % 1))[..., None]
     return np.where(over, a * thread(v), b * thread(u))
 
 
 def _knitted(rng):
     p, (a, b) = rng.uniform(11, 18), _palette(rng, 2)
     q = (_X / p) % 1
-    row = _Y / p * 1.3 + np.where(q < .5, 1, -1) * (q % .5) * 1.2
-    stitch = np.abs(np.sin(np.pi * row)) * np.sqrt(np.abs(np.sin(2 * np.pi * q)) + .05)
+    row = _Y / p * 1.3 + np.where(q < 0.5, 1, -1) * (q % 0.5) * 1.2
+    stitch = np.abs(np.sin(np.pi * row)) * np.sqrt(np.abs(np.sin(2 * np.pi * q)) + 0.05)
     band = (np.floor(_Y / SIDE * rng.integers(1, 4)) % 2 > 0)[..., None]
-    return np.where(band, a, b) * (.35 + .65 * stitch[..., None])
+    return np.where(band, a, b) * (0.35 + 0.65 * stitch[..., None])
 
 
 def _waffled(rng):
-    (u, v), p, a = _plane(rng, .4), rng.uniform(16, 30), _palette(rng, 1)[0]
-    x, y = (u / p) % 1 - .5, (v / p) % 1 - .5
+    (u, v), p, a = _plane(rng, 0.4), rng.uniform(16, 30), _palette(rng, 1)[0]
+    x, y = (u / p) % 1 - 0.5, (v / p) % 1 - 0.5
     hole = np.maximum(np.abs(x), np.abs(y))
-    return _paint(_step(hole - .36, .06), a, _plain(a * .55)) + ((hole < .36) * (.25 * x + .2 * y))[..., None]
+    return (
+        _paint(_step(hole - 0.36, 0.06), a, _plain(a * 0.55))
+        + ((hole < 0.36) * (0.25 * x + 0.2 * y))[..., None]
+    )
 
 
 def _crosshatched(rng):
     (a, b), angle, lines = _palette(rng, 2), rng.uniform(0, 3), np.zeros((SIDE, SIDE))
-    for t in (angle, angle + rng.uniform(.6, 1.5)):
+    for t in (angle, angle + rng.uniform(0.6, 1.5)):
         u = _X * np.cos(t) + _Y * np.sin(t) + 3 * _noise(rng, 20, 1)
-        lines = np.maximum(lines, _step(_wave(u, rng.uniform(6, 11)) - .7, .3))
+        lines = np.maximum(lines, _step(_wave(u, rng.uniform(6, 11)) - 0.7, 0.3))
     return _paint(lines, a, _plain(b))
 
 
 def _drawn(picture, draw):
     "The picture with `draw(ImageDraw)` applied at twice the size, reduced again."
-    image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8)).resize((2 * SIDE, 2 * SIDE))
+    image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8)).resize(
+        (2 * SIDE, 2 * SIDE)
+    )
     draw(ImageDraw.Draw(image))
-    return np.asarray(image.resize((SIDE, SIDE), Image.BOX)) / 255.
+    return np.asarray(image.resize((SIDE, SIDE), Image.BOX)) / 255.0
 
 
 def _rgb(colour):
@@ -278,20 +340,52 @@ def _rgb(colour):
 
 def _sprinkled(rng):
     ground, *colours = _palette(rng, 5)
+
     def draw(d):
-        for x, y, t, r in zip(*rng.uniform(0, 2 * SIDE, (2, 150)), rng.uniform(0, 6.28, 150), rng.uniform(5, 12, 150)):
-            d.line((x, y, x + r * np.cos(t), y + r * np.sin(t)), fill=_rgb(colours[rng.integers(4)]), width=5)
+        for x, y, t, r in zip(
+            *rng.uniform(0, 2 * SIDE, (2, 150)), rng.uniform(0, 6.28, 150), rng.uniform(5, 12, 150)
+        ):
+            d.line(
+                (x, y, x + r * np.cos(t), y + r * np.sin(t)),
+                fill=_rgb(colours[rng.integers(4)]),
+                width=5,
+            )
+
     return _drawn(_plain(ground), draw)
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #2a084748
 TEXTURES = {
-    "striped": _striped, "lined": partial(_striped, period=(6, 14), level=.8, bent=0), "banded": _banded, "checkered": _checkered,
-    "grid": _crossed, "meshed": partial(_crossed, period=(10, 20), level=.75, turn=1., shear=1.2),
-    "dotted": _dotted, "polka-dotted": partial(_dotted, period=(22, 42), level=(.3, .8)), "zigzagged": _zigzagged, "plaid": _plaid,
-    "honeycombed": _honeycombed, "cracked": _cracked, "crystalline": _crystalline, "bubbly": _bubbly, "scaly": _scaly, "perforated": _perforated,
-    "marbled": _marbled, "swirly": _swirly, "spiralled": _spiralled, "stained": _stained, "blotchy": _blotchy, "veined": _veined,
-    "fibrous": _fibrous, "wrinkled": _wrinkled, "stratified": _stratified, "speckled": _speckled,
-    "woven": _woven, "knitted": _knitted, "waffled": _waffled, "crosshatched": _crosshatched, "sprinkled": _sprinkled,
+    "striped": _striped,
+    "lined": partial(_striped, period=(6, 14), level=0.8, bent=0),
+    "banded": _banded,
+    "checkered": _checkered,
+    "grid": _crossed,
+    "meshed": partial(_crossed, period=(10, 20), level=0.75, turn=1.0, shear=1.2),
+    "dotted": _dotted,
+    "polka-dotted": partial(_dotted, period=(22, 42), level=(0.3, 0.8)),
+    "zigzagged": _zigzagged,
+    "plaid": _plaid,
+    "honeycombed": _honeycombed,
+    "cracked": _cracked,
+    "crystalline": _crystalline,
+    "bubbly": _bubbly,
+    "scaly": _scaly,
+    "perforated": _perforated,
+    "marbled": _marbled,
+    "swirly": _swirly,
+    "spiralled": _spiralled,
+    "stained": _stained,
+    "blotchy": _blotchy,
+    "veined": _veined,
+    "fibrous": _fibrous,
+    "wrinkled": _wrinkled,
+    "stratified": _stratified,
+    "speckled": _speckled,
+    "woven": _woven,
+    "knitted": _knitted,
+    "waffled": _waffled,
+    "crosshatched": _crosshatched,
+    "sprinkled": _sprinkled,
 }
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #4b046e09
@@ -299,8 +393,12 @@ def _fade(top, bottom):
     return top + (bottom - top) * np.linspace(0, 1, SIDE)[:, None, None] + np.zeros((SIDE, SIDE, 3))
 
 
-_SKIES = {"day": ((.58, .6, .85), (.55, .2, .97)), "dusk": ((.72, .5, .5), (.06, .7, .97)),
-          "night": ((.65, .7, .12), (.66, .6, .35)), "grey": ((.6, .1, .6), (.6, .08, .85))}
+_SKIES = {
+    "day": ((0.58, 0.6, 0.85), (0.55, 0.2, 0.97)),
+    "dusk": ((0.72, 0.5, 0.5), (0.06, 0.7, 0.97)),
+    "night": ((0.65, 0.7, 0.12), (0.66, 0.6, 0.35)),
+    "grey": ((0.6, 0.1, 0.6), (0.6, 0.08, 0.85)),
+}
 
 
 def _sky(rng, kind=None):
@@ -309,49 +407,80 @@ def _sky(rng, kind=None):
     sky = _fade(*(_tint(rng, *c) for c in _SKIES[kind]))
     if kind == "night":
         sky[rng.integers(0, SIDE // 2, 40), rng.integers(0, SIDE, 40)] = 1
-    elif rng.random() < .7:
-        sky = _paint(_step(_noise(rng, 16, 4, .5, (1, 2)) - rng.uniform(.5, .65), .25) * .8, .97, sky)
+    elif rng.random() < 0.7:
+        sky = _paint(
+            _step(_noise(rng, 16, 4, 0.5, (1, 2)) - rng.uniform(0.5, 0.65), 0.25) * 0.8, 0.97, sky
+        )
     return sky
 
 
 def _sun(rng, picture, height=None):
     y, x, r = height or rng.uniform(12, 45), rng.uniform(15, SIDE - 15), rng.uniform(6, 11)
-    return _paint(_step(r - np.hypot(_Y - y, _X - x), 2), _tint(rng, .12, .5, 1), picture)
+    return _paint(_step(r - np.hypot(_Y - y, _X - x), 2), _tint(rng, 0.12, 0.5, 1), picture)
 
 
 def _ridge(rng, base, rise, width):
     "Heights (in pixels from the top, one per column) of a line of hills."
-    line = sum(.55**k * ndimage.gaussian_filter1d(rng.standard_normal(2 * SIDE), width / 2**k, mode="wrap")[:SIDE] * np.sqrt(width / 2**k) for k in range(5))
+    line = sum(
+        0.55**k
+        * ndimage.gaussian_filter1d(rng.standard_normal(2 * SIDE), width / 2**k, mode="wrap")[:SIDE]
+        * np.sqrt(width / 2**k)
+        for k in range(5)
+    )
     return base - rise * (line - line.min()) / np.ptp(line)
 
 
-def _below(rng, picture, horizon, colour, grain=0.):
+def _below(rng, picture, horizon, colour, grain=0.0):
     "The picture with everything below the horizon (a height, or one per column) in the colour."
     if grain:
-        colour = colour * (1 + grain * (_noise(rng, 5, 3)[..., None] - .5))
-    return _paint(_step(_Y - np.broadcast_to(horizon, SIDE) + .5, 1.), colour, picture)
+        colour = colour * (1 + grain * (_noise(rng, 5, 3)[..., None] - 0.5))
+    return _paint(_step(_Y - np.broadcast_to(horizon, SIDE) + 0.5, 1.0), colour, picture)
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #acbab189
 def _beach(rng):
     shore = rng.uniform(45, 65)
-    sea = _below(rng, _sun(rng, _sky(rng)), shore, _tint(rng, .53, .65, .7), .3)
-    return _below(rng, sea, _ridge(rng, shore + rng.uniform(25, 40), 10, 30), _tint(rng, .11, .35, .92), .12)
+    sea = _below(rng, _sun(rng, _sky(rng)), shore, _tint(rng, 0.53, 0.65, 0.7), 0.3)
+    return _below(
+        rng,
+        sea,
+        _ridge(rng, shore + rng.uniform(25, 40), 10, 30),
+        _tint(rng, 0.11, 0.35, 0.92),
+        0.12,
+    )
 
 
 def _ocean(rng):
     h = rng.uniform(40, 70)
-    sea = _below(rng, _sky(rng), h, _tint(rng, .57, .75, .55))
-    foam = _step(np.sin((_Y - h) / 3 + 5 * _noise(rng, 12, 2)) - .6, .4) * (_Y > h)
-    return _paint(foam * .4, .9, sea)
+    sea = _below(rng, _sky(rng), h, _tint(rng, 0.57, 0.75, 0.55))
+    foam = _step(np.sin((_Y - h) / 3 + 5 * _noise(rng, 12, 2)) - 0.6, 0.4) * (_Y > h)
+    return _paint(foam * 0.4, 0.9, sea)
 
 
-def _hills(rng, sky=None, base=70, gap=20, rise=22, width=40, colour=(.09, .5, .9), darker=-.12, grain=.1, sun=True, layers=3):
+def _hills(
+    rng,
+    sky=None,
+    base=70,
+    gap=20,
+    rise=22,
+    width=40,
+    colour=(0.09, 0.5, 0.9),
+    darker=-0.12,
+    grain=0.1,
+    sun=True,
+    layers=3,
+):
     "Layers of hills, each nearer one lower and in another shade: deserts, mountains, meadows."
     picture = _sky(rng, sky)
     picture = _sun(rng, picture) if sun else picture
     for k in range(layers):
         h, s, v = colour
-        picture = _below(rng, picture, _ridge(rng, base + gap * k, rise, width), _tint(rng, h, s, v + darker * k), grain)
+        picture = _below(
+            rng,
+            picture,
+            _ridge(rng, base + gap * k, rise, width),
+            _tint(rng, h, s, v + darker * k),
+            grain,
+        )
     return picture
 
 
@@ -359,143 +488,261 @@ def _snowy(rng):
     picture = _sky(rng, "day")
     for k in range(2):
         line = _ridge(rng, 75 + 25 * k, 50, 14)
-        picture = _below(rng, picture, line, _tint(rng, .6, .2, .45), .3)
-        cap = _step(line + rng.uniform(12, 20) + 8 * (_noise(rng, 4) - .5) - _Y, 2) * _step(_Y - line, 1)
-        picture = _paint(cap, .97, picture)
-    return _below(rng, picture, _ridge(rng, 115, 8, 30), _tint(rng, .6, .05, .95), .1)
+        picture = _below(rng, picture, line, _tint(rng, 0.6, 0.2, 0.45), 0.3)
+        cap = _step(line + rng.uniform(12, 20) + 8 * (_noise(rng, 4) - 0.5) - _Y, 2) * _step(
+            _Y - line, 1
+        )
+        picture = _paint(cap, 0.97, picture)
+    return _below(rng, picture, _ridge(rng, 115, 8, 30), _tint(rng, 0.6, 0.05, 0.95), 0.1)
 
 
 def _field(rng):
     h = 58
-    picture = _below(rng, _sky(rng, "day"), h, ground := _tint(rng, rng.choice([.13, .3]), .6, .75))
-    rows = _step(_wave((_X - 64) / np.maximum(_Y - h + 6, 1) * 18, 8), .5) * (_Y > h)
-    return _paint(rows * .5, ground * .6, picture)
+    picture = _below(
+        rng, _sky(rng, "day"), h, ground := _tint(rng, rng.choice([0.13, 0.3]), 0.6, 0.75)
+    )
+    rows = _step(_wave((_X - 64) / np.maximum(_Y - h + 6, 1) * 18, 8), 0.5) * (_Y > h)
+    return _paint(rows * 0.5, ground * 0.6, picture)
 
 
 def _canyon(rng):
     grey = _stratified(rng).mean(-1, keepdims=True)
-    return _paint(_step(_Y - _ridge(rng, 70, 45, 22), 1), _tint(rng, .05, .6, .75) * (.5 + .6 * grey), _sky(rng, "day"))
+    return _paint(
+        _step(_Y - _ridge(rng, 70, 45, 22), 1),
+        _tint(rng, 0.05, 0.6, 0.75) * (0.5 + 0.6 * grey),
+        _sky(rng, "day"),
+    )
 
 
 def _lake(rng):
     shore = 62
-    picture = _below(rng, _sky(rng, "day"), _ridge(rng, 60, 25, 18), _tint(rng, .36, .4, .45), .2)
-    picture[shore:] = picture[np.clip(2 * shore - np.arange(shore, SIDE), 0, SIDE - 1)] * .75 + [.05, .1, .15]
+    picture = _below(
+        rng, _sky(rng, "day"), _ridge(rng, 60, 25, 18), _tint(rng, 0.36, 0.4, 0.45), 0.2
+    )
+    picture[shore:] = picture[np.clip(2 * shore - np.arange(shore, SIDE), 0, SIDE - 1)] * 0.75 + [
+        0.05,
+        0.1,
+        0.15,
+    ]
     return picture
 
 
 def _sunset(rng):
     h = rng.uniform(68, 88)
-    sky = _sun(rng, _fade(_tint(rng, .8, .5, .4), _tint(rng, .06, .85, 1)), h - rng.uniform(0, 8))
-    return _below(rng, sky, _ridge(rng, h, 12, 20) if rng.random() < .6 else h, _tint(rng, .7, .5, .15), .2)
+    sky = _sun(
+        rng, _fade(_tint(rng, 0.8, 0.5, 0.4), _tint(rng, 0.06, 0.85, 1)), h - rng.uniform(0, 8)
+    )
+    return _below(
+        rng,
+        sky,
+        _ridge(rng, h, 12, 20) if rng.random() < 0.6 else h,
+        _tint(rng, 0.7, 0.5, 0.15),
+        0.2,
+    )
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #cb283f89
 def _forest(rng, jungle=False):
     "Trunks under crowns; a jungle is darker, with leaves in front."
-    picture = _fade(_tint(rng, .33, .3, .7 if not jungle else .35), _tint(rng, .3, .5, .4 if not jungle else .2))
+    picture = _fade(
+        _tint(rng, 0.33, 0.3, 0.7 if not jungle else 0.35),
+        _tint(rng, 0.3, 0.5, 0.4 if not jungle else 0.2),
+    )
+
     def draw(d):
         for x, w in zip(np.sort(rng.uniform(-10, 2 * SIDE, 22)), rng.uniform(4, 14, 22)):
-            d.rectangle((x, rng.uniform(20, 80), x + w, rng.uniform(190, 256)), fill=_rgb(_tint(rng, .07, .5, .3)))
-        for x, y, r in zip(rng.uniform(0, 256, 90), rng.uniform(-20, 256 if jungle else 110, 90), rng.uniform(8, 26, 90)):
-            d.ellipse((x - r, y - r * .7, x + r, y + r * .7), fill=_rgb(_tint(rng, .33, .6, rng.uniform(.2, .55))))
-    return _drawn(_below(rng, picture, _ridge(rng, 105, 12, 20), _tint(rng, .28, .5, .35), .4), draw)
+            d.rectangle(
+                (x, rng.uniform(20, 80), x + w, rng.uniform(190, 256)),
+                fill=_rgb(_tint(rng, 0.07, 0.5, 0.3)),
+            )
+        for x, y, r in zip(
+            rng.uniform(0, 256, 90),
+            rng.uniform(-20, 256 if jungle else 110, 90),
+            rng.uniform(8, 26, 90),
+        ):
+            d.ellipse(
+                (x - r, y - r * 0.7, x + r, y + r * 0.7),
+                fill=_rgb(_tint(rng, 0.33, 0.6, rng.uniform(0.2, 0.55))),
+            )
+
+    return _drawn(
+        _below(rng, picture, _ridge(rng, 105, 12, 20), _tint(rng, 0.28, 0.5, 0.35), 0.4), draw
+    )
 
 
 def _underwater(rng):
-    picture = _fade(_tint(rng, .52, .7, .85), _tint(rng, .6, .85, .3))
-    rays = _step(_wave(_X + .4 * _Y + 12 * _noise(rng, 20, 1), 26) - .6, .6) * np.linspace(.35, 0, SIDE)[:, None]
-    picture = _below(rng, _paint(rays, 1., picture), _ridge(rng, 118, 12, 16), _tint(rng, .12, .35, .55), .3)
+    picture = _fade(_tint(rng, 0.52, 0.7, 0.85), _tint(rng, 0.6, 0.85, 0.3))
+    rays = (
+        _step(_wave(_X + 0.4 * _Y + 12 * _noise(rng, 20, 1), 26) - 0.6, 0.6)
+        * np.linspace(0.35, 0, SIDE)[:, None]
+    )
+    picture = _below(
+        rng, _paint(rays, 1.0, picture), _ridge(rng, 118, 12, 16), _tint(rng, 0.12, 0.35, 0.55), 0.3
+    )
     for y, x, r in zip(*rng.uniform(10, 110, (2, 14)), rng.uniform(1.5, 4, 14)):
-        picture = _paint(_step(1 - np.abs(np.hypot(_Y - y, _X - x) - r), 1) * .6, 1., picture)
+        picture = _paint(_step(1 - np.abs(np.hypot(_Y - y, _X - x) - r), 1) * 0.6, 1.0, picture)
     return picture
 
 
 def _space(rng):
     glow = _noise(rng, 20, 4)[..., None]
-    picture = _plain(_tint(rng, .68, .6, .06)) + glow**3 * _tint(rng, rng.random(), .7, .6)
-    picture[rng.integers(0, SIDE, 160), rng.integers(0, SIDE, 160)] = rng.uniform(.6, 1, (160, 1))
-    if rng.random() < .5:
+    picture = _plain(_tint(rng, 0.68, 0.6, 0.06)) + glow**3 * _tint(rng, rng.random(), 0.7, 0.6)
+    picture[rng.integers(0, SIDE, 160), rng.integers(0, SIDE, 160)] = rng.uniform(0.6, 1, (160, 1))
+    if rng.random() < 0.5:
         y, x, r = *rng.uniform(20, 108, 2), rng.uniform(8, 20)
-        picture = _paint(_step(r - np.hypot(_Y - y, _X - x), 1.5), _tint(rng, rng.random(), .5, .8) * (.4 + .6 * _step(_X - x + 4, 20))[..., None], picture)
+        picture = _paint(
+            _step(r - np.hypot(_Y - y, _X - x), 1.5),
+            _tint(rng, rng.random(), 0.5, 0.8) * (0.4 + 0.6 * _step(_X - x + 4, 20))[..., None],
+            picture,
+        )
     return picture
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #0799869e
 def _road(rng):
-    picture = _below(rng, _sky(rng), 60, _tint(rng, .3, .45, .55), .2)
+    picture = _below(rng, _sky(rng), 60, _tint(rng, 0.3, 0.45, 0.55), 0.2)
+
     def draw(d):
         v = rng.uniform(90, 166)
-        d.polygon([(v - 5, 120), (v + 5, 120), (290, 256), (-34, 256)], fill=_rgb(_tint(rng, .6, .05, .35)))
+        d.polygon(
+            [(v - 5, 120), (v + 5, 120), (290, 256), (-34, 256)],
+            fill=_rgb(_tint(rng, 0.6, 0.05, 0.35)),
+        )
         for k in range(6):
             y = 125 + k**1.6 * 9
-            d.line((v + (128 - v) * (y - 120) / 136, y, v + (128 - v) * (y - 116 + 3 * k) / 136, y + 4 + 3 * k), fill=(250, 240, 200), width=1 + k)
+            d.line(
+                (
+                    v + (128 - v) * (y - 120) / 136,
+                    y,
+                    v + (128 - v) * (y - 116 + 3 * k) / 136,
+                    y + 4 + 3 * k,
+                ),
+                fill=(250, 240, 200),
+                width=1 + k,
+            )
+
     return _drawn(picture, draw)
 
 
 def _city(rng, night=False):
     "Rows of buildings with windows, lit at night."
+
     def draw(d):
-        for depth in (.55, .35):
-            x = -10.
+        for depth in (0.55, 0.35):
+            x = -10.0
             while x < 256:
-                w, h = rng.uniform(22, 48), rng.uniform(60, 190) * (.6 + depth)
-                d.rectangle((x, 240 - h, x + w, 256), fill=_rgb(_tint(rng, .6, .15, depth * (.35 if night else 1.2))))
+                w, h = rng.uniform(22, 48), rng.uniform(60, 190) * (0.6 + depth)
+                d.rectangle(
+                    (x, 240 - h, x + w, 256),
+                    fill=_rgb(_tint(rng, 0.6, 0.15, depth * (0.35 if night else 1.2))),
+                )
                 for wy in np.arange(246 - h, 236, 11):
                     for wx in np.arange(x + 4, x + w - 5, 9):
-                        lit = rng.random() < .55
-                        d.rectangle((wx, wy, wx + 4, wy + 5), fill=(250, 225, 120) if night and lit else _rgb([.2, .25, .35] if not night else [.08, .08, .15]))
+                        lit = rng.random() < 0.55
+                        d.rectangle(
+                            (wx, wy, wx + 4, wy + 5),
+                            fill=(250, 225, 120)
+                            if night and lit
+                            else _rgb([0.2, 0.25, 0.35] if not night else [0.08, 0.08, 0.15]),
+                        )
                 x += w + rng.uniform(-4, 8)
+
     return _drawn(_sky(rng, "night" if night else None), draw)
 
 
 def _rainy(rng):
-    street = _below(rng, _city(rng) * .6, 100, _tint(rng, .6, .1, .35), .3)
-    drops = ndimage.uniform_filter((rng.random((SIDE, SIDE)) > .985).astype(float), (9, 1)) * 6
-    return _paint(drops * .5, .9, street)
+    street = _below(rng, _city(rng) * 0.6, 100, _tint(rng, 0.6, 0.1, 0.35), 0.3)
+    drops = ndimage.uniform_filter((rng.random((SIDE, SIDE)) > 0.985).astype(float), (9, 1)) * 6
+    return _paint(drops * 0.5, 0.9, street)
 
 
 def _room(rng):
     "A wall, a floor with boards, sometimes wallpaper and a window."
-    wall = _plain(_tint(rng, rng.random(), .25, .85))
-    if rng.random() < .5:
-        wall = _paint(_step(_wave(_X, rng.uniform(10, 24)), .4) * .25, _tint(rng, rng.random(), .4, .7), wall)
+    wall = _plain(_tint(rng, rng.random(), 0.25, 0.85))
+    if rng.random() < 0.5:
+        wall = _paint(
+            _step(_wave(_X, rng.uniform(10, 24)), 0.4) * 0.25,
+            _tint(rng, rng.random(), 0.4, 0.7),
+            wall,
+        )
     h = rng.uniform(80, 100)
-    picture = _below(rng, wall, h, _tint(rng, .08, .5, .5), .15)
-    boards = (_Y > h) * _step(_wave(_X + (_Y - h) * (_X - 64) / 60, 18) - .9, .1) * .5
-    picture = _paint(_step(2 - np.abs(_Y - h), 1), .95, _paint(boards, 0., picture))
+    picture = _below(rng, wall, h, _tint(rng, 0.08, 0.5, 0.5), 0.15)
+    boards = (_Y > h) * _step(_wave(_X + (_Y - h) * (_X - 64) / 60, 18) - 0.9, 0.1) * 0.5
+    picture = _paint(_step(2 - np.abs(_Y - h), 1), 0.95, _paint(boards, 0.0, picture))
+
     def window(d):
         x = rng.uniform(20, 160)
         d.rectangle((x, 30, x + 70, 110), fill=(250, 250, 250))
-        d.rectangle((x + 5, 35, x + 65, 105), fill=_rgb(_tint(rng, .56, .4, .95)))
+        d.rectangle((x + 5, 35, x + 65, 105), fill=_rgb(_tint(rng, 0.56, 0.4, 0.95)))
         d.line((x + 35, 30, x + 35, 110), fill=(250, 250, 250), width=4)
         d.line((x, 70, x + 70, 70), fill=(250, 250, 250), width=4)
-    return _drawn(picture, window) if rng.random() < .6 else picture
+
+    return _drawn(picture, window) if rng.random() < 0.6 else picture
 
 
 def _kitchen(rng):
-    tile, period, h = _tint(rng, rng.random(), .2, .9), rng.uniform(12, 20), rng.uniform(78, 96)
-    joints = np.maximum(_step(_wave(_X, period) - .9, .1), _step(_wave(_Y, period) - .9, .1))
-    picture = _below(rng, _paint(joints, tile * .7, _plain(tile)), h, _tint(rng, .08, .5, .45), .15)
-    return _below(rng, picture, h + 8, _tint(rng, .08, .4, .75))
+    tile, period, h = _tint(rng, rng.random(), 0.2, 0.9), rng.uniform(12, 20), rng.uniform(78, 96)
+    joints = np.maximum(_step(_wave(_X, period) - 0.9, 0.1), _step(_wave(_Y, period) - 0.9, 0.1))
+    picture = _below(
+        rng, _paint(joints, tile * 0.7, _plain(tile)), h, _tint(rng, 0.08, 0.5, 0.45), 0.15
+    )
+    return _below(rng, picture, h + 8, _tint(rng, 0.08, 0.4, 0.75))
 
 
 def _library(rng):
     def draw(d):
         for bottom in range(48, 256, 51):
-            x = 4.
+            x = 4.0
             while x < 250:
                 w, h = rng.uniform(7, 16), rng.uniform(30, 44)
-                d.rectangle((x, bottom - h, x + w, bottom), fill=_rgb(_tint(rng, rng.random(), .6, .7)))
+                d.rectangle(
+                    (x, bottom - h, x + w, bottom), fill=_rgb(_tint(rng, rng.random(), 0.6, 0.7))
+                )
                 x += w + 1
-    return _drawn(_plain(_tint(rng, .07, .6, .3)), draw)
+
+    return _drawn(_plain(_tint(rng, 0.07, 0.6, 0.3)), draw)
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #a9b5187b
 SCENES = {
-    "beach": _beach, "ocean": _ocean, "desert": _hills,
-    "mountains": partial(_hills, base=62, gap=24, rise=42, width=15, colour=(.62, .25, .6), darker=-.14, sun=False),
-    "snowy mountains": _snowy, "meadow": partial(_hills, sky="day", base=62, gap=24, rise=14, width=40, colour=(.28, .6, .6), darker=.08, grain=.3, sun=False),
-    "forest": _forest, "jungle": partial(_forest, jungle=True), "city": _city, "city at night": partial(_city, night=True),
-    "underwater": _underwater, "outer space": _space, "sunset": _sunset, "room": _room, "kitchen": _kitchen, "library": _library,
-    "road": _road, "field": _field, "canyon": _canyon, "lake": _lake, "rainy street": _rainy,
+    "beach": _beach,
+    "ocean": _ocean,
+    "desert": _hills,
+    "mountains": partial(
+        _hills,
+        base=62,
+        gap=24,
+        rise=42,
+        width=15,
+        colour=(0.62, 0.25, 0.6),
+        darker=-0.14,
+        sun=False,
+    ),
+    "snowy mountains": _snowy,
+    "meadow": partial(
+        _hills,
+        sky="day",
+        base=62,
+        gap=24,
+        rise=14,
+        width=40,
+        colour=(0.28, 0.6, 0.6),
+        darker=0.08,
+        grain=0.3,
+        sun=False,
+    ),
+    "forest": _forest,
+    "jungle": partial(_forest, jungle=True),
+    "city": _city,
+    "city at night": partial(_city, night=True),
+    "underwater": _underwater,
+    "outer space": _space,
+    "sunset": _sunset,
+    "room": _room,
+    "kitchen": _kitchen,
+    "library": _library,
+    "road": _road,
+    "field": _field,
+    "canyon": _canyon,
+    "lake": _lake,
+    "rainy street": _rainy,
 }
 
 
@@ -506,9 +753,11 @@ def background(
     "A texture or a place as `uint8` [128, 128, 3]. Raises ValueError for a name that is in neither table."
     draw = TEXTURES.get(name) or SCENES.get(name)
     if draw is None:
-        raise ValueError(f"no background is called {name!r}; textures: {', '.join(TEXTURES)}; places: {', '.join(SCENES)}")
+        raise ValueError(
+            f"no background is called {name!r}; textures: {', '.join(TEXTURES)}; places: {', '.join(SCENES)}"
+        )
     rng = np.random.default_rng(seed)
     picture = np.clip(draw(rng), 0, 1)
-    light = 1 + rng.uniform(0, .35) * _plane(rng)[0][..., None] / SIDE
-    grain = .03 * rng.random() * rng.standard_normal(picture.shape)
+    light = 1 + rng.uniform(0, 0.35) * _plane(rng)[0][..., None] / SIDE
+    grain = 0.03 * rng.random() * rng.standard_normal(picture.shape)
     return (np.clip(picture * light + grain, 0, 1) * 255).astype(np.uint8)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 # %% ../../nbs/3_miniworld/02_compose.ipynb #14af9a44
-_YIQ = np.array([[.299, .587, .114], [.596, -.274, -.322], [.211, -.523, .312]])
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
 def _tensor(array):
@@ -21,20 +21,24 @@ def _tensor(array):
 def tint_matrices(
     rng,  # numpy Generator
     n,  # number of pictures
-    hue=.25,  # strength of hue changes: three in ten turn freely by up to 2·hue·π
-    saturation=.3,  # standard deviation of the saturation factor
-    brightness=.25,  # standard deviation of log brightness
-    grey=.1,  # share of pictures without any colour
+    hue=0.25,  # strength of hue changes: three in ten turn freely by up to 2·hue·π
+    saturation=0.3,  # standard deviation of the saturation factor
+    brightness=0.25,  # standard deviation of log brightness
+    grey=0.1,  # share of pictures without any colour
 ):
     "Random colour maps [n, 3, 3] that act on RGB columns."
-    turn = np.where(rng.random(n) < .3, rng.uniform(-np.pi, np.pi, n) * 2 * hue, rng.normal(0, .12, n))
-    length = np.where(rng.random(n) < grey, 0, np.clip(rng.normal(1, saturation, n), .2, 1.8))
+    turn = np.where(
+        rng.random(n) < 0.3, rng.uniform(-np.pi, np.pi, n) * 2 * hue, rng.normal(0, 0.12, n)
+    )
+    length = np.where(rng.random(n) < grey, 0, np.clip(rng.normal(1, saturation, n), 0.2, 1.8))
     rotate = np.zeros((n, 3, 3))
     rotate[:, 0, 0] = 1
     rotate[:, 1, 1] = rotate[:, 2, 2] = np.cos(turn) * length
     rotate[:, 2, 1] = np.sin(turn) * length
     rotate[:, 1, 2] = -rotate[:, 2, 1]
-    return _tensor(np.linalg.inv(_YIQ) @ rotate @ _YIQ * np.exp(rng.normal(0, brightness, n))[:, None, None])
+    return _tensor(
+        np.linalg.inv(_YIQ) @ rotate @ _YIQ * np.exp(rng.normal(0, brightness, n))[:, None, None]
+    )
 
 
 def tint(
@@ -49,26 +53,29 @@ def make_canvas(
     rng,  # numpy Generator
     backgrounds,  # uint8 [n, 128, 128, 3]
     size,  # side of the pictures in pixels
-    closest=.6,  # smallest window as a share of the side; a number or one per picture [n]
-    strength=1.,  # strength of the tint; 0: none
+    closest=0.6,  # smallest window as a share of the side; a number or one per picture [n]
+    strength=1.0,  # strength of the tint; 0: none
 ):
     "Windows into the backgrounds, tinted: [n, 3, size, size] in 0..1."
     n = len(backgrounds)
     zoom = np.broadcast_to(closest, n) + (1 - np.broadcast_to(closest, n)) * rng.random(n)
     window = torch.zeros(n, 2, 3)
-    window[:, 0, 0] = _tensor(zoom * rng.choice([-1., 1.], n))
+    window[:, 0, 0] = _tensor(zoom * rng.choice([-1.0, 1.0], n))
     window[:, 1, 1] = _tensor(zoom)
     window[:, :, 2] = _tensor(rng.uniform(-1, 1, (n, 2)) * (1 - zoom)[:, None])
     pictures = torch.as_tensor(backgrounds).permute(0, 3, 1, 2).float() / 255
     grid = F.affine_grid(window, (n, 3, size, size), align_corners=False)
     pictures = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
-    return tint(pictures, tint_matrices(rng, n, .1 * strength, .25 * strength, .15 * strength, .03 * strength))
+    return tint(
+        pictures,
+        tint_matrices(rng, n, 0.1 * strength, 0.25 * strength, 0.15 * strength, 0.03 * strength),
+    )
 
 # %% ../../nbs/3_miniworld/02_compose.ipynb #9b8aaedc
 def _placement(rng, scale, x, y, turn, flip, jitter):
     "Maps [n, 2, 3] from picture coordinates to sprite coordinates."
     n = len(scale)
-    shear, stretch = rng.normal(0, .08, (2, n)) * jitter
+    shear, stretch = rng.normal(0, 0.08, (2, n)) * jitter
     cos, sin, width = np.cos(turn), np.sin(turn), scale * np.exp(stretch)
     maps = np.zeros((n, 2, 3))
     maps[:, 0, 0] = flip * (cos - shear * sin) / width
@@ -80,22 +87,33 @@ def _placement(rng, scale, x, y, turn, flip, jitter):
 
 def _bend(rng, scale, size, strength):
     "Smooth random displacements of sprite coordinates, [n, size, size, 2], drawn at 4 x 4 points."
-    points = _tensor(rng.normal(0, .05 * strength, (len(scale), 2, 4, 4)) / scale[:, None, None, None])
-    return F.interpolate(points, (size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    points = _tensor(
+        rng.normal(0, 0.05 * strength, (len(scale), 2, 4, 4)) / scale[:, None, None, None]
+    )
+    return F.interpolate(points, (size, size), mode="bicubic", align_corners=True).permute(
+        0, 2, 3, 1
+    )
 
 
 def _relight(rng, colours, strength):
     "The colours [n, 3, s, s] with another contrast, lit from one side."
     n, _, size, _ = colours.shape
     axis = torch.linspace(-1, 1, size)
-    slope = _tensor(rng.normal(0, .2 * strength, (2, n, 1, 1, 1)))
-    contrast = _tensor(np.exp(rng.normal(0, .3 * strength, (n, 1, 1, 1))))
-    return (colours.clamp(min=1e-3) ** contrast * (1 + slope[0] * axis + slope[1] * axis[:, None])).clamp(0, 1)
+    slope = _tensor(rng.normal(0, 0.2 * strength, (2, n, 1, 1, 1)))
+    contrast = _tensor(np.exp(rng.normal(0, 0.3 * strength, (n, 1, 1, 1))))
+    return (
+        colours.clamp(min=1e-3) ** contrast * (1 + slope[0] * axis + slope[1] * axis[:, None])
+    ).clamp(0, 1)
 
 
 def _shadow(alpha):
     size = alpha.shape[-1]
-    soft = F.interpolate(F.interpolate(alpha, (size // 16,) * 2, mode="area"), (size, size), mode="bilinear", align_corners=False)
+    soft = F.interpolate(
+        F.interpolate(alpha, (size // 16,) * 2, mode="area"),
+        (size, size),
+        mode="bilinear",
+        align_corners=False,
+    )
     step = max(size // 24, 1)
     return torch.roll(soft, (step, step // 2), (2, 3))
 
@@ -105,10 +123,14 @@ def lay_object(
     canvas,  # [n, 3, S, S] in 0..1; not changed
     sprites,  # uint8 [m, 4, s, s], one for each picture that gets an object
     where,  # the numbers of those m pictures, int [m]
-    scale, x, y, turn, flip,  # placement, each [m]: size, centre, angle in radians, -1 or 1
-    jitter=1.,  # strength of tint, stretch and shear
-    shadow=.35,  # darkness of the shadow
-    restyle=0.,  # strength of bends, contrast and light from one side; 0: the drawing as it is
+    scale,
+    x,
+    y,
+    turn,
+    flip,  # placement, each [m]: size, centre, angle in radians, -1 or 1
+    jitter=1.0,  # strength of tint, stretch and shear
+    shadow=0.35,  # darkness of the shadow
+    restyle=0.0,  # strength of bends, contrast and light from one side; 0: the drawing as it is
 ):
     "The canvas with one object laid on each named picture, and the object's transparency [n, 1, S, S] (zeros elsewhere)."
     n, _, size, _ = canvas.shape
@@ -122,8 +144,16 @@ def lay_object(
     if restyle:
         sprites = torch.cat([_relight(rng, sprites[:, :3], restyle), sprites[:, 3:]], 1)
     sprites = torch.cat([sprites[:, :3] * sprites[:, 3:], sprites[:, 3:]], 1)
-    grid = F.affine_grid(_placement(rng, scale, x, y, turn, flip, jitter), (len(where), 4, size, size), align_corners=False)
-    laid = F.grid_sample(sprites, grid + _bend(rng, np.asarray(scale), size, restyle) if restyle else grid, align_corners=False)
+    grid = F.affine_grid(
+        _placement(rng, scale, x, y, turn, flip, jitter),
+        (len(where), 4, size, size),
+        align_corners=False,
+    )
+    laid = F.grid_sample(
+        sprites,
+        grid + _bend(rng, np.asarray(scale), size, restyle) if restyle else grid,
+        align_corners=False,
+    )
     colour, alpha = laid[:, :3], laid[:, 3:]
     canvas = canvas.clone()
     canvas[where] = canvas[where] * (1 - shadow * _shadow(alpha)) * (1 - alpha) + colour
@@ -136,25 +166,36 @@ def _soften(pictures, amount):
     amount = amount[:, None, None, None]
     for dim in (2, 3):
         inner = pictures.narrow(dim, 1, pictures.shape[dim] - 2)
-        around = (pictures.narrow(dim, 0, inner.shape[dim]) + pictures.narrow(dim, 2, inner.shape[dim])) / 2
-        pictures = torch.cat([pictures.narrow(dim, 0, 1), torch.lerp(inner, around, amount), pictures.narrow(dim, -1, 1)], dim)
+        around = (
+            pictures.narrow(dim, 0, inner.shape[dim]) + pictures.narrow(dim, 2, inner.shape[dim])
+        ) / 2
+        pictures = torch.cat(
+            [
+                pictures.narrow(dim, 0, 1),
+                torch.lerp(inner, around, amount),
+                pictures.narrow(dim, -1, 1),
+            ],
+            dim,
+        )
     return pictures
 
 
 def develop(
     rng,  # numpy Generator
     pictures,  # [n, 3, S, S] in 0..1
-    strength=1.,  # of all three
+    strength=1.0,  # of all three
 ):
     "The pictures with uneven light, exposure, soft focus (three in ten) and noise: [n, 3, S, S] in 0..1."
     n, _, size, _ = pictures.shape
     axis = torch.linspace(-1, 1, size)
-    slope = _tensor(rng.normal(0, .15 * strength, (n, 2)))
+    slope = _tensor(rng.normal(0, 0.15 * strength, (n, 2)))
     light = 1 + slope[:, :1, None] * axis[None, :, None] + slope[:, 1:, None] * axis[None, None, :]
-    light = light * _tensor(np.exp(rng.normal(0, .15 * strength, n)))[:, None, None]
+    light = light * _tensor(np.exp(rng.normal(0, 0.15 * strength, n)))[:, None, None]
     pictures = pictures * light[:, None]
-    blurred = np.flatnonzero(rng.random(n) < .3 * strength)
-    pictures[blurred] = _soften(pictures[blurred], _tensor(rng.uniform(.2, .65, len(blurred))))
-    grain = _tensor(rng.exponential(.02 * strength, n))[:, None, None, None]
-    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**31))))
+    blurred = np.flatnonzero(rng.random(n) < 0.3 * strength)
+    pictures[blurred] = _soften(pictures[blurred], _tensor(rng.uniform(0.2, 0.65, len(blurred))))
+    grain = _tensor(rng.exponential(0.02 * strength, n))[:, None, None, None]
+    noise = torch.randn(
+        pictures.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**31)))
+    )
     return (pictures + grain * noise).clamp(0, 1)

@@ -21,6 +21,7 @@ from .compose import develop, lay_object, make_canvas
 @dataclass(frozen=True)
 class Concept:
     "A thing that pictures show and captions name."
+
     name: str  # as captions say it
     role: str  # id, near, plant, place, square (a scene-like picture) or web (everything else)
     kind: str  # animal, food, vehicle, object, plant, place or other
@@ -31,6 +32,7 @@ class Concept:
 
 class World:
     "Concepts and their sprites. Pictures come from `paint`, captions from `caption`."
+
     def __init__(
         self,
         concepts,  # the Concepts, in their fixed order
@@ -60,13 +62,19 @@ class World:
         for part in self.sprites.split(512):
             part = part.float()
             weighted = F.avg_pool2d(torch.cat([part[:, :3] * part[:, 3:], part[:, 3:]], 1), 2)
-            halves.append(torch.cat([weighted[:, :3] / weighted[:, 3:].clamp(min=1e-3), weighted[:, 3:]], 1).round().clamp(0, 255).byte())
+            halves.append(
+                torch.cat([weighted[:, :3] / weighted[:, 3:].clamp(min=1e-3), weighted[:, 3:]], 1)
+                .round()
+                .clamp(0, 255)
+                .byte()
+            )
         return torch.cat(halves)
 
 # %% ../../nbs/3_miniworld/03_painter.ipynb #55d8c0bd
 @dataclass
 class Contents:
     "What n pictures show."
+
     main: np.ndarray  # int [n]: concept number, -1 for none
     others: np.ndarray  # int [n, 2]: concept numbers, -1 for none
     kind: np.ndarray  # int [n]: 0 plain colour, 1 texture, 2 place
@@ -80,19 +88,32 @@ KINDS = ((), tuple(TEXTURES), tuple(SCENES))  # names of the backgrounds of each
 @dataclass(frozen=True)
 class Look:
     "How pictures are laid out and how rough they are."
-    scale: tuple = (.35, .9)  # size of the main object
-    beside: tuple = (.2, .4)  # size of the other objects
+
+    scale: tuple = (0.35, 0.9)  # size of the main object
+    beside: tuple = (0.2, 0.4)  # size of the other objects
     reach: float = 1.1  # 1: the main object stays inside the picture; more: it may be cut
-    turn: float = .22  # standard deviation of the tilt in radians
-    jitter: float = 1.  # strength of tint, stretch and shear of the objects
-    restyle: float = 1.  # strength of bends, contrast and light on the objects, so that few artists look like many
-    strength: float = 1.  # strength of light, blur and noise
-    equals: float = .3  # share of the pictures with company in which main and second object are of one size
+    turn: float = 0.22  # standard deviation of the tilt in radians
+    jitter: float = 1.0  # strength of tint, stretch and shear of the objects
+    # strength of bends, contrast and light on the objects, so that few artists look like many
+    restyle: float = 1.0
+    strength: float = 1.0  # strength of light, blur and noise
+    # share of the pictures with company in which main and second object are of one size
+    equals: float = 0.3
     oversample: int = 1  # painted this much larger, then reduced
 
 
 WEB = Look()
-TEST = Look(scale=(.38, .85), beside=(.18, .34), reach=1., turn=.2, jitter=.5, restyle=0., strength=.8, equals=0., oversample=2)
+TEST = Look(
+    scale=(0.38, 0.85),
+    beside=(0.18, 0.34),
+    reach=1.0,
+    turn=0.2,
+    jitter=0.5,
+    restyle=0.0,
+    strength=0.8,
+    equals=0.0,
+    oversample=2,
+)
 
 
 def draw_contents(
@@ -100,31 +121,71 @@ def draw_contents(
     main,  # int [n]: concept numbers, -1 for a pure background
     company,  # concept numbers that may stand beside
     look=WEB,  # sizes
-    alone=.45,  # share of pictures without company; of the others, three in ten show two
-    kinds=(.15, .45, .4),  # shares of plain, textured and scenic backgrounds
+    alone=0.45,  # share of pictures without company; of the others, three in ten show two
+    kinds=(0.15, 0.45, 0.4),  # shares of plain, textured and scenic backgrounds
 ):
     "Contents for the main concepts: company, background and size drawn at random."
     main = np.asarray(main)
     n = len(main)
     kind = np.where(main < 0, rng.choice([1, 2], n), rng.choice(3, n, p=kinds))
-    count = np.where(rng.random(n) < alone, 0, np.where(rng.random(n) < .3, 2, 1)) * (main >= 0)
+    count = np.where(rng.random(n) < alone, 0, np.where(rng.random(n) < 0.3, 2, 1)) * (main >= 0)
     others = np.where(np.arange(2) < count[:, None], rng.choice(company, (n, 2)), -1)
-    name = np.where(kind == 1, rng.integers(len(TEXTURES), size=n), rng.integers(len(SCENES), size=n))
+    name = np.where(
+        kind == 1, rng.integers(len(TEXTURES), size=n), rng.integers(len(SCENES), size=n)
+    )
     return Contents(main, others, kind, name, rng.uniform(*look.scale, n))
 
 # %% ../../nbs/3_miniworld/03_painter.ipynb #be175d7b
-STYLES = ("photo", "photo", "photo", "photo", "picture", "image", "drawing", "illustration", "painting", "sticker", "icon", "cartoon", "rendering", "snapshot")
-AT = {"beach": "on a beach", "ocean": "in the ocean", "desert": "in a desert", "mountains": "in the mountains", "snowy mountains": "in snowy mountains", "meadow": "in a meadow",
-      "forest": "in a forest", "jungle": "in a jungle", "city": "in a city", "city at night": "in a city at night", "underwater": "underwater", "outer space": "in outer space",
-      "sunset": "at sunset", "room": "in a room", "kitchen": "in a kitchen", "library": "in a library", "road": "on a road", "field": "in a field", "canyon": "in a canyon",
-      "lake": "by a lake", "rainy street": "on a rainy street"}
+STYLES = (
+    "photo",
+    "photo",
+    "photo",
+    "photo",
+    "picture",
+    "image",
+    "drawing",
+    "illustration",
+    "painting",
+    "sticker",
+    "icon",
+    "cartoon",
+    "rendering",
+    "snapshot",
+)
+AT = {
+    "beach": "on a beach",
+    "ocean": "in the ocean",
+    "desert": "in a desert",
+    "mountains": "in the mountains",
+    "snowy mountains": "in snowy mountains",
+    "meadow": "in a meadow",
+    "forest": "in a forest",
+    "jungle": "in a jungle",
+    "city": "in a city",
+    "city at night": "in a city at night",
+    "underwater": "underwater",
+    "outer space": "in outer space",
+    "sunset": "at sunset",
+    "room": "in a room",
+    "kitchen": "in a kitchen",
+    "library": "in a library",
+    "road": "on a road",
+    "field": "in a field",
+    "canyon": "in a canyon",
+    "lake": "by a lake",
+    "rainy street": "on a rainy street",
+}
 _WITHOUT_ARTICLE = ("underwater", "outer space", "mountains", "snowy mountains")
 
 
 def with_article(name):
     "a dog, an apple, scissors."
     plural = name.endswith("s") and not name.endswith(("ss", "us", "lens", "compass"))
-    return name if plural or name in _WITHOUT_ARTICLE else ("an " if name[0] in "aeiou" else "a ") + name
+    return (
+        name
+        if plural or name in _WITHOUT_ARTICLE
+        else ("an " if name[0] in "aeiou" else "a ") + name
+    )
 
 
 def _pick(rng, options):
@@ -135,7 +196,15 @@ def _behind(rng, kind, name):
     "Words for the background, or nothing."
     if kind == 1:
         word = with_article(KINDS[1][name])
-        return _pick(rng, (f" on {word} background", f" on {word} texture", f" on {word} surface", f", {KINDS[1][name]} background"))
+        return _pick(
+            rng,
+            (
+                f" on {word} background",
+                f" on {word} texture",
+                f" on {word} surface",
+                f", {KINDS[1][name]} background",
+            ),
+        )
     if kind == 2:
         place = KINDS[2][name]
         return _pick(rng, (f" {AT[place]}", f" {AT[place]}", f", {place} background"))
@@ -146,25 +215,38 @@ def _empty(rng, kind, name):
     "A caption for a pure background."
     style, word = with_article(_pick(rng, STYLES)), KINDS[kind][name]
     if kind == 1:
-        kinds = (f"{style} of {with_article(word)} texture", f"{word} texture", f"{word} background", f"{with_article(word)} pattern", f"{style} of {with_article(word)} surface", word)
+        kinds = (
+            f"{style} of {with_article(word)} texture",
+            f"{word} texture",
+            f"{word} background",
+            f"{with_article(word)} pattern",
+            f"{style} of {with_article(word)} surface",
+            word,
+        )
     else:
-        kinds = (f"{style} of {with_article(word)}", word, f"{word} scene", f"{style} {AT[word]}", f"{word} background")
+        kinds = (
+            f"{style} of {with_article(word)}",
+            word,
+            f"{word} scene",
+            f"{style} {AT[word]}",
+            f"{word} background",
+        )
     return _pick(rng, kinds)
 
 # %% ../../nbs/3_miniworld/03_painter.ipynb #51842bcf
 def _naming(rng, concept, scale, templates):
     "The part of a caption that names the main thing."
-    name = _pick(rng, concept.synonyms) if concept.synonyms and rng.random() < .1 else concept.name
+    name = _pick(rng, concept.synonyms) if concept.synonyms and rng.random() < 0.1 else concept.name
     style, u = _pick(rng, STYLES), rng.random()
-    if templates and u < .25:
+    if templates and u < 0.25:
         return _pick(rng, templates).format(name).rstrip(".")
-    if u < .35:
+    if u < 0.35:
         return name
-    if u < .42:
+    if u < 0.42:
         return with_article(name)
-    if u < .55 and not .45 <= scale <= .75:
-        return f"{with_article(style)} of a {'small' if scale < .45 else 'big'} {name}"
-    return f"{style if u > .92 else with_article(style)} of {with_article(name)}"
+    if u < 0.55 and not 0.45 <= scale <= 0.75:
+        return f"{with_article(style)} of a {'small' if scale < 0.45 else 'big'} {name}"
+    return f"{style if u > 0.92 else with_article(style)} of {with_article(name)}"
 
 
 def caption(
@@ -179,15 +261,19 @@ def caption(
     if main < 0:
         return _empty(rng, kind, name)
     text = _naming(rng, concepts[main], contents.scale[k], templates)
-    beside = [with_article(concepts[o].name) for o in contents.others[k] if o >= 0 and rng.random() < .7]
+    beside = [
+        with_article(concepts[o].name) for o in contents.others[k] if o >= 0 and rng.random() < 0.7
+    ]
     if beside:
         text += _pick(rng, (" and ", " with ", " next to ", " near ")) + " and ".join(beside)
-    if rng.random() < .65:
+    if rng.random() < 0.65:
         text += _behind(rng, kind, name)
     synonyms = concepts[main].synonyms
-    if synonyms and rng.random() < .12:
-        text += "".join(f", {s}" for s in rng.choice(synonyms, min(2, len(synonyms)), replace=False))
-    return text + ("." if rng.random() < .3 else "")
+    if synonyms and rng.random() < 0.12:
+        text += "".join(
+            f", {s}" for s in rng.choice(synonyms, min(2, len(synonyms)), replace=False)
+        )
+    return text + ("." if rng.random() < 0.3 else "")
 
 # %% ../../nbs/3_miniworld/03_painter.ipynb #b7efb325
 def background_bank(
@@ -208,15 +294,19 @@ def _company(rng, contents, x, y, look):
     n, scale = len(contents.main), contents.scale
     equal = (contents.others[:, 0] >= 0) & (rng.random(n) < look.equals)
     side = rng.choice([-1, 1], n)
-    x = np.where(equal, side * rng.uniform(.3, .5, n), x)
-    scale = np.where(equal, rng.uniform(.35, .55, n), scale)
+    x = np.where(equal, side * rng.uniform(0.3, 0.5, n), x)
+    scale = np.where(equal, rng.uniform(0.35, 0.55, n), scale)
     placed = []
     for k in range(2):
-        angle, away = rng.uniform(0, 2 * np.pi, n), np.maximum(scale * .9, .5) * 1.1
+        angle, away = rng.uniform(0, 2 * np.pi, n), np.maximum(scale * 0.9, 0.5) * 1.1
         first = equal & (k == 0)
-        size = np.where(first, rng.uniform(.35, .55, n), rng.uniform(*look.beside, n))
-        ox = np.where(first, -side * rng.uniform(.3, .5, n), np.clip(x + away * np.cos(angle), -.85, .85))
-        oy = np.where(first, rng.uniform(-.4, .4, n), np.clip(y + away * np.sin(angle), -.85, .85))
+        size = np.where(first, rng.uniform(0.35, 0.55, n), rng.uniform(*look.beside, n))
+        ox = np.where(
+            first, -side * rng.uniform(0.3, 0.5, n), np.clip(x + away * np.cos(angle), -0.85, 0.85)
+        )
+        oy = np.where(
+            first, rng.uniform(-0.4, 0.4, n), np.clip(y + away * np.sin(angle), -0.85, 0.85)
+        )
         placed.append((size, ox, oy))
     return scale, x, placed
 
@@ -227,8 +317,12 @@ def _canvas(rng, contents, bank, size):
     drawn = np.empty((n, 128, 128, 3), np.uint8)
     for k in range(n):
         of_kind = bank[contents.kind[k] - 1] if contents.kind[k] else None
-        drawn[k] = rng.integers(0, 256, 3) if of_kind is None else of_kind[contents.name[k], rng.integers(of_kind.shape[1])]
-    return make_canvas(rng, drawn, size, closest=np.where(contents.kind == 2, .85, .6))
+        drawn[k] = (
+            rng.integers(0, 256, 3)
+            if of_kind is None
+            else of_kind[contents.name[k], rng.integers(of_kind.shape[1])]
+        )
+    return make_canvas(rng, drawn, size, closest=np.where(contents.kind == 2, 0.85, 0.6))
 
 # %% ../../nbs/3_miniworld/03_painter.ipynb #287128d8
 def paint(
@@ -250,14 +344,33 @@ def paint(
     scale, x, placed = _company(rng, contents, x, y, look)
     main = np.array([pick(c) for c in contents.main])
     others = np.array([[pick(c) for c in pair] for pair in contents.others]).reshape(n, 2)
-    layers = [(others[:, 0], *placed[0], 1.4 * look.turn, .6), (main, scale, x, y, look.turn, 1.), (others[:, 1], *placed[1], 1.4 * look.turn, .6)]
+    layers = [
+        (others[:, 0], *placed[0], 1.4 * look.turn, 0.6),
+        (main, scale, x, y, look.turn, 1.0),
+        (others[:, 1], *placed[1], 1.4 * look.turn, 0.6),
+    ]
     canvas, covers = _canvas(rng, contents, bank, big), []
     for chosen, s, px, py, tilt, share in layers:
         at = np.flatnonzero(chosen >= 0)
-        turn, flip = np.clip(rng.normal(0, tilt, n), -.8, .8), rng.choice([-1., 1.], n)
-        canvas, cover = lay_object(rng, canvas, sprites[chosen[at]], at, s[at], px[at], py[at], turn[at], flip[at], look.jitter * (1. if look.oversample == 1 else share), restyle=look.restyle)
+        turn, flip = np.clip(rng.normal(0, tilt, n), -0.8, 0.8), rng.choice([-1.0, 1.0], n)
+        canvas, cover = lay_object(
+            rng,
+            canvas,
+            sprites[chosen[at]],
+            at,
+            s[at],
+            px[at],
+            py[at],
+            turn[at],
+            flip[at],
+            look.jitter * (1.0 if look.oversample == 1 else share),
+            restyle=look.restyle,
+        )
         covers.append(cover)
     visible = covers[1] * (1 - covers[2])
     if look.oversample > 1:
-        canvas, visible = F.avg_pool2d(canvas, look.oversample), F.avg_pool2d(visible, look.oversample)
+        canvas, visible = (
+            F.avg_pool2d(canvas, look.oversample),
+            F.avg_pool2d(visible, look.oversample),
+        )
     return develop(rng, canvas, look.strength), visible[:, 0]

@@ -31,74 +31,123 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def find_device(
-    device, # torch.device, str, or None for the best there is
+    device,  # torch.device, str, or None for the best there is
 ) -> torch.device:
     "Where to compute. `ValueError` for a device that is not there."
-    if device is None: return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try: device = torch.device(device)
-    except RuntimeError as error: raise ValueError(f"{device!r} is not a device; give 'cpu', 'cuda', 'cuda:1', 'mps' or None for the best one there is.") from error
-    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
-    if there <= (device.index or 0): raise ValueError(f"The device '{device}' is not available: PyTorch sees {there} of its kind. Use device='cpu', or install a PyTorch built for it.")
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{device!r} is not a device; give 'cpu', 'cuda', 'cuda:1', 'mps' or None for the best one there is."
+        ) from error
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(
+        device.type, 1
+    )
+    if there <= (device.index or 0):
+        raise ValueError(
+            f"The device '{device}' is not available: PyTorch sees {there} of its kind. Use device='cpu', or install a PyTorch built for it."
+        )
     return device
 
 # %% ../../nbs/2_models/06_backbone.ipynb #d60b2e94
-_IMITATED = 4 # times as long as fp32; measured: up to 2 with units for it, 40 and more without
+_IMITATED = 4  # times as long as fp32; measured: up to 2 with units for it, 40 and more without
 
 
 @cache
 def half_factor(
-    precision, # "bf16" or "fp16"
-) -> float: # times as long as fp32; below 1 it is faster
+    precision,  # "bf16" or "fp16"
+) -> float:  # times as long as fp32; below 1 it is faster
     "How long this CPU takes for a product of two matrices [256, 256]; measured once per process."
     matrix = torch.linspace(-1, 1, 256 * 256).view(256, 256)
     half = matrix.to(PRECISIONS[precision])
-    return min(repeat(lambda: half @ half, number=1, repeat=6)) / min(repeat(lambda: matrix @ matrix, number=1, repeat=6))
+    return min(repeat(lambda: half @ half, number=1, repeat=6)) / min(
+        repeat(lambda: matrix @ matrix, number=1, repeat=6)
+    )
 
 
 def is_native(
-    precision, # "bf16" or "fp16"
-    device, # torch.device
+    precision,  # "bf16" or "fp16"
+    device,  # torch.device
 ) -> bool:
     "Whether the device computes in this precision, or imitates it."
-    if device.type == "cpu": return half_factor(precision) < _IMITATED
-    if device.type != "cuda" or precision != "bf16": return True
-    with torch.cuda.device(device): return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return half_factor(precision) < _IMITATED
+    if device.type != "cuda" or precision != "bf16":
+        return True
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @cache
-def _warn_of_imitation(precision, device): # once per process
-    factor = f": a product takes {half_factor(precision):.0f} times as long as in fp32" if device.type == "cpu" else ""
-    warnings.warn(f"The device '{device}' has no units for {precision} and imitates it{factor}. Take precision='fp32', or 'auto' for the faster one.", stacklevel=4)
+def _warn_of_imitation(precision, device):  # once per process
+    factor = (
+        f": a product takes {half_factor(precision):.0f} times as long as in fp32"
+        if device.type == "cpu"
+        else ""
+    )
+    warnings.warn(
+        f"The device '{device}' has no units for {precision} and imitates it{factor}. Take precision='fp32', or 'auto' for the faster one.",
+        stacklevel=4,
+    )
 
 
 def resolve_precision(
-    precision, # "fp32", "bf16", "fp16" or "auto"
-    device, # torch.device that will compute
-) -> str: # "fp32", "bf16" or "fp16": what to compute in, and to write down
-    "A checked precision; \"auto\" is bf16 where the device has it and is not slower with it, else fp32."
-    if precision not in (*PRECISIONS, "auto"): raise ValueError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}, or auto for the faster of fp32 and bf16 on this device.")
-    if precision == "auto": return "bf16" if (half_factor("bf16") <= 1 if device.type == "cpu" else device.type == "cuda" and is_native("bf16", device)) else "fp32"
-    if precision != "fp32" and not is_native(precision, device): _warn_of_imitation(precision, device)
+    precision,  # "fp32", "bf16", "fp16" or "auto"
+    device,  # torch.device that will compute
+) -> str:  # "fp32", "bf16" or "fp16": what to compute in, and to write down
+    'A checked precision; "auto" is bf16 where the device has it and is not slower with it, else fp32.'
+    if precision not in (*PRECISIONS, "auto"):
+        raise ValueError(
+            f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}, or auto for the faster of fp32 and bf16 on this device."
+        )
+    if precision == "auto":
+        return (
+            "bf16"
+            if (
+                half_factor("bf16") <= 1
+                if device.type == "cpu"
+                else device.type == "cuda" and is_native("bf16", device)
+            )
+            else "fp32"
+        )
+    if precision != "fp32" and not is_native(precision, device):
+        _warn_of_imitation(precision, device)
     return precision
 
 # %% ../../nbs/2_models/06_backbone.ipynb #ed6ea970
 def in_precision(
-    device, # torch.device
-    precision, # "fp32", "bf16" or "fp16"
-): # context
+    device,  # torch.device
+    precision,  # "fp32", "bf16" or "fp16"
+):  # context
     "Inside, matrix products of float32 tensors run in this precision; weights stay as they are."
-    return torch.autocast(device.type, PRECISIONS[precision]) if PRECISIONS[precision] else nullcontext()
+    return (
+        torch.autocast(device.type, PRECISIONS[precision])
+        if PRECISIONS[precision]
+        else nullcontext()
+    )
 
 
 @contextmanager
 def _exact_convolutions():
     before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    try: yield
-    finally: torch.backends.cudnn.allow_tf32 = before
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _structure(model):
-    return [(name, type(module).__name__, getattr(module, "num_heads", None), getattr(module, "pool_type", None)) for name, module in model.named_modules()]
+    return [
+        (
+            name,
+            type(module).__name__,
+            getattr(module, "num_heads", None),
+            getattr(module, "pool_type", None),
+        )
+        for name, module in model.named_modules()
+    ]
 
 
 def _describe(preprocess):
@@ -106,44 +155,73 @@ def _describe(preprocess):
 
 
 def _check_pixels(pixels, size):
-    ok = isinstance(pixels, torch.Tensor) and pixels.ndim == 4 and pixels.shape[1] == 3 and (size is None or tuple(pixels.shape[2:]) == size)
-    if ok and pixels.is_floating_point(): return
-    what = f"{pixels.dtype} of shape {tuple(pixels.shape)}" if isinstance(pixels, torch.Tensor) else type(pixels).__name__
+    ok = (
+        isinstance(pixels, torch.Tensor)
+        and pixels.ndim == 4
+        and pixels.shape[1] == 3
+        and (size is None or tuple(pixels.shape[2:]) == size)
+    )
+    if ok and pixels.is_floating_point():
+        return
+    what = (
+        f"{pixels.dtype} of shape {tuple(pixels.shape)}"
+        if isinstance(pixels, torch.Tensor)
+        else type(pixels).__name__
+    )
     wanted = f"[N, 3, {size[0]}, {size[1]}]" if size else "[N, 3, H, W]"
-    raise ValueError(f"encode_images takes a float tensor {wanted}, got {what}. Make it by torch.stack([backbone.preprocess(image) for image in images]).")
+    raise ValueError(
+        f"encode_images takes a float tensor {wanted}, got {what}. Make it by torch.stack([backbone.preprocess(image) for image in images])."
+    )
 
 
 def _check_texts(texts):
-    if isinstance(texts, str): raise ValueError(f"encode_texts takes a list of strings; for a single one write [{texts!r}].")
+    if isinstance(texts, str):
+        raise ValueError(
+            f"encode_texts takes a list of strings; for a single one write [{texts!r}]."
+        )
     texts = list(texts)
     wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
-    if wrong is not None: raise ValueError(f"encode_texts takes a list of strings; number {wrong} is a {type(texts[wrong]).__name__}: {texts[wrong]!r:.60}.")
+    if wrong is not None:
+        raise ValueError(
+            f"encode_texts takes a list of strings; number {wrong} is a {type(texts[wrong]).__name__}: {texts[wrong]!r:.60}."
+        )
     return texts
 
 # %% ../../nbs/2_models/06_backbone.ipynb #26ac0aef
 class Backbone:
     "A frozen vision-language model: images and texts to vectors of one space."
+
     def __init__(
         self,
-        model, # open_clip CLIP (or CustomTextCLIP, CoCa) in float32
-        preprocess, # PIL image to float tensor [3, H, W]
-        tokenizer, # list of strings to integer tensor [K, context length]
-        name, # architecture, as in tables
-        pretrained=None, # label of the weights
-        device=None, # torch.device or str; None takes CUDA if there is one, else the CPU
-        precision="fp32", # "fp32", "bf16", "fp16" or "auto" inside the towers, see `resolve_precision`; features are float32 always
+        model,  # open_clip CLIP (or CustomTextCLIP, CoCa) in float32
+        preprocess,  # PIL image to float tensor [3, H, W]
+        tokenizer,  # list of strings to integer tensor [K, context length]
+        name,  # architecture, as in tables
+        pretrained=None,  # label of the weights
+        device=None,  # torch.device or str; None takes CUDA if there is one, else the CPU
+        # "fp32", "bf16", "fp16" or "auto" inside the towers, see `resolve_precision`; features are float32 always
+        precision="fp32",
     ):
         self.device = find_device(device)
         self.precision = resolve_precision(precision, self.device)
         self.model = model.to(self.device, torch.float32).eval().requires_grad_(False)
-        self.preprocess, self.tokenizer, self.name, self.pretrained = preprocess, tokenizer, name, pretrained
+        self.preprocess, self.tokenizer, self.name, self.pretrained = (
+            preprocess,
+            tokenizer,
+            name,
+            pretrained,
+        )
         self.logit_scale = float(model.logit_scale.exp())
         size = getattr(model.visual, "image_size", None)
         self.image_size = (size, size) if isinstance(size, int) else size and tuple(size)
         self._stamp, self._fingerprint, self._parts = None, None, tuple(self.model.modules())
-        try: (self._tap, self._read, self.grid), self._no_local = value_path(model.visual), None
-        except ValueError as error: self.grid, self._no_local = None, str(error)
-        self.embed_dim = getattr(model.visual, "output_dim", None) or self.encode_texts([""]).shape[1]
+        try:
+            (self._tap, self._read, self.grid), self._no_local = value_path(model.visual), None
+        except ValueError as error:
+            self.grid, self._no_local = None, str(error)
+        self.embed_dim = (
+            getattr(model.visual, "output_dim", None) or self.encode_texts([""]).shape[1]
+        )
 
     def __repr__(self):
         return f"Backbone({self.name!r}, pretrained={self.pretrained!r}, embed_dim={self.embed_dim}, grid={self.grid}, device='{self.device}', precision={self.precision!r})"
@@ -153,42 +231,57 @@ class Backbone:
         "Hash of weights, structure and preprocessing; made when first asked for, and again when one of them has changed."
         tensors = list(itertools.chain(self.model.named_parameters(), self.model.named_buffers()))
         structure, preprocess = _structure(self.model), _describe(self.preprocess)
-        stamp = [(tensor.data_ptr(), tensor._version) for _, tensor in tensors], structure, preprocess
-        if stamp != self._stamp: self._stamp, self._fingerprint = stamp, content_hash(dict(tensors), structure, preprocess)
+        stamp = (
+            [(tensor.data_ptr(), tensor._version) for _, tensor in tensors],
+            structure,
+            preprocess,
+        )
+        if stamp != self._stamp:
+            self._stamp, self._fingerprint = (
+                stamp,
+                content_hash(dict(tensors), structure, preprocess),
+            )
         return self._fingerprint
 
     @contextmanager
     def running(
         self,
-        grad=False, # whether gradients may be recorded inside
+        grad=False,  # whether gradients may be recorded inside
     ):
         "Evaluation mode and this backbone's precision, for code that goes through the towers itself."
-        if any(part.training for part in self._parts): self.model.eval()
+        if any(part.training for part in self._parts):
+            self.model.eval()
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(grad and torch.is_grad_enabled()))
-            stack.enter_context(_exact_convolutions() if self.precision == "fp32" else in_precision(self.device, self.precision))
+            stack.enter_context(
+                _exact_convolutions()
+                if self.precision == "fp32"
+                else in_precision(self.device, self.precision)
+            )
             yield
 
     def encode_images(
         self,
-        pixels, # preprocessed images [N, 3, H, W], on any device
-        local=False, # also one vector per region, from the same pass
-    ): # image_features [N, D], or (image_features, local_features [N, R, D]); float32, on the backbone's device
+        pixels,  # preprocessed images [N, 3, H, W], on any device
+        local=False,  # also one vector per region, from the same pass
+        # image_features [N, D], or (image_features, local_features [N, R, D]); float32, on the backbone's device
+    ):
         "Image features, not normalised. Regions run over `grid` line by line."
         return _encode_images(self, pixels, local)
 
     def encode_texts(
         self,
-        texts, # list of K strings
-        batch_size=256, # texts per pass; changes memory, not the result
-    ): # text_features [K, D]; float32, on the backbone's device
+        texts,  # list of K strings
+        batch_size=256,  # texts per pass; changes memory, not the result
+    ):  # text_features [K, D]; float32, on the backbone's device
         "Text features, not normalised. Texts too long for the context are cut, with a warning."
         return _encode_texts(self, texts, batch_size)
 
 # %% ../../nbs/2_models/06_backbone.ipynb #d1d085b3
 def _encode_images(backbone, pixels, local):
     _check_pixels(pixels, backbone.image_size)
-    if local and backbone._no_local: raise ValueError(backbone._no_local)
+    if local and backbone._no_local:
+        raise ValueError(backbone._no_local)
     if not len(pixels):
         empty = torch.empty(0, backbone.embed_dim, device=backbone.device)
         return (empty, empty[:, None].expand(0, math.prod(backbone.grid), -1)) if local else empty
@@ -198,36 +291,43 @@ def _encode_images(backbone, pixels, local):
         return tuple(map(torch.cat, zip(*parts))) if local else torch.cat(parts)
     pixels, entering, thread = pixels.to(backbone.device, torch.float32), [], get_ident()
     with backbone.running():
-        if not local: return backbone.model.encode_image(pixels, normalize=False).float()
-        hook = backbone._tap.register_forward_pre_hook(lambda module, args: entering.append(args[0]) if get_ident() == thread else None)
-        try: image_features = backbone.model.encode_image(pixels, normalize=False)
-        finally: hook.remove()
+        if not local:
+            return backbone.model.encode_image(pixels, normalize=False).float()
+        hook = backbone._tap.register_forward_pre_hook(
+            lambda module, args: entering.append(args[0]) if get_ident() == thread else None
+        )
+        try:
+            image_features = backbone.model.encode_image(pixels, normalize=False)
+        finally:
+            hook.remove()
         return image_features.float(), backbone._read(backbone.model.visual, entering[0]).float()
 
 # %% ../../nbs/2_models/06_backbone.ipynb #9c5853b6
-_ROWS, _MOST = WeakKeyDictionary(), 2**16 # rows of each tokenizer, and how many are kept
+_ROWS, _MOST = WeakKeyDictionary(), 2**16  # rows of each tokenizer, and how many are kept
 
 
 def token_rows(
-    tokenizer, # of a backbone
-    texts, # n texts, 1 or more
-) -> torch.Tensor: # int64 [n, L]
+    tokenizer,  # of a backbone
+    texts,  # n texts, 1 or more
+) -> torch.Tensor:  # int64 [n, L]
     "What a tokenizer makes of texts; CLIP's own is asked once for each of them."
-    if type(tokenizer) is not open_clip.SimpleTokenizer: return tokenizer(list(texts))
+    if type(tokenizer) is not open_clip.SimpleTokenizer:
+        return tokenizer(list(texts))
     known = _ROWS.setdefault(tokenizer, {})
     new = [text for text in dict.fromkeys(texts) if text not in known]
     if len(known) + len(new) > _MOST:
         known.clear()
         new = list(dict.fromkeys(texts))
-    if new: known.update(zip(new, tokenizer(new)))
+    if new:
+        known.update(zip(new, tokenizer(new)))
     return torch.stack([known[text] for text in texts])
 
 
 def cut_texts(
-    tokenizer, # of a backbone
-    texts, # n texts
-    tokens, # their token rows [n, L]
-) -> list: # positions of the texts that did not fit; empty for tokenizers that cannot tell
+    tokenizer,  # of a backbone
+    texts,  # n texts
+    tokens,  # their token rows [n, L]
+) -> list:  # positions of the texts that did not fit; empty for tokenizers that cannot tell
     "Which texts lost their end."
     encode = getattr(tokenizer, "encode", None)
     full = tokens[:, -1].nonzero().flatten().tolist() if encode else []
@@ -236,42 +336,63 @@ def cut_texts(
 
 def _warn_if_cut(backbone, texts, tokens):
     cut = cut_texts(backbone.tokenizer, texts, tokens)
-    if cut: warnings.warn(f"{len(cut)} of {len(texts)} texts are longer than {tokens.shape[1] - 2} tokens and were cut; the first is {texts[cut[0]]!r:.80}.", stacklevel=4)
+    if cut:
+        warnings.warn(
+            f"{len(cut)} of {len(texts)} texts are longer than {tokens.shape[1] - 2} tokens and were cut; the first is {texts[cut[0]]!r:.80}.",
+            stacklevel=4,
+        )
 
 
 def _text_encoder(model, device):
     "Tokens to features, without waste where the tower is causal."
-    try: text_tower(model)
-    except ValueError: return lambda tokens: model.encode_text(tokens.to(device), normalize=False)
+    try:
+        text_tower(model)
+    except ValueError:
+        return lambda tokens: model.encode_text(tokens.to(device), normalize=False)
     return partial(encode_tokens, model)
 
 
 def _encode_texts(backbone, texts, batch_size):
     texts = _check_texts(texts)
-    if batch_size < 1: raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
-    if not texts: return torch.empty(0, backbone.embed_dim, device=backbone.device)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+    if not texts:
+        return torch.empty(0, backbone.embed_dim, device=backbone.device)
     tokens = token_rows(backbone.tokenizer, texts)
     _warn_if_cut(backbone, texts, tokens)
-    starts = tqdm(range(0, len(texts), batch_size), desc="texts", unit="batch", delay=5, leave=False)
+    starts = tqdm(
+        range(0, len(texts), batch_size), desc="texts", unit="batch", delay=5, leave=False
+    )
     encode = _text_encoder(backbone.model, backbone.device)
     with backbone.running():
-        return torch.cat([encode(tokens[i:i + batch_size]).float() for i in starts])
+        return torch.cat([encode(tokens[i : i + batch_size]).float() for i in starts])
 
 # %% ../../nbs/2_models/06_backbone.ipynb #272099e9
 def plain_preprocess(
-    image_size, # side in pixels
-    config=None, # what differs from CLIP's own: mean, std, interpolation, resize_mode
-): # PIL image to float tensor [3, image_size, image_size]
+    image_size,  # side in pixels
+    config=None,  # what differs from CLIP's own: mean, std, interpolation, resize_mode
+):  # PIL image to float tensor [3, image_size, image_size]
     "Preprocessing as open_clip does it."
-    return image_transform_v2(PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(size=image_size), config or {})), is_train=False)
+    return image_transform_v2(
+        PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(size=image_size), config or {})),
+        is_train=False,
+    )
 
 
 def tiny_clip(
-    config="vit_a", # "vit_a", "vit_b", "rn_a" or "rn_b"
-    weight_seed=0, # another seed, other weights
-    device=None, # see `Backbone`
-    precision="fp32", # see `Backbone`
+    config="vit_a",  # "vit_a", "vit_b", "rn_a" or "rn_b"
+    weight_seed=0,  # another seed, other weights
+    device=None,  # see `Backbone`
+    precision="fp32",  # see `Backbone`
 ) -> Backbone:
     "A small CLIP with reproducible random weights and CLIP's own tokenizer, for tests: no download, no knowledge."
     model = tiny_model(config, weight_seed)
-    return Backbone(model, plain_preprocess(TINY_CONFIGS[config][1]["image_size"]), open_clip.SimpleTokenizer(), f"tiny-{config}", f"seed{weight_seed}", device, precision)
+    return Backbone(
+        model,
+        plain_preprocess(TINY_CONFIGS[config][1]["image_size"]),
+        open_clip.SimpleTokenizer(),
+        f"tiny-{config}",
+        f"seed{weight_seed}",
+        device,
+        precision,
+    )

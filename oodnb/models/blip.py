@@ -21,147 +21,246 @@ from torch import nn
 # %% ../../nbs/2_models/05_blip.ipynb #cb91a2f2
 class BlipVisual(nn.Module):
     "What the rest of the library asks of an image tower."
+
     def __init__(self, vision_model, projection):
         super().__init__()
         self.tower, self.projection = vision_model, projection
         self.image_size, self.output_dim = vision_model.config.image_size, projection.out_features
 
-    def forward(self, pixels): return self.projection(self.tower(pixel_values=pixels).last_hidden_state[:, 0])
+    def forward(self, pixels):
+        return self.projection(self.tower(pixel_values=pixels).last_hidden_state[:, 0])
 
 
 class Blip(nn.Module):
     "A BLIP for image-text retrieval with the interface of an open_clip model."
+
     def __init__(
         self,
-        model, # transformers' BlipForImageTextRetrieval
-        temperature, # cosines are divided by it: 0.0174 (base), 0.0222 (large)
+        model,  # transformers' BlipForImageTextRetrieval
+        temperature,  # cosines are divided by it: 0.0174 (base), 0.0222 (large)
     ):
         super().__init__()
-        if not 0 < temperature < math.inf: raise ValueError(f"temperature is {temperature}; it divides cosines and must be positive and finite (0.0174 for blip-base, 0.0222 for blip-large).")
-        self.visual, self.text, self.text_projection = BlipVisual(model.vision_model, model.vision_proj), model.text_encoder, model.text_proj
+        if not 0 < temperature < math.inf:
+            raise ValueError(
+                f"temperature is {temperature}; it divides cosines and must be positive and finite (0.0174 for blip-base, 0.0222 for blip-large)."
+            )
+        self.visual, self.text, self.text_projection = (
+            BlipVisual(model.vision_model, model.vision_proj),
+            model.text_encoder,
+            model.text_proj,
+        )
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         config = model.config.text_config
         self.pad_id, self.context_length = config.pad_token_id, config.max_position_embeddings
 
     def encode_image(
         self,
-        pixels, # preprocessed pictures [N, 3, H, W]
-        normalize=False, # to length 1
-    ): # [N, D]
+        pixels,  # preprocessed pictures [N, 3, H, W]
+        normalize=False,  # to length 1
+    ):  # [N, D]
         "Class token behind the last layer norm, projected."
         features = self.visual(pixels)
         return nn.functional.normalize(features, dim=-1) if normalize else features
 
     def encode_text(
         self,
-        tokens, # ids [K, L]
-        normalize=False, # to length 1
-        mask=None, # True where tokens count [K, L]; None: where they are not padding
-    ): # [K, D]
+        tokens,  # ids [K, L]
+        normalize=False,  # to length 1
+        mask=None,  # True where tokens count [K, L]; None: where they are not padding
+    ):  # [K, D]
         "First token of the two-way text encoder, projected."
         mask = tokens != self.pad_id if mask is None else mask.bool()
         longest = int(mask.any(0).nonzero().max()) + 1
-        hidden = self.text(input_ids=tokens[:, :longest], attention_mask=mask[:, :longest].long(), is_decoder=False).last_hidden_state
+        hidden = self.text(
+            input_ids=tokens[:, :longest], attention_mask=mask[:, :longest].long(), is_decoder=False
+        ).last_hidden_state
         features = self.text_projection(hidden[:, 0])
         return nn.functional.normalize(features, dim=-1) if normalize else features
 
 # %% ../../nbs/2_models/05_blip.ipynb #2e631819
 def need_transformers(
-    what="BLIP", # who needs it, for the message
-): # the library
+    what="BLIP",  # who needs it, for the message
+):  # the library
     "The library transformers; `ImportError` names the extra it comes with."
-    try: return importlib.import_module("transformers")
-    except ImportError as error: raise ImportError(f"{what} needs the library transformers, which is an extra of oodnb ({error}). Install it with: pip install 'oodnb[blip]'. CLIP backbones and 'mini' need no extra.") from error
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise ImportError(
+            f"{what} needs the library transformers, which is an extra of oodnb ({error}). Install it with: pip install 'oodnb[blip]'. CLIP backbones and 'mini' need no extra."
+        ) from error
 
 # %% ../../nbs/2_models/05_blip.ipynb #72c318cf
 def tiny_blip(
-    weight_seed=0, # another seed, other weights
-    temperature=0.0174, # see `Blip`
+    weight_seed=0,  # another seed, other weights
+    temperature=0.0174,  # see `Blip`
 ) -> Blip:
     "A small BLIP with reproducible random weights, for tests."
     library = need_transformers()
-    text = dict(vocab_size=200, hidden_size=48, encoder_hidden_size=32, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=40, bos_token_id=197, eos_token_id=2, pad_token_id=0, sep_token_id=102)
-    vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8)
-    model = library.BlipForImageTextRetrieval(library.BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=16)).eval()
-    norms = ("LayerNorm.weight", "layer_norm1.weight", "layer_norm2.weight", "post_layernorm.weight")
+    text = dict(
+        vocab_size=200,
+        hidden_size=48,
+        encoder_hidden_size=32,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=40,
+        bos_token_id=197,
+        eos_token_id=2,
+        pad_token_id=0,
+        sep_token_id=102,
+    )
+    vision = dict(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+    )
+    model = library.BlipForImageTextRetrieval(
+        library.BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=16)
+    ).eval()
+    norms = (
+        "LayerNorm.weight",
+        "layer_norm1.weight",
+        "layer_norm2.weight",
+        "post_layernorm.weight",
+    )
     for name, tensor in model.state_dict().items():
-        if not tensor.is_floating_point(): continue
-        generator = np.random.Generator(np.random.PCG64((zlib.crc32(name.encode()) + weight_seed) % 2**32))
-        z = torch.from_numpy(np.asarray(generator.standard_normal(tuple(tensor.shape)), dtype=np.float32))
-        tensor.copy_(1 + .05 * z if name.endswith(norms) else .15 * z)
+        if not tensor.is_floating_point():
+            continue
+        generator = np.random.Generator(
+            np.random.PCG64((zlib.crc32(name.encode()) + weight_seed) % 2**32)
+        )
+        z = torch.from_numpy(
+            np.asarray(generator.standard_normal(tuple(tensor.shape)), dtype=np.float32)
+        )
+        tensor.copy_(1 + 0.05 * z if name.endswith(norms) else 0.15 * z)
     return Blip(model, temperature).eval().requires_grad_(False)
 
 # %% ../../nbs/2_models/05_blip.ipynb #1295b114
 class BlipTokenizer:
     "Strings to ids [K, longest], padded at the end."
+
     def __init__(
         self,
-        tokenizer, # a tokenizer of transformers
-        context_length, # most tokens of a text
+        tokenizer,  # a tokenizer of transformers
+        context_length,  # most tokens of a text
     ):
         self.tokenizer, self.context_length = tokenizer, context_length
 
     def __call__(
         self,
-        texts, # list of K strings
-    ): # ids [K, L]
+        texts,  # list of K strings
+    ):  # ids [K, L]
         "Ids of texts. Raises `ValueError` for a text that is too long."
-        rows = self.tokenizer(list(texts), padding=False, truncation=False, return_token_type_ids=False, return_attention_mask=False, verbose=False)["input_ids"]
+        rows = self.tokenizer(
+            list(texts),
+            padding=False,
+            truncation=False,
+            return_token_type_ids=False,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
         lengths = [len(row) for row in rows]
         if lengths and max(lengths) > self.context_length:
             i = lengths.index(max(lengths))
-            raise ValueError(f"Text number {i} has {lengths[i]} tokens, but BLIP reads at most {self.context_length}: {texts[i]!r:.80}. Shorten it.")
-        return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=self.tokenizer.pad_token_id)
+            raise ValueError(
+                f"Text number {i} has {lengths[i]} tokens, but BLIP reads at most {self.context_length}: {texts[i]!r:.80}. Shorten it."
+            )
+        return nn.utils.rnn.pad_sequence(
+            [torch.tensor(row) for row in rows],
+            batch_first=True,
+            padding_value=self.tokenizer.pad_token_id,
+        )
 
 # %% ../../nbs/2_models/05_blip.ipynb #6c1c3ad8
-BLIP_MODELS = {"blip-base": "Salesforce/blip-itm-base-coco", "blip-large": "Salesforce/blip-itm-large-coco"}
-BLIP_TEMPERATURES = {768: 0.0174, 1024: 0.0222} # by the width of the image tower: base, large
+BLIP_MODELS = {
+    "blip-base": "Salesforce/blip-itm-base-coco",
+    "blip-large": "Salesforce/blip-itm-large-coco",
+}
+BLIP_TEMPERATURES = {768: 0.0174, 1024: 0.0222}  # by the width of the image tower: base, large
 _FIRST_TEMPERATURE = 0.07
 
 
 def is_blip(
-    path, # a file or a folder
+    path,  # a file or a folder
 ) -> bool:
     "Whether a folder holds a BLIP as transformers saves it."
     config = Path(path).expanduser() / "config.json"
-    try: return json.loads(config.read_text("utf-8")).get("model_type") == "blip"
-    except (OSError, ValueError, AttributeError): return False
+    try:
+        return json.loads(config.read_text("utf-8")).get("model_type") == "blip"
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _temperature_of(model, where):
     width = model.config.vision_config.hidden_size
-    if width not in BLIP_TEMPERATURES: warnings.warn(f"The temperature of the BLIP in {where} is unknown (its image tower is {width} wide; known are 768 and 1024). It is taken to be {_FIRST_TEMPERATURE}, where training starts; give temperature=... if you know better.", stacklevel=4)
+    if width not in BLIP_TEMPERATURES:
+        warnings.warn(
+            f"The temperature of the BLIP in {where} is unknown (its image tower is {width} wide; known are 768 and 1024). It is taken to be {_FIRST_TEMPERATURE}, where training starts; give temperature=... if you know better.",
+            stacklevel=4,
+        )
     return BLIP_TEMPERATURES.get(width, _FIRST_TEMPERATURE)
 
 
 def load_or_explain(
-    make, # function without arguments that loads
-    source, # folder, or name on Hugging Face
-    place, # folder where files may be put by hand; None: `source` is a folder
-    kind="BLIP", # what is loaded, for the message
-): # what make() gives
+    make,  # function without arguments that loads
+    source,  # folder, or name on Hugging Face
+    place,  # folder where files may be put by hand; None: `source` is a folder
+    kind="BLIP",  # what is loaded, for the message
+):  # what make() gives
     "Load something of transformers; `RuntimeError` says what to fetch and where to put it."
-    try: return make()
+    try:
+        return make()
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        cure = (f"Let this machine reach the network, or fetch config.json, model.safetensors (or pytorch_model.bin) and the tokenizer's files (vocab.txt, tokenizer_config.json) of https://huggingface.co/{source} on another one and put them into {place}."
-                if place else "The folder needs config.json, model.safetensors and the tokenizer's files, as save_pretrained writes them.")
-        raise RuntimeError(f"The {kind} {source!r} cannot be loaded: {reason:.200}. {cure} Without any download: load_backbone('mini'), which ships with oodnb.") from error
+        cure = (
+            f"Let this machine reach the network, or fetch config.json, model.safetensors (or pytorch_model.bin) and the tokenizer's files (vocab.txt, tokenizer_config.json) of https://huggingface.co/{source} on another one and put them into {place}."
+            if place
+            else "The folder needs config.json, model.safetensors and the tokenizer's files, as save_pretrained writes them."
+        )
+        raise RuntimeError(
+            f"The {kind} {source!r} cannot be loaded: {reason:.200}. {cure} Without any download: load_backbone('mini'), which ships with oodnb."
+        ) from error
 
 # %% ../../nbs/2_models/05_blip.ipynb #0a4cc272
 def load_blip(
-    source, # "blip-base", "blip-large", or a folder
-    temperature=None, # cosines are divided by it; None: that of the published models
-    place=None, # folder to look into before the network
-): # (Blip, BlipTokenizer)
+    source,  # "blip-base", "blip-large", or a folder
+    temperature=None,  # cosines are divided by it; None: that of the published models
+    place=None,  # folder to look into before the network
+):  # (Blip, BlipTokenizer)
     "A published BLIP for retrieval, or one from a folder."
-    if source not in BLIP_MODELS and not is_blip(source): raise ValueError(f"{str(source)!r} is no BLIP; known are {', '.join(BLIP_MODELS)} and folders whose config.json says model_type blip.")
-    library, local = need_transformers(), place if place and is_blip(place) else None if source in BLIP_MODELS else source
+    if source not in BLIP_MODELS and not is_blip(source):
+        raise ValueError(
+            f"{str(source)!r} is no BLIP; known are {', '.join(BLIP_MODELS)} and folders whose config.json says model_type blip."
+        )
+    library, local = (
+        need_transformers(),
+        place if place and is_blip(place) else None if source in BLIP_MODELS else source,
+    )
     where = str(Path(local).expanduser()) if local else BLIP_MODELS[source]
     hint = place if source in BLIP_MODELS else None
-    model, report = load_or_explain(lambda: library.BlipForImageTextRetrieval.from_pretrained(where, dtype=torch.float32, output_loading_info=True), where, hint)
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(("itm_head.", "text_encoder.pooler")) and "position_ids" not in name)
-    if missing: raise ValueError(f"{where} is a BLIP, but not one for retrieval: {len(missing)} tensors are missing, such as {missing[0]}. HFTT reads the models blip-itm-base-coco and blip-itm-large-coco.")
-    tokenizer = load_or_explain(lambda: library.BertTokenizerFast.from_pretrained(where), where, hint)
+    model, report = load_or_explain(
+        lambda: library.BlipForImageTextRetrieval.from_pretrained(
+            where, dtype=torch.float32, output_loading_info=True
+        ),
+        where,
+        hint,
+    )
+    missing = sorted(
+        name
+        for name in report["missing_keys"]
+        if not name.startswith(("itm_head.", "text_encoder.pooler")) and "position_ids" not in name
+    )
+    if missing:
+        raise ValueError(
+            f"{where} is a BLIP, but not one for retrieval: {len(missing)} tensors are missing, such as {missing[0]}. HFTT reads the models blip-itm-base-coco and blip-itm-large-coco."
+        )
+    tokenizer = load_or_explain(
+        lambda: library.BertTokenizerFast.from_pretrained(where), where, hint
+    )
     temperature = _temperature_of(model, where) if temperature is None else temperature
-    return Blip(model, temperature).eval(), BlipTokenizer(tokenizer, model.config.text_config.max_position_embeddings)
+    return Blip(model, temperature).eval(), BlipTokenizer(
+        tokenizer, model.config.text_config.max_position_embeddings
+    )

@@ -32,8 +32,10 @@ def _keep_value(value, *_):
 def _tensors(holder, prefix=""):
     "The tensors of a tree of holders under their dotted names."
     for name, value in vars(holder).items():
-        if isinstance(value, torch.Tensor): yield prefix + name, value
-        elif isinstance(value, _Holder): yield from _tensors(value, f"{prefix}{name}.")
+        if isinstance(value, torch.Tensor):
+            yield prefix + name, value
+        elif isinstance(value, _Holder):
+            yield from _tensors(value, f"{prefix}{name}.")
 
 
 def _archive_state(path):
@@ -42,12 +44,16 @@ def _archive_state(path):
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(data, "w") as kept:
         for name in archive.namelist():
             inside = name.split("/", 1)[-1]
-            if inside.startswith("data/") or inside in ("data.pkl", "version", "byteorder"): kept.writestr(name, archive.read(name))
+            if inside.startswith("data/") or inside in ("data.pkl", "version", "byteorder"):
+                kept.writestr(name, archive.read(name))
     data.seek(0)
     names = get_unsafe_globals_in_checkpoint(data)
-    stand_ins = [(_Holder, n) for n in names if n.startswith("__torch__.")] + [(_keep_value, n) for n in names if n.startswith("torch.jit._pickle.")]
+    stand_ins = [(_Holder, n) for n in names if n.startswith("__torch__.")] + [
+        (_keep_value, n) for n in names if n.startswith("torch.jit._pickle.")
+    ]
     data.seek(0)
-    with safe_globals(stand_ins): tree = torch.load(data, map_location="cpu", weights_only=True)
+    with safe_globals(stand_ins):
+        tree = torch.load(data, map_location="cpu", weights_only=True)
     return dict(_tensors(tree))
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #dcff4109
@@ -57,69 +63,116 @@ _OPENAI_ENTRIES = ("input_resolution", "context_length", "vocab_size")
 
 def _read_safetensors(path):
     with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, (file.metadata() or {}).get("activation")
+        return {key: file.get_tensor(key) for key in file.keys()}, (file.metadata() or {}).get(
+            "activation"
+        )
 
 
 def _read_torch(path):
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive: scripted = any(name.split("/", 1)[-1] == "constants.pkl" for name in archive.namelist())
-        if scripted: return _archive_state(path)
+        with zipfile.ZipFile(path) as archive:
+            scripted = any(name.split("/", 1)[-1] == "constants.pkl" for name in archive.namelist())
+        if scripted:
+            return _archive_state(path)
     state = torch.load(path, map_location="cpu", weights_only=True)
     return state.get("state_dict", state) if isinstance(state, dict) else state
 
 
 def _read_any(path):
     path = Path(path).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f"There is no checkpoint {path}" + ("; it is a folder, give the file inside." if path.is_dir() else "; check the path."))
-    try: return _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no checkpoint {path}"
+            + ("; it is a folder, give the file inside." if path.is_dir() else "; check the path.")
+        )
+    try:
+        return (
+            _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)
+        )
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{path} cannot be read as weights ({type(error).__name__}: {reason:.160}). Accepted are safetensors, state dicts saved by torch.save, and OpenAI's CLIP archives. "
-                         "If it was downloaded, compare its size with the source; if it holds Python objects, save its state dict as safetensors where it was made.") from error
+        raise ValueError(
+            f"{path} cannot be read as weights ({type(error).__name__}: {reason:.160}). Accepted are safetensors, state dicts saved by torch.save, and OpenAI's CLIP archives. "
+            "If it was downloaded, compare its size with the source; if it holds Python objects, save its state dict as safetensors where it was made."
+        ) from error
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #9bb28222
 def read_checkpoint(
-    path, # safetensors file, state dict saved by torch.save (bare, or under "state_dict"), or TorchScript archive
-): # (state dict in float32, "quick_gelu" or "gelu" or None)
+    # safetensors file, state dict saved by torch.save (bare, or under "state_dict"), or TorchScript archive
+    path,
+):  # (state dict in float32, "quick_gelu" or "gelu" or None)
     "Weights of a file and the activation they are known to be trained with. Raises `FileNotFoundError`, or `ValueError` for anything that is not weights."
     state, activation = _read_any(path)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()): raise ValueError(f"{path} holds no state dict: expected a dictionary of tensors.")
-    if activation not in (None, *ACTIVATIONS): raise ValueError(f"{path} says activation {activation!r} in its metadata; known are {', '.join(ACTIVATIONS)}.")
-    if all(key.startswith("module.") for key in state): state = {key.removeprefix("module."): value for key, value in state.items()}
-    if all(key in state for key in _OPENAI_ENTRIES): activation = "quick_gelu"
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, torch.Tensor) for value in state.values())
+    ):
+        raise ValueError(f"{path} holds no state dict: expected a dictionary of tensors.")
+    if activation not in (None, *ACTIVATIONS):
+        raise ValueError(
+            f"{path} says activation {activation!r} in its metadata; known are {', '.join(ACTIVATIONS)}."
+        )
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    if all(key in state for key in _OPENAI_ENTRIES):
+        activation = "quick_gelu"
     keep = [key for key in state if key not in _OPENAI_ENTRIES and not key.endswith("attn_mask")]
-    return {key: state[key].float() if state[key].is_floating_point() else state[key] for key in keep}, activation
+    return {
+        key: state[key].float() if state[key].is_floating_point() else state[key] for key in keep
+    }, activation
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #9f37cd0d
-class _Shell: # stands for a class that a file mentions and nobody needs
-    def __init__(self, *args, **kwargs): pass
-    def __setstate__(self, state): pass
+class _Shell:  # stands for a class that a file mentions and nobody needs
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
 
 
 @contextmanager
 def foreign_as_shells(
-    path, # file written by torch.save; any other file is left to its reader
-): # inside, torch.load(path, weights_only=True) and read_checkpoint(path) read it
+    path,  # file written by torch.save; any other file is left to its reader
+):  # inside, torch.load(path, weights_only=True) and read_checkpoint(path) read it
     "Classes that a checkpoint mentions are read as empty shells, without running their code."
-    try: names = get_unsafe_globals_in_checkpoint(path)
-    except Exception: names = []
-    with safe_globals([(_Shell, name) for name in names]): yield
+    try:
+        names = get_unsafe_globals_in_checkpoint(path)
+    except Exception:
+        names = []
+    with safe_globals([(_Shell, name) for name in names]):
+        yield
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #3ecc8799
 def _count(state, prefix):
-    return len({key[len(prefix):].split(".")[0] for key in state if key.startswith(prefix)})
+    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
 
 
 def _shapes_config(state):
     width, embed_dim = state["text_projection"].shape
-    text = dict(context_length=len(state["positional_embedding"]), vocab_size=len(state["token_embedding.weight"]), width=width, heads=max(1, width // 64), layers=_count(state, "transformer.resblocks."))
+    text = dict(
+        context_length=len(state["positional_embedding"]),
+        vocab_size=len(state["token_embedding.weight"]),
+        width=width,
+        heads=max(1, width // 64),
+        layers=_count(state, "transformer.resblocks."),
+    )
     if "visual.proj" in state:
         vision_width, _, _, patch = state["visual.conv1.weight"].shape
         side = math.isqrt(len(state["visual.positional_embedding"]) - 1)
-        vision = dict(width=vision_width, patch_size=patch, image_size=patch * side, layers=_count(state, "visual.transformer.resblocks."))
+        vision = dict(
+            width=vision_width,
+            patch_size=patch,
+            image_size=patch * side,
+            layers=_count(state, "visual.transformer.resblocks."),
+        )
     else:
         side = math.isqrt(len(state["visual.attnpool.positional_embedding"]) - 1)
-        vision = dict(width=len(state["visual.layer1.0.conv1.weight"]), image_size=32 * side, layers=[_count(state, f"visual.layer{i}.") for i in (1, 2, 3, 4)])
+        vision = dict(
+            width=len(state["visual.layer1.0.conv1.weight"]),
+            image_size=32 * side,
+            layers=[_count(state, f"visual.layer{i}.") for i in (1, 2, 3, 4)],
+        )
     return dict(embed_dim=embed_dim, vision_cfg=vision, text_cfg=text)
 
 
@@ -127,40 +180,70 @@ def _known_config(config):
     "The open_clip architecture of these shapes, or `config` itself."
     for name in open_clip.list_models():
         known = get_model_config(name)
-        same = all(known[part].get(key) == value for part in ("vision_cfg", "text_cfg") for key, value in config[part].items() if key != "heads")
-        if same and known["embed_dim"] == config["embed_dim"] and not known.get("custom_text"): return {part: known[part] for part in config}
+        same = all(
+            known[part].get(key) == value
+            for part in ("vision_cfg", "text_cfg")
+            for key, value in config[part].items()
+            if key != "heads"
+        )
+        if same and known["embed_dim"] == config["embed_dim"] and not known.get("custom_text"):
+            return {part: known[part] for part in config}
     return config
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #90473317
 def infer_config(
-    state, # state dict in OpenAI's layout
-    path="the state dict", # where it came from, for the error
-) -> dict: # embed_dim, vision_cfg, text_cfg for open_clip.CLIP
+    state,  # state dict in OpenAI's layout
+    path="the state dict",  # where it came from, for the error
+) -> dict:  # embed_dim, vision_cfg, text_cfg for open_clip.CLIP
     "Architecture of a CLIP from the shapes of its tensors. Raises `ValueError` for another layout."
     image = "visual.proj" if "visual.proj" in state else "visual.attnpool.positional_embedding"
-    needed = ("visual.conv1.weight", image, "text_projection", "positional_embedding", "token_embedding.weight")
+    needed = (
+        "visual.conv1.weight",
+        image,
+        "text_projection",
+        "positional_embedding",
+        "token_embedding.weight",
+    )
     missing = [key for key in needed if key not in state]
-    if not missing: return _known_config(_shapes_config(state))
-    raise ValueError(f"{path} is not laid out like OpenAI's CLIP: {', '.join(missing)} missing; it begins with {', '.join(list(state)[:3])}. "
-                     f"If it is a model of open_clip, name its architecture: load_backbone('ViT-B-16', pretrained={str(path)!r}).")
+    if not missing:
+        return _known_config(_shapes_config(state))
+    raise ValueError(
+        f"{path} is not laid out like OpenAI's CLIP: {', '.join(missing)} missing; it begins with {', '.join(list(state)[:3])}. "
+        f"If it is a model of open_clip, name its architecture: load_backbone('ViT-B-16', pretrained={str(path)!r})."
+    )
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #25e6c0af
 def fill_model(
-    model, # open_clip model to fill, in place
-    state, # state dict of `read_checkpoint`
-    path="the state dict", # where it came from, for the error
-): # the model
+    model,  # open_clip model to fill, in place
+    state,  # state dict of `read_checkpoint`
+    path="the state dict",  # where it came from, for the error
+):  # the model
     "Load weights into a model. Raises `ValueError` naming what is missing, unknown or of another shape."
     state = convert_state_dict(model, dict(state))
-    if "positional_embedding" in state and not hasattr(model, "positional_embedding"): state = convert_to_custom_text_state_dict(state)
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
     wanted, optional = model.state_dict(), ("num_batches_tracked", "position_ids")
-    for key in {"logit_scale", "logit_bias"} & state.keys() & wanted.keys(): state[key] = state[key].reshape(wanted[key].shape)
+    for key in {"logit_scale", "logit_bias"} & state.keys() & wanted.keys():
+        state[key] = state[key].reshape(wanted[key].shape)
     problems = {
         "missing": [key for key in wanted if key not in state and not key.endswith(optional)],
         "unknown": [key for key in state if key not in wanted and not key.endswith(optional)],
-        "of another shape": [f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}" for key, value in wanted.items() if key in state and state[key].shape != value.shape],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+            for key, value in wanted.items()
+            if key in state and state[key].shape != value.shape
+        ],
     }
-    found = [f"{what}: {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "") for what, keys in problems.items() if keys]
-    if found: raise ValueError(f"The weights in {path} do not fit the architecture; {'; '.join(found)}. Name the architecture they were trained with.")
-    model.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
+    found = [
+        f"{what}: {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        for what, keys in problems.items()
+        if keys
+    ]
+    if found:
+        raise ValueError(
+            f"The weights in {path} do not fit the architecture; {'; '.join(found)}. Name the architecture they were trained with."
+        )
+    model.load_state_dict(
+        {key: value for key, value in state.items() if key in wanted}, strict=False
+    )
     return model

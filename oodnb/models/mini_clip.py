@@ -21,9 +21,17 @@ class _Residual(nn.Module):
     def __init__(self, before, after, stride=1):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(),
-            nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after))
-        self.skip = nn.Conv2d(before, after, 1, stride, bias=False) if (before, stride) != (after, 1) else nn.Identity()
+            nn.Conv2d(before, after, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        self.skip = (
+            nn.Conv2d(before, after, 1, stride, bias=False)
+            if (before, stride) != (after, 1)
+            else nn.Identity()
+        )
 
     def forward(self, x):
         return F.relu(self.body(x) + self.skip(x))
@@ -31,6 +39,7 @@ class _Residual(nn.Module):
 
 class ConvStem(nn.Sequential):
     "Pixels [n, 3, S, S] to tokens [n, width, S/12, S/12]; takes the place of a vision transformer's patch embedding."
+
     def __init__(
         self,
         width,  # of the tokens
@@ -38,7 +47,13 @@ class ConvStem(nn.Sequential):
     ):
         a, b = channels
         super().__init__(
-            nn.Conv2d(3, a, 3, 2, 1, bias=False), nn.BatchNorm2d(a), nn.ReLU(), _Residual(a, b, 2), _Residual(b, b), nn.Conv2d(b, width, 5, 3, 1))
+            nn.Conv2d(3, a, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(a),
+            nn.ReLU(),
+            _Residual(a, b, 2),
+            _Residual(b, b),
+            nn.Conv2d(b, width, 5, 3, 1),
+        )
 
 
 ARCHITECTURE = {
@@ -54,7 +69,9 @@ def make_clip(
 ):
     "The untrained small CLIP."
     text = ARCHITECTURE["text_cfg"] | ({"vocab_size": vocab_size} if vocab_size else {})
-    model = open_clip.CLIP(ARCHITECTURE["embed_dim"], ARCHITECTURE["vision_cfg"] | {"image_size": image_size}, text)
+    model = open_clip.CLIP(
+        ARCHITECTURE["embed_dim"], ARCHITECTURE["vision_cfg"] | {"image_size": image_size}, text
+    )
     model.visual.conv1 = ConvStem(ARCHITECTURE["vision_cfg"]["width"])
     return model
 
@@ -73,8 +90,14 @@ def save_clip(
     metadata=None,  # {str: str}, e.g. the seed and the number of pictures
 ):
     "Writes the weights as safetensors: half precision, norms and counts in full."
-    state = {k: v.detach().cpu() for k, v in model.state_dict().items() if not k.endswith(("attn_mask", "num_batches_tracked"))}
-    state = {k: (v.half() if v.ndim >= 2 else v).contiguous() for k, v in state.items()} | {"token_ids": torch.as_tensor(ids)}
+    state = {
+        k: v.detach().cpu()
+        for k, v in model.state_dict().items()
+        if not k.endswith(("attn_mask", "num_batches_tracked"))
+    }
+    state = {k: (v.half() if v.ndim >= 2 else v).contiguous() for k, v in state.items()} | {
+        "token_ids": torch.as_tensor(ids)
+    }
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata)
 
@@ -84,12 +107,18 @@ def unfold_clip(
 ):
     "The small CLIP with CLIP's full token table, in float32."
     state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
-    state["token_embedding.weight"] = state["token_embedding.weight"][compact_rows(state.pop("token_ids").numpy())]
+    state["token_embedding.weight"] = state["token_embedding.weight"][
+        compact_rows(state.pop("token_ids").numpy())
+    ]
     model = make_clip()
     missing, unexpected = model.load_state_dict(state, strict=False)
-    wrong = unexpected + [k for k in missing if not k.endswith(("attn_mask", "num_batches_tracked"))]
+    wrong = unexpected + [
+        k for k in missing if not k.endswith(("attn_mask", "num_batches_tracked"))
+    ]
     if wrong:
-        raise ValueError(f"{path} is not a checkpoint of the small CLIP: {', '.join(wrong[:5])} do not fit. Train one with nbs/papers/mini_clip.ipynb")
+        raise ValueError(
+            f"{path} is not a checkpoint of the small CLIP: {', '.join(wrong[:5])} do not fit. Train one with nbs/papers/mini_clip.ipynb"
+        )
     return model
 
 # %% ../../nbs/2_models/03_mini_clip.ipynb #57774ae9
@@ -98,4 +127,7 @@ PIXELS = 96  # side of its pictures
 
 def preprocessing():
     "PIL picture to [3, 96, 96], as open_clip does it."
-    return image_transform_v2(PreprocessCfg(size=PIXELS, mean=(.5,) * 3, std=(.25,) * 3, interpolation="bicubic"), is_train=False)
+    return image_transform_v2(
+        PreprocessCfg(size=PIXELS, mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bicubic"),
+        is_train=False,
+    )

@@ -17,38 +17,40 @@ from torch.utils.checkpoint import checkpoint
 @dataclass(frozen=True)
 class TextTower:
     "The parts of a causal text transformer, and the two things that are particular to it: how words enter and where the feature is read."
+
     token_embedding: nn.Embedding
     positional_embedding: torch.Tensor
     transformer: nn.Module
     attn_mask: torch.Tensor
     ln_final: nn.Module
-    text_projection: object # tensor [W, D], module, or None
-    eos_id: int | None # token that is read; None: the one with the highest id
+    text_projection: object  # tensor [W, D], module, or None
+    eos_id: int | None  # token that is read; None: the one with the highest id
 
     def ends(
         self,
-        tokens, # ids [K, L]
-    ): # position of the token that is read [K]
+        tokens,  # ids [K, L]
+    ):  # position of the token that is read [K]
         "Where every text ends."
         known = tokens.where(tokens < self.token_embedding.num_embeddings, 0)
         return known.argmax(1) if self.eos_id is None else (known == self.eos_id).int().argmax(1)
 
     def embed(
         self,
-        tokens, # ids of any shape; from the size of the vocabulary on, they count learned words
-        words=None, # vectors of the learned words [M, W]
-    ): # embeddings, one more dimension than tokens; positions are not in them
+        tokens,  # ids of any shape; from the size of the vocabulary on, they count learned words
+        words=None,  # vectors of the learned words [M, W]
+    ):  # embeddings, one more dimension than tokens; positions are not in them
         "Token embeddings, learned words among them."
         dtype, vocabulary = self.transformer.get_cast_dtype(), self.token_embedding.num_embeddings
-        if words is None: return self.token_embedding(tokens).to(dtype)
+        if words is None:
+            return self.token_embedding(tokens).to(dtype)
         learned = tokens >= vocabulary
         known = self.token_embedding(tokens.masked_fill(learned, 0)).to(dtype)
         return known.index_put((learned,), words.to(dtype)[tokens[learned] - vocabulary])
 
     def read(
         self,
-        x, # hidden states of the tokens that are read [K, W]
-    ): # text features [K, D], float32 or better
+        x,  # hidden states of the tokens that are read [K, W]
+    ):  # text features [K, D], float32 or better
         "From the last layer into the joint space."
         x, project = self.ln_final(x), self.text_projection
         x = x if project is None else project(x) if isinstance(project, nn.Module) else x @ project
@@ -57,55 +59,84 @@ class TextTower:
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #17142d3e
 def _why_not(text, pool):
     "What keeps a text tower from being encoded here, or None."
-    blocks, mask = getattr(getattr(text, "transformer", None), "resblocks", None), getattr(text, "attn_mask", None)
-    other = next((type(block).__name__ for block in blocks or () if type(block) is not ResidualAttentionBlock), None)
-    if not blocks: return "it is not one of open_clip's own transformers"
-    if getattr(text, "cls_emb", None) is not None: return "its feature is read at a class token behind the padding"
-    if mask is None or not torch.equal(mask == 0, torch.ones_like(mask, dtype=torch.bool).tril()): return "its tokens see those behind them"
-    if pool not in ("argmax", "eos"): return f"its feature is pooled by {pool!r} instead of read at the end-of-text token"
+    blocks, mask = (
+        getattr(getattr(text, "transformer", None), "resblocks", None),
+        getattr(text, "attn_mask", None),
+    )
+    other = next(
+        (
+            type(block).__name__
+            for block in blocks or ()
+            if type(block) is not ResidualAttentionBlock
+        ),
+        None,
+    )
+    if not blocks:
+        return "it is not one of open_clip's own transformers"
+    if getattr(text, "cls_emb", None) is not None:
+        return "its feature is read at a class token behind the padding"
+    if mask is None or not torch.equal(mask == 0, torch.ones_like(mask, dtype=torch.bool).tril()):
+        return "its tokens see those behind them"
+    if pool not in ("argmax", "eos"):
+        return f"its feature is pooled by {pool!r} instead of read at the end-of-text token"
     return other and f"its blocks are of the class {other}"
 
 
 def text_tower(
-    model, # open_clip model (CLIP, CustomTextCLIP)
+    model,  # open_clip model (CLIP, CustomTextCLIP)
 ) -> TextTower:
     "The causal text tower of a model. Raises `ValueError`, which names the tower, if it has none."
     inside = isinstance(getattr(model, "text", None), nn.Module)
     text = model.text if inside else model
-    pool, eos = (getattr(text, name if inside else f"text_{name}", None) for name in ("pool_type", "eos_id"))
+    pool, eos = (
+        getattr(text, name if inside else f"text_{name}", None) for name in ("pool_type", "eos_id")
+    )
     why = _why_not(text, pool)
     if why:
         name = type(model).__name__ + (f" ({type(text).__name__})" if inside else "")
-        raise ValueError(f"The text tower of {name} is not causal in the way that prompts need: {why}. Towers that are: ViT-B-16, RN50, ViT-L-14, EVA02-B-16, MobileCLIP-B and others of CLIP's kind, and 'mini'.")
-    return TextTower(text.token_embedding, text.positional_embedding, text.transformer, text.attn_mask, text.ln_final, text.text_projection, eos if pool == "eos" else None)
+        raise ValueError(
+            f"The text tower of {name} is not causal in the way that prompts need: {why}. Towers that are: ViT-B-16, RN50, ViT-L-14, EVA02-B-16, MobileCLIP-B and others of CLIP's kind, and 'mini'."
+        )
+    return TextTower(
+        text.token_embedding,
+        text.positional_embedding,
+        text.transformer,
+        text.attn_mask,
+        text.ln_final,
+        text.text_projection,
+        eos if pool == "eos" else None,
+    )
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #472ef9bc
 @dataclass(frozen=True)
 class Attention:
     "Who looks at whom: B shelves with Q queries each. Keys are those of the prefix, then those on the shelf."
-    queries: torch.Tensor # row of each query [B * Q]
-    slots: torch.Tensor # row on each place of the shelves [B * S]; holes hold row 0
-    allowed: torch.Tensor # what a query may see [B, 1, Q, P + S], bool
-    back: torch.Tensor # for each row that asks, its place among all queries [n]
+
+    queries: torch.Tensor  # row of each query [B * Q]
+    slots: torch.Tensor  # row on each place of the shelves [B * S]; holes hold row 0
+    allowed: torch.Tensor  # what a query may see [B, 1, Q, P + S], bool
+    back: torch.Tensor  # for each row that asks, its place among all queries [n]
 
 
 @dataclass(frozen=True)
 class PackedTokens:
     "Texts as one line of rows: the common prefix, then what each text adds to it."
-    tokens: torch.Tensor # ids of the rows [n]
-    positions: torch.Tensor # position of each row in its text [n]
-    prefix: int # number of rows at the beginning that all texts share
-    ends: torch.Tensor # row at which each different text is read
-    everywhere: Attention # every row asks
-    at_ends: Attention # only the rows that are read ask
-    texts: torch.Tensor # which of the different texts each text is [K]
+
+    tokens: torch.Tensor  # ids of the rows [n]
+    positions: torch.Tensor  # position of each row in its text [n]
+    prefix: int  # number of rows at the beginning that all texts share
+    ends: torch.Tensor  # row at which each different text is read
+    everywhere: Attention  # every row asks
+    at_ends: Attention  # only the rows that are read ask
+    texts: torch.Tensor  # which of the different texts each text is [K]
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #a09b081a
 def _fill_shelves(sizes, width):
     "Shelf and first place of each text, in order: a text goes on the open shelf, or opens the next."
     shelf, place, starts = 0, 0, []
     for size in sizes:
-        if place + size > width: shelf, place = shelf + 1, 0
+        if place + size > width:
+            shelf, place = shelf + 1, 0
         starts.append((shelf, place))
         place += size
     return torch.tensor(starts).T.contiguous()
@@ -126,17 +157,22 @@ def _who_sees_whom(sizes, prefix, width):
     last, shelf = back[(sizes.cumsum(0) - 1)[1:]], shelf[1:]
     nth = torch.arange(len(last)) - torch.searchsorted(shelf, shelf)
     most = int(nth.max()) + 1
-    queries, seen = torch.zeros(len(owner) * most, dtype=torch.long), torch.ones(len(owner) * most, prefix + width, dtype=torch.bool)
+    queries, seen = (
+        torch.zeros(len(owner) * most, dtype=torch.long),
+        torch.ones(len(owner) * most, prefix + width, dtype=torch.bool),
+    )
     ask = shelf * most + nth
     queries[ask], seen[ask] = torch.arange(len(last)), allowed.flatten(0, 1)[last]
-    return Attention(slots, slots, allowed[:, None], back), Attention(queries, slots, seen.reshape(len(owner), 1, most, -1), ask)
+    return Attention(slots, slots, allowed[:, None], back), Attention(
+        queries, slots, seen.reshape(len(owner), 1, most, -1), ask
+    )
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #318db0e1
 def pack_tokens(
-    tokens, # ids [K, L]
-    ends, # position at which each text is read [K]
-    device=None, # where the plan is needed; None: where tokens are
-    width=32, # places on a shelf; changes speed, not the result
+    tokens,  # ids [K, L]
+    ends,  # position at which each text is read [K]
+    device=None,  # where the plan is needed; None: where tokens are
+    width=32,  # places on a shelf; changes speed, not the result
 ) -> PackedTokens:
     "Share the longest common prefix, leave out what stands behind the end, and lay the rest in one line."
     device, tokens, ends = device or tokens.device, tokens.cpu().long(), ends.cpu()
@@ -149,41 +185,63 @@ def pack_tokens(
     sizes = torch.cat([torch.tensor([prefix]), lengths - prefix])
     mine = rows[:, prefix:] >= 0
     line = torch.cat([rows[0, :prefix], rows[:, prefix:][mine]])
-    positions = torch.cat([torch.arange(prefix), torch.arange(prefix, tokens.shape[1]).expand_as(mine)[mine]])
-    everywhere, at_ends = _who_sees_whom(sizes, prefix, max(int(sizes.max()), min(width, len(line))))
+    positions = torch.cat(
+        [torch.arange(prefix), torch.arange(prefix, tokens.shape[1]).expand_as(mine)[mine]]
+    )
+    everywhere, at_ends = _who_sees_whom(
+        sizes, prefix, max(int(sizes.max()), min(width, len(line)))
+    )
     move = lambda attention: Attention(*(tensor.to(device) for tensor in vars(attention).values()))
-    return PackedTokens(line.to(device), positions.to(device), prefix, (sizes.cumsum(0) - 1)[1:].to(device), move(everywhere), move(at_ends), texts.to(device))
+    return PackedTokens(
+        line.to(device),
+        positions.to(device),
+        prefix,
+        (sizes.cumsum(0) - 1)[1:].to(device),
+        move(everywhere),
+        move(at_ends),
+        texts.to(device),
+    )
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #e6f5b5c8
 def _attend(q, kv, heads, prefix, plan):
     "Mixed values of the rows that ask: q [m, W] and kv [n, 2 W] to [len(plan.back), W]; mixed in float32 or better on a CPU."
     shelves, _, _, seen = plan.allowed.shape
     given = q.dtype
-    if q.device.type == "cpu": q, kv = (rows.to(torch.promote_types(given, torch.float32)) for rows in (q, kv))
+    if q.device.type == "cpu":
+        q, kv = (rows.to(torch.promote_types(given, torch.float32)) for rows in (q, kv))
     q = F.embedding(plan.queries, q).reshape(shelves, -1, heads, q.shape[1] // heads)
     own = F.embedding(plan.slots, kv).reshape(shelves, seen - prefix, -1)
     kv = torch.cat([kv[:prefix].expand(shelves, -1, -1), own], dim=1) if prefix else own
     k, v = kv.unflatten(2, (2, heads, -1)).unbind(2)
-    with torch.autocast("cpu", enabled=False): mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=plan.allowed)
+    with torch.autocast("cpu", enabled=False):
+        mixed = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=plan.allowed
+        )
     return F.embedding(plan.back, mixed.transpose(1, 2).reshape(-1, kv.shape[2] // 2)).to(given)
 
 
-_SMALL = 2**20 # numbers on the shelves that are rather kept than gathered again
+_SMALL = 2**20  # numbers on the shelves that are rather kept than gathered again
 
 
 def _attention(plan, width):
     "`_attend`, or the same without memory of its own where the shelves are long."
-    return _attend if len(plan.slots) * width <= _SMALL else partial(checkpoint, _attend, use_reentrant=False, preserve_rng_state=False)
+    return (
+        _attend
+        if len(plan.slots) * width <= _SMALL
+        else partial(checkpoint, _attend, use_reentrant=False, preserve_rng_state=False)
+    )
 
 
 def _mlp(mlp, x):
-    if type(mlp.gelu) is not QuickGELU: return mlp(x)
+    if type(mlp.gelu) is not QuickGELU:
+        return mlp(x)
     return mlp.c_proj(F.silu(mlp.c_fc(x) * 1.702) / 1.702)
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #9f8b34e2
 def _at_unit_size(encode, words):
     "encode(words), differentiable; the largest gradient travels as 1/32 to 1/16 and arrives as it is."
-    if words is None or not (words.requires_grad and torch.is_grad_enabled()): return encode(words)
+    if words is None or not (words.requires_grad and torch.is_grad_enabled()):
+        return encode(words)
     words, factor = words.view_as(words), []
 
     def enter(gradient):
@@ -198,10 +256,10 @@ def _at_unit_size(encode, words):
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #567b882c
 def encode_packed(
-    tower, # a `TextTower`
-    packed, # `PackedTokens`
-    words=None, # vectors of the learned words [M, W], any floating type
-): # text features [K, D], not normalised, float32 or better
+    tower,  # a `TextTower`
+    packed,  # `PackedTokens`
+    words=None,  # vectors of the learned words [M, W], any floating type
+):  # text features [K, D], not normalised, float32 or better
     "Text features of packed texts, differentiable with respect to words."
     return _at_unit_size(lambda words: _run(tower, packed, words), words)
 
@@ -212,10 +270,17 @@ def _run(tower, packed, words):
     blocks, width = tower.transformer.resblocks, x.shape[1]
     for i, block in enumerate(blocks):
         attn, plan, h = block.attn, packed.everywhere, block.ln_1(x)
-        if i < len(blocks) - 1: q, kv = F.linear(h, attn.in_proj_weight, attn.in_proj_bias).split([width, 2 * width], dim=1)
+        if i < len(blocks) - 1:
+            q, kv = F.linear(h, attn.in_proj_weight, attn.in_proj_bias).split(
+                [width, 2 * width], dim=1
+            )
         else:
             x, plan = x.index_select(0, packed.ends), packed.at_ends
-            q = F.linear(h.index_select(0, packed.ends), attn.in_proj_weight[:width], attn.in_proj_bias[:width])
+            q = F.linear(
+                h.index_select(0, packed.ends),
+                attn.in_proj_weight[:width],
+                attn.in_proj_bias[:width],
+            )
             kv = F.linear(h, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
         mixed = _attention(plan, width)(q, kv, attn.num_heads, packed.prefix, plan)
         x = x + block.ls_1(attn.out_proj(mixed))
@@ -226,23 +291,31 @@ def _run(tower, packed, words):
 def _check_rows(tower, tokens, words):
     known = tower.token_embedding.num_embeddings + (0 if words is None else len(words))
     positions = len(tower.positional_embedding)
-    if tokens.ndim != 2 or tokens.shape[1] > positions: raise ValueError(f"tokens has the shape {tuple(tokens.shape)}; a row of up to {positions} ids per text is needed, [K, L].")
-    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < known: raise ValueError(f"tokens holds ids from {int(tokens.min())} to {int(tokens.max())}, but known are 0 to {known - 1}: the vocabulary and {known - tower.token_embedding.num_embeddings} learned words.")
+    if tokens.ndim != 2 or tokens.shape[1] > positions:
+        raise ValueError(
+            f"tokens has the shape {tuple(tokens.shape)}; a row of up to {positions} ids per text is needed, [K, L]."
+        )
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < known:
+        raise ValueError(
+            f"tokens holds ids from {int(tokens.min())} to {int(tokens.max())}, but known are 0 to {known - 1}: the vocabulary and {known - tower.token_embedding.num_embeddings} learned words."
+        )
     return tower, tower.ends(tokens) if tokens.numel() else tokens.new_zeros(len(tokens))
 
 
 def encode_tokens(
-    model, # open_clip model with a causal text tower
-    tokens, # ids [K, L], on any device; from the size of the vocabulary on, they count learned words
-    words=None, # vectors of the learned words [M, W]
-    share=True, # False: the plain computation over all L positions
-): # text features [K, D], not normalised, float32 or better, on the device of the model
+    model,  # open_clip model with a causal text tower
+    # ids [K, L], on any device; from the size of the vocabulary on, they count learned words
+    tokens,
+    words=None,  # vectors of the learned words [M, W]
+    share=True,  # False: the plain computation over all L positions
+):  # text features [K, D], not normalised, float32 or better, on the device of the model
     "Text features of token rows. Raises `ValueError` for towers that are not causal and for ids that mean nothing."
     tower, ends = _check_rows(text_tower(model), tokens, words)
     device = tower.positional_embedding.device
-    if share and len(tokens): return encode_packed(tower, pack_tokens(tokens, ends, device), words)
+    if share and len(tokens):
+        return encode_packed(tower, pack_tokens(tokens, ends, device), words)
     tokens, ends = tokens.to(device), ends.to(device)
     x = tower.embed(tokens, words)
-    x = x + tower.positional_embedding[:tokens.shape[1]].to(x.dtype)
-    x = tower.transformer(x, attn_mask=tower.attn_mask[:tokens.shape[1], :tokens.shape[1]])
+    x = x + tower.positional_embedding[: tokens.shape[1]].to(x.dtype)
+    x = tower.transformer(x, attn_mask=tower.attn_mask[: tokens.shape[1], : tokens.shape[1]])
     return tower.read(x[torch.arange(len(tokens), device=device), ends])

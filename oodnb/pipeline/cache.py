@@ -30,79 +30,116 @@ from ..ground.hashing import content_hash
 from ..ground.places import home
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #c9873dcd
-FEATURES_VERSION = 1 # raised when a change of the code changes features or their files
+FEATURES_VERSION = 1  # raised when a change of the code changes features or their files
 
 
-def _probe(): # a small picture with edges, ramps and colour, 61 x 47
+def _probe():  # a small picture with edges, ramps and colour, 61 x 47
     y, x, c = np.ogrid[:47, :61, :3]
-    return Image.fromarray(((x * 13 + y * y * 7 + c * 29 + (x // 8 + y // 8) % 2 * 90) % 256).astype(np.uint8))
+    return Image.fromarray(
+        ((x * 13 + y * y * 7 + c * 29 + (x // 8 + y // 8) % 2 * 90) % 256).astype(np.uint8)
+    )
 
 
 def preprocess_hash(
-    preprocess, # picture -> tensor [3, H, W]
-) -> str: # hash of what it says about itself and of what it does
+    preprocess,  # picture -> tensor [3, H, W]
+) -> str:  # hash of what it says about itself and of what it does
     "Fingerprint of a preprocessing function. `ValueError` when it is random or returns no picture tensor."
     first, second = preprocess(_probe()), preprocess(_probe())
-    if not isinstance(first, torch.Tensor) or first.ndim != 3: raise ValueError(f"preprocess must turn a picture into a tensor [3, H, W], but returned {type(first).__name__} of shape {tuple(getattr(first, 'shape', ()))}.")
-    if not torch.equal(first, second): raise ValueError("preprocess gives another result at each call, so it contains random augmentation; features are kept only for deterministic preprocessing.")
+    if not isinstance(first, torch.Tensor) or first.ndim != 3:
+        raise ValueError(
+            f"preprocess must turn a picture into a tensor [3, H, W], but returned {type(first).__name__} of shape {tuple(getattr(first, 'shape', ()))}."
+        )
+    if not torch.equal(first, second):
+        raise ValueError(
+            "preprocess gives another result at each call, so it contains random augmentation; features are kept only for deterministic preprocessing."
+        )
     return content_hash(re.sub(r" at 0x[0-9a-fA-F]+", "", repr(preprocess)), first)
 
 
-def feature_key(backbone, dataset) -> str: # name of the cache entry, 16 hexadecimal digits
+def feature_key(backbone, dataset) -> str:  # name of the cache entry, 16 hexadecimal digits
     "Hash over everything that the features of `dataset` through `backbone` depend on."
-    return content_hash(FEATURES_VERSION, backbone.fingerprint, str(backbone.precision), preprocess_hash(backbone.preprocess), dataset.fingerprint, list(dataset.ids))
+    return content_hash(
+        FEATURES_VERSION,
+        backbone.fingerprint,
+        str(backbone.precision),
+        preprocess_hash(backbone.preprocess),
+        dataset.fingerprint,
+        list(dataset.ids),
+    )
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #b5cf0003
 def save_tensors(
-    path, # *.safetensors
-    kind, # key of the facts in the header
-    tensors, # dict: name -> tensor
-    facts, # dict (JSON)
+    path,  # *.safetensors
+    kind,  # key of the facts in the header
+    tensors,  # dict: name -> tensor
+    facts,  # dict (JSON)
 ):
     "Write tensors and what is to be known about them, atomically."
-    with atomic_path(path) as temporary: save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, {kind: json.dumps(facts)})
+    with atomic_path(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            {kind: json.dumps(facts)},
+        )
 
 
 def load_tensors(
-    path, # file from `save_tensors`
-    kind, # key of the facts in the header
-    holds, # what such a file holds, for messages: "patch", ...
-    hint, # what writes one, for messages: "save_patch writes one"
-    needs=(), # names of tensors that must be there
-) -> tuple: # (tensors, facts)
+    path,  # file from `save_tensors`
+    kind,  # key of the facts in the header
+    holds,  # what such a file holds, for messages: "patch", ...
+    hint,  # what writes one, for messages: "save_patch writes one"
+    needs=(),  # names of tensors that must be there
+) -> tuple:  # (tensors, facts)
     "Read them back. Raises `FileNotFoundError`, and `ValueError` for other files."
     path = Path(path).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f"There is no file {path}; {hint}.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}; {hint}.")
     try:
-        with safe_open(path, "pt") as file: facts, tensors = json.loads(file.metadata()[kind]), {name: file.get_tensor(name) for name in (*file.keys(), *needs)}
-    except Exception as error: raise ValueError(f"{path} holds no {holds} ({type(error).__name__}: {str(error):.160}); {hint}.") from error
+        with safe_open(path, "pt") as file:
+            facts, tensors = (
+                json.loads(file.metadata()[kind]),
+                {name: file.get_tensor(name) for name in (*file.keys(), *needs)},
+            )
+    except Exception as error:
+        raise ValueError(
+            f"{path} holds no {holds} ({type(error).__name__}: {str(error):.160}); {hint}."
+        ) from error
     return tensors, facts
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #465600b6
 @dataclass
 class Piece:
     "Features of consecutive pictures."
-    start: int # first picture
-    stop: int # one after the last
-    tensors: dict # "global" [n, D] and, when asked for, "local" [n, R, D], float32
-    skipped: list # [position, reason] of pictures without features
+
+    start: int  # first picture
+    stop: int  # one after the last
+    tensors: dict  # "global" [n, D] and, when asked for, "local" [n, R, D], float32
+    skipped: list  # [position, reason] of pictures without features
 
     @property
-    def kept(self): # positions of the pictures with features [n]
+    def kept(self):  # positions of the pictures with features [n]
         gone = {i for i, _ in self.skipped}
         return [i for i in range(self.start, self.stop) if i not in gone]
 
 
 def join(
-    pieces, # pieces that follow each other
+    pieces,  # pieces that follow each other
 ) -> Piece:
     "One piece out of several."
-    tensors = {kind: torch.cat([piece.tensors[kind] for piece in pieces]) for kind in pieces[0].tensors}
-    return Piece(pieces[0].start, pieces[-1].stop, tensors, [pair for piece in pieces for pair in piece.skipped])
+    tensors = {
+        kind: torch.cat([piece.tensors[kind] for piece in pieces]) for kind in pieces[0].tensors
+    }
+    return Piece(
+        pieces[0].start,
+        pieces[-1].stop,
+        tensors,
+        [pair for piece in pieces for pair in piece.skipped],
+    )
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #b7a52ab0
 def _sha256(path):
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class CacheEntry:
@@ -112,66 +149,110 @@ class CacheEntry:
         self.backbone, self.dataset, self.key = backbone, dataset, feature_key(backbone, dataset)
         self.folder = Path(root) / self.key
 
-    def path(self, kind): return self.folder / f"{kind}.safetensors"
+    def path(self, kind):
+        return self.folder / f"{kind}.safetensors"
 
-    def parts(self, local): return self.folder / ("parts-local" if local else "parts-global")
+    def parts(self, local):
+        return self.folder / ("parts-local" if local else "parts-global")
 
-    def read(self, kind): # Piece of one kind; None when there is none; ValueError says what is wrong with it
+    def read(
+        self, kind
+    ):  # Piece of one kind; None when there is none; ValueError says what is wrong with it
         path, described = self.path(kind), self.folder / f"{kind}.json"
-        if not described.exists() or not path.exists(): return None
+        if not described.exists() or not path.exists():
+            return None
         try:
             facts = json.loads(described.read_text("utf-8"))
             gone = {name for name, _ in facts["skipped"]}
-            if facts["key"] != self.key: raise ValueError("it belongs to another key")
-            if facts["ids"] != [name for name in self.dataset.ids if name not in gone]: raise ValueError("its list of pictures is another one")
-            if path.stat().st_size != facts["bytes"]: raise ValueError(f"it has {path.stat().st_size} bytes instead of {facts['bytes']}")
-            if _sha256(path) != facts["sha256"]: raise ValueError("its bytes have changed")
+            if facts["key"] != self.key:
+                raise ValueError("it belongs to another key")
+            if facts["ids"] != [name for name in self.dataset.ids if name not in gone]:
+                raise ValueError("its list of pictures is another one")
+            if path.stat().st_size != facts["bytes"]:
+                raise ValueError(f"it has {path.stat().st_size} bytes instead of {facts['bytes']}")
+            if _sha256(path) != facts["sha256"]:
+                raise ValueError("its bytes have changed")
             tensor = load_file(path)[kind].clone() if kind == "global" else load_file(path)[kind]
-            if list(tensor.shape) != facts["shape"] or len(tensor) != len(facts["ids"]): raise ValueError(f"it has the shape {list(tensor.shape)}")
+            if list(tensor.shape) != facts["shape"] or len(tensor) != len(facts["ids"]):
+                raise ValueError(f"it has the shape {list(tensor.shape)}")
             position = {name: i for i, name in enumerate(self.dataset.ids)}
-            return Piece(0, len(self.dataset), {kind: tensor}, [[position[name], reason] for name, reason in facts["skipped"]])
-        except (KeyError, TypeError, AttributeError) as error: raise ValueError(f"its description is incomplete ({error})") from error
+            return Piece(
+                0,
+                len(self.dataset),
+                {kind: tensor},
+                [[position[name], reason] for name, reason in facts["skipped"]],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"its description is incomplete ({error})") from error
 
-    def write(self, kind, piece): # the finished file, then its description
+    def write(self, kind, piece):  # the finished file, then its description
         with atomic_path(self.path(kind)) as temporary:
             save_file({kind: piece.tensors[kind].contiguous()}, temporary)
             size, digest = temporary.stat().st_size, _sha256(temporary)
         ids = self.dataset.ids
-        facts = {"key": self.key, "kind": kind, "count": len(piece.kept), "shape": list(piece.tensors[kind].shape), "bytes": size, "sha256": digest,
-                 "dataset": self.dataset.name, "split": self.dataset.split, "backbone": self.backbone.name, "fingerprint": self.backbone.fingerprint,
-                 "precision": str(self.backbone.precision), "device": str(self.backbone.device), "version": FEATURES_VERSION,
-                 "skipped": [[ids[i], reason] for i, reason in piece.skipped], "ids": [ids[i] for i in piece.kept]}
-        with atomic_path(self.folder / f"{kind}.json") as temporary: temporary.write_text(json.dumps(facts, indent=1), "utf-8")
+        facts = {
+            "key": self.key,
+            "kind": kind,
+            "count": len(piece.kept),
+            "shape": list(piece.tensors[kind].shape),
+            "bytes": size,
+            "sha256": digest,
+            "dataset": self.dataset.name,
+            "split": self.dataset.split,
+            "backbone": self.backbone.name,
+            "fingerprint": self.backbone.fingerprint,
+            "precision": str(self.backbone.precision),
+            "device": str(self.backbone.device),
+            "version": FEATURES_VERSION,
+            "skipped": [[ids[i], reason] for i, reason in piece.skipped],
+            "ids": [ids[i] for i in piece.kept],
+        }
+        with atomic_path(self.folder / f"{kind}.json") as temporary:
+            temporary.write_text(json.dumps(facts, indent=1), "utf-8")
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #64dc030e
 def write_part(
-    folder, # where
-    piece, # Piece
-    name=None, # of the file; None takes the number of the first picture
-) -> Piece: # the same piece, its tensors mapped from the file
+    folder,  # where
+    piece,  # Piece
+    name=None,  # of the file; None takes the number of the first picture
+) -> Piece:  # the same piece, its tensors mapped from the file
     "Keep a piece of an unfinished run."
     path = folder / f"{name or f'{piece.start:09d}'}.safetensors"
-    facts = {"start": piece.start, "stop": piece.stop, "skipped": piece.skipped, "hash": content_hash(piece.tensors)}
+    facts = {
+        "start": piece.start,
+        "stop": piece.stop,
+        "skipped": piece.skipped,
+        "hash": content_hash(piece.tensors),
+    }
     save_tensors(path, "piece", piece.tensors, facts)
     return Piece(piece.start, piece.stop, load_file(path), piece.skipped)
 
 
-def read_part(path): # Piece, or None when the file is missing or damaged
+def read_part(path):  # Piece, or None when the file is missing or damaged
     "A piece that was kept, checked."
     try:
-        with safe_open(path, "pt") as file: facts = json.loads(file.metadata()["piece"])
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["piece"])
         tensors = load_file(path)
-        return Piece(facts["start"], facts["stop"], tensors, facts["skipped"]) if content_hash(tensors) == facts["hash"] else None
-    except Exception: return None
+        return (
+            Piece(facts["start"], facts["stop"], tensors, facts["skipped"])
+            if content_hash(tensors) == facts["hash"]
+            else None
+        )
+    except Exception:
+        return None
 
 
 def _opens(dataset, i):
-    try: dataset.read(i)
-    except Exception: return False
+    try:
+        dataset.read(i)
+    except Exception:
+        return False
     return True
 
 
-def _healed(dataset, skipped): return any(_opens(dataset, i) for i, _ in skipped)
+def _healed(dataset, skipped):
+    return any(_opens(dataset, i) for i, _ in skipped)
 
 
 def read_parts(folder, dataset) -> list[Piece]:
@@ -179,100 +260,167 @@ def read_parts(folder, dataset) -> list[Piece]:
     pieces = []
     for path in sorted(folder.glob("[0-9]*.safetensors")):
         piece = read_part(path)
-        if piece and piece.start == (pieces[-1].stop if pieces else 0) and not _healed(dataset, piece.skipped): pieces.append(piece)
-        else: path.unlink()
+        if (
+            piece
+            and piece.start == (pieces[-1].stop if pieces else 0)
+            and not _healed(dataset, piece.skipped)
+        ):
+            pieces.append(piece)
+        else:
+            path.unlink()
     return pieces
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #c449fecc
 def stored(
     entry,
-    kinds, # ("global",) or ("global", "local")
-    repair=False, # name damaged files and set them aside; only for the one who holds the lock
-): # Piece with all kinds, or None
+    kinds,  # ("global",) or ("global", "local")
+    repair=False,  # name damaged files and set them aside; only for the one who holds the lock
+):  # Piece with all kinds, or None
     "What a finished entry holds, checked."
     pieces = []
     for kind in kinds:
         try:
             piece = entry.read(kind)
-            if piece is None or _healed(entry.dataset, piece.skipped): return None
-            if pieces and piece.kept != pieces[0].kept: raise ValueError("it was made from other pictures than the global features")
+            if piece is None or _healed(entry.dataset, piece.skipped):
+                return None
+            if pieces and piece.kept != pieces[0].kept:
+                raise ValueError("it was made from other pictures than the global features")
         except (OSError, ValueError) as problem:
             if repair:
                 aside = entry.path(kind).with_name(f"{kind}.damaged")
                 os.replace(entry.path(kind), aside)
-                warnings.warn(f"The cached features {entry.path(kind)} are damaged: {problem}. They were moved to {aside.name} and are computed again.", stacklevel=4)
+                warnings.warn(
+                    f"The cached features {entry.path(kind)} are damaged: {problem}. They were moved to {aside.name} and are computed again.",
+                    stacklevel=4,
+                )
             return None
         pieces.append(piece)
-    return Piece(0, pieces[0].stop, {kind: t for piece in pieces for kind, t in piece.tensors.items()}, pieces[0].skipped)
+    return Piece(
+        0,
+        pieces[0].stop,
+        {kind: t for piece in pieces for kind, t in piece.tensors.items()},
+        pieces[0].skipped,
+    )
 
 
 def keep(entry, piece):
     "Write a whole set: each kind that is not there yet, the quarantine list; then drop the parts."
     for kind in piece.tensors:
         there = stored(entry, [kind])
-        if there is None or there.kept != piece.kept: entry.write(kind, piece)
+        if there is None or there.kept != piece.kept:
+            entry.write(kind, piece)
     quarantine = entry.folder / "quarantine.json"
     quarantine.unlink(missing_ok=True)
     if piece.skipped:
         listed = [{"id": entry.dataset.ids[i], "reason": reason} for i, reason in piece.skipped]
-        with atomic_path(quarantine) as temporary: temporary.write_text(json.dumps(listed, indent=1), "utf-8")
-    for local in {False, "local" in piece.tensors}: shutil.rmtree(entry.parts(local), ignore_errors=True)
+        with atomic_path(quarantine) as temporary:
+            temporary.write_text(json.dumps(listed, indent=1), "utf-8")
+    for local in {False, "local" in piece.tensors}:
+        shutil.rmtree(entry.parts(local), ignore_errors=True)
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #76f8c86a
 def cache_root(
-    cache=True, # True: $OODNB_HOME/features; a folder; False: nothing is kept
-): # Path, or None for nothing
-    if cache is False or cache is None: return None
+    cache=True,  # True: $OODNB_HOME/features; a folder; False: nothing is kept
+):  # Path, or None for nothing
+    if cache is False or cache is None:
+        return None
     return home() / "features" if cache is True else Path(cache).expanduser()
 
 
 def writable(
-    cache, # as in cache_root, not False
+    cache,  # as in cache_root, not False
 ) -> bool:
     "Can the cache be written? A folder that was asked for must be (`ValueError`); for the default one a warning is enough."
     root = cache_root(cache)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root): return True
+        with tempfile.TemporaryFile(dir=root):
+            return True
     except OSError as error:
-        if cache is not True: raise ValueError(f"The cache folder {root} cannot be written: {error.strerror}. Give another one, or cache=False to keep nothing.") from None
-        warnings.warn(f"The cache folder {root} cannot be written ({error.strerror}), so features are computed and not kept. Set OODNB_HOME to a folder of yours, or pass cache=...", stacklevel=4)
+        if cache is not True:
+            raise ValueError(
+                f"The cache folder {root} cannot be written: {error.strerror}. Give another one, or cache=False to keep nothing."
+            ) from None
+        warnings.warn(
+            f"The cache folder {root} cannot be written ({error.strerror}), so features are computed and not kept. Set OODNB_HOME to a folder of yours, or pass cache=...",
+            stacklevel=4,
+        )
         return False
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #db5f6a6a
-def _described(root): # yields (entry folder, description of one finished kind, or None when nothing is finished)
+def _described(
+    root,
+):  # yields (entry folder, description of one finished kind, or None when nothing is finished)
     for folder in sorted(root.glob("[0-9a-f]" * 16)) if root and root.is_dir() else []:
-        found = [folder / f"{kind}.json" for kind in ("global", "local") if (folder / f"{kind}.json").exists()]
-        for path in found: yield folder, json.loads(path.read_text("utf-8"))
-        if not found and folder.is_dir(): yield folder, None
+        found = [
+            folder / f"{kind}.json"
+            for kind in ("global", "local")
+            if (folder / f"{kind}.json").exists()
+        ]
+        for path in found:
+            yield folder, json.loads(path.read_text("utf-8"))
+        if not found and folder.is_dir():
+            yield folder, None
 
 
-def _bytes(folder): return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _bytes(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def cache_info(
-    cache=True, # as in cache_root
-) -> pd.DataFrame: # dataset, split, backbone, kind, images, skipped, MB, key
+    cache=True,  # as in cache_root
+) -> pd.DataFrame:  # dataset, split, backbone, kind, images, skipped, MB, key
     "What is kept. Runs that were interrupted show as kind 'unfinished'."
     rows = []
     for folder, facts in _described(cache_root(cache)):
-        facts = facts or {"dataset": None, "split": None, "backbone": None, "kind": "unfinished", "count": None, "skipped": [], "bytes": _bytes(folder)}
-        rows.append([*(facts[name] for name in ("dataset", "split", "backbone", "kind", "count")), len(facts["skipped"]), facts["bytes"] / 1e6, folder.name])
-    return pd.DataFrame(rows, columns=["dataset", "split", "backbone", "kind", "images", "skipped", "MB", "key"]).astype({"images": "Int64"})
+        facts = facts or {
+            "dataset": None,
+            "split": None,
+            "backbone": None,
+            "kind": "unfinished",
+            "count": None,
+            "skipped": [],
+            "bytes": _bytes(folder),
+        }
+        rows.append(
+            [
+                *(facts[name] for name in ("dataset", "split", "backbone", "kind", "count")),
+                len(facts["skipped"]),
+                facts["bytes"] / 1e6,
+                folder.name,
+            ]
+        )
+    return pd.DataFrame(
+        rows, columns=["dataset", "split", "backbone", "kind", "images", "skipped", "MB", "key"]
+    ).astype({"images": "Int64"})
 
 
 def clear_cache(
-    dataset=None, # name or ImageSet; None for all
-    backbone=None, # name, fingerprint or Backbone; None for all
-    cache=True, # as in cache_root
-) -> float: # megabytes freed
+    dataset=None,  # name or ImageSet; None for all
+    backbone=None,  # name, fingerprint or Backbone; None for all
+    cache=True,  # as in cache_root
+) -> float:  # megabytes freed
     "Delete kept features; unfinished ones only when neither name is given. What another process is writing stays."
-    name, eye, freed = getattr(dataset, "name", dataset), getattr(backbone, "fingerprint", backbone), 0
-    chosen = {folder for folder, facts in _described(cache_root(cache)) if name is eye is None or (facts and name in (None, facts["dataset"]) and eye in (None, facts["backbone"], facts["fingerprint"]))}
+    name, eye, freed = (
+        getattr(dataset, "name", dataset),
+        getattr(backbone, "fingerprint", backbone),
+        0,
+    )
+    chosen = {
+        folder
+        for folder, facts in _described(cache_root(cache))
+        if name is eye is None
+        or (
+            facts
+            and name in (None, facts["dataset"])
+            and eye in (None, facts["backbone"], facts["fingerprint"])
+        )
+    }
     for folder in sorted(chosen):
         try:
             with locked(folder, timeout=0):
                 freed += _bytes(folder)
                 shutil.rmtree(folder)
-        except TimeoutError: warnings.warn(f"{folder} is being written by another process and stays.", stacklevel=2)
+        except TimeoutError:
+            warnings.warn(f"{folder} is being written by another process and stays.", stacklevel=2)
     return freed / 1e6

@@ -20,75 +20,102 @@ from .words import WordList, encode_once, load_words, share_or_count, word_texts
 
 # %% ../../nbs/5_pipeline/05_phrases.ipynb #d9441434
 def described(
-    class_names, # K class names
-    descriptions, # dict: class name -> what one sees
-    joint=", ", # between the two
-) -> list: # K texts
+    class_names,  # K class names
+    descriptions,  # dict: class name -> what one sees
+    joint=", ",  # between the two
+) -> list:  # K texts
     "Class names with their descriptions. Raises `ValueError` when a class has none, or a description no class."
     names = clean_names(class_names)
     known = {name.replace("_", " ").strip().casefold(): text for name, text in descriptions.items()}
     missing = [name for name in names if not str(known.get(name.casefold(), "")).strip()]
-    if missing: raise ValueError(f"{len(missing)} of {len(names)} classes have no description, first {missing[0]!r}; give one for each.")
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(names)} classes have no description, first {missing[0]!r}; give one for each."
+        )
     extra = sorted(known.keys() - {name.casefold() for name in names})
-    if extra: raise ValueError(f"{extra[0]!r} has a description but is no class; the classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}.")
+    if extra:
+        raise ValueError(
+            f"{extra[0]!r} has a description but is no class; the classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."
+        )
     return [f"{name}{joint}{str(known[name.casefold()]).strip()}" for name in names]
 
 # %% ../../nbs/5_pipeline/05_phrases.ipynb #9680de1e
 def field_words(
-    backbone, # Backbone
-    words, # see `words.load_words`
-    field, # texts of the field: class names, phrases, a glossary
-    keep=0.1, # share of the words (below 1) or their number
-    template="hftt", # how words and field texts become sentences
-    cache=True, # see `words.encode_once`
-    progress=True, # show a bar
-) -> WordList: # named after the list, with the number of words left out
+    backbone,  # Backbone
+    words,  # see `words.load_words`
+    field,  # texts of the field: class names, phrases, a glossary
+    keep=0.1,  # share of the words (below 1) or their number
+    template="hftt",  # how words and field texts become sentences
+    cache=True,  # see `words.encode_once`
+    progress=True,  # show a bar
+) -> WordList:  # named after the list, with the number of words left out
     "The words nearest to a field, in the backbone's own text space."
     words, field = load_words(words), clean_names(field)
     count = share_or_count(keep, len(words))
-    rows, near = (normalize(encode_once(backbone, word_texts(texts, template), cache, progress=progress)) for texts in (words, field))
+    rows, near = (
+        normalize(encode_once(backbone, word_texts(texts, template), cache, progress=progress))
+        for texts in (words, field)
+    )
     centre = rows.mean(0)
     towards = normalize(near.mean(0) - centre)
     closeness = normalize(rows - centre) @ towards
     chosen = np.sort(closeness.argsort(descending=True, stable=True)[:count].numpy())
-    return replace(words, name=f"{words.name}, field", words=tuple(words.words[i] for i in chosen), counts={**words.counts, "outside the field": len(words) - count})
+    return replace(
+        words,
+        name=f"{words.name}, field",
+        words=tuple(words.words[i] for i in chosen),
+        counts={**words.counts, "outside the field": len(words) - count},
+    )
 
 # %% ../../nbs/5_pipeline/05_phrases.ipynb #6ad3d0e5
 def score_texts(
-    backbone, # Backbone of the detector
-    detector, # a detector of global features
-    texts, # n words or phrases
-    template="hftt", # a single template that makes them sentences; "name" for phrases that are whole
-    cache=True, # see `words.encode_once`
-    progress=True, # show a bar
-): # scores [n]
+    backbone,  # Backbone of the detector
+    detector,  # a detector of global features
+    texts,  # n words or phrases
+    # a single template that makes them sentences; "name" for phrases that are whole
+    template="hftt",
+    cache=True,  # see `words.encode_once`
+    progress=True,  # show a bar
+):  # scores [n]
     "What a detector says about texts. Raises `ValueError` for detectors of local features."
-    if detector.needs_local: raise ValueError(f"{detector.name!r} reads image regions, which texts do not have; take a detector of global features.")
+    if detector.needs_local:
+        raise ValueError(
+            f"{detector.name!r} reads image regions, which texts do not have; take a detector of global features."
+        )
     sentences = word_texts(list(texts), template)
-    if not sentences: raise ValueError("There is no text to score; give at least one.")
+    if not sentences:
+        raise ValueError("There is no text to score; give at least one.")
     rows = encode_once(backbone, sentences, cache, progress=progress)
-    return detector.score(Features(rows, np.full(len(rows), -1), sentences, "texts", "", backbone.fingerprint))
+    return detector.score(
+        Features(rows, np.full(len(rows), -1), sentences, "texts", "", backbone.fingerprint)
+    )
 
 # %% ../../nbs/5_pipeline/05_phrases.ipynb #d52e2b00
 def of_classes(
-    images, # ImageSet
-    class_names, # the wanted classes
-    name=None, # of the new set; None keeps the old one
-): # ImageSet of these classes, labels in their order
+    images,  # ImageSet
+    class_names,  # the wanted classes
+    name=None,  # of the new set; None keeps the old one
+):  # ImageSet of these classes, labels in their order
     "The pictures of some classes of a set. Raises `ValueError` for a class that the set does not have."
     wanted = list(class_names)
-    if not wanted: raise ValueError("No class was named; give at least one.")
+    if not wanted:
+        raise ValueError("No class was named; give at least one.")
     part = only_classes(images, wanted)
     return replace(part, name=name or part.name)
 
 # %% ../../nbs/5_pipeline/05_phrases.ipynb #a8a90b24
 def task_place(
-    place, # path below $OODNB_DATA
-    holds, # what has to be there
-    source, # where to get it
-) -> Path: # existing file or folder
+    place,  # path below $OODNB_DATA
+    holds,  # what has to be there
+    source,  # where to get it
+) -> Path:  # existing file or folder
     "A file or folder that only the user can provide. Raises `FileNotFoundError` with what it must hold and where it comes from."
-    try: root, why = data_root(), ""
-    except FileNotFoundError as error: root, why = Path("$OODNB_DATA"), " " + str(error).split(". ")[0] + "."
-    if why or not (root / place).exists(): raise FileNotFoundError(f"{place} is not there.{why}\nLooked for: {root / place}\nHolds:      {holds}\nGet it:     {source}")
+    try:
+        root, why = data_root(), ""
+    except FileNotFoundError as error:
+        root, why = Path("$OODNB_DATA"), " " + str(error).split(". ")[0] + "."
+    if why or not (root / place).exists():
+        raise FileNotFoundError(
+            f"{place} is not there.{why}\nLooked for: {root / place}\nHolds:      {holds}\nGet it:     {source}"
+        )
     return root / place

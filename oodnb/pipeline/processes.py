@@ -16,49 +16,63 @@ import torch.nn.functional as F
 # %% ../../nbs/5_pipeline/08_processes.ipynb #8ec93a11
 @contextmanager
 def process_group(
-    device=None, # "cpu" or "cuda"; None: a GPU per process if there is one
-): # yields this process's device
+    device=None,  # "cpu" or "cuda"; None: a GPU per process if there is one
+):  # yields this process's device
     "Join the processes that torchrun has started, for the block. Without torchrun: just the device."
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if "RANK" not in os.environ or dist.is_initialized():
         yield torch.device(kind)
         return
-    chosen = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
-    if kind == "cuda": torch.cuda.set_device(chosen)
+    chosen = (
+        torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
+    )
+    if kind == "cuda":
+        torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-    try: yield chosen
-    finally: dist.destroy_process_group()
+    try:
+        yield chosen
+    finally:
+        dist.destroy_process_group()
 
 
-def rank_and_ranks(): # (number of this process, number of processes)
+def rank_and_ranks():  # (number of this process, number of processes)
     "Who am I, and how many are we?"
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    return (
+        (dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else (0, 1)
+    )
 
 # %% ../../nbs/5_pipeline/08_processes.ipynb #bc7947fb
 def summed(
-    numbers, # tensor of this process, on a device that the processes talk through
-): # the same tensor, now the sum over all
+    numbers,  # tensor of this process, on a device that the processes talk through
+):  # the same tensor, now the sum over all
     "Sums over processes, in place."
-    if rank_and_ranks()[1] > 1: dist.all_reduce(numbers)
+    if rank_and_ranks()[1] > 1:
+        dist.all_reduce(numbers)
     return numbers
 
 
 def on_all_ranks(
-    number, # of this process, a whole number
-    device="cpu", # one that the processes talk through
-): # list of whole numbers, one per process
+    number,  # of this process, a whole number
+    device="cpu",  # one that the processes talk through
+):  # list of whole numbers, one per process
     "What each process says, told to all."
     rank, ranks = rank_and_ranks()
     return summed(F.one_hot(torch.tensor(rank), ranks).to(device) * int(number)).tolist()
 
 
 def gathered(
-    features, # of this rank [n, D]
-): # of all ranks, in their order [N, D]; no gradient
+    features,  # of this rank [n, D]
+):  # of all ranks, in their order [N, D]; no gradient
     "Rows of all ranks. `ValueError`, on each of them, when they have different numbers."
-    if rank_and_ranks()[1] == 1: return features
+    if rank_and_ranks()[1] == 1:
+        return features
     counts = on_all_ranks(len(features), features.device)
-    if len(set(counts)) > 1: raise ValueError(f"The ranks have {', '.join(map(str, counts))} pairs in this step; each must have the same number, or the loss would be weighted wrongly. Drop the incomplete batch.")
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"The ranks have {', '.join(map(str, counts))} pairs in this step; each must have the same number, or the loss would be weighted wrongly. Drop the incomplete batch."
+        )
     parts = [torch.empty_like(features) for _ in counts]
     dist.all_gather(parts, features.contiguous())
     return torch.cat(parts)

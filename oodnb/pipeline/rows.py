@@ -18,13 +18,26 @@ from ..ground.files import atomic_path
 from ..ground.places import shipped
 
 # %% ../../nbs/5_pipeline/10_rows.ipynb #02ac727a
-ROW_COLUMNS = ("paper", "table", "method", "backbone", "setting", "dataset", "metric", "value", "source", "std", "seeds", "scale", "run")
+ROW_COLUMNS = (
+    "paper",
+    "table",
+    "method",
+    "backbone",
+    "setting",
+    "dataset",
+    "metric",
+    "value",
+    "source",
+    "std",
+    "seeds",
+    "scale",
+    "run",
+)
 SCALES = ("paper", "mini", "own", "published")
-IDENTITY = ROW_COLUMNS[:7] # what a number is a number of
+IDENTITY = ROW_COLUMNS[:7]  # what a number is a number of
 
 
-def row_vocabulary(
-) -> dict: # papers, backbones, datasets, sources, metrics, method_pattern
+def row_vocabulary() -> dict:  # papers, backbones, datasets, sources, metrics, method_pattern
     "The words that published rows may use, with units and definitions of the metrics."
     return json.loads(shipped("published", "vocabulary.json").read_text(encoding="utf-8"))
 
@@ -33,105 +46,152 @@ def _row_problem(row, words):
     "What is wrong with one row, or None."
     metric, value = str(row["metric"]), row["value"]
     if metric not in words["metrics"]:
-        if "fpr" in metric.lower(): return f"the metric {metric!r} does not say its convention; write fpr95_id_positive (MCM, LoCoOp, TOE, CLIPN) or fpr95_ood_positive (HFTT, OpenOOD)"
+        if "fpr" in metric.lower():
+            return f"the metric {metric!r} does not say its convention; write fpr95_id_positive (MCM, LoCoOp, TOE, CLIPN) or fpr95_ood_positive (HFTT, OpenOOD)"
         return f"the metric {metric!r} is unknown; allowed are {', '.join(words['metrics'])}"
-    if not re.fullmatch(words["method_pattern"], str(row["method"])): return f"the method {row['method']!r} is not spelled like mcm or locoop+gl_mcm (lower case, '+' before the score)"
-    if not re.fullmatch(r"[\w.-]+", str(row["backbone"])): return f"the backbone {row['backbone']!r} is not spelled as in open_clip (ViT-B-16, RN50)"
-    if row["scale"] not in SCALES: return f"the scale {row['scale']!r} is unknown; allowed are {', '.join(SCALES)}"
-    if not str(row["dataset"]).strip() or not isinstance(value, (int, float)) or not np.isfinite(value): return f"dataset {row['dataset']!r} with value {value}; both must be given"
-    if words["metrics"][metric]["unit"] == "percent" and not 0 <= value <= 100: return f"{metric} = {value} is no percentage"
-    if metric == "auroc" and value <= 1: return f"auroc = {value} looks like a fraction; rates are in percent"
-    if row["scale"] in ("paper", "published") and re.match("mini|tiny", str(row["backbone"])): return f"the backbone {row['backbone']!r} is no model of a paper, the row claims scale {row['scale']!r}"
-    embedded, real = str(row["dataset"]).split("-")[0] == "mini", row["dataset"] in words["datasets"] and row["dataset"] not in ("mean", "any")
-    if embedded and row["scale"] in ("paper", "published"): return f"the data set {row['dataset']!r} belongs to the embedded world, the row claims scale {row['scale']!r}"
-    if real and row["scale"] == "mini": return f"the data set {row['dataset']!r} is a real one, the row claims scale 'mini'"
+    if not re.fullmatch(words["method_pattern"], str(row["method"])):
+        return f"the method {row['method']!r} is not spelled like mcm or locoop+gl_mcm (lower case, '+' before the score)"
+    if not re.fullmatch(r"[\w.-]+", str(row["backbone"])):
+        return f"the backbone {row['backbone']!r} is not spelled as in open_clip (ViT-B-16, RN50)"
+    if row["scale"] not in SCALES:
+        return f"the scale {row['scale']!r} is unknown; allowed are {', '.join(SCALES)}"
+    if (
+        not str(row["dataset"]).strip()
+        or not isinstance(value, (int, float))
+        or not np.isfinite(value)
+    ):
+        return f"dataset {row['dataset']!r} with value {value}; both must be given"
+    if words["metrics"][metric]["unit"] == "percent" and not 0 <= value <= 100:
+        return f"{metric} = {value} is no percentage"
+    if metric == "auroc" and value <= 1:
+        return f"auroc = {value} looks like a fraction; rates are in percent"
+    if row["scale"] in ("paper", "published") and re.match("mini|tiny", str(row["backbone"])):
+        return f"the backbone {row['backbone']!r} is no model of a paper, the row claims scale {row['scale']!r}"
+    embedded, real = (
+        str(row["dataset"]).split("-")[0] == "mini",
+        row["dataset"] in words["datasets"] and row["dataset"] not in ("mean", "any"),
+    )
+    if embedded and row["scale"] in ("paper", "published"):
+        return f"the data set {row['dataset']!r} belongs to the embedded world, the row claims scale {row['scale']!r}"
+    if real and row["scale"] == "mini":
+        return f"the data set {row['dataset']!r} is a real one, the row claims scale 'mini'"
 
 # %% ../../nbs/5_pipeline/10_rows.ipynb #37398c33
 def check_rows(
-    rows, # DataFrame with ROW_COLUMNS
-    where="rows", # what is checked, for the message
-) -> pd.DataFrame: # the same rows
+    rows,  # DataFrame with ROW_COLUMNS
+    where="rows",  # what is checked, for the message
+) -> pd.DataFrame:  # the same rows
     "Refuse rows with unknown words, impossible values or two values for the same thing."
     missing = [c for c in ROW_COLUMNS if c not in rows.columns]
-    if missing: raise ValueError(f"{where}: the column {missing[0]!r} is missing; rows have {', '.join(ROW_COLUMNS)}.")
+    if missing:
+        raise ValueError(
+            f"{where}: the column {missing[0]!r} is missing; rows have {', '.join(ROW_COLUMNS)}."
+        )
     words = row_vocabulary()
     for number, row in enumerate(rows.to_dict("records"), 1):
         problem = _row_problem(row, words)
-        if problem: raise ValueError(f"{where}, row {number} ({row['method']}, {row['dataset']}): {problem}.")
+        if problem:
+            raise ValueError(
+                f"{where}, row {number} ({row['method']}, {row['dataset']}): {problem}."
+            )
     twice = rows[rows.duplicated([*IDENTITY, "seeds", "scale", "run"], keep=False)]
-    if len(twice): raise ValueError(f"{where}: {len(twice)} rows give several values for the same thing, first {' / '.join(map(str, twice.iloc[0][list(IDENTITY)]))}.")
+    if len(twice):
+        raise ValueError(
+            f"{where}: {len(twice)} rows give several values for the same thing, first {' / '.join(map(str, twice.iloc[0][list(IDENTITY)]))}."
+        )
     return rows
 
 # %% ../../nbs/5_pipeline/10_rows.ipynb #71a4c56b
 def average_seeds(
-    rows, # rows of several runs that differ in their seeds
-) -> pd.DataFrame: # one row per number, value = mean, std over the runs
+    rows,  # rows of several runs that differ in their seeds
+) -> pd.DataFrame:  # one row per number, value = mean, std over the runs
     "Mean and standard deviation over runs; rows of different scales stay apart."
     check_rows(rows)
+
     def one(group):
         first = group.iloc[0].to_dict()
-        joined = {k: ";".join(dict.fromkeys(s for v in group[k] for s in str(v).split(";") if s)) for k in ("seeds", "run")}
-        return {**first, "value": group["value"].mean(), "std": group["value"].std(ddof=1) if len(group) > 1 else first["std"], **joined}
-    return pd.DataFrame([one(g) for _, g in rows.groupby([*IDENTITY, "scale"], sort=False)], columns=list(ROW_COLUMNS))
+        joined = {
+            k: ";".join(dict.fromkeys(s for v in group[k] for s in str(v).split(";") if s))
+            for k in ("seeds", "run")
+        }
+        return {
+            **first,
+            "value": group["value"].mean(),
+            "std": group["value"].std(ddof=1) if len(group) > 1 else first["std"],
+            **joined,
+        }
+
+    return pd.DataFrame(
+        [one(g) for _, g in rows.groupby([*IDENTITY, "scale"], sort=False)],
+        columns=list(ROW_COLUMNS),
+    )
 
 # %% ../../nbs/5_pipeline/10_rows.ipynb #3871b0ad
 def one_scale(
-    rows, # rows
-    doing, # what would happen to them, for the message
-) -> pd.DataFrame: # the same rows
+    rows,  # rows
+    doing,  # what would happen to them, for the message
+) -> pd.DataFrame:  # the same rows
     "Refuse rows of several scales, with the reason."
     scales = sorted(set(rows["scale"]))
     if len(scales) > 1:
-        raise ValueError(f"{doing} would mix the scales {' and '.join(scales)}. Numbers of the embedded world, of own pictures and of the papers' experiments answer different questions and never share a column; "
-                         "take rows[rows['scale'] == ...] first, or use compare_with_published, which gives each its own column.")
+        raise ValueError(
+            f"{doing} would mix the scales {' and '.join(scales)}. Numbers of the embedded world, of own pictures and of the papers' experiments answer different questions and never share a column; "
+            "take rows[rows['scale'] == ...] first, or use compare_with_published, which gives each its own column."
+        )
     return rows
 
 
 def write_rows(
-    rows, # rows of one scale
-    path, # CSV file
-) -> Path: # the file
+    rows,  # rows of one scale
+    path,  # CSV file
+) -> Path:  # the file
     "Check rows and write them as CSV, atomically."
     one_scale(check_rows(rows), f"Writing {path}")
-    with atomic_path(path) as temporary: rows[list(ROW_COLUMNS)].to_csv(temporary, index=False, lineterminator="\n")
+    with atomic_path(path) as temporary:
+        rows[list(ROW_COLUMNS)].to_csv(temporary, index=False, lineterminator="\n")
     return Path(path)
 
 
 def read_rows(
-    path, # CSV file of write_rows, or of published numbers
-) -> pd.DataFrame: # rows
+    path,  # CSV file of write_rows, or of published numbers
+) -> pd.DataFrame:  # rows
     "Read rows; the nine columns of published numbers are filled up with scale `published`."
-    rows = pd.read_csv(path, dtype=str, keep_default_na=False).replace({"value": {"": "nan"}, "std": {"": "nan"}}) # numbers are read by Python, to the last digit
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False).replace(
+        {"value": {"": "nan"}, "std": {"": "nan"}}
+    )  # numbers are read by Python, to the last digit
     extra = {"std": np.nan, "seeds": "", "scale": "published", "run": ""}
-    rows = rows.assign(**{k: v for k, v in extra.items() if k not in rows}).astype({"value": float, "std": float})
+    rows = rows.assign(**{k: v for k, v in extra.items() if k not in rows}).astype(
+        {"value": float, "std": float}
+    )
     return check_rows(rows[[c for c in ROW_COLUMNS if c in rows]], str(path))
 
 # %% ../../nbs/5_pipeline/10_rows.ipynb #abc189e9
 def published_rows(
-    paper=None, # one paper, or None for all
-) -> pd.DataFrame: # rows of scale "published"
+    paper=None,  # one paper, or None for all
+) -> pd.DataFrame:  # rows of scale "published"
     "The numbers the papers print; some papers' tables could not be confirmed and are missing or empty (see the README beside the files)."
     files = {p.stem: p for p in sorted(shipped("published").glob("*.csv"))}
-    if paper is not None and paper not in files: raise ValueError(f"There are no published numbers of {paper!r}; available: {', '.join(files)}.")
+    if paper is not None and paper not in files:
+        raise ValueError(
+            f"There are no published numbers of {paper!r}; available: {', '.join(files)}."
+        )
     found = [read_rows(p) for name, p in files.items() if paper in (None, name)]
     return pd.concat([f for f in found if len(f)] or found[:1], ignore_index=True)
 
 # %% ../../nbs/5_pipeline/10_rows.ipynb #d3c1a7e2
 def markdown_text(
-    text, # anything; a name, a setting, a message
-) -> str: # on one line
+    text,  # anything; a name, a setting, a message
+) -> str:  # on one line
     "Markdown that shows `text` as it is."
     signs = r"[\\`*\[\]<>|~$!]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])"
     return re.sub(signs, r"\\\g<0>", " ".join(str(text).split()))
 
-
 # %% ../../nbs/5_pipeline/10_rows.ipynb #d3c1a7e4
 def markdown_table(
-    columns, # headings [C]
-    lines, # texts [L, C]
-) -> str: # numbers stand to the right, the first column to the left
+    columns,  # headings [C]
+    lines,  # texts [L, C]
+) -> str:  # numbers stand to the right, the first column to the left
     "A Markdown table that shows its texts as they are."
     rows = [[markdown_text(text) for text in line] for line in (columns, *lines)]
     rows.insert(1, ["---"] + ["---:"] * (len(columns) - 1))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-

@@ -19,60 +19,102 @@ from ..features import Features, encode_range, extract
 
 # %% ../../nbs/5_pipeline/03_shards.ipynb #59c4c62b
 def missing_ranges(
-    folder, # folder of parts
-    total, # pictures in the set
-    size, # pictures in a range, a multiple of the batch size
-) -> list[tuple[int, int]]: # (first, one after the last)
+    folder,  # folder of parts
+    total,  # pictures in the set
+    size,  # pictures in a range, a multiple of the batch size
+) -> list[tuple[int, int]]:  # (first, one after the last)
     "The ranges of pictures that no part covers."
-    there = {piece.start: piece.stop for path in sorted(folder.glob("[0-9]*.safetensors")) if (piece := read_part(path))}
+    there = {
+        piece.start: piece.stop
+        for path in sorted(folder.glob("[0-9]*.safetensors"))
+        if (piece := read_part(path))
+    }
     found, at = [], 0
     while at < total:
         stop = there.get(at) or min([at + size, total, *(start for start in there if start > at)])
-        if at not in there: found.append((at, stop))
+        if at not in there:
+            found.append((at, stop))
         at = stop
     return found
 
 # %% ../../nbs/5_pipeline/03_shards.ipynb #5ddea490
 @dataclass(frozen=True)
 class _Recipe:
-    name: str # what it makes, by content
-    make: object = field(compare=False) # function without arguments
+    name: str  # what it makes, by content
+    make: object = field(compare=False)  # function without arguments
 
 
 @lru_cache(maxsize=2)
-def _made(recipe): return recipe.make()
+def _made(recipe):
+    return recipe.make()
 
 
 def _encode_part(backbone, dataset, root, key, start, stop, options):
     "Make the parts of a range on a worker. Returns the number of pictures."
     host = socket.gethostname()
-    if not Path(f"{root / key}.lock").is_file(): raise RuntimeError(f"The machine {host} does not see the cache folder {root}. Give one that all machines share: cache=FOLDER, or OODNB_HOME.")
+    if not Path(f"{root / key}.lock").is_file():
+        raise RuntimeError(
+            f"The machine {host} does not see the cache folder {root}. Give one that all machines share: cache=FOLDER, or OODNB_HOME."
+        )
     eye, pictures = _made(backbone), _made(dataset)
     entry = CacheEntry(root, eye, pictures)
-    if entry.key != key: raise RuntimeError(f"The machine {host} would make other features of {pictures.name} (key {entry.key}, not {key}): its weights, precision, preprocessing or pictures differ from those of the machine that asked.")
+    if entry.key != key:
+        raise RuntimeError(
+            f"The machine {host} would make other features of {pictures.name} (key {entry.key}, not {key}): its weights, precision, preprocessing or pictures differ from those of the machine that asked."
+        )
     encode_range(eye, pictures, start, stop, entry, **options)
     return stop - start
 
 # %% ../../nbs/5_pipeline/03_shards.ipynb #69193b29
 def extract_on_workers(
-    client, # from cluster.connect
-    make_backbone, # function without arguments that gives a Backbone: partial(load_backbone, "ViT-B-16", "openai")
-    make_dataset, # function without arguments that gives an ImageSet: partial(load_dataset, "ImageNet", "val")
-    needs=None, # what a worker must offer for each range, from cluster.read_needs
-    **options, # of extract: cache, local, batch_size, workers, progress, keep_bytes, on_error, chunk
+    client,  # from cluster.connect
+    # function without arguments that gives a Backbone: partial(load_backbone, "ViT-B-16", "openai")
+    make_backbone,
+    # function without arguments that gives an ImageSet: partial(load_dataset, "ImageNet", "val")
+    make_dataset,
+    needs=None,  # what a worker must offer for each range, from cluster.read_needs
+    # of extract: cache, local, batch_size, workers, progress, keep_bytes, on_error, chunk
+    **options,
 ) -> Features:
     "Features of a data set, its ranges of `chunk` pictures encoded by the workers of a cluster; cache is a folder that all of them share."
     backbone, dataset = make_backbone(), make_dataset()
-    if cache_root(options.get("cache", True)) is None: raise ValueError("Workers hand over features through the cache, and cache is False. Give a folder that all machines share.")
+    if cache_root(options.get("cache", True)) is None:
+        raise ValueError(
+            "Workers hand over features through the cache, and cache is False. Give a folder that all machines share."
+        )
 
     def spread(entry, asked):
         recipes = _Recipe(backbone.fingerprint, make_backbone), _Recipe(entry.key, make_dataset)
         size = max(1, asked["chunk"] // asked["batch_size"]) * asked["batch_size"]
         ranges = missing_ranges(entry.parts(asked["local"]), len(dataset), size)
-        futures = [client.submit(_encode_part, *recipes, entry.folder.parent.absolute(), entry.key, start, stop, asked | {"progress": False}, resources=needs, pure=False) for start, stop in ranges]
-        with tqdm(total=len(dataset), initial=len(dataset) - sum(stop - start for start, stop in ranges), desc=f"{dataset.name} {dataset.split}", unit="img", disable=not asked["progress"], delay=1) as bar:
+        futures = [
+            client.submit(
+                _encode_part,
+                *recipes,
+                entry.folder.parent.absolute(),
+                entry.key,
+                start,
+                stop,
+                asked | {"progress": False},
+                resources=needs,
+                pure=False,
+            )
+            for start, stop in ranges
+        ]
+        with tqdm(
+            total=len(dataset),
+            initial=len(dataset) - sum(stop - start for start, stop in ranges),
+            desc=f"{dataset.name} {dataset.split}",
+            unit="img",
+            disable=not asked["progress"],
+            delay=1,
+        ) as bar:
             try:
-                for future in importlib.import_module("distributed").as_completed(futures, loop=client.loop): bar.update(future.result())
-            finally: client.cancel(futures)
+                for future in importlib.import_module("distributed").as_completed(
+                    futures, loop=client.loop
+                ):
+                    bar.update(future.result())
+            finally:
+                client.cancel(futures)
 
     return extract(backbone, dataset, spread=spread, **options)

@@ -25,155 +25,238 @@ from ..ground.files import atomic_path, locked
 from ..ground.randomness import chance_of
 
 # %% ../../nbs/5_pipeline/07_train.ipynb #1e79dcb4
-_all_ = ["few_shot", "load_few_shot", "save_few_shot"] # who trains draws first
+_all_ = ["few_shot", "load_few_shot", "save_few_shot"]  # who trains draws first
 
 # %% ../../nbs/5_pipeline/07_train.ipynb #5929fe4a
 def batch_rows(
-    count, # pictures
-    batch_size, # per step
-    seed, # of the run
-    epoch, # 0, 1, ...
-) -> list: # int64 positions of each batch
+    count,  # pictures
+    batch_size,  # per step
+    seed,  # of the run
+    epoch,  # 0, 1, ...
+) -> list:  # int64 positions of each batch
     "The batches of one epoch: a random order without replacement."
     order = chance_of("order", seed, epoch).permutation(count)
-    return [order[start:start + batch_size] for start in range(0, max(1, count - batch_size + 1), batch_size)]
+    return [
+        order[start : start + batch_size]
+        for start in range(0, max(1, count - batch_size + 1), batch_size)
+    ]
 
 
 def feature_batches(
-    backbone, # Backbone
-    images, # ImageSet, all readable
-    batch_size=32, # per step
-    seed=1, # of crops and order
-    views=None, # encoded crops per picture; None for new ones in every epoch
-    local=False, # local features too
-    cache=True, # where views are kept: True: $OODNB_HOME/features; a folder; False: in memory only
-    workers=None, # threads that decode, see `extract`
-): # function: epoch -> iterator of (image_features [B, D], local_features [B, R, D] or None, labels [B])
+    backbone,  # Backbone
+    images,  # ImageSet, all readable
+    batch_size=32,  # per step
+    seed=1,  # of crops and order
+    views=None,  # encoded crops per picture; None for new ones in every epoch
+    local=False,  # local features too
+    cache=True,  # where views are kept: True: $OODNB_HOME/features; a folder; False: in memory only
+    workers=None,  # threads that decode, see `extract`
+    # function: epoch -> iterator of (image_features [B, D], local_features [B, R, D] or None, labels [B])
+):
     "What a few-shot training reads, epoch by epoch."
     size, bank = input_size(backbone), {}
     at_once = batch_size * max(1, 256 // batch_size)
 
-    def crops(epoch): return random_crops(images, size, seed, epoch)
+    def crops(epoch):
+        return random_crops(images, size, seed, epoch)
 
     def view(number):
-        if number not in bank: bank[number] = extract(backbone, crops(number), cache, local, 256, workers, False, math.inf, "raise")
+        if number not in bank:
+            bank[number] = extract(
+                backbone, crops(number), cache, local, 256, workers, False, math.inf, "raise"
+            )
         return bank[number]
 
     def batches(epoch):
         rows = batch_rows(len(images), batch_size, seed, epoch)
         if views is None:
             shuffled = crops(epoch).subset(np.concatenate(rows))
-            parts = (part for chunk in stream(backbone, shuffled, False, local, at_once, workers, False, on_error="raise") for part in chunk.batches(batch_size))
-            for part in parts: yield part.image_features, part.local_features, torch.from_numpy(part.labels)
+            parts = (
+                part
+                for chunk in stream(
+                    backbone, shuffled, False, local, at_once, workers, False, on_error="raise"
+                )
+                for part in chunk.batches(batch_size)
+            )
+            for part in parts:
+                yield part.image_features, part.local_features, torch.from_numpy(part.labels)
             return
         whole = view(epoch % views)
-        for part in map(whole.subset, rows): yield part.image_features, part.local_features, torch.from_numpy(part.labels)
+        for part in map(whole.subset, rows):
+            yield part.image_features, part.local_features, torch.from_numpy(part.labels)
 
     return batches
 
 # %% ../../nbs/5_pipeline/07_train.ipynb #bac29d2c
 def learning_rates(
-    epochs, # E
-    lr=0.002, # the rate after the warm-up
-    warmup_epochs=1, # W
-    warmup_lr=1e-5, # rate of a constant warm-up; of the first epoch of a linear one
-    warmup="constant", # "constant" or "linear"
-    recount=True, # the cosine counts from the end of the warm-up
-) -> list: # one rate per epoch
+    epochs,  # E
+    lr=0.002,  # the rate after the warm-up
+    warmup_epochs=1,  # W
+    warmup_lr=1e-5,  # rate of a constant warm-up; of the first epoch of a linear one
+    warmup="constant",  # "constant" or "linear"
+    recount=True,  # the cosine counts from the end of the warm-up
+) -> list:  # one rate per epoch
     "Warm-up and cosine, changed once per epoch (CoOp's protocol)."
-    if warmup not in ("constant", "linear"): raise ValueError(f"warmup is {warmup!r}; possible are 'constant' and 'linear'.")
-    if epochs < 1 or warmup_epochs < 0: raise ValueError(f"epochs is {epochs} and warmup_epochs {warmup_epochs}; at least one epoch is needed, and no negative warm-up.")
-    if not (0 <= lr < math.inf and 0 <= warmup_lr < math.inf): raise ValueError(f"lr is {lr} and warmup_lr {warmup_lr}; learning rates are finite and not negative.")
-    def rise(e): return warmup_lr if warmup == "constant" or e == 0 else lr * e / warmup_epochs
-    def fall(e): return 1 + math.cos(math.pi * e / epochs)
+    if warmup not in ("constant", "linear"):
+        raise ValueError(f"warmup is {warmup!r}; possible are 'constant' and 'linear'.")
+    if epochs < 1 or warmup_epochs < 0:
+        raise ValueError(
+            f"epochs is {epochs} and warmup_epochs {warmup_epochs}; at least one epoch is needed, and no negative warm-up."
+        )
+    if not (0 <= lr < math.inf and 0 <= warmup_lr < math.inf):
+        raise ValueError(
+            f"lr is {lr} and warmup_lr {warmup_lr}; learning rates are finite and not negative."
+        )
+
+    def rise(e):
+        return warmup_lr if warmup == "constant" or e == 0 else lr * e / warmup_epochs
+
+    def fall(e):
+        return 1 + math.cos(math.pi * e / epochs)
+
     start = 0 if recount else warmup_epochs
-    return [rise(e) if e < warmup_epochs else lr * fall(e - warmup_epochs + start) / fall(start) for e in range(epochs)]
+    return [
+        rise(e) if e < warmup_epochs else lr * fall(e - warmup_epochs + start) / fall(start)
+        for e in range(epochs)
+    ]
 
 # %% ../../nbs/5_pipeline/07_train.ipynb #5c639771
-def _learned(optimizer): return [p for group in optimizer.param_groups for p in group["params"]]
+def _learned(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def save_state(
-    path, # *.safetensors
-    optimizer, # over what is learned
-    settings, # dict (JSON)
-    history, # what was measured so far (JSON)
+    path,  # *.safetensors
+    optimizer,  # over what is learned
+    settings,  # dict (JSON)
+    history,  # what was measured so far (JSON)
 ):
     "Write parameters, the optimiser's memory, settings and history, at once."
     tensors = {}
     for i, p in enumerate(_learned(optimizer)):
         memory = {name: t for name, t in optimizer.state[p].items() if isinstance(t, torch.Tensor)}
-        tensors |= {f"{i}.{name}": t.detach().cpu().contiguous() for name, t in {"parameter": p, **memory}.items()}
-    with atomic_path(path) as temporary: save_file(tensors, temporary, {"training": json.dumps({"settings": settings, "history": history})})
+        tensors |= {
+            f"{i}.{name}": t.detach().cpu().contiguous()
+            for name, t in {"parameter": p, **memory}.items()
+        }
+    with atomic_path(path) as temporary:
+        save_file(
+            tensors, temporary, {"training": json.dumps({"settings": settings, "history": history})}
+        )
 
 
 def load_state(
-    path, # file from `save_state`; no file is an empty history
-    optimizer, # its parameters and memory are filled
-    settings, # must agree with those of the file
-): # history
+    path,  # file from `save_state`; no file is an empty history
+    optimizer,  # its parameters and memory are filled
+    settings,  # must agree with those of the file
+):  # history
     "Take up a training. `ValueError` when it was another one."
     try:
         with safe_open(path, "pt") as file:
-            about, tensors = json.loads(file.metadata()["training"]), {name: file.get_tensor(name) for name in file.keys()}
+            about, tensors = (
+                json.loads(file.metadata()["training"]),
+                {name: file.get_tensor(name) for name in file.keys()},
+            )
         kept, history = about["settings"], about["history"]
-    except FileNotFoundError: return []
-    except Exception as error: raise RuntimeError(f"The training state {path} cannot be read ({error}). Delete it to start again, or give another folder.") from error
-    other = [f"{name} is {settings.get(name)!r} now and was {kept.get(name)!r}" for name in sorted(kept.keys() | settings.keys()) if kept.get(name) != settings.get(name)]
-    if other: raise ValueError(f"{path} belongs to another training: {'; '.join(other[:5])}. Give another folder, or delete the file to start again.")
+    except FileNotFoundError:
+        return []
+    except Exception as error:
+        raise RuntimeError(
+            f"The training state {path} cannot be read ({error}). Delete it to start again, or give another folder."
+        ) from error
+    other = [
+        f"{name} is {settings.get(name)!r} now and was {kept.get(name)!r}"
+        for name in sorted(kept.keys() | settings.keys())
+        if kept.get(name) != settings.get(name)
+    ]
+    if other:
+        raise ValueError(
+            f"{path} belongs to another training: {'; '.join(other[:5])}. Give another folder, or delete the file to start again."
+        )
     learned = _learned(optimizer)
     for name, tensor in tensors.items():
         i, kind = name.split(".", 1)
         p = learned[int(i)]
-        if kind == "parameter": p.data.copy_(tensor)
-        else: optimizer.state[p][kind] = tensor.to(p.device) if tensor.ndim else tensor # counters stay on the CPU
+        if kind == "parameter":
+            p.data.copy_(tensor)
+        else:
+            optimizer.state[p][kind] = (
+                tensor.to(p.device) if tensor.ndim else tensor
+            )  # counters stay on the CPU
     return history
 
 # %% ../../nbs/5_pipeline/07_train.ipynb #2f3e7250
-def _run_epoch(optimizer, epoch, rate, batches, loss_of, watch, bar): # mean of every number over the steps
-    for group in optimizer.param_groups: group["lr"] = rate
+def _run_epoch(
+    optimizer, epoch, rate, batches, loss_of, watch, bar
+):  # mean of every number over the steps
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     rows = []
     for step, batch in enumerate(batches(epoch)):
         optimizer.zero_grad()
         terms = loss_of(batch)
         row = {name: float(torch.as_tensor(value).item()) for name, value in terms.items()}
-        if not math.isfinite(row["loss"]): raise FloatingPointError(f"the loss is {row['loss']} in step {step}")
+        if not math.isfinite(row["loss"]):
+            raise FloatingPointError(f"the loss is {row['loss']} in step {step}")
         terms["loss"].backward()
         optimizer.step()
         rows.append(row)
-        if watch: watch({"epoch": epoch, "step": step, "lr": rate, **row})
+        if watch:
+            watch({"epoch": epoch, "step": step, "lr": rate, **row})
         bar.set_postfix(step=step, loss=f"{row['loss']:.4f}", refresh=False)
         bar.update(0)
-    if not rows: raise ValueError(f"Epoch {epoch} has no batch; batches(epoch) must yield at least one.")
-    if not all(p.isfinite().all() for p in _learned(optimizer)): raise FloatingPointError("its last step made parameters that are not finite")
-    return {"epoch": epoch, "lr": rate, **{name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}}
+    if not rows:
+        raise ValueError(f"Epoch {epoch} has no batch; batches(epoch) must yield at least one.")
+    if not all(p.isfinite().all() for p in _learned(optimizer)):
+        raise FloatingPointError("its last step made parameters that are not finite")
+    return {
+        "epoch": epoch,
+        "lr": rate,
+        **{name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]},
+    }
 
 
 def train(
-    optimizer, # over what is learned; its learning rate is set here
-    rates, # learning rate of every epoch
-    batches, # function: epoch -> iterable of batches; depends on nothing else
-    loss_of, # function: batch -> dict of numbers, of which "loss" is minimised
-    folder=None, # keeps the state after every epoch, and goes on from it
-    settings=None, # dict (JSON) that must agree with that of a kept state
-    stop_after=None, # stop when so many epochs are finished; a later call goes on
-    watch=None, # function of a dict (epoch, step, lr and the numbers), called after every step
-    progress=True, # show a bar when it takes longer than a second
-) -> list: # one dict per finished epoch: epoch, lr and the mean of every number
+    optimizer,  # over what is learned; its learning rate is set here
+    rates,  # learning rate of every epoch
+    batches,  # function: epoch -> iterable of batches; depends on nothing else
+    loss_of,  # function: batch -> dict of numbers, of which "loss" is minimised
+    folder=None,  # keeps the state after every epoch, and goes on from it
+    settings=None,  # dict (JSON) that must agree with that of a kept state
+    stop_after=None,  # stop when so many epochs are finished; a later call goes on
+    watch=None,  # function of a dict (epoch, step, lr and the numbers), called after every step
+    progress=True,  # show a bar when it takes longer than a second
+) -> list:  # one dict per finished epoch: epoch, lr and the mean of every number
     "Gradient descent, resumable after every epoch. `RuntimeError` when the loss is not finite."
     path = Path(folder).expanduser() / "training.safetensors" if folder else None
     settings = json.loads(json.dumps(settings or {}))
     with locked(path) if path else nullcontext():
         history = load_state(path, optimizer, settings) if path else []
-        with tqdm(total=len(rates), initial=len(history), desc="training", unit="epoch", disable=not progress, delay=1) as bar:
-            for epoch in range(len(history), min(len(rates), len(rates) if stop_after is None else stop_after)):
+        with tqdm(
+            total=len(rates),
+            initial=len(history),
+            desc="training",
+            unit="epoch",
+            disable=not progress,
+            delay=1,
+        ) as bar:
+            for epoch in range(
+                len(history), min(len(rates), len(rates) if stop_after is None else stop_after)
+            ):
                 before = [p.detach().clone() for p in _learned(optimizer)]
-                try: history.append(_run_epoch(optimizer, epoch, rates[epoch], batches, loss_of, watch, bar))
+                try:
+                    history.append(
+                        _run_epoch(optimizer, epoch, rates[epoch], batches, loss_of, watch, bar)
+                    )
                 except FloatingPointError as error:
-                    for p, kept in zip(_learned(optimizer), before): p.data.copy_(kept)
+                    for p, kept in zip(_learned(optimizer), before):
+                        p.data.copy_(kept)
                     where = f"; its state is kept in {path}" if path and epoch else ""
-                    raise RuntimeError(f"Training failed in epoch {epoch} (learning rate {rates[epoch]:g}): {error}. The parameters are those after {epoch} finished epochs{where}. "
-                                       "Try a smaller learning rate, or precision='fp32' if the towers run in half precision.") from error
-                if path: save_state(path, optimizer, settings, history)
+                    raise RuntimeError(
+                        f"Training failed in epoch {epoch} (learning rate {rates[epoch]:g}): {error}. The parameters are those after {epoch} finished epochs{where}. "
+                        "Try a smaller learning rate, or precision='fp32' if the towers run in half precision."
+                    ) from error
+                if path:
+                    save_state(path, optimizer, settings, history)
                 bar.update(1)
     return history

@@ -17,40 +17,57 @@ from tqdm import tqdm
 
 from ..ground.hashing import content_hash
 from ..ground.places import data_root
-from .cache import FEATURES_VERSION, Piece, cache_root, read_part, writable, write_part
+from oodnb.pipeline.cache import (
+    FEATURES_VERSION,
+    Piece,
+    cache_root,
+    read_part,
+    writable,
+    write_part,
+)
 from ..prompts import resolve_templates
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #e543269c
 def split_lines(
-    data, # bytes of a text file
-) -> list: # its lines, untouched
+    data,  # bytes of a text file
+) -> list:  # its lines, untouched
     "Lines of a UTF-8 text. Raises `ValueError` where the bytes are none."
-    try: return data.decode("utf-8").splitlines()
+    try:
+        return data.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        line = data[:error.start].count(b"\n") + 1
-        raise ValueError(f"byte {error.start} (line {line}) is no UTF-8: {data[max(0, error.start - 10):error.end]!r}. Save the file as UTF-8, for instance with: iconv -f latin1 -t utf-8.") from error
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"byte {error.start} (line {line}) is no UTF-8: {data[max(0, error.start - 10) : error.end]!r}. Save the file as UTF-8, for instance with: iconv -f latin1 -t utf-8."
+        ) from error
 
 
 def word_texts(
-    words, # words
-    template="hftt", # name of a single template, or one with {}
-) -> list: # texts, as many as words
+    words,  # words
+    template="hftt",  # name of a single template, or one with {}
+) -> list:  # texts, as many as words
     "Words put into a sentence; braces in a word stay as they are."
     templates = resolve_templates(template)
-    if len(templates) > 1: raise ValueError(f"{template!r} has {len(templates)} templates; words are put into a single one, such as 'This is a photo of a {{}}.'.")
+    if len(templates) > 1:
+        raise ValueError(
+            f"{template!r} has {len(templates)} templates; words are put into a single one, such as 'This is a photo of a {{}}.'."
+        )
     return [templates[0].replace("{}", word) for word in words]
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #a1ff2306
 @dataclass(frozen=True)
 class WordList:
     "Words, where they come from, and what was left out."
+
     name: str
     words: tuple = field(repr=False)
-    counts: dict = field(default_factory=dict) # lines, and how many were blank, repeated, synonyms of classes
+    # lines, and how many were blank, repeated, synonyms of classes
+    counts: dict = field(default_factory=dict)
 
-    def __len__(self): return len(self.words)
+    def __len__(self):
+        return len(self.words)
 
-    def __iter__(self): return iter(self.words)
+    def __iter__(self):
+        return iter(self.words)
 
     @property
     def fingerprint(self):
@@ -59,120 +76,201 @@ class WordList:
 
 
 def make_list(
-    lines, # strings
-    name="words", # for tables
-    as_published=False, # keep blank and repeated lines, and blanks around words
+    lines,  # strings
+    name="words",  # for tables
+    as_published=False,  # keep blank and repeated lines, and blanks around words
 ) -> WordList:
     "A list of words from lines. Raises `ValueError` when no word is left."
-    if isinstance(lines, str): raise ValueError(f"The words are the single string {lines!r:.60}; give a list of words, or the path of a file as a Path or with its ending.")
+    if isinstance(lines, str):
+        raise ValueError(
+            f"The words are the single string {lines!r:.60}; give a list of words, or the path of a file as a Path or with its ending."
+        )
     lines = list(lines)
     wrong = next((i for i, line in enumerate(lines) if not isinstance(line, str)), None)
-    if wrong is not None: raise ValueError(f"Word number {wrong} is a {type(lines[wrong]).__name__}, {lines[wrong]!r:.60}; words are strings.")
+    if wrong is not None:
+        raise ValueError(
+            f"Word number {wrong} is a {type(lines[wrong]).__name__}, {lines[wrong]!r:.60}; words are strings."
+        )
     clean = [line.strip().removeprefix("\ufeff") for line in lines]
     full = [word for word in clean if word]
     words = lines if as_published else list(dict.fromkeys(full))
-    if not full: raise ValueError(f"{name} holds no word ({len(lines)} lines, all blank); one word per line is needed.")
-    return WordList(name, tuple(words), {"lines": len(lines), "blank": len(lines) - len(full), "repeated": len(full) - len(set(full))})
+    if not full:
+        raise ValueError(
+            f"{name} holds no word ({len(lines)} lines, all blank); one word per line is needed."
+        )
+    return WordList(
+        name,
+        tuple(words),
+        {
+            "lines": len(lines),
+            "blank": len(lines) - len(full),
+            "repeated": len(full) - len(set(full)),
+        },
+    )
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #a4e25798
-_DWYL_LINES, _DWYL_SHA256 = 370_099, ("2d8cf232", "f6a34d") # of 2019; beginning and end of the hash
+_DWYL_LINES, _DWYL_SHA256 = (
+    370_099,
+    ("2d8cf232", "f6a34d"),
+)  # of 2019; beginning and end of the hash
 _DWYL_PLACES = ("words_alpha.txt", "english-words/words_alpha.txt", "dwyl/words_alpha.txt")
 
 
-def clip_words() -> WordList: # about 33,000
+def clip_words() -> WordList:  # about 33,000
     "Whole words of CLIP's own vocabulary: lower-case letters only, two or more."
     entries = open_clip.SimpleTokenizer().encoder
     words = sorted(entry.removesuffix("</w>") for entry in entries if entry.endswith("</w>"))
-    return make_list([word for word in words if word.isascii() and word.isalpha() and word.islower() and len(word) > 1], "clip")
+    return make_list(
+        [
+            word
+            for word in words
+            if word.isascii() and word.isalpha() and word.islower() and len(word) > 1
+        ],
+        "clip",
+    )
 
 
 def _read_list(path, name, as_published):
-    if path.is_dir(): raise ValueError(f"{path} is a folder; give the text file inside, one word per line.")
-    if not path.exists(): raise FileNotFoundError(f"There is no word list {path}. Give a UTF-8 text file with one word per line, or take words='clip', which needs none.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the text file inside, one word per line.")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no word list {path}. Give a UTF-8 text file with one word per line, or take words='clip', which needs none."
+        )
     data = path.read_bytes()
-    try: return data, make_list(split_lines(data), name, as_published)
-    except ValueError as error: raise ValueError(f"The word list {path} cannot be used: {error}") from error
+    try:
+        return data, make_list(split_lines(data), name, as_published)
+    except ValueError as error:
+        raise ValueError(f"The word list {path} cannot be used: {error}") from error
 
 
 def _dwyl(root, as_published):
     root = Path(root).expanduser() if root else data_root()
     path = next((root / place for place in _DWYL_PLACES if (root / place).is_file()), None)
-    if path is None: raise FileNotFoundError(f"The word list of dwyl/english-words is not in {root}; looked for {', '.join(_DWYL_PLACES)}. Download words_alpha.txt from https://github.com/dwyl/english-words into that folder, or take words='clip', which needs no file.")
+    if path is None:
+        raise FileNotFoundError(
+            f"The word list of dwyl/english-words is not in {root}; looked for {', '.join(_DWYL_PLACES)}. Download words_alpha.txt from https://github.com/dwyl/english-words into that folder, or take words='clip', which needs no file."
+        )
     data, words = _read_list(path, "dwyl", as_published)
     digest = hashlib.sha256(data).hexdigest()
     if not (digest.startswith(_DWYL_SHA256[0]) and digest.endswith(_DWYL_SHA256[1])):
-        raise ValueError(f"{path} is another version of the list: {words.counts['lines']:,} lines and sha256 {digest[:8]}...{digest[-6:]} instead of {_DWYL_LINES:,} lines and {_DWYL_SHA256[0]}...{_DWYL_SHA256[1]}. To use it all the same, give its path: words={str(path)!r}.")
+        raise ValueError(
+            f"{path} is another version of the list: {words.counts['lines']:,} lines and sha256 {digest[:8]}...{digest[-6:]} instead of {_DWYL_LINES:,} lines and {_DWYL_SHA256[0]}...{_DWYL_SHA256[1]}. To use it all the same, give its path: words={str(path)!r}."
+        )
     return words
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #06e474f8
 def load_words(
-    source="clip", # "clip", "dwyl", path of a text file, a WordList, or a list of words
-    root=None, # folder of the dwyl list; None: $OODNB_DATA
-    as_published=False, # keep blank and repeated lines of a file
+    source="clip",  # "clip", "dwyl", path of a text file, a WordList, or a list of words
+    root=None,  # folder of the dwyl list; None: $OODNB_DATA
+    as_published=False,  # keep blank and repeated lines of a file
 ) -> WordList:
     "A list of words. Errors say what is missing and where to get it."
-    if isinstance(source, WordList): return source
-    if source == "clip": return clip_words()
-    if source == "dwyl": return _dwyl(root, as_published)
-    if isinstance(source, Path): return _read_list(source.expanduser(), source.stem, as_published)[1]
+    if isinstance(source, WordList):
+        return source
+    if source == "clip":
+        return clip_words()
+    if source == "dwyl":
+        return _dwyl(root, as_published)
+    if isinstance(source, Path):
+        return _read_list(source.expanduser(), source.stem, as_published)[1]
     if isinstance(source, str):
         path = Path(source).expanduser()
-        if path.suffix or "/" in source or path.exists(): return _read_list(path, path.stem, as_published)[1]
-        raise ValueError(f"There is no word source {source!r}; take 'clip' (comes with CLIP's tokenizer), 'dwyl' (the paper's list, from $OODNB_DATA), the path of a text file, or a list of words.")
+        if path.suffix or "/" in source or path.exists():
+            return _read_list(path, path.stem, as_published)[1]
+        raise ValueError(
+            f"There is no word source {source!r}; take 'clip' (comes with CLIP's tokenizer), 'dwyl' (the paper's list, from $OODNB_DATA), the path of a text file, or a list of words."
+        )
     return make_list(source, as_published=as_published)
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #07e8d3d9
-def _plain(name): return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
+def _plain(name):
+    return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
 
 
 def without_synonyms(
-    words, # WordList
-    class_names, # K names; commas separate synonyms
-    synonyms=None, # dict from class name to more names, or None
+    words,  # WordList
+    class_names,  # K names; commas separate synonyms
+    synonyms=None,  # dict from class name to more names, or None
 ) -> WordList:
     "The words that are no name of a class, however it is written."
     unknown = [name for name in synonyms or () if name not in class_names]
-    if unknown: raise ValueError(f"synonyms names {unknown[0]!r}, which is no class; its keys are class names.")
-    names = [*class_names, *(name for more in (synonyms or {}).values() for name in ([more] if isinstance(more, str) else more))]
+    if unknown:
+        raise ValueError(
+            f"synonyms names {unknown[0]!r}, which is no class; its keys are class names."
+        )
+    names = [
+        *class_names,
+        *(
+            name
+            for more in (synonyms or {}).values()
+            for name in ([more] if isinstance(more, str) else more)
+        ),
+    ]
     known = {_plain(part) for name in names for part in (name, *name.split(","))} - {""}
     left = [word for word in words if _plain(word) not in known]
-    if not left: raise ValueError(f"All {len(words)} words of {words.name!r} are names of classes; nothing is left to learn from.")
-    return WordList(f"{words.name}-deduplicated", tuple(left), {**words.counts, "synonyms": len(words) - len(left)})
+    if not left:
+        raise ValueError(
+            f"All {len(words)} words of {words.name!r} are names of classes; nothing is left to learn from."
+        )
+    return WordList(
+        f"{words.name}-deduplicated",
+        tuple(left),
+        {**words.counts, "synonyms": len(words) - len(left)},
+    )
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #b5wd0002
 def share_or_count(
-    keep, # share (below 1) or number
-    total, # of how many
-) -> int: # 1 to total
+    keep,  # share (below 1) or number
+    total,  # of how many
+) -> int:  # 1 to total
     "How many that is; a share keeps at least one. Raises `ValueError` for anything else."
     count = max(1, round(keep * total)) if 0 < keep < 1 else int(keep)
-    if not 1 <= count <= total or (keep >= 1 and keep != count): raise ValueError(f"keep is {keep!r}; give a share between 0 and 1, or a whole number from 1 to {total}.")
+    if not 1 <= count <= total or (keep >= 1 and keep != count):
+        raise ValueError(
+            f"keep is {keep!r}; give a share between 0 and 1, or a whole number from 1 to {total}."
+        )
     return count
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #a438b942
 def encode_once(
-    backbone, # Backbone
-    texts, # list of strings
-    cache=True, # True: $OODNB_HOME/features; a folder; False: nothing is kept
-    batch_size=1024, # texts per pass
-    chunk=16384, # texts per file
-    progress=True, # show a bar when it takes longer than five seconds
-): # text features [n, D], not normalised, float32 on the CPU
+    backbone,  # Backbone
+    texts,  # list of strings
+    cache=True,  # True: $OODNB_HOME/features; a folder; False: nothing is kept
+    batch_size=1024,  # texts per pass
+    chunk=16384,  # texts per file
+    progress=True,  # show a bar when it takes longer than five seconds
+):  # text features [n, D], not normalised, float32 on the CPU
     "Features of texts; each different text is encoded once, now and later."
     texts = list(texts)
     different = list(dict.fromkeys(texts))
-    root = cache_root(cache) / "texts" if cache is not False and cache is not None and writable(cache) else None
+    root = (
+        cache_root(cache) / "texts"
+        if cache is not False and cache is not None and writable(cache)
+        else None
+    )
     parts = []
-    for first in tqdm(range(0, len(different), chunk), desc="texts", unit="file", delay=5, leave=False, disable=not progress):
-        some = different[first:first + chunk]
+    for first in tqdm(
+        range(0, len(different), chunk),
+        desc="texts",
+        unit="file",
+        delay=5,
+        leave=False,
+        disable=not progress,
+    ):
+        some = different[first : first + chunk]
         name = content_hash(FEATURES_VERSION, backbone.fingerprint, str(backbone.precision), some)
         kept = read_part(root / f"{name}.safetensors") if root else None
         part = kept and kept.tensors["features"]
         if part is None:
             part = backbone.encode_texts(some, batch_size=batch_size).float().cpu().contiguous()
             bad = (~part.isfinite().all(1)).nonzero().flatten().tolist()
-            if bad: raise RuntimeError(f"{backbone.name} gives {len(bad)} texts features that are not finite, first {some[bad[0]]!r:.60}. Try precision='fp32' (now {backbone.precision}).")
-            if root: write_part(root, Piece(0, len(some), {"features": part}, []), name)
+            if bad:
+                raise RuntimeError(
+                    f"{backbone.name} gives {len(bad)} texts features that are not finite, first {some[bad[0]]!r:.60}. Try precision='fp32' (now {backbone.precision})."
+                )
+            if root:
+                write_part(root, Piece(0, len(some), {"features": part}, []), name)
         parts.append(part)
     row = {text: i for i, text in enumerate(different)}
     together = torch.cat(parts) if parts else torch.empty(0, backbone.embed_dim)

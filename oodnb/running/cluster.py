@@ -21,98 +21,172 @@ from .plan import run_key
 
 # %% ../../nbs/13_running/08_cluster.ipynb #a79b7b9c
 def _distributed():
-    try: return importlib.import_module("distributed")
-    except ImportError as error: raise ImportError(f"Several machines need Dask, which is an extra of oodnb ({error}). Install it with: pip install 'oodnb[scale]'. On one machine --jobs does the same without it.") from error
+    try:
+        return importlib.import_module("distributed")
+    except ImportError as error:
+        raise ImportError(
+            f"Several machines need Dask, which is an extra of oodnb ({error}). Install it with: pip install 'oodnb[scale]'. On one machine --jobs does the same without it."
+        ) from error
 
 
 def _local_cluster(places):
     "One worker process per place, on this machine."
-    distributed, unset = _distributed(), {name: None for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    def options(gpu): return {"nthreads": 1, "memory_limit": 0, "silence_logs": "ERROR", "env": {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}, "resources": {"GPU": 1} if gpu else {}}
-    workers = {number: {"cls": distributed.Nanny, "options": options(gpu)} for number, gpu in enumerate(places)}
+    distributed, unset = (
+        _distributed(),
+        {name: None for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")},
+    )
+
+    def options(gpu):
+        return {
+            "nthreads": 1,
+            "memory_limit": 0,
+            "silence_logs": "ERROR",
+            "env": {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu},
+            "resources": {"GPU": 1} if gpu else {},
+        }
+
+    workers = {
+        number: {"cls": distributed.Nanny, "options": options(gpu)}
+        for number, gpu in enumerate(places)
+    }
     with importlib.import_module("dask").config.set({"distributed.nanny.pre-spawn-environ": unset}):
-        return distributed.SpecCluster(workers, {"cls": distributed.Scheduler, "options": {"dashboard": False, "dashboard_address": ":0", "host": "127.0.0.1"}}, silence_logs="ERROR")
+        return distributed.SpecCluster(
+            workers,
+            {
+                "cls": distributed.Scheduler,
+                "options": {"dashboard": False, "dashboard_address": ":0", "host": "127.0.0.1"},
+            },
+            silence_logs="ERROR",
+        )
 
 
 @contextmanager
 def connect(
-    address, # "local", the address of a scheduler, or its scheduler file
-    places=(None,), # for "local": CUDA_VISIBLE_DEVICES of each worker, as from schedule.places
-    patience=20., # seconds to wait for the scheduler
-): # yields a distributed.Client
+    address,  # "local", the address of a scheduler, or its scheduler file
+    places=(None,),  # for "local": CUDA_VISIBLE_DEVICES of each worker, as from schedule.places
+    patience=20.0,  # seconds to wait for the scheduler
+):  # yields a distributed.Client
     "The client of a Dask cluster. Raises `ImportError` without Dask, `ValueError` when no scheduler answers."
     distributed = _distributed()
     if address == "local":
-        with _local_cluster(places) as cluster, distributed.Client(cluster, set_as_default=False) as client: yield client
+        with (
+            _local_cluster(places) as cluster,
+            distributed.Client(cluster, set_as_default=False) as client,
+        ):
+            yield client
         return
-    where = {"scheduler_file": str(address)} if Path(address).is_file() else {"address": str(address)}
-    try: client = distributed.Client(**where, timeout=patience, set_as_default=False)
+    where = (
+        {"scheduler_file": str(address)} if Path(address).is_file() else {"address": str(address)}
+    )
+    try:
+        client = distributed.Client(**where, timeout=patience, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"No Dask scheduler answers at {address!r} ({str(error) or type(error).__name__:.200}). Start one with `dask scheduler` and workers with `dask worker ADDRESS --nthreads 1`, and give its address, as in tcp://host:8786, "
-                         "or its scheduler file; or say local.") from None
-    with client: yield client
+        raise ValueError(
+            f"No Dask scheduler answers at {address!r} ({str(error) or type(error).__name__:.200}). Start one with `dask scheduler` and workers with `dask worker ADDRESS --nthreads 1`, and give its address, as in tcp://host:8786, "
+            "or its scheduler file; or say local."
+        ) from None
+    with client:
+        yield client
 
 # %% ../../nbs/13_running/08_cluster.ipynb #c610c1c5
 def read_needs(
-    words, # as on a command line: ["GPU=1", "memory=60e9"]
-) -> dict[str, float]: # name → amount
+    words,  # as on a command line: ["GPU=1", "memory=60e9"]
+) -> dict[str, float]:  # name → amount
     "What a worker must offer for each run. Raises `ValueError` for other words."
-    try: needs = {name.strip(): float(amount) for name, amount in (word.split("=") for word in words)}
-    except ValueError: needs = {"": 0}
-    if all(name and 0 < amount < float("inf") for name, amount in needs.items()): return needs
-    raise ValueError(f"--needs {' '.join(words)}: write NAME=AMOUNT with an amount above 0, as in GPU=1; the name is one that workers offer (dask worker ADDRESS --resources GPU=1).")
+    try:
+        needs = {
+            name.strip(): float(amount) for name, amount in (word.split("=") for word in words)
+        }
+    except ValueError:
+        needs = {"": 0}
+    if all(name and 0 < amount < float("inf") for name, amount in needs.items()):
+        return needs
+    raise ValueError(
+        f"--needs {' '.join(words)}: write NAME=AMOUNT with an amount above 0, as in GPU=1; the name is one that workers offer (dask worker ADDRESS --resources GPU=1)."
+    )
 
 
 def room(
-    client, # from connect
-    needs=None, # from read_needs
-) -> tuple[int, int, int]: # machines, workers, and runs at the same time
+    client,  # from connect
+    needs=None,  # from read_needs
+) -> tuple[int, int, int]:  # machines, workers, and runs at the same time
     "How much of a cluster is there now for runs with these needs."
-    workers = [w for w in client.scheduler_info(n_workers=-1)["workers"].values() if all(w["resources"].get(name, 0) >= amount for name, amount in (needs or {}).items())]
-    at_once = [min([w["nthreads"], *(int(w["resources"][name] // amount) for name, amount in (needs or {}).items())]) for w in workers]
+    workers = [
+        w
+        for w in client.scheduler_info(n_workers=-1)["workers"].values()
+        if all(w["resources"].get(name, 0) >= amount for name, amount in (needs or {}).items())
+    ]
+    at_once = [
+        min(
+            [
+                w["nthreads"],
+                *(int(w["resources"][name] // amount) for name, amount in (needs or {}).items()),
+            ]
+        )
+        for w in workers
+    ]
     return len({w["host"] for w in workers}), len(workers), sum(at_once)
 
 # %% ../../nbs/13_running/08_cluster.ipynb #855ec485
 def _compare(job, mark):
     "Raise `RunFailed` unless this machine has the folder and the code that the run was planned with."
     host = socket.gethostname()
-    if not mark.is_file(): raise RunFailed(f"{job.name}: the machine {host} does not see {mark.parent}, where the results belong. Give a folder that all machines share: --out DIR.")
-    if not job.notebook.is_file(): raise RunFailed(f"{job.name}: the machine {host} has no {job.notebook}. Keep the checkout on a folder that all machines share, under the same path.")
+    if not mark.is_file():
+        raise RunFailed(
+            f"{job.name}: the machine {host} does not see {mark.parent}, where the results belong. Give a folder that all machines share: --out DIR."
+        )
+    if not job.notebook.is_file():
+        raise RunFailed(
+            f"{job.name}: the machine {host} has no {job.notebook}. Keep the checkout on a folder that all machines share, under the same path."
+        )
     here = run_key(job.notebook, job.parameters)
-    if here != job.folder.name: raise RunFailed(f"{job.name}: the machine {host} has another oodnb, notebook or shipped data: it would name this run {here} and not {job.folder.name}. Use one checkout for all, or install the same version everywhere, and restart the workers.")
+    if here != job.folder.name:
+        raise RunFailed(
+            f"{job.name}: the machine {host} has another oodnb, notebook or shipped data: it would name this run {here} and not {job.folder.name}. Use one checkout for all, or install the same version everywhere, and restart the workers."
+        )
 
 # %% ../../nbs/13_running/08_cluster.ipynb #05ea1688
 class _Leash:
     "Stands for the event `stop` of `execute` on a worker."
-    def __init__(self, worker): self.worker, self.key = worker, worker.get_current_task()
 
-    def leaving(self): return self.worker.status.name in ("closing", "closing_gracefully", "closed", "failed")
+    def __init__(self, worker):
+        self.worker, self.key = worker, worker.get_current_task()
+
+    def leaving(self):
+        return self.worker.status.name in ("closing", "closing_gracefully", "closed", "failed")
 
     def is_set(self):
         task = self.worker.state.tasks.get(self.key)
         return self.leaving() or task is None or task.state == "cancelled"
 
 
-def _perform(job, topic, mark, options, grace=2.):
+def _perform(job, topic, mark, options, grace=2.0):
     "Bring a run to its end on a worker. Returns None, or what went wrong."
     distributed = _distributed()
     worker, leash = distributed.get_worker(), _Leash(distributed.get_worker())
-    def say(line): worker.log_event(topic, {"folder": str(job.folder), "line": f"{line} (on {socket.gethostname()})"})
+
+    def say(line):
+        worker.log_event(
+            topic, {"folder": str(job.folder), "line": f"{line} (on {socket.gethostname()})"}
+        )
+
     try:
         _compare(job, mark)
         execute(job, say=say, wait=False, stop=leash, **options)
     except Exception as error:
         end = time.monotonic() + (grace if isinstance(error, RunFailed) else 0)
-        while time.monotonic() < end and not leash.is_set(): time.sleep(.1)
-        if leash.leaving(): raise distributed.Reschedule from None
+        while time.monotonic() < end and not leash.is_set():
+            time.sleep(0.1)
+        if leash.leaving():
+            raise distributed.Reschedule from None
         return error
 
 # %% ../../nbs/13_running/08_cluster.ipynb #a688f762
-def _arrived(job, patience=90.):
+def _arrived(job, patience=90.0):
     "Whether the finished run is there; shared folders may take a while to show it."
     end = time.monotonic() + patience
     while not job.done and time.monotonic() < end:
-        time.sleep(.5)
+        time.sleep(0.5)
         os.listdir(job.folder.parent)
     return job.done
 
@@ -121,49 +195,88 @@ def _outcome(job, future):
     "What became of a future that is not pending: the job, or an exception."
     if future.status == "finished":
         result = future.result()
-        if result is None and not _arrived(job): return RunFailed(f"{job.name}: done on another machine, but its result has not arrived in {job.folder}. Is that a folder that all machines share?")
+        if result is None and not _arrived(job):
+            return RunFailed(
+                f"{job.name}: done on another machine, but its result has not arrived in {job.folder}. Is that a folder that all machines share?"
+            )
         return job if result is None else result
     error = future.exception() if future.status == "error" else None
     if isinstance(error, _distributed().KilledWorker):
-        return RunFailed(f"{job.name}: every worker that took it died with it, {error.allowed_failures + 1} in all (out of memory?). Look into their logs; {job.folder} keeps what the run had written.")
-    if isinstance(error, ImportError): return RunFailed(f"{job.name}: a worker cannot import what the run needs ({error}). Start workers in an environment with oodnb: pip install 'oodnb[scale]'.")
-    return error or RunFailed(f"{job.name}: the Dask scheduler went away before the run ended. Start it again and run the same command again; what is done stays done.")
+        return RunFailed(
+            f"{job.name}: every worker that took it died with it, {error.allowed_failures + 1} in all (out of memory?). Look into their logs; {job.folder} keeps what the run had written."
+        )
+    if isinstance(error, ImportError):
+        return RunFailed(
+            f"{job.name}: a worker cannot import what the run needs ({error}). Start workers in an environment with oodnb: pip install 'oodnb[scale]'."
+        )
+    return error or RunFailed(
+        f"{job.name}: the Dask scheduler went away before the run ended. Start it again and run the same command again; what is done stays done."
+    )
 
 
 class _Spread:
     "The runs that a cluster has taken, and what is heard of them."
-    def __init__(self, client, jobs, say, needs, mark, options):
-        self.client, self.say, self.needs, self.mark, self.options = client, say, needs, mark, options
-        self.topic, self.futures, self.later, self.begun = f"oodnb-{uuid.uuid4().hex}", {}, [], set()
-        client.subscribe_topic(self.topic, self.hear)
-        for job in jobs: self.submit(job)
 
-    def submit(self, job): self.futures[self.client.submit(_perform, job, self.topic, self.mark, self.options, resources=self.needs, pure=False)] = job
+    def __init__(self, client, jobs, say, needs, mark, options):
+        self.client, self.say, self.needs, self.mark, self.options = (
+            client,
+            say,
+            needs,
+            mark,
+            options,
+        )
+        self.topic, self.futures, self.later, self.begun = (
+            f"oodnb-{uuid.uuid4().hex}",
+            {},
+            [],
+            set(),
+        )
+        client.subscribe_topic(self.topic, self.hear)
+        for job in jobs:
+            self.submit(job)
+
+    def submit(self, job):
+        self.futures[
+            self.client.submit(
+                _perform, job, self.topic, self.mark, self.options, resources=self.needs, pure=False
+            )
+        ] = job
 
     def hear(self, event):
         folder = event[1]["folder"]
-        if folder in self.begun and ": running at " in event[1]["line"]: self.say(f"{Path(folder).parent.name}: its worker is gone, it runs again")
+        if folder in self.begun and ": running at " in event[1]["line"]:
+            self.say(f"{Path(folder).parent.name}: its worker is gone, it runs again")
         self.begun.add(folder)
         self.say(event[1]["line"])
 
     def bystander(self, job, future):
         "Whether a run is blamed for the deaths of workers that had it in their queue only."
-        return future.status == "error" and isinstance(future.exception(), _distributed().KilledWorker) and str(job.folder) not in self.begun
+        return (
+            future.status == "error"
+            and isinstance(future.exception(), _distributed().KilledWorker)
+            and str(job.folder) not in self.begun
+        )
 
     def ended(self, pause):
         "Yield (job, result) of what has ended; what somebody else holds is given out again after the pause."
-        for job in [job for due, job in self.later if due < time.monotonic()]: self.submit(job)
+        for job in [job for due, job in self.later if due < time.monotonic()]:
+            self.submit(job)
         self.later = [(due, job) for due, job in self.later if due >= time.monotonic()]
         for future in [f for f in self.futures if f.status != "pending"]:
             job = self.futures.pop(future)
-            if self.bystander(job, future): self.submit(job)
-            elif isinstance(result := _outcome(job, future), Busy): self.later.append((time.monotonic() + pause, job))
-            else: yield job, result
+            if self.bystander(job, future):
+                self.submit(job)
+            elif isinstance(result := _outcome(job, future), Busy):
+                self.later.append((time.monotonic() + pause, job))
+            else:
+                yield job, result
 
     def standing(self):
         "The jobs that run, and those that wait."
         left = [*self.futures.values(), *(job for _, job in self.later)]
-        return [j for j in left if str(j.folder) in self.begun], [j for j in left if str(j.folder) not in self.begun]
+        return [j for j in left if str(j.folder) in self.begun], [
+            j for j in left if str(j.folder) not in self.begun
+        ]
 
 # %% ../../nbs/13_running/08_cluster.ipynb #37ab0d17
 @contextmanager
@@ -172,19 +285,21 @@ def _mark(folder):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".shared-{uuid.uuid4().hex}"
     path.touch()
-    try: yield path
-    finally: path.unlink(missing_ok=True)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def spread_runs(
-    client, # from connect
-    jobs, # from plan_run, all with the same folder for runs, which every worker sees
-    watch=None, # watch(running, waiting), called about every second with the lists of jobs
-    say=print, # receives the lines of execute, with the machine behind
-    needs=None, # what a worker must offer for each run, from read_needs
-    pause=1.0, # seconds between two looks at a run that is held
-    **options, # of execute: force, kernel
-): # yields (job, result), the result may be the exception that was raised
+    client,  # from connect
+    jobs,  # from plan_run, all with the same folder for runs, which every worker sees
+    watch=None,  # watch(running, waiting), called about every second with the lists of jobs
+    say=print,  # receives the lines of execute, with the machine behind
+    needs=None,  # what a worker must offer for each run, from read_needs
+    pause=1.0,  # seconds between two looks at a run that is held
+    **options,  # of execute: force, kernel
+):  # yields (job, result), the result may be the exception that was raised
     "Run all jobs on the workers of a cluster, and yield them as they end."
     with _mark(jobs[0].folder.parents[1]) as mark:
         spread = _Spread(client, jobs, say, needs, mark, options)
@@ -195,7 +310,7 @@ def spread_runs(
                 if watch and time.monotonic() > looked + 1:
                     looked = time.monotonic()
                     watch(*spread.standing())
-                time.sleep(.05)
+                time.sleep(0.05)
         finally:
             client.cancel(list(spread.futures))
             client.unsubscribe_topic(spread.topic)

@@ -15,31 +15,43 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 # %% ../../nbs/13_running/02_dependencies.ipynb #9a991704
-_UNSEEN = {"returns", "ctx", "kind", "type_comment"} # fields of a syntax tree that change no number
-_APART = {ast.Import, ast.ImportFrom, ast.Pass} # statements that are not written down
-_TELLING = {ast.Import, ast.ImportFrom, ast.Call, ast.Attribute} # what may lead to other modules
+_UNSEEN = {
+    "returns",
+    "ctx",
+    "kind",
+    "type_comment",
+}  # fields of a syntax tree that change no number
+_APART = {ast.Import, ast.ImportFrom, ast.Pass}  # statements that are not written down
+_TELLING = {ast.Import, ast.ImportFrom, ast.Call, ast.Attribute}  # what may lead to other modules
 
 
-def _is_words(node): # a docstring, or a string that nobody takes
+def _is_words(node):  # a docstring, or a string that nobody takes
     return type(node) is ast.Expr and isinstance(getattr(node.value, "value", None), str)
 
 
-def _tree(node, telling, in_class=False): # syntax tree → text; nodes of _TELLING are collected
+def _tree(node, telling, in_class=False):  # syntax tree → text; nodes of _TELLING are collected
     if type(node) is list:
         return f"[{' '.join(filter(None, [_tree(n, telling, in_class) for n in node]))}]"
-    if not isinstance(node, ast.AST): return repr(node)
+    if not isinstance(node, ast.AST):
+        return repr(node)
     kind = type(node)
-    if kind in _TELLING: telling.append(node)
-    if kind is ast.Constant: return repr(node.value)
-    if kind in _APART or _is_words(node): return ""
+    if kind in _TELLING:
+        telling.append(node)
+    if kind is ast.Constant:
+        return repr(node.value)
+    if kind in _APART or _is_words(node):
+        return ""
     if kind is ast.AnnAssign and not in_class:
-        if node.value is None: return ""
+        if node.value is None:
+            return ""
         node, kind = ast.Assign([node.target], node.value), ast.Assign
     written = [kind.__name__]
     for name in node._fields:
         value = getattr(node, name, None)
-        if value is None or value == [] or name in _UNSEEN: continue
-        if name == "annotation" and kind is ast.arg: continue
+        if value is None or value == [] or name in _UNSEEN:
+            continue
+        if name == "annotation" and kind is ast.arg:
+            continue
         written.append(f"{name}={_tree(value, telling, kind is ast.ClassDef)}")
     return f"({' '.join(written)})"
 
@@ -47,10 +59,11 @@ def _tree(node, telling, in_class=False): # syntax tree → text; nodes of _TELL
 @dataclass(frozen=True)
 class Code:
     "A module or a notebook as code, and what it refers to."
-    body: str # the syntax tree as text
-    imports: frozenset = frozenset() # (module, name taken from it or "", called)
-    data: frozenset = frozenset() # beginnings of its shipped(...): names below data/
-    homes: tuple = () # (name, module) that a door hands out
+
+    body: str  # the syntax tree as text
+    imports: frozenset = frozenset()  # (module, name taken from it or "", called)
+    data: frozenset = frozenset()  # beginnings of its shipped(...): names below data/
+    homes: tuple = ()  # (name, module) that a door hands out
 
     @cached_property
     def digest(self) -> str:
@@ -59,25 +72,27 @@ class Code:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../../nbs/13_running/02_dependencies.ipynb #bda7ede3
-def _called(call): # name of the function that is called, without the module before it
+def _called(call):  # name of the function that is called, without the module before it
     return getattr(call.func, "id", getattr(call.func, "attr", ""))
 
 
-def _literal(arguments): # the leading arguments that are written out as text
+def _literal(arguments):  # the leading arguments that are written out as text
     found = []
     for a in arguments:
-        if not isinstance(a, ast.Constant) or not isinstance(a.value, str): break
+        if not isinstance(a, ast.Constant) or not isinstance(a.value, str):
+            break
         found.append(a.value)
     return tuple(found)
 
 
-def _absolute(name, level, package): # ".scores" in oodnb.methods → "oodnb.methods.scores"
-    base = package.split(".")[:len(package.split(".")) - level + 1] if level else []
+def _absolute(name, level, package):  # ".scores" in oodnb.methods → "oodnb.methods.scores"
+    base = package.split(".")[: len(package.split(".")) - level + 1] if level else []
     return ".".join(filter(None, [*base, name]))
 
 
-def _imported(node, package): # (module, name, called) of an import, or of import_module("...")
-    if isinstance(node, ast.Import): return [(a.name, "", a.asname or "") for a in node.names]
+def _imported(node, package):  # (module, name, called) of an import, or of import_module("...")
+    if isinstance(node, ast.Import):
+        return [(a.name, "", a.asname or "") for a in node.names]
     if isinstance(node, ast.ImportFrom):
         module = _absolute(node.module, node.level, package)
         return [(module, a.name, a.asname or "") for a in node.names]
@@ -88,13 +103,14 @@ def _imported(node, package): # (module, name, called) of an import, or of impor
     return []
 
 # %% ../../nbs/13_running/02_dependencies.ipynb #ec914087
-def _attributes(node): # a.b.c → ["a", "b", "c"]; [] when it does not begin with a name
+def _attributes(node):  # a.b.c → ["a", "b", "c"]; [] when it does not begin with a name
     found = []
-    while isinstance(node, ast.Attribute): found, node = [node.attr, *found], node.value
+    while isinstance(node, ast.Attribute):
+        found, node = [node.attr, *found], node.value
     return [node.id, *found] if isinstance(node, ast.Name) else []
 
 
-def _homes(tree): # the table of a door
+def _homes(tree):  # the table of a door
     for node in tree.body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_HOMES":
             return tuple(sorted(ast.literal_eval(node.value).items()))
@@ -102,34 +118,42 @@ def _homes(tree): # the table of a door
 
 
 def read_code(
-    text, # Python
-    package="", # package it belongs to, for imports with dots: "oodnb.methods" in oodnb.methods.knn
+    text,  # Python
+    # package it belongs to, for imports with dots: "oodnb.methods" in oodnb.methods.knn
+    package="",
 ) -> Code:
     "A piece of code, read once. Raises `SyntaxError` when it is none."
     tree, telling = ast.parse(text), []
     body = _tree(tree.body, telling)
     imports = {found for node in telling for found in _imported(node, package)}
-    calls = {called or module.split(".")[0]: module if called else module.split(".")[0]
-             for module, name, called in imports if not name} # name in the code → module
+    calls = {
+        called or module.split(".")[0]: module if called else module.split(".")[0]
+        for module, name, called in imports
+        if not name
+    }  # name in the code → module
     for node in telling:
         if isinstance(node, ast.Attribute) and (chain := _attributes(node)) and chain[0] in calls:
-            for i in range(1, len(chain)): # a.b.c: b of a, c of a.b
+            for i in range(1, len(chain)):  # a.b.c: b of a, c of a.b
                 imports.add((".".join([calls[chain[0]], *chain[1:i]]), chain[i], ""))
     reads = [n for n in telling if isinstance(n, ast.Call) and _called(n) == "shipped"]
     data = frozenset(_literal(call.args) for call in reads)
     return Code(body, frozenset(imports), data, _homes(tree))
 
 # %% ../../nbs/13_running/02_dependencies.ipynb #75b53103
-def _cell_code(source): # a code cell; what IPython alone understands counts as it is written
-    try: return read_code(source)
-    except SyntaxError: pass
+def _cell_code(source):  # a code cell; what IPython alone understands counts as it is written
+    try:
+        return read_code(source)
+    except SyntaxError:
+        pass
     magic = re.compile(r"^[ \t]*[%!?].*$", re.M)
-    try: code = read_code(magic.sub("", source))
-    except SyntaxError: return Code(repr(source))
+    try:
+        code = read_code(magic.sub("", source))
+    except SyntaxError:
+        return Code(repr(source))
     return Code(code.body + repr(magic.findall(source)), code.imports, code.data)
 
 
-def _version(path): # what a changed file does not share with itself
+def _version(path):  # what a changed file does not share with itself
     facts = Path(path).stat()
     return facts.st_mtime_ns, facts.st_size
 
@@ -143,43 +167,51 @@ def _read_notebook(path, version):
 
 
 @lru_cache(1000)
-def _read_module(path, version, package): return read_code(Path(path).read_text("utf-8"), package)
+def _read_module(path, version, package):
+    return read_code(Path(path).read_text("utf-8"), package)
 
 
 @lru_cache(1000)
 def _digest(path, version):
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 # %% ../../nbs/13_running/02_dependencies.ipynb #16855e9a
-def _file(module, package): # "oodnb.methods.knn" → (file, package for its dots), or None
+def _file(module, package):  # "oodnb.methods.knn" → (file, package for its dots), or None
     _, *parts = module.split(".")
     path = package.joinpath(*parts)
-    if (path / "__init__.py").is_file(): return path / "__init__.py", module
+    if (path / "__init__.py").is_file():
+        return path / "__init__.py", module
     plain = path.with_name(f"{path.name}.py")
     return (plain, module.rpartition(".")[0]) if parts and plain.is_file() else None
 
 
 def reached_modules(
-    code, # where to begin
-    package, # folder of the package
-) -> dict[str, Code]: # name of the module → its code, in alphabetical order
+    code,  # where to begin
+    package,  # folder of the package
+) -> dict[str, Code]:  # name of the module → its code, in alphabetical order
     "All modules of the package that a piece of code reaches by imports, however indirectly."
     package, found, followed, waiting = Path(package), {}, set(), list(code.imports)
 
     def visit(module):
-        if module in followed: return
+        if module in followed:
+            return
         followed.add(module)
-        if not (place := _file(module, package)): return
+        if not (place := _file(module, package)):
+            return
         found[module] = _read_module(place[0], _version(place[0]), place[1])
         waiting.extend(found[module].imports)
 
     while waiting:
         module, name, _ = taken = waiting.pop()
         parts = module.split(".")
-        if taken in followed or parts[0] != package.name: continue
+        if taken in followed or parts[0] != package.name:
+            continue
         followed.add(taken)
-        for i in range(1, len(parts) + 1): visit(".".join(parts[:i]))
-        if not name or module not in found: continue
+        for i in range(1, len(parts) + 1):
+            visit(".".join(parts[:i]))
+        if not name or module not in found:
+            continue
         visit(f"{module}.{name}")
         homes = [(lazy, home) for lazy, home in found[module].homes if name in (lazy, "*")]
         waiting += [(f"{module}.{home}", lazy, "") for lazy, home in homes]
@@ -187,13 +219,13 @@ def reached_modules(
     return dict(sorted(found.items()))
 
 # %% ../../nbs/13_running/02_dependencies.ipynb #4457e06f
-_BESIDE = ("published", "reproduced/manifests") # shown with results, never part of them
+_BESIDE = ("published", "reproduced/manifests")  # shown with results, never part of them
 
 
 def data_files(
-    wanted, # beginnings of shipped(...), as in Code.data
-    data, # folder data/
-) -> dict[str, Path]: # name below data/ → file
+    wanted,  # beginnings of shipped(...), as in Code.data
+    data,  # folder data/
+) -> dict[str, Path]:  # name below data/ → file
     "The shipped files that some code may read."
     data = Path(data)
     tops = [data.joinpath(*parts) for parts in wanted]
@@ -205,23 +237,26 @@ def data_files(
 
 
 def depends_on(
-    notebook, # path of a notebook
-    package, # folder of the package
-    data, # folder data/
-) -> dict[str, str]: # "notebook", "oodnb.scores", "data lists/toe.json", … → hash
+    notebook,  # path of a notebook
+    package,  # folder of the package
+    data,  # folder data/
+) -> dict[str, str]:  # "notebook", "oodnb.scores", "data lists/toe.json", … → hash
     "What the numbers of a notebook depend on beside its parameters."
     own = _read_notebook(Path(notebook), _version(notebook))
     reached = reached_modules(own, package)
     files = data_files({parts for code in (own, *reached.values()) for parts in code.data}, data)
-    return {"notebook": own.digest} | {name: code.digest for name, code in reached.items()} | {
-        f"data {name}": _digest(path, _version(path)) for name, path in files.items()}
+    return (
+        {"notebook": own.digest}
+        | {name: code.digest for name, code in reached.items()}
+        | {f"data {name}": _digest(path, _version(path)) for name, path in files.items()}
+    )
 
 
 def say_changes(
-    before, # from depends_on, then
-    now, # from depends_on, today
-    most=4, # names that are written out
-) -> str: # "oodnb.scores, data lists/toe.json", "" when nothing changed
+    before,  # from depends_on, then
+    now,  # from depends_on, today
+    most=4,  # names that are written out
+) -> str:  # "oodnb.scores, data lists/toe.json", "" when nothing changed
     "In what two results of a notebook differ."
     names = [n for n in {**now, **before} if before.get(n) != now.get(n)]
     return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)

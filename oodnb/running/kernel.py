@@ -32,74 +32,164 @@ from ..ground.spelling import did_you_mean
 from .state import own_cells, read_json, read_progress, write_json
 
 # %% ../../nbs/13_running/05_kernel.ipynb #5f4a12e2
-_KERNEL = ("import atexit, gc, os; atexit.register(os._exit, 0); gc.set_threshold(50_000); "
-           "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()")
+_KERNEL = (
+    "import atexit, gc, os; atexit.register(os._exit, 0); gc.set_threshold(50_000); "
+    "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+)
 
 
 def find_kernel(
-    name, # a Jupyter kernel, as `jupyter kernelspec list` shows it; None is the running interpreter
-) -> KernelSpec: # how to start it
+    # a Jupyter kernel, as `jupyter kernelspec list` shows it; None is the running interpreter
+    name,
+) -> KernelSpec:  # how to start it
     "The kernel to run notebooks with. Raises `ValueError` when there is none of that name, or it speaks another language."
-    if name is None: return KernelSpec(argv=[sys.executable, "-c", _KERNEL, "-f", "{connection_file}"], display_name="python3", language="python")
+    if name is None:
+        return KernelSpec(
+            argv=[sys.executable, "-c", _KERNEL, "-f", "{connection_file}"],
+            display_name="python3",
+            language="python",
+        )
     known = KernelSpecManager(ensure_native_kernel=False).find_kernel_specs()
-    try: spec = KernelSpecManager(ensure_native_kernel=False).get_kernel_spec(name)
+    try:
+        spec = KernelSpecManager(ensure_native_kernel=False).get_kernel_spec(name)
     except NoSuchKernel:
-        raise ValueError(f"There is no Jupyter kernel {name!r}.{did_you_mean(name, known)} There are: {', '.join(sorted(known)) or 'none'}. Leave out --kernel to use the interpreter of this command, "
-                         "or add one: python -m ipykernel install --user --name NAME, in the environment it shall belong to.") from None
-    if spec.language.lower() != "python": raise ValueError(f"The kernel {name!r} speaks {spec.language}; the notebooks are Python.")
+        raise ValueError(
+            f"There is no Jupyter kernel {name!r}.{did_you_mean(name, known)} There are: {', '.join(sorted(known)) or 'none'}. Leave out --kernel to use the interpreter of this command, "
+            "or add one: python -m ipykernel install --user --name NAME, in the environment it shall belong to."
+        ) from None
+    if spec.language.lower() != "python":
+        raise ValueError(f"The kernel {name!r} speaks {spec.language}; the notebooks are Python.")
     return spec
 
 
 class _Kernel(AsyncKernelManager):
     "The kernel of a run, quiet on the terminal and written down."
+
     folder, request = Path(os.devnull), {}
 
     @property
-    def kernel_spec(self): return find_kernel(self.request.get("kernel"))
+    def kernel_spec(self):
+        return find_kernel(self.request.get("kernel"))
 
     async def start_kernel(self, **options):
-        with open(self.folder / "kernel.log", "ab") as log: await super().start_kernel(**options, stdout=log, stderr=log)
-        write_json(self.folder / "process.json", {"pid": os.getpid(), "kernel_pid": self.provisioner.pid, "host": socket.gethostname()})
+        with open(self.folder / "kernel.log", "ab") as log:
+            await super().start_kernel(**options, stdout=log, stderr=log)
+        write_json(
+            self.folder / "process.json",
+            {"pid": os.getpid(), "kernel_pid": self.provisioner.pid, "host": socket.gethostname()},
+        )
 
 # %% ../../nbs/13_running/05_kernel.ipynb #93ee4b5d
-_OWN = ("request.json", "process.json", "manifest.json", "done.json", "kernel.log", "failure.json", "environment.json", "run.lock", "process.lock")
-_PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "scipy", "pandas", "pyarrow", "papermill", "ipykernel")
+_OWN = (
+    "request.json",
+    "process.json",
+    "manifest.json",
+    "done.json",
+    "kernel.log",
+    "failure.json",
+    "environment.json",
+    "run.lock",
+    "process.lock",
+)
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "timm",
+    "transformers",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "papermill",
+    "ipykernel",
+)
 
 
-def versions() -> dict: # name → version, of what is installed
+def versions() -> dict:  # name → version, of what is installed
     "Versions of what a run's numbers may depend on."
-    found = {"oodnb": oodnb.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    found = {
+        "oodnb": oodnb.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
     for package in _PACKAGES:
-        try: found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError: pass
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
     return found
 
 
 def _costs(times):
     "Begin, seconds and peak memory of the notebook; the kernel must have ended."
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(times["began"])), "seconds": round(time.perf_counter() - times["started"], 1), "peak_memory_mb": round(peak / 2**20)}
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+    return {
+        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(times["began"])),
+        "seconds": round(time.perf_counter() - times["started"], 1),
+        "peak_memory_mb": round(peak / 2**20),
+    }
 
 
 def _manifest(folder, request, times):
     "Everything there is to say about a complete run."
-    environment, process = read_json(folder / "environment.json"), read_json(folder / "process.json")
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name not in _OWN and not p.name.startswith("."))
-    device = {"used": environment.get("device"), "gpu": environment.get("gpu"), "visible": os.environ.get("CUDA_VISIBLE_DEVICES"), "host": process.get("host"), "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")}
-    return request | {"key": folder.name, "versions": versions(), "environment": environment, "device": device, "seed": {k: v for k, v in request["parameters"].items() if k in ("seed", "seeds")}} | _costs(times) | {
-        "cell_seconds": [round(s, 3) for s in read_progress(folder / "executed.ipynb").seconds], "files": {n: content_hash(folder / n, length=64) for n in names}}
+    environment, process = (
+        read_json(folder / "environment.json"),
+        read_json(folder / "process.json"),
+    )
+    names = sorted(
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name not in _OWN and not p.name.startswith(".")
+    )
+    device = {
+        "used": environment.get("device"),
+        "gpu": environment.get("gpu"),
+        "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "host": process.get("host"),
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+    return (
+        request
+        | {
+            "key": folder.name,
+            "versions": versions(),
+            "environment": environment,
+            "device": device,
+            "seed": {k: v for k, v in request["parameters"].items() if k in ("seed", "seeds")},
+        }
+        | _costs(times)
+        | {
+            "cell_seconds": [round(s, 3) for s in read_progress(folder / "executed.ipynb").seconds],
+            "files": {n: content_hash(folder / n, length=64) for n in names},
+        }
+    )
 
 # %% ../../nbs/13_running/05_kernel.ipynb #c0996748
-_STALE = ("done.json", "failed.ipynb", "failure.json", "executing.ipynb", "kernel.log", "environment.json", "process.json")
-_CANNOT_WRITE = 74 # exit code, after EX_IOERR of sysexits.h
+_STALE = (
+    "done.json",
+    "failed.ipynb",
+    "failure.json",
+    "executing.ipynb",
+    "kernel.log",
+    "environment.json",
+    "process.json",
+)
+_CANNOT_WRITE = 74  # exit code, after EX_IOERR of sysexits.h
 
 
 def _kill_kernel(folder):
     "End the kernel of a folder and what it has started."
     process = read_json(folder / "process.json")
-    if process.get("host") != socket.gethostname(): return
-    try: os.killpg(process["kernel_pid"], signal.SIGKILL)
-    except (ProcessLookupError, PermissionError): pass
+    if process.get("host") != socket.gethostname():
+        return
+    try:
+        os.killpg(process["kernel_pid"], signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
 
 
 def _stop_with_parent(folder):
@@ -110,44 +200,73 @@ def _stop_with_parent(folder):
 
 def _fail(folder, error, times):
     "Keep the notebook as failed.ipynb, and write down in which cell it stopped and why."
-    cells, fact = own_cells(read_json(folder / "executing.ipynb")), {"error": type(error).__name__, "message": str(error).strip()[-2000:]}
-    if cells: os.replace(folder / "executing.ipynb", folder / "failed.ipynb")
+    cells, fact = (
+        own_cells(read_json(folder / "executing.ipynb")),
+        {"error": type(error).__name__, "message": str(error).strip()[-2000:]},
+    )
+    if cells:
+        os.replace(folder / "executing.ipynb", folder / "failed.ipynb")
     begun = [i for i, c in enumerate(cells) if c["metadata"].get("papermill", {}).get("start_time")]
-    if begun: fact |= {"cell": begun[-1] + 1, "source": "".join(cells[begun[-1]]["source"])}
-    if hasattr(error, "ename"): fact |= {"error": error.ename, "message": error.evalue}
-    if fact["error"] == "DeadKernelError": fact["message"] = f"The kernel died; it may have used up the memory (at its peak {_costs(times)['peak_memory_mb']} MB)."
+    if begun:
+        fact |= {"cell": begun[-1] + 1, "source": "".join(cells[begun[-1]]["source"])}
+    if hasattr(error, "ename"):
+        fact |= {"error": error.ename, "message": error.evalue}
+    if fact["error"] == "DeadKernelError":
+        fact["message"] = (
+            f"The kernel died; it may have used up the memory (at its peak {_costs(times)['peak_memory_mb']} MB)."
+        )
     write_json(folder / "failure.json", fact | _costs(times))
 
 # %% ../../nbs/13_running/05_kernel.ipynb #72f4de8a
 def _execute(folder):
     "Run the notebook of a folder, which holds nothing from earlier attempts but caches and checkpoints. Returns an exit code."
-    request, times = json.loads((folder / "request.json").read_text("utf-8")), {"started": time.perf_counter(), "began": time.time()}
+    request, times = (
+        json.loads((folder / "request.json").read_text("utf-8")),
+        {"started": time.perf_counter(), "began": time.time()},
+    )
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    sys.modules.setdefault("rfc3987_syntax", None) # jsonschema would build a grammar of web addresses, for a second, that no notebook needs
+    sys.modules.setdefault(
+        "rfc3987_syntax", None
+    )  # jsonschema would build a grammar of web addresses, for a second, that no notebook needs
     braced = lambda path: str(path).replace("{", "{{").replace("}", "}}")
     kernel = type("RunKernel", (_Kernel,), {"folder": folder, "request": request})
     try:
         importlib.import_module("papermill").execute_notebook(
-            braced(request["notebook"]), braced(folder / "executing.ipynb"), request["parameters"], kernel_name="python3", language="python",
-            cwd=Path(request["notebook"]).parent, kernel_manager_class=kernel, progress_bar=False)
+            braced(request["notebook"]),
+            braced(folder / "executing.ipynb"),
+            request["parameters"],
+            kernel_name="python3",
+            language="python",
+            cwd=Path(request["notebook"]).parent,
+            kernel_manager_class=kernel,
+            progress_bar=False,
+        )
     except Exception as error:
         _fail(folder, error, times)
         return 1
     os.replace(folder / "executing.ipynb", folder / "executed.ipynb")
     manifest = _manifest(folder, request, times)
     write_json(folder / "manifest.json", manifest)
-    write_json(folder / "done.json", {"key": folder.name, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "files": [*manifest["files"], "manifest.json"]})
+    write_json(
+        folder / "done.json",
+        {
+            "key": folder.name,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "files": [*manifest["files"], "manifest.json"],
+        },
+    )
     return 0
 
 
 def process(
-    folder, # folder of a run with its request.json
-) -> int: # exit code: 0 done, 1 a cell failed, 74 a file could not be written
+    folder,  # folder of a run with its request.json
+) -> int:  # exit code: 0 done, 1 a cell failed, 74 a file could not be written
     "Body of the process that runs one notebook."
     threading.Thread(target=_stop_with_parent, args=(folder,), daemon=True).start()
     try:
         with locked(folder / "process"):
-            for stale in [folder / name for name in _STALE] + [*folder.rglob(".tmp-*")]: stale.unlink(missing_ok=True)
+            for stale in [folder / name for name in _STALE] + [*folder.rglob(".tmp-*")]:
+                stale.unlink(missing_ok=True)
             return _execute(folder)
     except OSError as error:
         print(f"{folder}: {error}", file=sys.stderr)
@@ -167,40 +286,65 @@ def _explain(folder, name, code):
         how = f"was ended by signal {-code}" if code < 0 else f"stopped with exit code {code}"
         return f"{name}: its process {how} before the notebook was complete (out of memory?). What it had written is in {folder}; run the same command again, caches and checkpoints are kept."
     first = next((line for line in failure.get("source", "").splitlines() if line.strip()), "")
-    where = f" in cell {failure['cell']} (`{first[:80]}`)" if "cell" in failure else "" if read_json(folder / "process.json") else " before the first cell"
+    where = (
+        f" in cell {failure['cell']} (`{first[:80]}`)"
+        if "cell" in failure
+        else ""
+        if read_json(folder / "process.json")
+        else " before the first cell"
+    )
     kept = folder / "failed.ipynb"
-    return (f"{name} failed{where}: {failure['error']}: {failure['message']}\n"
-            + (f"  notebook with the traceback: {kept}" if kept.is_file() else f"  what the kernel printed: {folder / 'kernel.log'}"))
+    return f"{name} failed{where}: {failure['error']}: {failure['message']}\n" + (
+        f"  notebook with the traceback: {kept}"
+        if kept.is_file()
+        else f"  what the kernel printed: {folder / 'kernel.log'}"
+    )
 
 # %% ../../nbs/13_running/05_kernel.ipynb #d962f9dd
 def launch(
-    folder, # folder of the run; whoever calls holds its lock
-    request, # dict: name, notebook, parameters, and perhaps kernel, gpu, hashes
-    path=None, # folder to find this package in; None is where it is installed
-    stop=None, # threading.Event: end the run when it is set
-) -> dict: # the manifest
+    folder,  # folder of the run; whoever calls holds its lock
+    request,  # dict: name, notebook, parameters, and perhaps kernel, gpu, hashes
+    path=None,  # folder to find this package in; None is where it is installed
+    stop=None,  # threading.Event: end the run when it is set
+) -> dict:  # the manifest
     "Run a notebook in a process of its own, to its end. Raises `RunFailed`."
     stop, gpu = stop or threading.Event(), request.get("gpu")
     paths = [str(p) for p in (path, os.environ.get("PYTHONPATH")) if p]
-    environment = os.environ | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {}) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+    environment = (
+        os.environ
+        | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
+        | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+    )
     try:
         (folder / "done.json").unlink(missing_ok=True)
         write_json(folder / "request.json", request)
-    except OSError as error: raise RunFailed(f"{_explain(folder, request['name'], _CANNOT_WRITE)}\n  {error}") from None
-    process = subprocess.Popen([sys.executable, "-m", "oodnb.running.kernel", str(folder)], stdin=subprocess.PIPE, start_new_session=True, env=environment)
+    except OSError as error:
+        raise RunFailed(f"{_explain(folder, request['name'], _CANNOT_WRITE)}\n  {error}") from None
+    process = subprocess.Popen(
+        [sys.executable, "-m", "oodnb.running.kernel", str(folder)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+        env=environment,
+    )
     try:
         while process.poll() is None and not stop.is_set():
-            try: process.wait(.2)
-            except subprocess.TimeoutExpired: pass
+            try:
+                process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                pass
     finally:
         process.stdin.close()
-        try: code = process.wait(10)
+        try:
+            code = process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
-        if code not in (0, 1): _kill_kernel(folder)
-    if code: raise RunFailed(_explain(folder, request["name"], code))
+        if code not in (0, 1):
+            _kill_kernel(folder)
+    if code:
+        raise RunFailed(_explain(folder, request["name"], code))
     return json.loads((folder / "manifest.json").read_text("utf-8"))
 
 # %% ../../nbs/13_running/05_kernel.ipynb #f765ae1d
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(process(Path(sys.argv[1])))
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(process(Path(sys.argv[1])))

@@ -19,23 +19,26 @@ import pandas as pd
 import oodnb
 
 # %% ../../nbs/13_running/01_notebook.ipynb #3ffa6790
-def repository() -> Path | None: # root of the checkout, None when oodnb is an installed wheel
+def repository() -> Path | None:  # root of the checkout, None when oodnb is an installed wheel
     "The checkout this package belongs to."
     root = Path(importlib.util.find_spec("oodnb").origin).parents[1]
-    return root if (root / "nbs" / "papers").is_dir() and (root / "settings.ini").is_file() else None
+    return (
+        root if (root / "nbs" / "papers").is_dir() and (root / "settings.ini").is_file() else None
+    )
 
 
 def runs_folder(
-    out=None, # a folder of your choice; None is runs/ of the checkout, or of the current folder without one
-) -> Path: # absolute, need not exist
+    # a folder of your choice; None is runs/ of the checkout, or of the current folder without one
+    out=None,
+) -> Path:  # absolute, need not exist
     "Where the results of runs are kept."
     return Path(out).expanduser().absolute() if out else (repository() or Path.cwd()) / "runs"
 
 # %% ../../nbs/13_running/01_notebook.ipynb #75d386f6
 def run_folder(
-    out, # the notebook's parameter out: a folder, or "" when it is opened by hand
-    name, # name of the notebook
-) -> Path: # existing folder for rows, tables and figures
+    out,  # the notebook's parameter out: a folder, or "" when it is opened by hand
+    name,  # name of the notebook
+) -> Path:  # existing folder for rows, tables and figures
     "Where a paper notebook writes."
     folder = Path(out).expanduser().absolute() if out else runs_folder() / "interactive" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,31 +46,47 @@ def run_folder(
 
 # %% ../../nbs/13_running/01_notebook.ipynb #cd533f5d
 def gather(
-    wanted, # dict: name → function without arguments that loads it
-    scale, # "mini" or "paper", for the message
-) -> dict: # name → what was loaded, in the same order
+    wanted,  # dict: name → function without arguments that loads it
+    scale,  # "mini" or "paper", for the message
+) -> dict:  # name → what was loaded, in the same order
     "Call every loader; raise one `FileNotFoundError` that names all that is missing."
     found, missing = {}, []
     for name, load in wanted.items():
-        try: found[name] = load()
-        except (FileNotFoundError, ImportError, RuntimeError, ValueError) as error: missing.append(f"- {name}: {error}")
-    if missing: raise FileNotFoundError(f"{len(missing)} of {len(wanted)} things are missing at scale {scale!r}:\n\n" + "\n\n".join(missing))
+        try:
+            found[name] = load()
+        except (FileNotFoundError, ImportError, RuntimeError, ValueError) as error:
+            missing.append(f"- {name}: {error}")
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(wanted)} things are missing at scale {scale!r}:\n\n"
+            + "\n\n".join(missing)
+        )
     return found
 
 # %% ../../nbs/13_running/01_notebook.ipynb #8c0ccc86
 def footer(
-    folder, # folder of the run
-    started, # time.perf_counter() at the notebook's start
-    device="cpu", # device the model ran on
-) -> pd.DataFrame: # one row per fact, for display
+    folder,  # folder of the run
+    started,  # time.perf_counter() at the notebook's start
+    device="cpu",  # device the model ran on
+) -> pd.DataFrame:  # one row per fact, for display
     "Versions, device and seconds of a run; also written to `environment.json`."
-    facts = {"oodnb": oodnb.__version__, "python": platform.python_version(), "platform": platform.platform(), "device": str(device)}
+    facts = {
+        "oodnb": oodnb.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(device),
+    }
     for package in ("torch", "open_clip_torch", "numpy", "pandas", "papermill"):
-        try: facts[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError: facts[package] = "not installed"
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            facts[package] = "not installed"
     torch = sys.modules.get("torch")
     if torch and str(device).startswith("cuda"):
-        facts |= {"gpu": torch.cuda.get_device_name(device), "gpu_peak_memory_mb": round(torch.cuda.max_memory_allocated(device) / 2**20)}
+        facts |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "gpu_peak_memory_mb": round(torch.cuda.max_memory_allocated(device) / 2**20),
+        }
     facts["seconds"] = round(time.perf_counter() - started, 1)
     (Path(folder) / "environment.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
     return pd.DataFrame({"value": facts.values()}, index=facts)

@@ -27,104 +27,167 @@ from .state import read_json, write_json
 def _turn(job, wait, say):
     "Hold the folder of a job; when another runner does, wait or raise `Busy`."
     with ExitStack() as stack:
-        try: stack.enter_context(locked(job.folder / "run", timeout=0))
+        try:
+            stack.enter_context(locked(job.folder / "run", timeout=0))
         except TimeoutError:
-            if not wait: raise Busy(job.name) from None
+            if not wait:
+                raise Busy(job.name) from None
             say(f"{job.name}: another runner is at it, waiting: {job.folder}")
             stack.enter_context(locked(job.folder / "run", patience=float("inf")))
-        except OSError as error: raise RunFailed(f"{job.name}: nothing can be written into {job.folder}: {error}") from None
+        except OSError as error:
+            raise RunFailed(
+                f"{job.name}: nothing can be written into {job.folder}: {error}"
+            ) from None
         yield
 
 
 def execute(
-    job, # what to run, from plan_run
-    force=False, # run again although it is done
-    accept=False, # copy rows and figures to data/reproduced and figures/ (scale mini, default parameters)
-    say=print, # receives one line at the start and one at the end
-    kernel=None, # name of a Jupyter kernel; None is the running interpreter
-    gpu=None, # CUDA_VISIBLE_DEVICES of the run; None leaves it as it is
-    wait=True, # wait when another runner works on this very run, else raise Busy
-    stop=None, # threading.Event that ends the run
-) -> Run: # the job, finished
+    job,  # what to run, from plan_run
+    force=False,  # run again although it is done
+    # copy rows and figures to data/reproduced and figures/ (scale mini, default parameters)
+    accept=False,
+    say=print,  # receives one line at the start and one at the end
+    kernel=None,  # name of a Jupyter kernel; None is the running interpreter
+    gpu=None,  # CUDA_VISIBLE_DEVICES of the run; None leaves it as it is
+    wait=True,  # wait when another runner works on this very run, else raise Busy
+    stop=None,  # threading.Event that ends the run
+) -> Run:  # the job, finished
     "Bring a planned run to its end. Raises `RunFailed` when a cell fails."
-    if accept: check_acceptable(job)
+    if accept:
+        check_acceptable(job)
     find_kernel(kernel)
     with _turn(job, wait, say):
-        if job.done and not force: say(f"{job.name}: done already, nothing to do (--force runs it again): {job.folder}")
+        if job.done and not force:
+            say(f"{job.name}: done already, nothing to do (--force runs it again): {job.folder}")
         else:
-            say(f"{job.name}: running at scale {job.parameters.get('scale', 'mini')}{f' on GPU {gpu}' * bool(gpu)} into {job.folder}")
-            parameters = job.parameters | ({"out": str(job.folder)} if "out" in job.parameters else {})
-            manifest = launch(job.folder, {"name": job.name, "notebook": str(job.notebook), "parameters": parameters, "kernel": kernel, "gpu": gpu, "hashes": source_hashes(job.notebook)}, repository(), stop)
-            say(f"{job.name}: done in {manifest['seconds']:.0f} s, peak memory {manifest['peak_memory_mb']} MB")
-        if accept: say(f"{job.name}: accepted " + ", ".join(accept_run(job)))
+            say(
+                f"{job.name}: running at scale {job.parameters.get('scale', 'mini')}{f' on GPU {gpu}' * bool(gpu)} into {job.folder}"
+            )
+            parameters = job.parameters | (
+                {"out": str(job.folder)} if "out" in job.parameters else {}
+            )
+            manifest = launch(
+                job.folder,
+                {
+                    "name": job.name,
+                    "notebook": str(job.notebook),
+                    "parameters": parameters,
+                    "kernel": kernel,
+                    "gpu": gpu,
+                    "hashes": source_hashes(job.notebook),
+                },
+                repository(),
+                stop,
+            )
+            say(
+                f"{job.name}: done in {manifest['seconds']:.0f} s, peak memory {manifest['peak_memory_mb']} MB"
+            )
+        if accept:
+            say(f"{job.name}: accepted " + ", ".join(accept_run(job)))
     return job
 
 
 def run(
-    name, # name of a paper notebook
-    parameters=None, # name → value; the others keep their defaults
-    scale=None, # "mini" or "paper"
-    notebooks=None, # folder with paper notebooks
-    out=None, # folder for the runs
-    **options, # of execute: force, accept, say, kernel, gpu
-) -> Run: # a finished run
+    name,  # name of a paper notebook
+    parameters=None,  # name → value; the others keep their defaults
+    scale=None,  # "mini" or "paper"
+    notebooks=None,  # folder with paper notebooks
+    out=None,  # folder for the runs
+    **options,  # of execute: force, accept, say, kernel, gpu
+) -> Run:  # a finished run
     "Execute a paper notebook, unless this very run is done. Raises `ValueError` for wrong usage, `RunFailed` when a cell fails."
     return execute(plan_run(name, parameters, scale, notebooks, out), **options)
 
 # %% ../../nbs/13_running/07_one_run.ipynb #c938f422
-def _changed(job): # parameters that are not the notebook's own
+def _changed(job):  # parameters that are not the notebook's own
     defaults = check_parameters(read_parameters(job.notebook), {})
     return [k for k, v in defaults.items() if v != job.parameters[k]]
 
 
 def check_acceptable(
-    job, # from plan_run
+    job,  # from plan_run
 ) -> None:
     "Raise `ValueError` unless nothing about a run was changed."
     if changed := _changed(job):
-        raise ValueError(f"{job.name}: only the run with default parameters can be accepted, and here "
-                         f"{', '.join(changed)} differ{'s' * (len(changed) == 1)}. Leave out -p and --scale, or --accept.")
+        raise ValueError(
+            f"{job.name}: only the run with default parameters can be accepted, and here "
+            f"{', '.join(changed)} differ{'s' * (len(changed) == 1)}. Leave out -p and --scale, or --accept."
+        )
 
 
 def _costs(manifest):
     "What a run took and with what, without the names of machines and folders."
-    device = {k: v for k, v in manifest.get("device", {}).items() if k in ("used", "gpu", "cores", "threads")}
-    return {k: v for k, v in manifest.items() if k in ("key", "versions", "seed", "seconds", "peak_memory_mb")} | {"device": device}
+    device = {
+        k: v
+        for k, v in manifest.get("device", {}).items()
+        if k in ("used", "gpu", "cores", "threads")
+    }
+    return {
+        k: v
+        for k, v in manifest.items()
+        if k in ("key", "versions", "seed", "seconds", "peak_memory_mb")
+    } | {"device": device}
 
 
 def accept_run(
-    job, # a finished run at scale mini with default parameters
-    root=None, # checkout to copy into; None is the one of this package
-) -> list[str]: # the files written, relative to the checkout
+    job,  # a finished run at scale mini with default parameters
+    root=None,  # checkout to copy into; None is the one of this package
+) -> list[str]:  # the files written, relative to the checkout
     "Copy rows to `data/reproduced/<name>.csv`, metrics with their intervals and what the run cost beside, figures to `figures/<name>_<file>`."
     check_acceptable(job)
     root = Path(root) if root else repository()
-    if not root: raise FileNotFoundError("Results are accepted into a checkout (data/reproduced, figures), and this oodnb is an installed package. Run the command from a clone.")
-    if not job.done: raise ValueError(f"{job.name} is not done: {job.folder}. Run it first.")
-    targets = {job.folder / "rows.csv": f"data/reproduced/{job.name}.csv", job.folder / "metrics.csv": f"data/reproduced/metrics/{job.name}.csv"}
-    targets |= {p: f"figures/{job.name}_{p.name}" for p in sorted(job.folder.iterdir()) if p.suffix in (".png", ".svg")}
+    if not root:
+        raise FileNotFoundError(
+            "Results are accepted into a checkout (data/reproduced, figures), and this oodnb is an installed package. Run the command from a clone."
+        )
+    if not job.done:
+        raise ValueError(f"{job.name} is not done: {job.folder}. Run it first.")
+    targets = {
+        job.folder / "rows.csv": f"data/reproduced/{job.name}.csv",
+        job.folder / "metrics.csv": f"data/reproduced/metrics/{job.name}.csv",
+    }
+    targets |= {
+        p: f"figures/{job.name}_{p.name}"
+        for p in sorted(job.folder.iterdir())
+        if p.suffix in (".png", ".svg")
+    }
     written = [(source, target) for source, target in targets.items() if source.is_file()]
     for source, target in written:
-        with atomic_path(root / target) as temporary: shutil.copyfile(source, temporary)
+        with atomic_path(root / target) as temporary:
+            shutil.copyfile(source, temporary)
     costs = f"data/reproduced/manifests/{job.name}.json"
     write_json(root / costs, _costs(read_json(job.folder / "manifest.json")))
     return [*(target for _, target in written), costs]
 
 # %% ../../nbs/13_running/07_one_run.ipynb #37f2fcda
-_RANKED = dict.fromkeys(("auroc", "aupr_in", "aupr_out"), .05)
-_COUNTED = dict.fromkeys(("fpr95_id_positive", "fpr95_ood_positive", "accuracy", "forget_accuracy",
-                          "forget_accuracy_by_image", "retain_accuracy", "region_precision",
-                          "region_recall", "region_iou"), .25)
-TOLERANCES = _RANKED | _COUNTED | {"forgetting_score": .005} # metric → largest difference that is none
+_RANKED = dict.fromkeys(("auroc", "aupr_in", "aupr_out"), 0.05)
+_COUNTED = dict.fromkeys(
+    (
+        "fpr95_id_positive",
+        "fpr95_ood_positive",
+        "accuracy",
+        "forget_accuracy",
+        "forget_accuracy_by_image",
+        "retain_accuracy",
+        "region_precision",
+        "region_recall",
+        "region_iou",
+    ),
+    0.25,
+)
+TOLERANCES = (
+    _RANKED | _COUNTED | {"forgetting_score": 0.005}
+)  # metric → largest difference that is none
 
 
 @dataclass(frozen=True)
 class Comparison:
     "How the numbers of a run stand to the accepted ones."
-    count: int # numbers there are on either side
-    largest: float # largest difference among those within their tolerance
-    where: str # what that is the difference of
-    different: tuple = () # lines about the numbers that differ, worst first
+
+    count: int  # numbers there are on either side
+    largest: float  # largest difference among those within their tolerance
+    where: str  # what that is the difference of
+    different: tuple = ()  # lines about the numbers that differ, worst first
 
     def __str__(self):
         if not self.different:
@@ -132,22 +195,27 @@ class Comparison:
             return f"equal to the accepted rows: largest difference {self.largest:.2g}{where}"
         many, more = len(self.different), len(self.different) - 10
         head = f"{many} of {self.count} numbers differ from the accepted rows, worst first:"
-        return "\n  ".join([head, *self.different[:10], *([f"and {more} more"] if more > 0 else [])])
+        return "\n  ".join(
+            [head, *self.different[:10], *([f"and {more} more"] if more > 0 else [])]
+        )
 
 # %% ../../nbs/13_running/07_one_run.ipynb #1355463e
 def _is_number(text):
-    try: return float(text or "nan") is not None
-    except ValueError: return False
+    try:
+        return float(text or "nan") is not None
+    except ValueError:
+        return False
 
 
-def _numbers(file): # (what it is about, which column) → (metric, value); {} without the file
-    if not file.is_file(): return {}
+def _numbers(file):  # (what it is about, which column) → (metric, value); {} without the file
+    if not file.is_file():
+        return {}
     table = importlib.import_module("pandas").read_csv(file, dtype=str, keep_default_na=False)
     table, found, met = table.drop(columns=["source", "run"], errors="ignore"), {}, {}
-    if "metric" in table: # rows: one number a line
+    if "metric" in table:  # rows: one number a line
         values = [c for c in ("value", "std") if c in table]
         words = [*(c for c in table if c not in (*values, "metric")), "metric"]
-    else: # metrics: one column per metric, and some for the ends of its interval
+    else:  # metrics: one column per metric, and some for the ends of its interval
         values = [c for c in table if re.sub("_(low|high|std)$", "", c) in TOLERANCES]
         words = [c for c in table if c not in values and not all(map(_is_number, table[c]))]
     for row in table.to_dict("records"):
@@ -159,37 +227,53 @@ def _numbers(file): # (what it is about, which column) → (metric, value); {} w
     return found
 
 
-def _called(key): # the identity of a number, for people
+def _called(key):  # the identity of a number, for people
     *about, number, column = key
-    own = [*about, *([f"no. {number}"] if number > 1 else []), *([column] if column != "value" else [])]
+    own = [
+        *about,
+        *([f"no. {number}"] if number > 1 else []),
+        *([column] if column != "value" else []),
+    ]
     return " / ".join(filter(None, own))
 
 # %% ../../nbs/13_running/07_one_run.ipynb #7ba2f557
-def _compare(own, accepted): # two results of _numbers → Comparison
-    different, largest, where = [], 0., ""
+def _compare(own, accepted):  # two results of _numbers → Comparison
+    different, largest, where = [], 0.0, ""
     for key in {**accepted, **own}:
         if key not in own or key not in accepted:
-            how = "accepted, but not made by this run" if key in accepted else "new, nothing like it was accepted"
+            how = (
+                "accepted, but not made by this run"
+                if key in accepted
+                else "new, nothing like it was accepted"
+            )
             different.append((math.inf, f"{_called(key)}: {how}"))
             continue
         (metric, now), (_, before) = own[key], accepted[key]
-        apart, allowed = abs(now - before), TOLERANCES.get(metric, 0.)
-        if not apart <= allowed: # so does NaN
+        apart, allowed = abs(now - before), TOLERANCES.get(metric, 0.0)
+        if not apart <= allowed:  # so does NaN
             how = f"accepted {before:.6g}, now {now:.6g} ({apart:.2g} apart, {allowed:g} allowed)"
             different.append((apart / (allowed or 1e-9), f"{_called(key)}: {how}"))
-        elif apart > largest: largest, where = apart, _called(key)
+        elif apart > largest:
+            largest, where = apart, _called(key)
     different.sort(key=lambda found: -found[0])
-    return Comparison(len({**accepted, **own}), largest, where, tuple(line for _, line in different))
+    return Comparison(
+        len({**accepted, **own}), largest, where, tuple(line for _, line in different)
+    )
 
 
 def compare_with_accepted(
-    job, # a finished run
-    root=None, # checkout to compare with; None is what this package ships
-) -> Comparison | None: # None when there is nothing to compare: other parameters, or no accepted rows
+    job,  # a finished run
+    root=None,  # checkout to compare with; None is what this package ships
+    # None when there is nothing to compare: other parameters, or no accepted rows
+) -> Comparison | None:
     "Whether a run with default parameters gave the accepted rows and metrics."
     folder = (Path(root) / "data" if root else shipped()) / "reproduced"
-    files = {"rows.csv": folder / f"{job.name}.csv", "metrics.csv": folder / "metrics" / f"{job.name}.csv"}
-    if _changed(job) or not any(file.is_file() for file in files.values()): return None
+    files = {
+        "rows.csv": folder / f"{job.name}.csv",
+        "metrics.csv": folder / "metrics" / f"{job.name}.csv",
+    }
+    if _changed(job) or not any(file.is_file() for file in files.values()):
+        return None
     named = lambda name, file: {(name[:-4], *key): found for key, found in _numbers(file).items()}
     own = [named(name, job.folder / name) for name in files]
     accepted = [named(name, file) for name, file in files.items()]

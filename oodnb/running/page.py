@@ -27,27 +27,39 @@ from .state import read_json, spoken, state
 @dataclass(frozen=True)
 class Result:
     "What one run left behind."
-    name: str # of the notebook
-    state: str # accepted, done, running, failed or interrupted
+
+    name: str  # of the notebook
+    state: str  # accepted, done, running, failed or interrupted
     scale: str = "mini"
-    changed: dict = field(default_factory=dict) # parameters that differ from the notebook's; all, when it is not at hand
-    rows: Path | None = None # its numbers
-    metrics: Path | None = None # intervals of these numbers
-    figures: tuple = () # its pictures
-    manifest: dict = field(default_factory=dict) # versions, seconds, memory, seeds
-    failure: dict = field(default_factory=dict) # cell, source, error, message
-    folder: Path | None = None # of the runner
+    # parameters that differ from the notebook's; all, when it is not at hand
+    changed: dict = field(default_factory=dict)
+    rows: Path | None = None  # its numbers
+    metrics: Path | None = None  # intervals of these numbers
+    figures: tuple = ()  # its pictures
+    manifest: dict = field(default_factory=dict)  # versions, seconds, memory, seeds
+    failure: dict = field(default_factory=dict)  # cell, source, error, message
+    folder: Path | None = None  # of the runner
 
     @property
-    def title(self): return ", ".join([self.name, *(["scale paper"] if self.scale == "paper" else []), *(f"{k} = {v}" for k, v in self.changed.items() if k != "scale")])
+    def title(self):
+        return ", ".join(
+            [
+                self.name,
+                *(["scale paper"] if self.scale == "paper" else []),
+                *(f"{k} = {v}" for k, v in self.changed.items() if k != "scale"),
+            ]
+        )
 
 
-def _defaults(): # {name: {parameter: value}} of the notebooks of this checkout
-    if not repository(): return {}
+def _defaults():  # {name: {parameter: value}} of the notebooks of this checkout
+    if not repository():
+        return {}
     found = {}
     for name, notebook in find_notebooks().items():
-        try: found[name] = {p.name: p.default for p in read_parameters(notebook).values()}
-        except ValueError: pass
+        try:
+            found[name] = {p.name: p.default for p in read_parameters(notebook).values()}
+        except ValueError:
+            pass
     return found
 
 
@@ -55,129 +67,270 @@ def _of_folder(folder, defaults):
     asked, now = read_json(folder / "request.json").get("parameters", {}), state(folder)
     own = {k: v for k, v in asked.items() if k != "out"}
     there = lambda name: folder / name if now == "done" and (folder / name).is_file() else None
-    return Result(folder.parent.name, now, own.get("scale", "mini"), {k: v for k, v in own.items() if v != defaults.get(folder.parent.name, {}).get(k, ...)}, there("rows.csv"), there("metrics.csv"),
-                  tuple(sorted(p for p in folder.iterdir() if p.suffix in (".png", ".svg"))) if now == "done" else (), read_json(folder / "manifest.json") if now == "done" else {}, read_json(folder / "failure.json"), folder)
+    return Result(
+        folder.parent.name,
+        now,
+        own.get("scale", "mini"),
+        {k: v for k, v in own.items() if v != defaults.get(folder.parent.name, {}).get(k, ...)},
+        there("rows.csv"),
+        there("metrics.csv"),
+        tuple(sorted(p for p in folder.iterdir() if p.suffix in (".png", ".svg")))
+        if now == "done"
+        else (),
+        read_json(folder / "manifest.json") if now == "done" else {},
+        read_json(folder / "failure.json"),
+        folder,
+    )
 
 # %% ../../nbs/13_running/10_page.ipynb #28987d81
-def _accepted(names): # Results of what lies in the checkout
+def _accepted(names):  # Results of what lies in the checkout
     folder, root = shipped() / "reproduced", repository()
-    pictures = sorted(p for p in (root / "figures").iterdir() if p.suffix in (".png", ".svg")) if root and (root / "figures").is_dir() else []
-    owner = {p: max((n for n in names if p.name.startswith(f"{n}_")), key=len, default=None) for p in pictures}
+    pictures = (
+        sorted(p for p in (root / "figures").iterdir() if p.suffix in (".png", ".svg"))
+        if root and (root / "figures").is_dir()
+        else []
+    )
+    owner = {
+        p: max((n for n in names if p.name.startswith(f"{n}_")), key=len, default=None)
+        for p in pictures
+    }
     there = lambda path: path if path.is_file() else None
-    found = [Result(name, "accepted", rows=there(folder / f"{name}.csv"), metrics=there(folder / "metrics" / f"{name}.csv"), figures=tuple(p for p in pictures if owner[p] == name),
-                    manifest=read_json(folder / "manifests" / f"{name}.json")) for name in names]
+    found = [
+        Result(
+            name,
+            "accepted",
+            rows=there(folder / f"{name}.csv"),
+            metrics=there(folder / "metrics" / f"{name}.csv"),
+            figures=tuple(p for p in pictures if owner[p] == name),
+            manifest=read_json(folder / "manifests" / f"{name}.json"),
+        )
+        for name in names
+    ]
     return [r for r in found if r.rows or r.figures]
 
 
 def collect_results(
-    names=(), # names or patterns of runs; none means all
-    out=None, # folder of the runs; None is runs/ of the checkout, with what was accepted beside
-    accepted=False, # only what was accepted into the checkout
-) -> list[Result]: # by name
+    names=(),  # names or patterns of runs; none means all
+    out=None,  # folder of the runs; None is runs/ of the checkout, with what was accepted beside
+    accepted=False,  # only what was accepted into the checkout
+) -> list[Result]:  # by name
     "Every result there is. Raises `FileNotFoundError` when there is none."
     defaults, newest = _defaults(), {}
-    for folder in () if accepted else sorted((p.parent for p in runs_folder(out).glob("*/*/request.json")), key=lambda f: (f / "request.json").stat().st_mtime):
+    for folder in (
+        ()
+        if accepted
+        else sorted(
+            (p.parent for p in runs_folder(out).glob("*/*/request.json")),
+            key=lambda f: (f / "request.json").stat().st_mtime,
+        )
+    ):
         result = _of_folder(folder, defaults)
-        newest[result.name, json.dumps({**result.changed, "scale": result.scale}, sort_keys=True)] = result
+        newest[
+            result.name, json.dumps({**result.changed, "scale": result.scale}, sort_keys=True)
+        ] = result
     found = list(newest.values())
     replaced = {r.name for r in found if r.state == "done" and r.scale == "mini" and not r.changed}
-    if accepted or not out: found += [r for r in _accepted(sorted({p.stem for p in (shipped() / "reproduced").glob("*.csv")} | set(defaults))) if r.name not in replaced]
+    if accepted or not out:
+        found += [
+            r
+            for r in _accepted(
+                sorted({p.stem for p in (shipped() / "reproduced").glob("*.csv")} | set(defaults))
+            )
+            if r.name not in replaced
+        ]
     chosen = [r for r in found if not names or any(fnmatch.fnmatch(r.name, name) for name in names)]
     if not chosen:
-        raise FileNotFoundError((f"There are no results of {', '.join(names)}" if names else "There are no results yet") + f" (there are: {', '.join(sorted({r.name for r in found})) or 'none'}). Make them with: oodnb run {names[0] if names else 'NAME'}; oodnb list shows the names.")
+        raise FileNotFoundError(
+            (f"There are no results of {', '.join(names)}" if names else "There are no results yet")
+            + f" (there are: {', '.join(sorted({r.name for r in found})) or 'none'}). Make them with: oodnb run {names[0] if names else 'NAME'}; oodnb list shows the names."
+        )
     return sorted(chosen, key=lambda r: (r.name, r.state != "accepted", r.scale, str(r.folder)))
 
 # %% ../../nbs/13_running/10_page.ipynb #e9e1ebf3
-_DETECTION = {"auroc": "AUROC ↑", "fpr95_id_positive": "FPR95 (ID positive) ↓", "fpr95_ood_positive": "FPR95 (OOD positive) ↓"}
-_UNSHOWN = ("aupr_in", "aupr_out") # they are in the rows
+_DETECTION = {
+    "auroc": "AUROC ↑",
+    "fpr95_id_positive": "FPR95 (ID positive) ↓",
+    "fpr95_ood_positive": "FPR95 (OOD positive) ↓",
+}
+_UNSHOWN = ("aupr_in", "aupr_out")  # they are in the rows
 
 
-def _interval_finder(file): # function of a row -> half the width of its interval, or None
-    records, known = importlib.import_module("pandas").read_csv(file).to_dict("records") if file else [], {}
+def _interval_finder(file):  # function of a row -> half the width of its interval, or None
+    records, known = (
+        importlib.import_module("pandas").read_csv(file).to_dict("records") if file else [],
+        {},
+    )
     for entry in records:
         words = {v for v in entry.values() if isinstance(v, str)}
         for metric in (k.removesuffix("_low") for k in entry if k.endswith("_low")):
-            if metric in entry: known.setdefault((str(entry.get("dataset", "")), metric, round(entry[metric], 6)), []).append((words, (entry[f"{metric}_high"] - entry[f"{metric}_low"]) / 2))
+            if metric in entry:
+                known.setdefault(
+                    (str(entry.get("dataset", "")), metric, round(entry[metric], 6)), []
+                ).append((words, (entry[f"{metric}_high"] - entry[f"{metric}_low"]) / 2))
+
     def find(row):
         found = known.get((row["dataset"], row["metric"], round(row["value"], 6)), [])
-        named = [half for words, half in found if words & {row["method"], row["setting"], row["setting"].split("; ")[-1]}]
+        named = [
+            half
+            for words, half in found
+            if words & {row["method"], row["setting"], row["setting"].split("; ")[-1]}
+        ]
         halves = {h for h in named or [half for _, half in found] if h == h}
         return halves.pop() if len(halves) == 1 else None
+
     return find
 
 
 def _shown(row, find, digits=1):
     half = find(row)
-    if row["metric"] == "forgetting_score": digits = 2 # no percentage
-    if half is not None: return f"{row['value']:.{digits}f} ±{half:.{digits}f}"
-    return f"{row['value']:.{digits}f}" + (f" ±{row['std']:.{digits}f}ˢ" if row["std"] == row["std"] and row["std"] else "")
+    if row["metric"] == "forgetting_score":
+        digits = 2  # no percentage
+    if half is not None:
+        return f"{row['value']:.{digits}f} ±{half:.{digits}f}"
+    return f"{row['value']:.{digits}f}" + (
+        f" ±{row['std']:.{digits}f}ˢ" if row["std"] == row["std"] and row["std"] else ""
+    )
 
 # %% ../../nbs/13_running/10_page.ipynb #dfabb261
-def _lines(rows): # (what all rows share, [label per row])
+def _lines(rows):  # (what all rows share, [label per row])
     parts = [row["setting"].split("; ") for row in rows]
     shared = [p for p in parts[0] if all(p in other for other in parts)]
-    return [rows[0]["backbone"], *shared], [" · ".join([row["method"], *(p for p in own if p not in shared)]) for row, own in zip(rows, parts)]
+    return [rows[0]["backbone"], *shared], [
+        " · ".join([row["method"], *(p for p in own if p not in shared)])
+        for row, own in zip(rows, parts)
+    ]
 
 
-def _grid(cells, empty="–"): # {(line, column): text} -> table
-    lines, columns = list(dict.fromkeys(line for line, _ in cells)), list(dict.fromkeys(column for _, column in cells))
-    return ["", *columns], [[line, *(cells.get((line, column), empty) for column in columns)] for line in lines]
+def _grid(cells, empty="–"):  # {(line, column): text} -> table
+    lines, columns = (
+        list(dict.fromkeys(line for line, _ in cells)),
+        list(dict.fromkeys(column for _, column in cells)),
+    )
+    return ["", *columns], [
+        [line, *(cells.get((line, column), empty) for column in columns)] for line in lines
+    ]
 
 
-def _number_blocks(rows, find): # blocks for the rows of one run
+def _number_blocks(rows, find):  # blocks for the rows of one run
     blocks = []
     for key in dict.fromkeys((r["paper"], r["table"], r["backbone"]) for r in rows):
         part = [r for r in rows if (r["paper"], r["table"], r["backbone"]) == key]
         shared, labels = _lines(part)
-        blocks.append(("text", f"**{markdown_text(', '.join(key[:2]))}** ({markdown_text('; '.join(shared))})"))
-        kinds, detection, other = [m for m in _DETECTION if any(r["metric"] == m for r in part)], {}, {}
-        single = len({r["metric"] for r in part if r["metric"] not in (*_DETECTION, *_UNSHOWN)}) == 1
-        for label, row in sorted(zip(labels, part), key=lambda pair: not pair[1]["dataset"].startswith("mean")):
-            if row["metric"] in kinds: detection.setdefault((label, row["dataset"]), {})[row["metric"]] = _shown(row, find)
-            elif row["metric"] not in (*_DETECTION, *_UNSHOWN): other[(label, f"{row['metric']}, {row['dataset']}") if single else (f"{label}, {row['dataset']}", row["metric"])] = _shown(row, find)
-        if detection: blocks.append(("table", *_grid({k: " / ".join(v.get(m, "–") for m in kinds) for k, v in detection.items()}), " / ".join(_DETECTION[m] for m in kinds)))
-        if other: blocks.append(("table", *_grid(other), ""))
+        blocks.append(
+            (
+                "text",
+                f"**{markdown_text(', '.join(key[:2]))}** ({markdown_text('; '.join(shared))})",
+            )
+        )
+        kinds, detection, other = (
+            [m for m in _DETECTION if any(r["metric"] == m for r in part)],
+            {},
+            {},
+        )
+        single = (
+            len({r["metric"] for r in part if r["metric"] not in (*_DETECTION, *_UNSHOWN)}) == 1
+        )
+        for label, row in sorted(
+            zip(labels, part), key=lambda pair: not pair[1]["dataset"].startswith("mean")
+        ):
+            if row["metric"] in kinds:
+                detection.setdefault((label, row["dataset"]), {})[row["metric"]] = _shown(row, find)
+            elif row["metric"] not in (*_DETECTION, *_UNSHOWN):
+                other[
+                    (label, f"{row['metric']}, {row['dataset']}")
+                    if single
+                    else (f"{label}, {row['dataset']}", row["metric"])
+                ] = _shown(row, find)
+        if detection:
+            blocks.append(
+                (
+                    "table",
+                    *_grid(
+                        {k: " / ".join(v.get(m, "–") for m in kinds) for k, v in detection.items()}
+                    ),
+                    " / ".join(_DETECTION[m] for m in kinds),
+                )
+            )
+        if other:
+            blocks.append(("table", *_grid(other), ""))
     return blocks
 
 # %% ../../nbs/13_running/10_page.ipynb #c43ce111
-def _words(name): # (first sentence, what differs from the paper) as the notebook says it
+def _words(name):  # (first sentence, what differs from the paper) as the notebook says it
     notebook = find_notebooks().get(name) if repository() else None
-    if notebook is None: return "", ""
-    texts = ["".join(c["source"]) for c in json.loads(notebook.read_text("utf-8"))["cells"] if c["cell_type"] == "markdown"]
-    about, differs, on = next((line.lstrip("> ") for line in texts[0].splitlines() if line.startswith(">")), ""), [], False
+    if notebook is None:
+        return "", ""
+    texts = [
+        "".join(c["source"])
+        for c in json.loads(notebook.read_text("utf-8"))["cells"]
+        if c["cell_type"] == "markdown"
+    ]
+    about, differs, on = (
+        next((line.lstrip("> ") for line in texts[0].splitlines() if line.startswith(">")), ""),
+        [],
+        False,
+    )
     for text in texts:
-        if text.startswith("#"): on = text.lstrip("# ").startswith("What differs")
-        if on: differs.append(re.sub(r"^#.*\n*", "", text))
+        if text.startswith("#"):
+            on = text.lstrip("# ").startswith("What differs")
+        if on:
+            differs.append(re.sub(r"^#.*\n*", "", text))
     return about, "\n\n".join(filter(None, (t.strip() for t in differs)))
 
 
-def _ticks(text, least): # more backticks than a text holds in a row
+def _ticks(text, least):  # more backticks than a text holds in a row
     return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
-def _span(text): # as code inside a line
+def _span(text):  # as code inside a line
     line, ticks = " ".join(text.split()), _ticks(text, 1)
     return f"{ticks} {line} {ticks}" if "`" in line else f"`{line}`"
 
 
-def _cost(result): # one paragraph about versions, time and memory
+def _cost(result):  # one paragraph about versions, time and memory
     known = result.manifest
-    if not known: return "No manifest of this run is at hand; `oodnb run` writes one."
-    device, joined = known.get("device", {}), lambda facts: ", ".join(f"{k} {v}" for k, v in facts.items() if k != "platform")
-    facts = [f"{spoken(known.get('seconds'))}, peak memory {known.get('peak_memory_mb')} MB",
-             f"device {device.get('used') or 'cpu'}" + (f" ({device['gpu']})" if device.get("gpu") else ""),
-             joined(known.get("seed", {})), joined(known.get("versions", {}))]
+    if not known:
+        return "No manifest of this run is at hand; `oodnb run` writes one."
+    device, joined = (
+        known.get("device", {}),
+        lambda facts: ", ".join(f"{k} {v}" for k, v in facts.items() if k != "platform"),
+    )
+    facts = [
+        f"{spoken(known.get('seconds'))}, peak memory {known.get('peak_memory_mb')} MB",
+        f"device {device.get('used') or 'cpu'}"
+        + (f" ({device['gpu']})" if device.get("gpu") else ""),
+        joined(known.get("seed", {})),
+        joined(known.get("versions", {})),
+    ]
     return f"key {_span(str(known.get('key')))}; {markdown_text('; '.join(filter(None, facts)))}."
 
 
-def _against_published(rows): # blocks; rows of scale paper only
+def _against_published(rows):  # blocks; rows of scale paper only
     results = importlib.import_module("oodnb.results")
     table = results.compare_with_published(rows)
     both = table.dropna(subset=["published", "reproduced"])
-    if both.empty: return [("text", "None of these numbers is printed in the paper under the same setting.")]
+    if both.empty:
+        return [("text", "None of these numbers is printed in the paper under the same setting.")]
     order = both["difference"].abs().sort_values(ascending=False, kind="stable").index
-    lines = [[f"{r['method']}, {r['backbone']}, {r['setting']}", r["dataset"], r["metric"], f"{r['published']:.2f}", f"{r['reproduced']:.2f}", f"{r['difference']:+.2f}"] for r in both.loc[order].to_dict("records")]
-    return [("table", ["", "data set", "metric", "published", "reproduced", "difference"], lines, f"Published beside reproduced, largest difference first; {len(table) - len(both)} numbers stand on one side only.")]
+    lines = [
+        [
+            f"{r['method']}, {r['backbone']}, {r['setting']}",
+            r["dataset"],
+            r["metric"],
+            f"{r['published']:.2f}",
+            f"{r['reproduced']:.2f}",
+            f"{r['difference']:+.2f}",
+        ]
+        for r in both.loc[order].to_dict("records")
+    ]
+    return [
+        (
+            "table",
+            ["", "data set", "metric", "published", "reproduced", "difference"],
+            lines,
+            f"Published beside reproduced, largest difference first; {len(table) - len(both)} numbers stand on one side only.",
+        )
+    ]
 
 
 def _run_blocks(result):
@@ -186,46 +339,92 @@ def _run_blocks(result):
     if result.rows:
         rows = read_rows(result.rows)
         blocks += _number_blocks(rows.to_dict("records"), _interval_finder(result.metrics))
-        if result.scale == "paper": blocks += _against_published(rows)
-    blocks += [("figure", path, f"{result.name}: {path.stem.removeprefix(result.name + '_')}") for path in result.figures]
-    return [*blocks, *([("text", "**What differs from the paper.**"), ("prose", differs)] if differs else []), ("small", _cost(result))]
+        if result.scale == "paper":
+            blocks += _against_published(rows)
+    blocks += [
+        ("figure", path, f"{result.name}: {path.stem.removeprefix(result.name + '_')}")
+        for path in result.figures
+    ]
+    return [
+        *blocks,
+        *([("text", "**What differs from the paper.**"), ("prose", differs)] if differs else []),
+        ("small", _cost(result)),
+    ]
 
 # %% ../../nbs/13_running/10_page.ipynb #ab1f3c70
 def _failure_blocks(failed):
     blocks = [("heading", 2, "What did not finish")]
     for r in failed:
         where = f"cell {r.failure['cell']}" if "cell" in r.failure else "before the first cell"
-        what = f"{where}: {r.failure.get('error')}: {r.failure.get('message')}" if r.failure else "stopped from outside; run it again, caches and checkpoints are kept"
-        blocks += [("text", f"**{markdown_text(r.title)}**: {r.state}, {markdown_text(what)}"), *([("code", r.failure["source"])] if r.failure.get("source") else [])]
-        if r.folder and (r.folder / "failed.ipynb").is_file(): blocks.append(("small", f"Notebook with the traceback: {_span(str(r.folder / 'failed.ipynb'))}"))
+        what = (
+            f"{where}: {r.failure.get('error')}: {r.failure.get('message')}"
+            if r.failure
+            else "stopped from outside; run it again, caches and checkpoints are kept"
+        )
+        blocks += [
+            ("text", f"**{markdown_text(r.title)}**: {r.state}, {markdown_text(what)}"),
+            *([("code", r.failure["source"])] if r.failure.get("source") else []),
+        ]
+        if r.folder and (r.folder / "failed.ipynb").is_file():
+            blocks.append(
+                ("small", f"Notebook with the traceback: {_span(str(r.folder / 'failed.ipynb'))}")
+            )
     return blocks
 
 
 def report_blocks(
-    results, # from collect_results
-) -> list: # blocks: (kind, content...)
+    results,  # from collect_results
+) -> list:  # blocks: (kind, content...)
     "The page as headings, texts, tables and figures."
-    ended, failed = [r for r in results if r.state in ("accepted", "done")], [r for r in results if r.state in ("failed", "interrupted")]
+    ended, failed = (
+        [r for r in results if r.state in ("accepted", "done")],
+        [r for r in results if r.state in ("failed", "interrupted")],
+    )
     cost = lambda r, key, form: form(r.manifest[key]) if key in r.manifest else "–"
-    lines = [[r.title, r.state, r.scale, cost(r, "seconds", spoken), cost(r, "peak_memory_mb", lambda mb: f"{mb} MB"), str(len(r.figures))] for r in results]
+    lines = [
+        [
+            r.title,
+            r.state,
+            r.scale,
+            cost(r, "seconds", spoken),
+            cost(r, "peak_memory_mb", lambda mb: f"{mb} MB"),
+            str(len(r.figures)),
+        ]
+        for r in results
+    ]
     scales = [r.scale for r in ended]
     words = f"{len(ended)} results ({scales.count('mini')} at scale mini, {scales.count('paper')} at scale paper), {len(failed)} that did not finish. Rates are in percent. ± is half of the 95 % bootstrap interval over pictures; ±ˢ, where there is none, is the standard deviation over seeds."
-    apart = "Numbers of scale mini belong to a small drawn world; they are never compared with those of the papers." if "mini" in scales else ""
-    blocks = [("heading", 1, "Results of oodnb"), ("text", words), *([("text", apart)] if apart else []), ("table", ["run", "state", "scale", "time", "peak memory", "figures"], lines, "")]
-    if failed: blocks += _failure_blocks(failed)
-    for result in ended: blocks += _run_blocks(result)
+    apart = (
+        "Numbers of scale mini belong to a small drawn world; they are never compared with those of the papers."
+        if "mini" in scales
+        else ""
+    )
+    blocks = [
+        ("heading", 1, "Results of oodnb"),
+        ("text", words),
+        *([("text", apart)] if apart else []),
+        ("table", ["run", "state", "scale", "time", "peak memory", "figures"], lines, ""),
+    ]
+    if failed:
+        blocks += _failure_blocks(failed)
+    for result in ended:
+        blocks += _run_blocks(result)
     return blocks
 
 # %% ../../nbs/13_running/10_page.ipynb #423b65ae
 def _markdown(blocks, folder):
     def lines(kind, *rest):
-        if kind == "heading": return f"{'#' * rest[0]} {markdown_text(rest[1])}"
-        if kind == "table": return markdown_table(*rest[:2]) + (f"\n\n{markdown_text(rest[2])}" if rest[2] else "")
-        if kind == "figure": return f"![{markdown_text(rest[1])}]({quote(os.path.relpath(rest[0], folder))})"
-        if kind == "code": return f"{(ticks := _ticks(rest[0], 3))}python\n{rest[0]}\n{ticks}"
+        if kind == "heading":
+            return f"{'#' * rest[0]} {markdown_text(rest[1])}"
+        if kind == "table":
+            return markdown_table(*rest[:2]) + (f"\n\n{markdown_text(rest[2])}" if rest[2] else "")
+        if kind == "figure":
+            return f"![{markdown_text(rest[1])}]({quote(os.path.relpath(rest[0], folder))})"
+        if kind == "code":
+            return f"{(ticks := _ticks(rest[0], 3))}python\n{rest[0]}\n{ticks}"
         return rest[0]
-    return "\n\n".join(lines(*block) for block in blocks) + "\n"
 
+    return "\n\n".join(lines(*block) for block in blocks) + "\n"
 
 # %% ../../nbs/13_running/10_page.ipynb #275f2399
 _PAGE = """<!doctype html>
@@ -269,44 +468,51 @@ figcaption { font-size: 85%; opacity: .75 }
 </body></html>
 """
 
-
 # %% ../../nbs/13_running/10_page.ipynb #5e0a9d12
 _TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
-def _anchor(title): return re.sub(r"\W+", "-", title).strip("-")
+def _anchor(title):
+    return re.sub(r"\W+", "-", title).strip("-")
 
 
-def _picture(path): # as an address that holds it
+def _picture(path):  # as an address that holds it
     return f"data:{_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _reader(): # function of Markdown -> HTML
+def _reader():  # function of Markdown -> HTML
     mistune = importlib.import_module("mistune")
     renderer = mistune.HTMLRenderer(escape=True)
-    renderer.link = lambda text, url, title=None, link=renderer.link: link(text, url) if re.match("https?:", url) else text
+    renderer.link = lambda text, url, title=None, link=renderer.link: (
+        link(text, url) if re.match("https?:", url) else text
+    )
     renderer.image = lambda text, url, title=None: text
     return mistune.create_markdown(renderer=renderer)
 
 
 def _html(blocks):
-    environment = importlib.import_module("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = importlib.import_module("jinja2").Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"anchor": _anchor, "picture": _picture, "markdown": _reader()}
     titles = {block[2] for block in blocks if block[:2] == ("heading", 2)}
     return environment.from_string(_PAGE).render(blocks=blocks, titles=titles)
 
-
 # %% ../../nbs/13_running/10_page.ipynb #8361165d
 def write_report(
-    path, # .html: everything in one file; .md: figures are linked
-    results=None, # from collect_results; None takes all
-) -> Path: # the page
+    path,  # .html: everything in one file; .md: figures are linked
+    results=None,  # from collect_results; None takes all
+) -> Path:  # the page
     "Write results as one page, atomically. Raises `ValueError` for another kind of file."
     path = Path(path).expanduser().absolute()
-    if path.suffix not in (".html", ".md"): raise ValueError(f"{path.name!r} is no page that can be written; end it in .html (one file with everything) or .md (figures are linked).")
+    if path.suffix not in (".html", ".md"):
+        raise ValueError(
+            f"{path.name!r} is no page that can be written; end it in .html (one file with everything) or .md (figures are linked)."
+        )
     blocks = report_blocks(collect_results() if results is None else results)
     text = _html(blocks) if path.suffix == ".html" else _markdown(blocks, path.parent)
-    with atomic_path(path) as temporary: temporary.write_text(text, "utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, "utf-8")
     return path
 
 # %% ../../nbs/13_running/10_page.ipynb #dbc4557e
@@ -314,17 +520,36 @@ def _report_command(args):
     results = collect_results(args.names, args.out, args.accepted)
     path = write_report(args.to or runs_folder(args.out) / "report.html", results)
     unfinished = sum(r.state in ("failed", "interrupted") for r in results)
-    print(f"{len(results) - unfinished} results" + (f" and {unfinished} that did not finish" if unfinished else "") + f": {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    print(
+        f"{len(results) - unfinished} results"
+        + (f" and {unfinished} that did not finish" if unfinished else "")
+        + f": {path} ({path.stat().st_size / 1e6:.1f} MB)"
+    )
     return 0
 
 
 def add_report_command(
-    commands, # what ArgumentParser.add_subparsers gives
+    commands,  # what ArgumentParser.add_subparsers gives
 ):
     "Add `report` to a command line; it is `args.act(args)`."
-    one = commands.add_parser("report", help="write all results as one page: tables with intervals, figures, costs, failures")
-    one.add_argument("names", nargs="*", metavar="NAME", help="name of a run, or a pattern; default: all")
-    one.add_argument("--to", metavar="FILE", help="page to write: .html holds everything, .md links its figures (default: report.html in the folder of the runs)")
-    one.add_argument("--accepted", action="store_true", help="only what was accepted into data/reproduced and figures")
-    one.add_argument("--out", metavar="DIR", help="folder of the runs (default: runs/ of the checkout)")
+    one = commands.add_parser(
+        "report",
+        help="write all results as one page: tables with intervals, figures, costs, failures",
+    )
+    one.add_argument(
+        "names", nargs="*", metavar="NAME", help="name of a run, or a pattern; default: all"
+    )
+    one.add_argument(
+        "--to",
+        metavar="FILE",
+        help="page to write: .html holds everything, .md links its figures (default: report.html in the folder of the runs)",
+    )
+    one.add_argument(
+        "--accepted",
+        action="store_true",
+        help="only what was accepted into data/reproduced and figures",
+    )
+    one.add_argument(
+        "--out", metavar="DIR", help="folder of the runs (default: runs/ of the checkout)"
+    )
     one.set_defaults(act=_report_command)

@@ -23,20 +23,33 @@ from ..ground.places import shipped
 from ..ground.spelling import did_you_mean
 from .dependencies import depends_on, say_changes
 from .notebook import repository, runs_folder
-from .state import finished, last_time, read_json, read_progress, spoken, state, time_left
+from oodnb.running.state import (
+    finished,
+    last_time,
+    read_json,
+    read_progress,
+    spoken,
+    state,
+    time_left,
+)
 
 # %% ../../nbs/13_running/04_plan.ipynb #2c0d2bb9
 def find_notebooks(
-    folder=None, # folder with paper notebooks; None is nbs/papers of the checkout
-) -> dict[str, Path]: # name of the run → notebook
+    folder=None,  # folder with paper notebooks; None is nbs/papers of the checkout
+) -> dict[str, Path]:  # name of the run → notebook
     "The runs there are: every notebook of the folder whose name begins with a letter."
     if folder is None:
         if not repository():
-            raise FileNotFoundError("The paper notebooks live in the repository, not in the installed package. Run the command from a checkout "
-                                    "(git clone, then pip install -e .), or pass --notebooks DIR with a copy of its folder nbs/papers.")
+            raise FileNotFoundError(
+                "The paper notebooks live in the repository, not in the installed package. Run the command from a checkout "
+                "(git clone, then pip install -e .), or pass --notebooks DIR with a copy of its folder nbs/papers."
+            )
         folder = repository() / "nbs" / "papers"
     folder = Path(folder).expanduser().absolute()
-    if not folder.is_dir(): raise FileNotFoundError(f"{folder} is not a folder. Pass the folder that holds the paper notebooks, nbs/papers of a checkout.")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not a folder. Pass the folder that holds the paper notebooks, nbs/papers of a checkout."
+        )
     return {p.stem: p for p in sorted(folder.glob("[!_.]*.ipynb"))}
 
 # %% ../../nbs/13_running/04_plan.ipynb #07749d66
@@ -46,111 +59,165 @@ _KINDS = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "d
 @dataclass(frozen=True)
 class Parameter:
     "One line of a notebook's parameters cell."
-    name: str
-    kind: str # str, int, float, bool, list or dict
-    optional: bool # whether None is allowed too
-    default: object
-    help: str # the comment behind the line
 
-    def __str__(self): return f"{self.name}: {self.kind}{' | None' * self.optional} = {self.default!r}" + f"  # {self.help}" * bool(self.help)
+    name: str
+    kind: str  # str, int, float, bool, list or dict
+    optional: bool  # whether None is allowed too
+    default: object
+    help: str  # the comment behind the line
+
+    def __str__(self):
+        return (
+            f"{self.name}: {self.kind}{' | None' * self.optional} = {self.default!r}"
+            + f"  # {self.help}" * bool(self.help)
+        )
 
 # %% ../../nbs/13_running/04_plan.ipynb #7df8c3d6
 def _cells(notebook):
     cells = json.loads(Path(notebook).read_text("utf-8"))["cells"]
-    return [(c["cell_type"], "".join(c["source"]), c.get("metadata", {}).get("tags", [])) for c in cells]
+    return [
+        (c["cell_type"], "".join(c["source"]), c.get("metadata", {}).get("tags", [])) for c in cells
+    ]
 
 
 def _kind(annotation):
     "The basic type of an annotation such as `int`, `list[str]` or `float | None`, and whether None is allowed."
-    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr) and getattr(annotation.right, "value", ...) is None:
+    if (
+        isinstance(annotation, ast.BinOp)
+        and isinstance(annotation.op, ast.BitOr)
+        and getattr(annotation.right, "value", ...) is None
+    ):
         return _kind(annotation.left)[0], True
-    if isinstance(annotation, ast.Subscript): annotation = annotation.value
+    if isinstance(annotation, ast.Subscript):
+        annotation = annotation.value
     return getattr(annotation, "id", None), False
 
 # %% ../../nbs/13_running/04_plan.ipynb #558843a3
 def read_parameters(
-    notebook, # path of a paper notebook
-) -> dict[str, Parameter]: # in the order of the cell
+    notebook,  # path of a paper notebook
+) -> dict[str, Parameter]:  # in the order of the cell
     "The parameters a notebook declares. Raises `ValueError` for a cell that cannot be checked."
-    found = [source for kind, source, tags in _cells(notebook) if kind == "code" and "parameters" in tags]
-    if len(found) != 1: raise ValueError(f"{notebook} has {len(found)} cells tagged 'parameters' and needs exactly one: without it papermill's values would be overwritten by the notebook's own.")
-    comments = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(found[0]).readline) if t.type == tokenize.COMMENT}
+    found = [
+        source for kind, source, tags in _cells(notebook) if kind == "code" and "parameters" in tags
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"{notebook} has {len(found)} cells tagged 'parameters' and needs exactly one: without it papermill's values would be overwritten by the notebook's own."
+        )
+    comments = {
+        t.start[0]: t.string.lstrip("# ")
+        for t in tokenize.generate_tokens(io.StringIO(found[0]).readline)
+        if t.type == tokenize.COMMENT
+    }
     declared = {}
     for line in ast.parse(found[0]).body:
         try:
             kind, optional = _kind(line.annotation)
             default = ast.literal_eval(line.value)
-            if kind not in _KINDS: raise ValueError(kind)
+            if kind not in _KINDS:
+                raise ValueError(kind)
         except (AttributeError, ValueError):
-            raise ValueError(f"{notebook}, cell 'parameters', line {line.lineno}: {ast.unparse(line)!r} is not of the form `name: type = value  # meaning` with a plain value and a type of {', '.join(_KINDS)}, perhaps `| None`.") from None
-        declared[line.target.id] = Parameter(line.target.id, kind, optional or default is None, default, comments.get(line.end_lineno, ""))
+            raise ValueError(
+                f"{notebook}, cell 'parameters', line {line.lineno}: {ast.unparse(line)!r} is not of the form `name: type = value  # meaning` with a plain value and a type of {', '.join(_KINDS)}, perhaps `| None`."
+            ) from None
+        declared[line.target.id] = Parameter(
+            line.target.id,
+            kind,
+            optional or default is None,
+            default,
+            comments.get(line.end_lineno, ""),
+        )
     return declared
 
 # %% ../../nbs/13_running/04_plan.ipynb #955bb6d8
 def _plain(value):
     "Whether papermill carries the value over unchanged."
-    if type(value) is list: return all(map(_plain, value))
-    if type(value) is dict: return all(type(k) is str and _plain(v) for k, v in value.items())
+    if type(value) is list:
+        return all(map(_plain, value))
+    if type(value) is dict:
+        return all(type(k) is str and _plain(v) for k, v in value.items())
     return value is None or type(value) in (str, int, float, bool)
 
 
 def _checked(parameter, value, where):
     kind, given = parameter.kind, type(value).__name__
     if not _plain(value):
-        raise ValueError(f"{where}: {parameter.name} got {value!r} ({given}), which papermill cannot carry over. Write a path as str(path), a tuple as a list, a NumPy value as value.item().")
-    if value is None and parameter.optional: return None
-    if kind == "float" and type(value) is int: return float(value)
+        raise ValueError(
+            f"{where}: {parameter.name} got {value!r} ({given}), which papermill cannot carry over. Write a path as str(path), a tuple as a list, a NumPy value as value.item()."
+        )
+    if value is None and parameter.optional:
+        return None
+    if kind == "float" and type(value) is int:
+        return float(value)
     if type(value) is not _KINDS[kind]:
-        hint = {"list": """; on the command line write a JSON list, as in '["mcm", "energy"]'""", "dict": """; on the command line write JSON, as in '{"a": 1}'""",
-                "bool": "; write true or false"}.get(kind, "")
-        raise ValueError(f"{where}: {parameter.name} is {kind}{' or None' * parameter.optional} (default {parameter.default!r}), but got {value!r} ({given}){hint}.")
+        hint = {
+            "list": """; on the command line write a JSON list, as in '["mcm", "energy"]'""",
+            "dict": """; on the command line write JSON, as in '{"a": 1}'""",
+            "bool": "; write true or false",
+        }.get(kind, "")
+        raise ValueError(
+            f"{where}: {parameter.name} is {kind}{' or None' * parameter.optional} (default {parameter.default!r}), but got {value!r} ({given}){hint}."
+        )
     return value
 
 # %% ../../nbs/13_running/04_plan.ipynb #baae0f9c
 def check_parameters(
-    declared, # what the notebook declares, from read_parameters
-    given, # name → value, a subset
-    where="parameters", # name of the run, for messages
-) -> dict: # every parameter with its value, in the notebook's order
+    declared,  # what the notebook declares, from read_parameters
+    given,  # name → value, a subset
+    where="parameters",  # name of the run, for messages
+) -> dict:  # every parameter with its value, in the notebook's order
     "The full parameters of a run. Raises `ValueError` for an unknown name or a wrong type."
     for name in given:
         if name not in declared:
-            raise ValueError(f"{where} has no parameter {name!r}.{did_you_mean(name, declared)} It has: {', '.join(declared)}.")
+            raise ValueError(
+                f"{where} has no parameter {name!r}.{did_you_mean(name, declared)} It has: {', '.join(declared)}."
+            )
     return {name: _checked(p, given.get(name, p.default), where) for name, p in declared.items()}
 
 # %% ../../nbs/13_running/04_plan.ipynb #592fd3a9
 def parse_value(
-    parameter, # the declared parameter
-    text, # what stands on the command line
-): # a value of that kind, or the text itself when it cannot be one (check_parameters then explains)
+    parameter,  # the declared parameter
+    text,  # what stands on the command line
+    # a value of that kind, or the text itself when it cannot be one (check_parameters then explains)
+):
     "Read a command-line value by the type of its parameter."
-    if parameter.kind == "str": return None if parameter.optional and text == "None" else text
+    if parameter.kind == "str":
+        return None if parameter.optional and text == "None" else text
     words = {"true": True, "yes": True, "false": False, "no": False, "none": None, "null": None}
-    if text.lower() in words: return words[text.lower()]
+    if text.lower() in words:
+        return words[text.lower()]
     for read in (json.loads, ast.literal_eval):
-        try: return read(text)
-        except (ValueError, SyntaxError): pass
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            pass
     return text
 
 # %% ../../nbs/13_running/04_plan.ipynb #718686a0
 def source_hashes(
-    notebook, # path of the paper notebook
-) -> dict[str, str]: # "notebook", "oodnb.scores", "data lists/toe.json", … → hash
+    notebook,  # path of the paper notebook
+) -> dict[str, str]:  # "notebook", "oodnb.scores", "data lists/toe.json", … → hash
     "What a result depends on beside the parameters."
     return depends_on(notebook, Path(importlib.util.find_spec("oodnb").origin).parent, shipped())
 
 
 def run_key(
-    notebook, # path of the paper notebook
-    parameters, # all of them, from check_parameters
-) -> str: # 12 hexadecimal digits
+    notebook,  # path of the paper notebook
+    parameters,  # all of them, from check_parameters
+) -> str:  # 12 hexadecimal digits
     "Name of the folder of a run, by everything that the result depends on."
-    return content_hash("run", source_hashes(notebook), {k: v for k, v in parameters.items() if k != "out"}, length=12)
+    return content_hash(
+        "run",
+        source_hashes(notebook),
+        {k: v for k, v in parameters.items() if k != "out"},
+        length=12,
+    )
 
 # %% ../../nbs/13_running/04_plan.ipynb #d83a7b98
 @dataclass(frozen=True)
 class Run:
     "A notebook with its parameters, and the folder where its result is or will be."
+
     name: str
     notebook: Path
     parameters: dict
@@ -163,28 +230,39 @@ class Run:
 
 # %% ../../nbs/13_running/04_plan.ipynb #d76a5bd2
 def plan_run(
-    name, # name of a paper notebook
-    parameters=None, # name → value; the others keep their defaults
-    scale=None, # "mini" or "paper"; None leaves the notebook's default
-    notebooks=None, # folder with paper notebooks; None is nbs/papers of the checkout
-    out=None, # folder for the runs; None is runs/ of the checkout
-) -> Run: # nothing has been executed or written
+    name,  # name of a paper notebook
+    parameters=None,  # name → value; the others keep their defaults
+    scale=None,  # "mini" or "paper"; None leaves the notebook's default
+    notebooks=None,  # folder with paper notebooks; None is nbs/papers of the checkout
+    out=None,  # folder for the runs; None is runs/ of the checkout
+) -> Run:  # nothing has been executed or written
     "Check a run and name its folder. Raises `ValueError` or `FileNotFoundError` before anything long starts."
     known = find_notebooks(notebooks)
     if name not in known:
-        raise ValueError(f"There is no run {name!r}.{did_you_mean(name, known)} There are: {', '.join(known) or 'none'}.")
+        raise ValueError(
+            f"There is no run {name!r}.{did_you_mean(name, known)} There are: {', '.join(known) or 'none'}."
+        )
     declared, given = read_parameters(known[name]), dict(parameters or {})
-    if "out" in given: raise ValueError("The parameter out is set by the runner. To put the results elsewhere pass --out DIR (in Python: out=DIR).")
-    if scale is not None and given.setdefault("scale", scale) != scale: raise ValueError(f"scale is given twice, as {scale!r} and as {given['scale']!r}. Give it once.")
+    if "out" in given:
+        raise ValueError(
+            "The parameter out is set by the runner. To put the results elsewhere pass --out DIR (in Python: out=DIR)."
+        )
+    if scale is not None and given.setdefault("scale", scale) != scale:
+        raise ValueError(
+            f"scale is given twice, as {scale!r} and as {given['scale']!r}. Give it once."
+        )
     full = check_parameters(declared, given, name)
-    if full.get("scale", "mini") not in ("mini", "paper"): raise ValueError(f"{name}: scale is {full['scale']!r}; it can be 'mini' (embedded, offline) or 'paper' (real data sets).")
+    if full.get("scale", "mini") not in ("mini", "paper"):
+        raise ValueError(
+            f"{name}: scale is {full['scale']!r}; it can be 'mini' (embedded, offline) or 'paper' (real data sets)."
+        )
     return Run(name, known[name], full, runs_folder(out) / name / run_key(known[name], full))
 
 # %% ../../nbs/13_running/04_plan.ipynb #2127efea
 def list_runs(
-    notebooks=None, # folder with paper notebooks; None is nbs/papers of the checkout
-    out=None, # folder for the runs; None is runs/ of the checkout
-) -> pd.DataFrame: # run, state (as in ledger; faulty: its parameters cell cannot be read), about
+    notebooks=None,  # folder with paper notebooks; None is nbs/papers of the checkout
+    out=None,  # folder for the runs; None is runs/ of the checkout
+) -> pd.DataFrame:  # run, state (as in ledger; faulty: its parameters cell cannot be read), about
     "The paper notebooks, what they show, and whether their default run is done."
     rows = []
     for name, notebook in find_notebooks(notebooks).items():
@@ -192,7 +270,8 @@ def list_runs(
         about = [line.lstrip("> ") for line in "".join(text).splitlines() if line.startswith(">")]
         try:
             now = state(plan_run(name, notebooks=notebooks, out=out).folder)
-        except ValueError: now = "faulty"
+        except ValueError:
+            now = "faulty"
         rows.append((name, now, about[0] if about else ""))
     return pd.DataFrame(rows, columns=["run", "state", "about"])
 
@@ -202,43 +281,87 @@ def _newest(folders):
     found = {}
     for folder in sorted(folders, key=lambda f: (f / "request.json").stat().st_mtime):
         asked = read_json(folder / "request.json")
-        found[content_hash(asked.get("name"), {k: v for k, v in asked.get("parameters", {}).items() if k != "out"})] = folder
+        found[
+            content_hash(
+                asked.get("name"),
+                {k: v for k, v in asked.get("parameters", {}).items() if k != "out"},
+            )
+        ] = folder
     return list(found.values())
 
 
 def _outdated(notebook, parameters, before, key):
-    "Why a result of then is none of today, \"\" when it still is."
-    if not notebook.is_file(): return f"{notebook.name} is gone"
-    if run_key(notebook, parameters) == key: return ""
+    'Why a result of then is none of today, "" when it still is.'
+    if not notebook.is_file():
+        return f"{notebook.name} is gone"
+    if run_key(notebook, parameters) == key:
+        return ""
     return f"{say_changes(before, source_hashes(notebook)) or 'what it depends on'} changed"
 
 
 def _status(folder):
     "One line about one folder."
-    asked, now, failure = read_json(folder / "request.json"), state(folder), read_json(folder / "failure.json")
+    asked, now, failure = (
+        read_json(folder / "request.json"),
+        state(folder),
+        read_json(folder / "failure.json"),
+    )
     parameters, notebook = asked.get("parameters", {}), Path(asked.get("notebook", ""))
-    progress, before = read_progress(folder / "executing.ipynb"), last_time(folder.parent, parameters.get("scale", "mini"))
+    progress, before = (
+        read_progress(folder / "executing.ipynb"),
+        last_time(folder.parent, parameters.get("scale", "mini")),
+    )
     took, left, note = None, None, ""
     if now == "done":
         took = read_json(folder / "manifest.json").get("seconds")
         reason = _outdated(notebook, parameters, asked.get("hashes", {}), folder.name)
-        if reason: now, note = "outdated", reason
+        if reason:
+            now, note = "outdated", reason
     if now == "running":
-        took, left, place = sum(progress.seconds) + progress.here if progress else 0, time_left(progress, before), read_json(folder / "process.json")
+        took, left, place = (
+            sum(progress.seconds) + progress.here if progress else 0,
+            time_left(progress, before),
+            read_json(folder / "process.json"),
+        )
         note = f"on {place['host']}, process {place['pid']}" if place else "starting"
-    if now == "failed": took, note = failure.get("seconds"), " ".join(f"cell {failure.get('cell', '?')}: {failure.get('error')}: {failure.get('message')}".split())[:160]
+    if now == "failed":
+        took, note = (
+            failure.get("seconds"),
+            " ".join(
+                f"cell {failure.get('cell', '?')}: {failure.get('error')}: {failure.get('message')}".split()
+            )[:160],
+        )
     cells = f"{progress.cell}/{progress.cells}" if progress else ""
-    return folder.parent.name, folder.name, parameters.get("scale", "mini"), now, cells, "" if took is None else spoken(took), "" if left is None else spoken(left), note
+    return (
+        folder.parent.name,
+        folder.name,
+        parameters.get("scale", "mini"),
+        now,
+        cells,
+        "" if took is None else spoken(took),
+        "" if left is None else spoken(left),
+        note,
+    )
 
 # %% ../../nbs/13_running/04_plan.ipynb #d64af08e
 def status(
-    names=(), # names or patterns of runs; none means all
-    out=None, # folder for the runs; None is runs/ of the checkout
-    every=False, # also folders that a newer run with the same parameters has replaced
-) -> pd.DataFrame: # run, key, scale, state (as in ledger, or outdated), cells, took, left, note
+    names=(),  # names or patterns of runs; none means all
+    out=None,  # folder for the runs; None is runs/ of the checkout
+    every=False,  # also folders that a newer run with the same parameters has replaced
+) -> pd.DataFrame:  # run, key, scale, state (as in ledger, or outdated), cells, took, left, note
     "What became of everything that was ever asked for. A name without a folder gets a line that says so."
     folders = [p.parent for p in sorted(runs_folder(out).glob("*/*/request.json"))]
-    folders = [f for f in folders if not names or any(fnmatch.fnmatch(f.parent.name, name) for name in names)]
+    folders = [
+        f
+        for f in folders
+        if not names or any(fnmatch.fnmatch(f.parent.name, name) for name in names)
+    ]
     rows = [_status(folder) for folder in (folders if every else _newest(folders))]
-    rows += [(name, "", "", "not run", "", "", "", "") for name in names if not fnmatch.filter([row[0] for row in rows], name)]
-    return pd.DataFrame(sorted(rows), columns=["run", "key", "scale", "state", "cells", "took", "left", "note"])
+    rows += [
+        (name, "", "", "not run", "", "", "", "")
+        for name in names
+        if not fnmatch.filter([row[0] for row in rows], name)
+    ]
+    return pd.DataFrame(
+        sorted(rows), columns=["run", "key", "scale", "state", "cells", "took", "left", "note"]
+    )

@@ -17,105 +17,138 @@ from ..ground.files import atomic_path, locked
 
 # %% ../../nbs/13_running/03_state.ipynb #3969a2c7
 def write_json(
-    path, # file to write
-    value, # anything JSON can hold
+    path,  # file to write
+    value,  # anything JSON can hold
 ) -> None:
     "Write a small file of facts in one step."
-    with atomic_path(path) as temporary: temporary.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
 
 
 def read_json(
-    path, # file to read
-) -> dict: # {} when it is absent or incomplete
+    path,  # file to read
+) -> dict:  # {} when it is absent or incomplete
     "The facts of a file."
-    try: return json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError): return {}
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 # %% ../../nbs/13_running/03_state.ipynb #a8377e54
 def finished(
-    folder, # folder of a run
-) -> bool: # whether the run finished and its files are still there
+    folder,  # folder of a run
+) -> bool:  # whether the run finished and its files are still there
     "Done is `done.json`, never the mere presence of a notebook."
     files = read_json(Path(folder) / "done.json").get("files")
     return files is not None and all((Path(folder) / name).is_file() for name in files)
 
 
 def held(
-    folder, # folder of a run
-) -> bool: # whether a process works in it now
+    folder,  # folder of a run
+) -> bool:  # whether a process works in it now
     "Try the lock of the folder for an instant."
-    if not (Path(folder) / "run.lock").is_file(): return False
+    if not (Path(folder) / "run.lock").is_file():
+        return False
     try:
-        with locked(Path(folder) / "run", timeout=0): return False
-    except TimeoutError: return True
+        with locked(Path(folder) / "run", timeout=0):
+            return False
+    except TimeoutError:
+        return True
 
 
 def state(
-    folder, # folder of a run
-) -> str: # done, running, failed, interrupted or not run
+    folder,  # folder of a run
+) -> str:  # done, running, failed, interrupted or not run
     "What became of a run."
     folder = Path(folder)
-    if finished(folder): return "done"
-    if held(folder): return "running"
-    if (folder / "failure.json").is_file(): return "failed"
+    if finished(folder):
+        return "done"
+    if held(folder):
+        return "running"
+    if (folder / "failure.json").is_file():
+        return "failed"
     return "interrupted" if (folder / "request.json").is_file() else "not run"
 
 # %% ../../nbs/13_running/03_state.ipynb #741adfe0
 @dataclass(frozen=True)
 class Progress:
     "How far a notebook is."
-    cell: int # cells that are complete
-    cells: int # cells there are
-    seconds: list # seconds of each complete cell
-    here: float # seconds spent in the cell that runs now
+
+    cell: int  # cells that are complete
+    cells: int  # cells there are
+    seconds: list  # seconds of each complete cell
+    here: float  # seconds spent in the cell that runs now
 
 
 def own_cells(
-    notebook, # a notebook that papermill wrote, as a dict
-) -> list: # its cells without those that papermill added
+    notebook,  # a notebook that papermill wrote, as a dict
+) -> list:  # its cells without those that papermill added
     "The cells as they are in the source notebook, with papermill's notes."
     added = {"papermill-error-cell-tag", "injected-parameters"}
     return [c for c in notebook.get("cells", []) if not added & set(c["metadata"].get("tags", []))]
 
 
 def read_progress(
-    notebook, # path of executing.ipynb, executed.ipynb or failed.ipynb
-    now=None, # seconds since the epoch; None is the present
-) -> Progress | None: # None when the file is absent or incomplete
+    notebook,  # path of executing.ipynb, executed.ipynb or failed.ipynb
+    now=None,  # seconds since the epoch; None is the present
+) -> Progress | None:  # None when the file is absent or incomplete
     "Read papermill's notes."
     notes = [c["metadata"].get("papermill", {}) for c in own_cells(read_json(notebook))]
-    complete = [n.get("duration") or 0. for n in notes if n.get("status") == "completed"]
-    since = [datetime.fromisoformat(n["start_time"]).replace(tzinfo=UTC).timestamp() for n in notes if n.get("status") == "running"]
-    return Progress(len(complete), len(notes), complete, max(0., (now or time.time()) - since[-1]) if since else 0.) if notes else None
+    complete = [n.get("duration") or 0.0 for n in notes if n.get("status") == "completed"]
+    since = [
+        datetime.fromisoformat(n["start_time"]).replace(tzinfo=UTC).timestamp()
+        for n in notes
+        if n.get("status") == "running"
+    ]
+    return (
+        Progress(
+            len(complete),
+            len(notes),
+            complete,
+            max(0.0, (now or time.time()) - since[-1]) if since else 0.0,
+        )
+        if notes
+        else None
+    )
 
 # %% ../../nbs/13_running/03_state.ipynb #c40a3477
 def last_time(
-    folder, # folder of all runs of one name: runs/NAME
-    scale="mini", # only runs of this scale
-) -> dict: # the newest manifest, {} when there is none
+    folder,  # folder of all runs of one name: runs/NAME
+    scale="mini",  # only runs of this scale
+) -> dict:  # the newest manifest, {} when there is none
     "What the last finished run of a name says about itself."
     files = sorted(Path(folder).glob("*/manifest.json"), key=lambda f: f.stat().st_mtime)
-    found = [m for m in map(read_json, files) if m.get("parameters", {}).get("scale", "mini") == scale]
+    found = [
+        m for m in map(read_json, files) if m.get("parameters", {}).get("scale", "mini") == scale
+    ]
     return found[-1] if found else {}
 
 
 def time_left(
-    progress, # how far the notebook is; None before its first cell
-    before, # manifest of an earlier run, {} when there is none
-) -> float | None: # seconds, None when nothing is known
+    progress,  # how far the notebook is; None before its first cell
+    before,  # manifest of an earlier run, {} when there is none
+) -> float | None:  # seconds, None when nothing is known
     "Seconds a running notebook still needs, judged by the last time."
-    if "seconds" not in before: return None
-    if progress is None: return before["seconds"]
+    if "seconds" not in before:
+        return None
+    if progress is None:
+        return before["seconds"]
     cells = before.get("cell_seconds", [])
-    if len(cells) != progress.cells: return max(0., before["seconds"] - sum(progress.seconds) - progress.here)
-    return max(0., sum(cells[progress.cell:progress.cell + 1]) - progress.here) + sum(cells[progress.cell + 1:])
+    if len(cells) != progress.cells:
+        return max(0.0, before["seconds"] - sum(progress.seconds) - progress.here)
+    return max(0.0, sum(cells[progress.cell : progress.cell + 1]) - progress.here) + sum(
+        cells[progress.cell + 1 :]
+    )
 
 # %% ../../nbs/13_running/03_state.ipynb #ccdc9f55
 def spoken(
-    seconds, # a duration; None is unknown
-) -> str: # as one would say it
+    seconds,  # a duration; None is unknown
+) -> str:  # as one would say it
     "A duration for a person."
-    if seconds is None: return "unknown"
-    if seconds < 100: return f"{seconds:.0f} s"
-    if seconds < 100 * 60: return f"{seconds / 60:.0f} min"
+    if seconds is None:
+        return "unknown"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"

@@ -18,32 +18,57 @@ from .notebook import repository, runs_folder
 def _finished_rows(name, out, accepted_only):
     "The newest rows of each scale of one run: scale → CSV file."
     found, accepted = {}, shipped() / "reproduced" / f"{name}.csv"
-    if accepted.is_file() and not out: found["mini"] = accepted
-    if accepted_only: return found
-    done = [p.parent for p in (runs_folder(out) / name).glob("*/done.json") if (p.parent / "rows.csv").is_file()]
+    if accepted.is_file() and not out:
+        found["mini"] = accepted
+    if accepted_only:
+        return found
+    done = [
+        p.parent
+        for p in (runs_folder(out) / name).glob("*/done.json")
+        if (p.parent / "rows.csv").is_file()
+    ]
     for folder in sorted(done, key=lambda f: (f / "done.json").stat().st_mtime):
-        found[json.loads((folder / "request.json").read_text("utf-8"))["parameters"].get("scale", "mini")] = folder / "rows.csv"
+        found[
+            json.loads((folder / "request.json").read_text("utf-8"))["parameters"].get(
+                "scale", "mini"
+            )
+        ] = folder / "rows.csv"
     return found
 
 
 def _intervals(file, **part):
     "The intervals that lie beside the rows of this setting and backbone: (method, dataset) → ends, empty when that file is about something else."
-    beside = file.with_name("metrics.csv") if file.name == "rows.csv" else file.parent / "metrics" / file.name
+    beside = (
+        file.with_name("metrics.csv")
+        if file.name == "rows.csv"
+        else file.parent / "metrics" / file.name
+    )
     found = pd.read_csv(beside) if beside.is_file() else pd.DataFrame()
-    for column in set(part) & set(found): found = found[found[column] == part[column]]
+    for column in set(part) & set(found):
+        found = found[found[column] == part[column]]
     labels = ["detector" if "detector" in found else "method", "dataset"]
-    if not set(labels) <= set(found) or found.duplicated(labels).any(): return pd.DataFrame()
+    if not set(labels) <= set(found) or found.duplicated(labels).any():
+        return pd.DataFrame()
     return found.set_index(labels)
 
 
 def _as_metrics(rows, ends, metrics):
     "One line per method and data set, one column per metric, as `to_markdown` wants it."
-    wide = rows.pivot(index=["method", "dataset"], columns="metric", values="value").reindex(list(dict.fromkeys(zip(rows["method"], rows["dataset"]))))
+    wide = rows.pivot(index=["method", "dataset"], columns="metric", values="value").reindex(
+        list(dict.fromkeys(zip(rows["method"], rows["dataset"])))
+    )
     wide = wide.reindex(columns=list(metrics))
     for metric in list(wide.columns):
-        for end in ("low", "high"): wide[f"{metric}_{end}"] = ends[f"{metric}_{end}"].reindex(wide.index) if f"{metric}_{end}" in ends else float("nan")
-    for metric, part in rows.groupby("metric"): wide[f"{metric}_std"] = part.set_index(["method", "dataset"])["std"].reindex(wide.index)
-    if "tied" in ends: wide["tied"] = ends["tied"].reindex(wide.index)
+        for end in ("low", "high"):
+            wide[f"{metric}_{end}"] = (
+                ends[f"{metric}_{end}"].reindex(wide.index)
+                if f"{metric}_{end}" in ends
+                else float("nan")
+            )
+    for metric, part in rows.groupby("metric"):
+        wide[f"{metric}_std"] = part.set_index(["method", "dataset"])["std"].reindex(wide.index)
+    if "tied" in ends:
+        wide["tied"] = ends["tied"].reindex(wide.index)
     return wide.rename_axis(index=["detector", "dataset"]).reset_index()
 
 # %% ../../nbs/13_running/09_tables.ipynb #67c2d77c
@@ -51,25 +76,61 @@ def _section(name, scale, file):
     "Heading and tables of one result."
     results, parts = importlib.import_module("oodnb.results"), []
     rows = results.read_rows(file)
-    where = file.relative_to(repository()) if repository() and file.is_relative_to(repository()) else file
+    where = (
+        file.relative_to(repository())
+        if repository() and file.is_relative_to(repository())
+        else file
+    )
     for (backbone, setting, run), part in rows.groupby(["backbone", "setting", "run"], sort=False):
         detection = part[part["metric"].isin(results.METRICS)]
-        lines = [f"**{name}, scale {scale}** (backbone {backbone}; {setting}; run {run or 'unnamed'}; `{where}`)"]
-        if len(detection): lines.append(results.to_markdown(_as_metrics(detection, _intervals(file, setting=setting, backbone=backbone), results.METRICS)).strip().replace(" nan", " –"))
-        other = part[~part["metric"].isin(results.METRICS)].groupby(["metric", "dataset", "value"], sort=False)["method"].agg(list)
-        lines.append("\n".join(f"- {metric} on {dataset}: {value:.1f} ({', '.join(methods) if len(methods) < part['method'].nunique() else 'all methods'})" for (metric, dataset, value), methods in other.items()))
+        lines = [
+            f"**{name}, scale {scale}** (backbone {backbone}; {setting}; run {run or 'unnamed'}; `{where}`)"
+        ]
+        if len(detection):
+            lines.append(
+                results.to_markdown(
+                    _as_metrics(
+                        detection,
+                        _intervals(file, setting=setting, backbone=backbone),
+                        results.METRICS,
+                    )
+                )
+                .strip()
+                .replace(" nan", " –")
+            )
+        other = (
+            part[~part["metric"].isin(results.METRICS)]
+            .groupby(["metric", "dataset", "value"], sort=False)["method"]
+            .agg(list)
+        )
+        lines.append(
+            "\n".join(
+                f"- {metric} on {dataset}: {value:.1f} ({', '.join(methods) if len(methods) < part['method'].nunique() else 'all methods'})"
+                for (metric, dataset, value), methods in other.items()
+            )
+        )
         parts.append("\n\n".join(filter(None, lines)))
     return "\n\n".join(parts)
 
 
 def table(
-    name=None, # one run, or None for all
-    out=None, # folder of the runs; None looks into runs/ and data/reproduced of the checkout
-    accepted_only=False, # only what was accepted into data/reproduced
-) -> str: # Markdown, one section per run and scale
+    name=None,  # one run, or None for all
+    out=None,  # folder of the runs; None looks into runs/ and data/reproduced of the checkout
+    accepted_only=False,  # only what was accepted into data/reproduced
+) -> str:  # Markdown, one section per run and scale
     "The reproduced numbers as Markdown. Raises `FileNotFoundError` when there are none."
-    names = {p.stem for p in (shipped() / "reproduced").glob("*.csv")} | {p.parents[1].name for p in runs_folder(out).glob("*/*/done.json")}
-    sections = [_section(n, scale, file) for n in sorted(names) if name in (None, n) for scale, file in sorted(_finished_rows(n, out, accepted_only).items())]
+    names = {p.stem for p in (shipped() / "reproduced").glob("*.csv")} | {
+        p.parents[1].name for p in runs_folder(out).glob("*/*/done.json")
+    }
+    sections = [
+        _section(n, scale, file)
+        for n in sorted(names)
+        if name in (None, n)
+        for scale, file in sorted(_finished_rows(n, out, accepted_only).items())
+    ]
     if not sections:
-        raise FileNotFoundError((f"There are no results of {name!r}" if name else "There are no results yet") + f" (there are: {', '.join(sorted(names)) or 'none'}). Make them with: oodnb run {name or 'NAME'}; oodnb list shows the names.")
+        raise FileNotFoundError(
+            (f"There are no results of {name!r}" if name else "There are no results yet")
+            + f" (there are: {', '.join(sorted(names)) or 'none'}). Make them with: oodnb run {name or 'NAME'}; oodnb list shows the names."
+        )
     return "\n\n".join(sections) + "\n"

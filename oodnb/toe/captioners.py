@@ -25,190 +25,326 @@ from ..pipeline.words import encode_once
 from ..scores import normalize
 
 # %% ../../nbs/9_toe/06_captioners.ipynb #c6754a0e
-CAPTIONERS = {"blip-captions-base": "Salesforce/blip-image-captioning-base", "blip-captions-large": "Salesforce/blip-image-captioning-large", "blip2-opt-2.7b": "Salesforce/blip2-opt-2.7b"}
-_KINDS = {"blip": "BlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration"} # model_type of config.json -> class
+CAPTIONERS = {
+    "blip-captions-base": "Salesforce/blip-image-captioning-base",
+    "blip-captions-large": "Salesforce/blip-image-captioning-large",
+    "blip2-opt-2.7b": "Salesforce/blip2-opt-2.7b",
+}
+_KINDS = {
+    "blip": "BlipForConditionalGeneration",
+    "blip-2": "Blip2ForConditionalGeneration",
+}  # model_type of config.json -> class
 
 
 def weights_mark(
-    model, # torch module
-) -> str: # 16 hexadecimal digits
+    model,  # torch module
+) -> str:  # 16 hexadecimal digits
     "A hash of a model: names, shapes and the first numbers of every tensor. Quick for any size."
-    return content_hash([[name, list(t.shape), t.detach().flatten()[:64].float().cpu()] for name, t in model.state_dict().items()])
+    return content_hash(
+        [
+            [name, list(t.shape), t.detach().flatten()[:64].float().cpu()]
+            for name, t in model.state_dict().items()
+        ]
+    )
 
 
 class BlipCaptioner:
     "A BLIP or BLIP-2 that writes."
+
     def __init__(
         self,
-        model, # Blip(2)ForConditionalGeneration
-        processor, # its processor: pictures to pixels, ids to text
-        name="blip", # for tables
-        max_tokens=20, # longest caption
-        device=None, # None takes CUDA if there is one, else the CPU
-        precision="fp32", # "fp32", "fp16", "bf16" or "auto", see `resolve_precision`
+        model,  # Blip(2)ForConditionalGeneration
+        processor,  # its processor: pictures to pixels, ids to text
+        name="blip",  # for tables
+        max_tokens=20,  # longest caption
+        device=None,  # None takes CUDA if there is one, else the CPU
+        precision="fp32",  # "fp32", "fp16", "bf16" or "auto", see `resolve_precision`
     ):
-        if max_tokens < 1: raise ValueError(f"max_tokens is {max_tokens}; a caption has at least one token.")
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}; a caption has at least one token.")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         precision = resolve_precision(precision, self.device)
-        self.model, self.processor, self.name, self.max_tokens = model.to(self.device, PRECISIONS[precision] or torch.float32).eval(), processor, name, max_tokens
-        self.fingerprint = content_hash(weights_mark(model), repr(processor.image_processor), max_tokens, precision)
+        self.model, self.processor, self.name, self.max_tokens = (
+            model.to(self.device, PRECISIONS[precision] or torch.float32).eval(),
+            processor,
+            name,
+            max_tokens,
+        )
+        self.fingerprint = content_hash(
+            weights_mark(model), repr(processor.image_processor), max_tokens, precision
+        )
 
-    def __repr__(self): return f"BlipCaptioner({self.name!r}, at most {self.max_tokens} tokens, {self.model.dtype} on {self.device})"
+    def __repr__(self):
+        return f"BlipCaptioner({self.name!r}, at most {self.max_tokens} tokens, {self.model.dtype} on {self.device})"
 
     def write(
         self,
-        pictures, # list of PIL pictures, RGB
-    ) -> list: # captions
+        pictures,  # list of PIL pictures, RGB
+    ) -> list:  # captions
         "Captions of a few pictures."
-        pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"].to(self.device, self.model.dtype)
-        with torch.no_grad(): ids = self.model.generate(pixel_values=pixels, max_new_tokens=self.max_tokens)
+        pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"].to(
+            self.device, self.model.dtype
+        )
+        with torch.no_grad():
+            ids = self.model.generate(pixel_values=pixels, max_new_tokens=self.max_tokens)
         return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
 
 # %% ../../nbs/9_toe/06_captioners.ipynb #5db38df3
-def _kind_of(folder): # model_type of a folder, or None
-    try: return json.loads((Path(folder).expanduser() / "config.json").read_text("utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError): return None
+def _kind_of(folder):  # model_type of a folder, or None
+    try:
+        return json.loads((Path(folder).expanduser() / "config.json").read_text("utf-8")).get(
+            "model_type"
+        )
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def load_captioner(
-    source, # "blip-captions-base", "blip-captions-large", "blip2-opt-2.7b", or a folder
-    device=None, # None takes CUDA if there is one, else the CPU
-    precision=None, # "fp32", "fp16", "bf16" or "auto"; None: fp16 on a GPU, as published, else fp32
-    max_tokens=20, # longest caption
+    source,  # "blip-captions-base", "blip-captions-large", "blip2-opt-2.7b", or a folder
+    device=None,  # None takes CUDA if there is one, else the CPU
+    # "fp32", "fp16", "bf16" or "auto"; None: fp16 on a GPU, as published, else fp32
+    precision=None,
+    max_tokens=20,  # longest caption
 ) -> BlipCaptioner:
     "A captioner by name or from a folder. Errors say what is missing and where it belongs."
     known, place = source in CAPTIONERS, home() / "weights" / str(source)
     where = place if known and _kind_of(place) else CAPTIONERS.get(source, source)
-    kind = _kind_of(where) or ("blip-2" if "blip2" in str(where) else "blip") if known else _kind_of(where)
-    if kind not in _KINDS: raise ValueError(f"{str(source)!r} is no captioner.{did_you_mean(str(source), CAPTIONERS)} Known are {', '.join(CAPTIONERS)}, and folders whose config.json says model_type blip or blip-2{f' (this one says {kind!r})' if kind else ''}.")
-    library, where = need_transformers("A captioner"), str(Path(where).expanduser()) if not known or where == place else where
-    model, report = load_or_explain(lambda: getattr(library, _KINDS[kind]).from_pretrained(where, output_loading_info=True), where, place if known else None, "captioner")
+    kind = (
+        _kind_of(where) or ("blip-2" if "blip2" in str(where) else "blip")
+        if known
+        else _kind_of(where)
+    )
+    if kind not in _KINDS:
+        raise ValueError(
+            f"{str(source)!r} is no captioner.{did_you_mean(str(source), CAPTIONERS)} Known are {', '.join(CAPTIONERS)}, and folders whose config.json says model_type blip or blip-2{f' (this one says {kind!r})' if kind else ''}."
+        )
+    library, where = (
+        need_transformers("A captioner"),
+        str(Path(where).expanduser()) if not known or where == place else where,
+    )
+    model, report = load_or_explain(
+        lambda: getattr(library, _KINDS[kind]).from_pretrained(where, output_loading_info=True),
+        where,
+        place if known else None,
+        "captioner",
+    )
     missing = sorted(name for name in report["missing_keys"] if "position_ids" not in name)
-    if missing: raise ValueError(f"{where} is a BLIP, but not one that writes captions: {len(missing)} tensors are missing, such as {missing[0]}. Captions are written by {', '.join(CAPTIONERS.values())}.")
-    processor = load_or_explain(lambda: library.AutoProcessor.from_pretrained(where), where, place if known else None, "captioner")
+    if missing:
+        raise ValueError(
+            f"{where} is a BLIP, but not one that writes captions: {len(missing)} tensors are missing, such as {missing[0]}. Captions are written by {', '.join(CAPTIONERS.values())}."
+        )
+    processor = load_or_explain(
+        lambda: library.AutoProcessor.from_pretrained(where),
+        where,
+        place if known else None,
+        "captioner",
+    )
     on_gpu = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type == "cuda"
-    return BlipCaptioner(model, processor, Path(source).name, max_tokens, device, precision or ("fp16" if on_gpu else "fp32"))
+    return BlipCaptioner(
+        model,
+        processor,
+        Path(source).name,
+        max_tokens,
+        device,
+        precision or ("fp16" if on_gpu else "fp32"),
+    )
 
 # %% ../../nbs/9_toe/06_captioners.ipynb #ec07ce5c
 class DecoderCaptioner:
     "A TextDecoder and the backbone whose features it reads."
+
     def __init__(
         self,
-        backbone, # Backbone
-        decoder, # TextDecoder trained with it
-        max_tokens=20, # longest caption
-        tries=16, # captions per picture, of which the backbone chooses; 1: the greedy one
-        temperature=0.6, # of the draws
-        seed=0, # of the draws
+        backbone,  # Backbone
+        decoder,  # TextDecoder trained with it
+        max_tokens=20,  # longest caption
+        tries=16,  # captions per picture, of which the backbone chooses; 1: the greedy one
+        temperature=0.6,  # of the draws
+        seed=0,  # of the draws
     ):
-        if decoder.feature_dim != backbone.embed_dim or decoder.backbone not in (None, backbone.fingerprint): raise ValueError(f"The decoder reads {decoder.feature_dim} numbers of the backbone {decoder.backbone}, but {backbone.name} ({backbone.fingerprint}) gives {backbone.embed_dim}. Train one for it: fit_decoder(backbone, captions).")
-        if tries < 1: raise ValueError(f"tries is {tries}; at least one caption is written.")
-        self.backbone, self.decoder, self.max_tokens, self.tries, self.temperature, self.seed = backbone, decoder, max_tokens, tries, temperature, seed
+        if decoder.feature_dim != backbone.embed_dim or decoder.backbone not in (
+            None,
+            backbone.fingerprint,
+        ):
+            raise ValueError(
+                f"The decoder reads {decoder.feature_dim} numbers of the backbone {decoder.backbone}, but {backbone.name} ({backbone.fingerprint}) gives {backbone.embed_dim}. Train one for it: fit_decoder(backbone, captions)."
+            )
+        if tries < 1:
+            raise ValueError(f"tries is {tries}; at least one caption is written.")
+        self.backbone, self.decoder, self.max_tokens, self.tries, self.temperature, self.seed = (
+            backbone,
+            decoder,
+            max_tokens,
+            tries,
+            temperature,
+            seed,
+        )
 
-    def __repr__(self): return f"DecoderCaptioner({self.backbone.name}, the best of {self.tries})"
+    def __repr__(self):
+        return f"DecoderCaptioner({self.backbone.name}, the best of {self.tries})"
 
     @property
     def fingerprint(self):
         "Hash of everything that its captions depend on, but for the pictures."
-        return content_hash(self.decoder.fingerprint, self.backbone.fingerprint, self.backbone.precision, self.max_tokens, self.tries, self.temperature, self.seed)
+        return content_hash(
+            self.decoder.fingerprint,
+            self.backbone.fingerprint,
+            self.backbone.precision,
+            self.max_tokens,
+            self.tries,
+            self.temperature,
+            self.seed,
+        )
 
     def write(
         self,
-        image_features, # [N, D], as the image tower gives them
-    ) -> list: # N captions
+        image_features,  # [N, D], as the image tower gives them
+    ) -> list:  # N captions
         "The caption that the backbone finds nearest, of `tries`."
         chance = torch.Generator().manual_seed(self.seed)
         draws = ({}, *(self.tries - 1) * [dict(temperature=self.temperature, generator=chance)])
         written = [self.decoder.write(image_features, self.max_tokens, **draw) for draw in draws]
-        if self.tries == 1 or not len(image_features): return written[0]
-        nearness = [(normalize(image_features) * normalize(encode_once(self.backbone, texts, False, progress=False))).sum(1) for texts in written]
+        if self.tries == 1 or not len(image_features):
+            return written[0]
+        nearness = [
+            (
+                normalize(image_features)
+                * normalize(encode_once(self.backbone, texts, False, progress=False))
+            ).sum(1)
+            for texts in written
+        ]
         return [written[best][i] for i, best in enumerate(torch.stack(nearness).argmax(0).tolist())]
 
     def captions(
         self,
-        images, # ImageSet
-        batch_size=256, # pictures per pass
-        cache=True, # keep captions and features: True: below $OODNB_HOME; a folder; False: nothing
-        progress=True, # show a bar when it takes longer than a second
-    ) -> dict: # id -> caption, of the pictures that could be read
+        images,  # ImageSet
+        batch_size=256,  # pictures per pass
+        cache=True,  # keep captions and features: True: below $OODNB_HOME; a folder; False: nothing
+        progress=True,  # show a bar when it takes longer than a second
+    ) -> dict:  # id -> caption, of the pictures that could be read
         "Captions of a set."
-        path = cache and _captions_file(cache, "drawn 1", self.fingerprint, images.fingerprint, images.ids)
+        path = cache and _captions_file(
+            cache, "drawn 1", self.fingerprint, images.fingerprint, images.ids
+        )
         kept = _kept_captions(path) if path else {}
-        if len(kept) == len(images): return kept
+        if len(kept) == len(images):
+            return kept
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*could not be read")
-            features = extract(self.backbone, images, cache, batch_size=batch_size, progress=progress)
+            features = extract(
+                self.backbone, images, cache, batch_size=batch_size, progress=progress
+            )
         found = dict(zip(features.ids, self.write(features.image_features)))
-        if path: _keep_captions(path, found)
+        if path:
+            _keep_captions(path, found)
         return found
 
 # %% ../../nbs/9_toe/06_captioners.ipynb #58ddbe19
-def _read_some(images, rows): # (rows that could be read, their pictures, {id: reason} of the others)
+def _read_some(
+    images, rows
+):  # (rows that could be read, their pictures, {id: reason} of the others)
     good, lost = [], {}
     for i in rows:
-        try: good.append((i, images.read(i)))
-        except MemoryError: raise
-        except Exception as error: lost[images.ids[i]] = getattr(error, "reason", f"{type(error).__name__}: {error}")
+        try:
+            good.append((i, images.read(i)))
+        except MemoryError:
+            raise
+        except Exception as error:
+            lost[images.ids[i]] = getattr(error, "reason", f"{type(error).__name__}: {error}")
     return [i for i, _ in good], [picture for _, picture in good], lost
 
 
-def _written(model, images, rows, batch_size, bar): # ({id: caption}, {id: reason}) of some pictures
+def _written(
+    model, images, rows, batch_size, bar
+):  # ({id: caption}, {id: reason}) of some pictures
     found, lost = {}, {}
     for start in range(0, len(rows), batch_size):
-        kept, pictures, bad = _read_some(images, rows[start:start + batch_size])
+        kept, pictures, bad = _read_some(images, rows[start : start + batch_size])
         found |= dict(zip((images.ids[i] for i in kept), model.write(pictures) if kept else ()))
         lost |= bad
         bar.update(min(batch_size, len(rows) - start))
     return found, lost
 
 
-def _kept_captions(path): # {id: caption}; nothing where there is no file, or a damaged one
-    try: return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError: return {}
+def _kept_captions(path):  # {id: caption}; nothing where there is no file, or a damaged one
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
     except ValueError:
         warnings.warn(f"The captions kept in {path} are damaged and written again.", stacklevel=4)
         return {}
 
 
 def _keep_captions(path, captions):
-    with atomic_path(path) as temporary: temporary.write_text(json.dumps(captions, ensure_ascii=False, indent=0), "utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(captions, ensure_ascii=False, indent=0), "utf-8")
 
 
-def _captions_file(cache, *parts): # where captions are kept that depend on these, or None
-    if not (cache and writable(cache)): return None
-    return (home() / "captions" if cache is True else cache_root(cache)) / f"{content_hash(*parts)}.json"
+def _captions_file(cache, *parts):  # where captions are kept that depend on these, or None
+    if not (cache and writable(cache)):
+        return None
+    return (
+        home() / "captions" if cache is True else cache_root(cache)
+    ) / f"{content_hash(*parts)}.json"
 
 
-def _in_parts(model, images, batch_size, cache, chunk, progress): # ({id: caption}, {id: reason}) of a set
+def _in_parts(
+    model, images, batch_size, cache, chunk, progress
+):  # ({id: caption}, {id: reason}) of a set
     found, lost = {}, {}
-    with tqdm(total=len(images), desc=f"captions of {images.name}", unit="img", disable=not progress, delay=1) as bar:
+    with tqdm(
+        total=len(images),
+        desc=f"captions of {images.name}",
+        unit="img",
+        disable=not progress,
+        delay=1,
+    ) as bar:
         for start in range(0, len(images), chunk):
             rows = range(start, min(start + chunk, len(images)))
-            path = _captions_file(cache, "written 1", model.fingerprint, images.fingerprint, [images.ids[i] for i in rows])
+            path = _captions_file(
+                cache,
+                "written 1",
+                model.fingerprint,
+                images.fingerprint,
+                [images.ids[i] for i in rows],
+            )
             part = _kept_captions(path) if path else {}
             left = [i for i in rows if images.ids[i] not in part]
             bar.update(len(rows) - len(left))
             fresh, bad = _written(model, images, left, batch_size, bar)
-            if path and fresh: _keep_captions(path, part | fresh)
+            if path and fresh:
+                _keep_captions(path, part | fresh)
             found |= part | fresh
             lost |= bad
     return found, lost
 
 # %% ../../nbs/9_toe/06_captioners.ipynb #c6095377
 def caption_images(
-    model, # BlipCaptioner or DecoderCaptioner
-    images, # ImageSet
-    batch_size=16, # pictures per pass
-    cache=True, # keep captions (and features, which a decoder reads): True: below $OODNB_HOME; a folder; False: nothing
-    progress=True, # show a bar when it takes longer than a second
-    chunk=1024, # captions per kept file
-) -> list: # one caption per picture, "" where it could not be read
+    model,  # BlipCaptioner or DecoderCaptioner
+    images,  # ImageSet
+    batch_size=16,  # pictures per pass
+    # keep captions (and features, which a decoder reads): True: below $OODNB_HOME; a folder; False: nothing
+    cache=True,
+    progress=True,  # show a bar when it takes longer than a second
+    chunk=1024,  # captions per kept file
+) -> list:  # one caption per picture, "" where it could not be read
     "Captions of a set, in its order. `ValueError` when no picture can be read."
-    if not len(images): raise ValueError(f"{images!r} has no pictures.")
-    if batch_size < 1 or chunk < 1: raise ValueError(f"batch_size is {batch_size} and chunk {chunk}; both are at least 1.")
-    if isinstance(model, DecoderCaptioner): found, why = model.captions(images, batch_size, cache, progress), {}
-    else: found, why = _in_parts(model, images, batch_size, cache, chunk, progress)
+    if not len(images):
+        raise ValueError(f"{images!r} has no pictures.")
+    if batch_size < 1 or chunk < 1:
+        raise ValueError(f"batch_size is {batch_size} and chunk {chunk}; both are at least 1.")
+    if isinstance(model, DecoderCaptioner):
+        found, why = model.captions(images, batch_size, cache, progress), {}
+    else:
+        found, why = _in_parts(model, images, batch_size, cache, chunk, progress)
     lost = [name for name in images.ids if name not in found]
-    shown = "; ".join(f"{name} ({why[name]})" if name in why else name for name in lost[:3]) + ("; ..." if lost[3:] else "")
-    if lost: warnings.warn(f"{len(lost)} of {len(images)} pictures of {images.name} could not be read and have no caption: {shown}.", stacklevel=2)
+    shown = "; ".join(f"{name} ({why[name]})" if name in why else name for name in lost[:3]) + (
+        "; ..." if lost[3:] else ""
+    )
+    if lost:
+        warnings.warn(
+            f"{len(lost)} of {len(images)} pictures of {images.name} could not be read and have no caption: {shown}.",
+            stacklevel=2,
+        )
     return [found.get(name, "") for name in images.ids]

@@ -14,30 +14,44 @@ from numbers import Integral
 import torch
 import torch.nn.functional as F
 
-from ..measure.outlier_losses import energy_logistic_loss, energy_margin_loss, outlier_exposure_loss
+from oodnb.measure.outlier_losses import (
+    energy_logistic_loss,
+    energy_margin_loss,
+    outlier_exposure_loss,
+)
 from ..pipeline.train import train
 
 # %% ../../nbs/9_toe/01_classifier_heads.ipynb #56371908
 def make_head(
-    kind="linear", # "linear", "mlp" (one hidden layer) or "deep" (two)
-    width=512, # of the features, D
-    classes=1000, # K
-    hidden=None, # width of the first hidden layer; None: as wide as the features
-    generator=None, # torch.Generator; None draws from the global one
-) -> list: # (weight [out, in], bias [out]) of each layer, float32
+    kind="linear",  # "linear", "mlp" (one hidden layer) or "deep" (two)
+    width=512,  # of the features, D
+    classes=1000,  # K
+    hidden=None,  # width of the first hidden layer; None: as wide as the features
+    generator=None,  # torch.Generator; None draws from the global one
+) -> list:  # (weight [out, in], bias [out]) of each layer, float32
     "Initial values of a head."
     hidden = width if hidden is None else hidden
-    sizes = {"linear": [width, classes], "mlp": [width, hidden, classes], "deep": [width, hidden, hidden // 2, classes]}.get(kind)
-    if sizes is None: raise ValueError(f"kind is {kind!r}; possible are 'linear', 'mlp' and 'deep'.")
-    if min(sizes) < 1: raise ValueError(f"A {kind} head cannot have layers of width {sizes}; every width is 1 or more, and hidden is at least 2 for 'deep'.")
-    uniform = lambda inside, *shape: (2 * torch.rand(*shape, generator=generator) - 1) / math.sqrt(inside)
+    sizes = {
+        "linear": [width, classes],
+        "mlp": [width, hidden, classes],
+        "deep": [width, hidden, hidden // 2, classes],
+    }.get(kind)
+    if sizes is None:
+        raise ValueError(f"kind is {kind!r}; possible are 'linear', 'mlp' and 'deep'.")
+    if min(sizes) < 1:
+        raise ValueError(
+            f"A {kind} head cannot have layers of width {sizes}; every width is 1 or more, and hidden is at least 2 for 'deep'."
+        )
+    uniform = lambda inside, *shape: (
+        (2 * torch.rand(*shape, generator=generator) - 1) / math.sqrt(inside)
+    )
     return [(uniform(a, b, a), uniform(a, b)) for a, b in zip(sizes, sizes[1:])]
 
 
 def head_logits(
-    head, # list of (weight [..., out, in], bias [..., out])
-    features, # [..., n, D]
-) -> torch.Tensor: # [..., n, K]
+    head,  # list of (weight [..., out, in], bias [..., out])
+    features,  # [..., n, D]
+) -> torch.Tensor:  # [..., n, K]
     "What a head says; axes in front are heads side by side."
     for i, (weight, bias) in enumerate(head):
         features = (features.relu() if i else features) @ weight.mT + bias[..., None, :]
@@ -45,209 +59,348 @@ def head_logits(
 
 
 def side_by_side(
-    heads, # S heads of the same shape
-) -> list: # one head with an axis S in front
+    heads,  # S heads of the same shape
+) -> list:  # one head with an axis S in front
     "Several heads as one."
-    if len({tuple(weight.shape for weight, _ in head) for head in heads}) != 1: raise ValueError(f"{len(heads)} heads were given, of shapes {[[tuple(weight.shape) for weight, _ in head] for head in heads]}; at least one is needed, and only equal ones can stand side by side.")
+    if len({tuple(weight.shape for weight, _ in head) for head in heads}) != 1:
+        raise ValueError(
+            f"{len(heads)} heads were given, of shapes {[[tuple(weight.shape) for weight, _ in head] for head in heads]}; at least one is needed, and only equal ones can stand side by side."
+        )
     return [tuple(torch.stack(parts) for parts in zip(*layers)) for layers in zip(*heads)]
 
 # %% ../../nbs/9_toe/01_classifier_heads.ipynb #38b7f2ee
 def noisy_texts(
-    text_features, # raw text features [..., n, D], float32 or float64
-    eps, # standard normal draws [..., n, D]
-    variance=0.016, # per coordinate; a number, or a tensor that broadcasts over [..., 1, 1]
-    offset=None, # added to the noise [..., 1, D]
-    normalize_first=True, # False leaves out the first normalisation
-    radius=None, # draws from U(0, 1) [..., n]: the noise fills a ball of radius sqrt(variance) evenly
-) -> torch.Tensor: # unit rows [..., n, D]; the input itself where variance is 0
+    text_features,  # raw text features [..., n, D], float32 or float64
+    eps,  # standard normal draws [..., n, D]
+    variance=0.016,  # per coordinate; a number, or a tensor that broadcasts over [..., 1, 1]
+    offset=None,  # added to the noise [..., 1, D]
+    normalize_first=True,  # False leaves out the first normalisation
+    # draws from U(0, 1) [..., n]: the noise fills a ball of radius sqrt(variance) evenly
+    radius=None,
+) -> torch.Tensor:  # unit rows [..., n, D]; the input itself where variance is 0
     "Text features, spread over directions."
     texts = torch.as_tensor(text_features)
-    if not texts.is_floating_point() or texts.element_size() < 4: raise ValueError(f"text_features are {texts.dtype}; noise needs float32 or float64. Convert them with .float().")
-    eps, variance = torch.as_tensor(eps), torch.as_tensor(variance, dtype=texts.dtype, device=texts.device)
-    if eps.shape[-2:] != texts.shape[-2:]: raise ValueError(f"eps has shape {list(eps.shape)}, text_features {list(texts.shape)}; one draw per coordinate is needed.")
-    if not ((variance >= 0) & variance.isfinite()).all(): raise ValueError(f"variance is {variance.tolist()}; it is 0 or more, and finite (0.016 in TOE).")
-    if radius is not None: eps = F.normalize(eps, dim=-1) * radius[..., None] ** (1 / texts.shape[-1])
+    if not texts.is_floating_point() or texts.element_size() < 4:
+        raise ValueError(
+            f"text_features are {texts.dtype}; noise needs float32 or float64. Convert them with .float()."
+        )
+    eps, variance = (
+        torch.as_tensor(eps),
+        torch.as_tensor(variance, dtype=texts.dtype, device=texts.device),
+    )
+    if eps.shape[-2:] != texts.shape[-2:]:
+        raise ValueError(
+            f"eps has shape {list(eps.shape)}, text_features {list(texts.shape)}; one draw per coordinate is needed."
+        )
+    if not ((variance >= 0) & variance.isfinite()).all():
+        raise ValueError(
+            f"variance is {variance.tolist()}; it is 0 or more, and finite (0.016 in TOE)."
+        )
+    if radius is not None:
+        eps = F.normalize(eps, dim=-1) * radius[..., None] ** (1 / texts.shape[-1])
     spread = (F.normalize(texts, dim=-1) if normalize_first else texts) + variance.sqrt() * eps
-    return torch.where(variance == 0, texts, F.normalize(spread if offset is None else spread + offset, dim=-1))
+    return torch.where(
+        variance == 0, texts, F.normalize(spread if offset is None else spread + offset, dim=-1)
+    )
 
 # %% ../../nbs/9_toe/01_classifier_heads.ipynb #09fe2b4f
 @dataclass(frozen=True)
 class TextNoise:
     "How texts become outliers. Raises `ValueError` for settings that do not exist."
-    kind: str = "gaussian" # "gaussian"; "ball"; "uniform": the release's way to switch the noise off
-    variance: float | tuple = 0.016 # per coordinate; several: one per head
-    normalize_first: bool = True # False leaves out the first normalisation
-    standardize: bool = False # texts lose mean and standard deviation of their batch first
-    offset: str = "off" # "off"; shift towards the pictures of the batch "once" (within the noise) or "twice" (before it too)
+
+    # "gaussian"; "ball"; "uniform": the release's way to switch the noise off
+    kind: str = "gaussian"
+    variance: float | tuple = 0.016  # per coordinate; several: one per head
+    normalize_first: bool = True  # False leaves out the first normalisation
+    standardize: bool = False  # texts lose mean and standard deviation of their batch first
+    # "off"; shift towards the pictures of the batch "once" (within the noise) or "twice" (before it too)
+    offset: str = "off"
 
     def __post_init__(self):
-        for name, value, allowed in (("kind", self.kind, ("gaussian", "ball", "uniform")), ("offset", self.offset, ("off", "once", "twice"))):
-            if value not in allowed: raise ValueError(f"{name} is {value!r}; possible are {', '.join(map(repr, allowed))}.")
+        for name, value, allowed in (
+            ("kind", self.kind, ("gaussian", "ball", "uniform")),
+            ("offset", self.offset, ("off", "once", "twice")),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"{name} is {value!r}; possible are {', '.join(map(repr, allowed))}."
+                )
         values = self.variance if isinstance(self.variance, tuple) else (self.variance,)
-        if not all(0 <= v < math.inf for v in values) or not values: raise ValueError(f"variance is {self.variance}; it is 0 or more, and finite (0.016 in TOE).")
+        if not all(0 <= v < math.inf for v in values) or not values:
+            raise ValueError(
+                f"variance is {self.variance}; it is 0 or more, and finite (0.016 in TOE)."
+            )
 
     def __call__(
         self,
-        images, # raw image features [..., B, D]
-        texts, # raw text features [..., b, D]
-        eps=None, # standard normal draws [..., b, D]; not read by "uniform"
-        uniform=None, # draws from U(0, 1): [..., b, D] for "uniform", [..., b] for "ball"
-    ): # (images, texts) as the head sees them
+        images,  # raw image features [..., B, D]
+        texts,  # raw text features [..., b, D]
+        eps=None,  # standard normal draws [..., b, D]; not read by "uniform"
+        uniform=None,  # draws from U(0, 1): [..., b, D] for "uniform", [..., b] for "ball"
+    ):  # (images, texts) as the head sees them
         "Both sides of a step."
-        if self.standardize: texts = standardized(texts)
+        if self.standardize:
+            texts = standardized(texts)
         gap = None
         if self.offset != "off":
             images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
             gap = images.mean(-2, keepdim=True) - texts.mean(-2, keepdim=True)
-            if self.offset == "twice" or self.kind == "uniform": texts = texts + gap
-        if self.kind == "uniform": return images, texts + uniform
+            if self.offset == "twice" or self.kind == "uniform":
+                texts = texts + gap
+        if self.kind == "uniform":
+            return images, texts + uniform
         variance = torch.tensor(self.variance, dtype=texts.dtype, device=texts.device)
-        return images, noisy_texts(texts, eps, variance[:, None, None] if variance.ndim else variance, gap, self.normalize_first, uniform if self.kind == "ball" else None)
+        return images, noisy_texts(
+            texts,
+            eps,
+            variance[:, None, None] if variance.ndim else variance,
+            gap,
+            self.normalize_first,
+            uniform if self.kind == "ball" else None,
+        )
 
     def draw(
         self,
-        chance, # numpy Generator
-        count, # texts
-        width, # D
-    ): # (eps [count, D] or None, uniform or None), float32 arrays
+        chance,  # numpy Generator
+        count,  # texts
+        width,  # D
+    ):  # (eps [count, D] or None, uniform or None), float32 arrays
         "What one step of one head needs."
-        if self.kind == "uniform": return None, chance.random((count, width), dtype="f4")
-        return chance.standard_normal((count, width), dtype="f4"), chance.random(count, dtype="f4") if self.kind == "ball" else None
+        if self.kind == "uniform":
+            return None, chance.random((count, width), dtype="f4")
+        return chance.standard_normal((count, width), dtype="f4"), chance.random(
+            count, dtype="f4"
+        ) if self.kind == "ball" else None
 
 
 def standardized(
-    features, # [..., n, D]
-) -> torch.Tensor: # [..., n, D]
+    features,  # [..., n, D]
+) -> torch.Tensor:  # [..., n, D]
     "All numbers of a batch minus their mean, divided by their standard deviation."
-    spread = features.std((-2, -1), keepdim=True) if features.shape[-2:].numel() > 1 else features.new_zeros(1)
-    if not (spread > 0).all(): raise ValueError("The numbers of a batch are all the same and cannot be standardised; look for texts without content, or switch standardize off.")
+    spread = (
+        features.std((-2, -1), keepdim=True)
+        if features.shape[-2:].numel() > 1
+        else features.new_zeros(1)
+    )
+    if not (spread > 0).all():
+        raise ValueError(
+            "The numbers of a batch are all the same and cannot be standardised; look for texts without content, or switch standardize off."
+        )
     return (features - features.mean((-2, -1), keepdim=True)) / spread
 
 # %% ../../nbs/9_toe/01_classifier_heads.ipynb #94f27cfd
 @dataclass(frozen=True)
 class ExposureSettings:
     "How a head is trained; the defaults are those of the authors' program. Raises `ValueError` for impossible numbers."
-    loss: str = "uniform" # "uniform", "energy_margin" or "energy_logistic"
-    weight: float | None = None # of what outliers add; None: 0.5 for "uniform", 0.1 else
-    id_margin: float = -25.0 # see `energy_margin_loss`
+
+    loss: str = "uniform"  # "uniform", "energy_margin" or "energy_logistic"
+    weight: float | None = None  # of what outliers add; None: 0.5 for "uniform", 0.1 else
+    id_margin: float = -25.0  # see `energy_margin_loss`
     outlier_margin: float = -7.0
-    image_batch: int = 32 # pictures per step; the last batch may be smaller
-    outlier_batch: int = 32 # outliers per step
+    image_batch: int = 32  # pictures per step; the last batch may be smaller
+    outlier_batch: int = 32  # outliers per step
     epochs: int = 100
-    lr: float = 1e-3 # of Adam
-    lr_low: float | None = None # None: constant; else the rate falls with every step along a cosine to this share
-    repeat: bool = False # begin the outliers again until all pictures were seen
+    lr: float = 1e-3  # of Adam
+    # None: constant; else the rate falls with every step along a cosine to this share
+    lr_low: float | None = None
+    repeat: bool = False  # begin the outliers again until all pictures were seen
 
     def __post_init__(self):
-        if self.loss not in ("uniform", "energy_margin", "energy_logistic"): raise ValueError(f"loss is {self.loss!r}; possible are 'uniform' (outlier exposure), 'energy_margin' and 'energy_logistic'.")
+        if self.loss not in ("uniform", "energy_margin", "energy_logistic"):
+            raise ValueError(
+                f"loss is {self.loss!r}; possible are 'uniform' (outlier exposure), 'energy_margin' and 'energy_logistic'."
+            )
         for name in ("image_batch", "outlier_batch", "epochs"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1: raise ValueError(f"{name} is {value!r}; give a whole number from 1 up.")
-        if not 0 < self.lr < math.inf: raise ValueError(f"lr is {self.lr}; the learning rate is positive and finite (0.001 in TOE).")
-        if self.weight is not None and not 0 <= self.weight < math.inf: raise ValueError(f"weight is {self.weight}; the outliers' term is weighted by a number from 0 up (0.5 in TOE).")
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name} is {value!r}; give a whole number from 1 up.")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(
+                f"lr is {self.lr}; the learning rate is positive and finite (0.001 in TOE)."
+            )
+        if self.weight is not None and not 0 <= self.weight < math.inf:
+            raise ValueError(
+                f"weight is {self.weight}; the outliers' term is weighted by a number from 0 up (0.5 in TOE)."
+            )
 
     @property
-    def outlier_weight(self): return (.5 if self.loss == "uniform" else .1) if self.weight is None else self.weight
+    def outlier_weight(self):
+        return (0.5 if self.loss == "uniform" else 0.1) if self.weight is None else self.weight
 
     def pairs(
         self,
-        image_order, # positions of pictures [..., N]
-        outlier_order=None, # positions of outliers [..., M]; None for none
-    ) -> list: # (image rows [..., B], outlier rows [..., b] or None), one per step
+        image_order,  # positions of pictures [..., N]
+        outlier_order=None,  # positions of outliers [..., M]; None for none
+    ) -> list:  # (image rows [..., B], outlier rows [..., b] or None), one per step
         "The steps of an epoch."
         images = torch.as_tensor(image_order, dtype=torch.long).split(self.image_batch, -1)
-        if outlier_order is None: return [(rows, None) for rows in images]
+        if outlier_order is None:
+            return [(rows, None) for rows in images]
         outliers = torch.as_tensor(outlier_order, dtype=torch.long).split(self.outlier_batch, -1)
-        if self.repeat: outliers *= math.ceil(len(images) / max(1, len(outliers)))
+        if self.repeat:
+            outliers *= math.ceil(len(images) / max(1, len(outliers)))
         return list(zip(images, outliers))
 
 
 def cosine_multiplier(
-    step, # steps taken
-    total, # steps of the whole training
-    low=1e-4, # share that is left at the end
+    step,  # steps taken
+    total,  # steps of the whole training
+    low=1e-4,  # share that is left at the end
 ) -> float:
     "Share of the first learning rate after some steps."
-    return low + (1 - low) * .5 * (1 + math.cos(math.pi * step / total))
+    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 # %% ../../nbs/9_toe/01_classifier_heads.ipynb #33003fa9
 @dataclass
 class TrainedHeads:
     "What a training leaves behind."
-    heads: list # S heads after the last epoch
-    history: list # one dict per finished epoch: epoch, lr, losses (means of the S heads)
-    extra: list # tensors that were trained with them
+
+    heads: list  # S heads after the last epoch
+    history: list  # one dict per finished epoch: epoch, lr, losses (means of the S heads)
+    extra: list  # tensors that were trained with them
 
 
 def checked_features(
-    features, # tensor or array
-    name, # how messages call it
-    like=None, # rows of the width and type that are needed
-): # float tensor [n, D]
+    features,  # tensor or array
+    name,  # how messages call it
+    like=None,  # rows of the width and type that are needed
+):  # float tensor [n, D]
     "Rows of features as a tensor. Raises `ValueError` for everything a head cannot read."
     rows = torch.as_tensor(features)
-    if not rows.is_floating_point() or rows.element_size() < 4: raise ValueError(f"{name} are {rows.dtype}; a head is trained in float32 or float64. Convert half-precision features with .float().")
-    if rows.ndim != 2 or 0 in rows.shape: raise ValueError(f"{name} have shape {list(rows.shape)}; one row per picture or text, [n, D], and at least one row is needed." + (" To train without outliers give None." if "outlier" in name else ""))
-    if like is not None and rows.shape[1] != like.shape[1]: raise ValueError(f"{name} have width {rows.shape[1]}, but the pictures {like.shape[1]}; encode both with the same backbone.")
-    if not rows.isfinite().all(): raise ValueError(f"{name} hold NaN or infinite values, the first in row {int((~rows.isfinite().all(1)).nonzero()[0])}; look at the picture or text it came from.")
+    if not rows.is_floating_point() or rows.element_size() < 4:
+        raise ValueError(
+            f"{name} are {rows.dtype}; a head is trained in float32 or float64. Convert half-precision features with .float()."
+        )
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(
+            f"{name} have shape {list(rows.shape)}; one row per picture or text, [n, D], and at least one row is needed."
+            + (" To train without outliers give None." if "outlier" in name else "")
+        )
+    if like is not None and rows.shape[1] != like.shape[1]:
+        raise ValueError(
+            f"{name} have width {rows.shape[1]}, but the pictures {like.shape[1]}; encode both with the same backbone."
+        )
+    if not rows.isfinite().all():
+        raise ValueError(
+            f"{name} hold NaN or infinite values, the first in row {int((~rows.isfinite().all(1)).nonzero()[0])}; look at the picture or text it came from."
+        )
     return rows if like is None else rows.to(like)
 
 
 def optimise_heads(
-    initial, # S heads, see `make_head`
-    steps_of, # function: epoch -> list of steps, as many in every epoch
-    losses_of, # function: (stacked head, extra, epoch, number of the step, step) -> losses [S], or (losses, dict of more numbers)
-    like, # tensor that decides type and device
-    recipe=ExposureSettings(), # epochs and learning rate are read
-    extra=(), # tensors to be trained too
-    folder=None, # keeps the state after every epoch, and goes on from it
-    settings=None, # dict (JSON) that must agree with that of a kept state
-    stop_after=None, # stop when so many epochs are finished; a later call goes on
-    watch=None, # function of a dict, called after every step; "head" is the stacked head
-    progress=True, # show a bar
+    initial,  # S heads, see `make_head`
+    steps_of,  # function: epoch -> list of steps, as many in every epoch
+    # function: (stacked head, extra, epoch, number of the step, step) -> losses [S], or (losses, dict of more numbers)
+    losses_of,
+    like,  # tensor that decides type and device
+    recipe=ExposureSettings(),  # epochs and learning rate are read
+    extra=(),  # tensors to be trained too
+    folder=None,  # keeps the state after every epoch, and goes on from it
+    settings=None,  # dict (JSON) that must agree with that of a kept state
+    stop_after=None,  # stop when so many epochs are finished; a later call goes on
+    watch=None,  # function of a dict, called after every step; "head" is the stacked head
+    progress=True,  # show a bar
 ) -> TrainedHeads:
     "Adam on S heads at once."
-    head = [tuple(torch.nn.Parameter(part.detach().to(like).clone()) for part in layer) for layer in side_by_side(initial)]
-    extra, runs = [torch.nn.Parameter(part.detach().to(like).clone()) for part in extra], len(initial)
-    optimizer = torch.optim.Adam([part for layer in head for part in layer] + extra, lr=recipe.lr, fused=like.device.type == "cpu")
+    head = [
+        tuple(torch.nn.Parameter(part.detach().to(like).clone()) for part in layer)
+        for layer in side_by_side(initial)
+    ]
+    extra, runs = (
+        [torch.nn.Parameter(part.detach().to(like).clone()) for part in extra],
+        len(initial),
+    )
+    optimizer = torch.optim.Adam(
+        [part for layer in head for part in layer] + extra,
+        lr=recipe.lr,
+        fused=like.device.type == "cpu",
+    )
     per_epoch = len(steps_of(0)) if recipe.lr_low is not None else 0
-    rate = lambda taken: recipe.lr * (1 if recipe.lr_low is None else cosine_multiplier(taken, recipe.epochs * per_epoch, recipe.lr_low))
+    rate = lambda taken: (
+        recipe.lr
+        * (
+            1
+            if recipe.lr_low is None
+            else cosine_multiplier(taken, recipe.epochs * per_epoch, recipe.lr_low)
+        )
+    )
 
     def loss_of(numbered):
         found = losses_of(head, extra, *numbered)
         losses, more = found if isinstance(found, tuple) else (found, {})
-        return {"loss": losses.sum(), **{f"loss_{i}": loss for i, loss in enumerate(losses.detach().expand(runs).tolist())}, **more}
+        return {
+            "loss": losses.sum(),
+            **{f"loss_{i}": loss for i, loss in enumerate(losses.detach().expand(runs).tolist())},
+            **more,
+        }
 
     def after_step(row):
         if per_epoch:
-            for group in optimizer.param_groups: group["lr"] = rate(row["epoch"] * per_epoch + row["step"] + 1)
-        if watch: watch({**row, "head": head})
+            for group in optimizer.param_groups:
+                group["lr"] = rate(row["epoch"] * per_epoch + row["step"] + 1)
+        if watch:
+            watch({**row, "head": head})
 
     batches = lambda epoch: ((epoch, number, step) for number, step in enumerate(steps_of(epoch)))
-    history = train(optimizer, [rate(epoch * per_epoch) for epoch in range(recipe.epochs)], batches, loss_of, folder, settings, stop_after, after_step, progress)
-    told = [{**{key: value for key, value in row.items() if not key.startswith("loss")}, "losses": [row[f"loss_{i}"] for i in range(runs)]} for row in history]
-    return TrainedHeads([[(weight.detach()[i].clone(), bias.detach()[i].clone()) for weight, bias in head] for i in range(runs)], told, [part.detach() for part in extra])
+    history = train(
+        optimizer,
+        [rate(epoch * per_epoch) for epoch in range(recipe.epochs)],
+        batches,
+        loss_of,
+        folder,
+        settings,
+        stop_after,
+        after_step,
+        progress,
+    )
+    told = [
+        {
+            **{key: value for key, value in row.items() if not key.startswith("loss")},
+            "losses": [row[f"loss_{i}"] for i in range(runs)],
+        }
+        for row in history
+    ]
+    return TrainedHeads(
+        [
+            [(weight.detach()[i].clone(), bias.detach()[i].clone()) for weight, bias in head]
+            for i in range(runs)
+        ],
+        told,
+        [part.detach() for part in extra],
+    )
 
 # %% ../../nbs/9_toe/01_classifier_heads.ipynb #33382124
 def train_head(
-    images, # raw features of labelled pictures [N, D]; they decide device and precision
-    labels, # their classes [N]
-    outliers, # raw features of outliers [M, D]; None: no exposure
-    initial, # S heads, see `make_head`
-    order, # function: epoch -> (positions of pictures, positions of outliers), [N] or one line per head [S, N]; None for no outliers
-    draw=None, # function: (epoch, number of the step, outliers in it) -> (eps, uniform) that `noise` reads
-    noise=TextNoise(), # None takes outliers as they are (pictures)
-    logistic=None, # for "energy_logistic": (id_weights [S, K], outlier_weights [S, K], slope [S, 2, 1], intercept [S, 2]); trained too
-    recipe=ExposureSettings(), # loss, batches, epochs, learning rate
-    **options, # folder, settings, stop_after, watch, progress: see `optimise_heads`
+    images,  # raw features of labelled pictures [N, D]; they decide device and precision
+    labels,  # their classes [N]
+    outliers,  # raw features of outliers [M, D]; None: no exposure
+    initial,  # S heads, see `make_head`
+    # function: epoch -> (positions of pictures, positions of outliers), [N] or one line per head [S, N]; None for no outliers
+    order,
+    # function: (epoch, number of the step, outliers in it) -> (eps, uniform) that `noise` reads
+    draw=None,
+    noise=TextNoise(),  # None takes outliers as they are (pictures)
+    # for "energy_logistic": (id_weights [S, K], outlier_weights [S, K], slope [S, 2, 1], intercept [S, 2]); trained too
+    logistic=None,
+    recipe=ExposureSettings(),  # loss, batches, epochs, learning rate
+    **options,  # folder, settings, stop_after, watch, progress: see `optimise_heads`
 ) -> TrainedHeads:
     "TOE's training with everything given."
     images = checked_features(images, "images")
     labels = check_labels(labels, len(images), initial, images)
     outliers = None if outliers is None else checked_features(outliers, "outliers", images)
-    if recipe.loss != "uniform" and outliers is None: raise ValueError(f"loss is {recipe.loss!r}, but there are no outliers; without them train with the cross-entropy alone, loss='uniform'.")
-    if (recipe.loss == "energy_logistic") != (logistic is not None): raise ValueError(f"loss is {recipe.loss!r}, and logistic is {'given' if logistic is not None else 'missing'}; exactly 'energy_logistic' needs its initial values.")
-    if noise is not None and outliers is not None and draw is None: raise ValueError("noise needs draws; give draw, a function of (epoch, step, outliers in it), or noise=None to take the outliers as they are.")
+    if recipe.loss != "uniform" and outliers is None:
+        raise ValueError(
+            f"loss is {recipe.loss!r}, but there are no outliers; without them train with the cross-entropy alone, loss='uniform'."
+        )
+    if (recipe.loss == "energy_logistic") != (logistic is not None):
+        raise ValueError(
+            f"loss is {recipe.loss!r}, and logistic is {'given' if logistic is not None else 'missing'}; exactly 'energy_logistic' needs its initial values."
+        )
+    if noise is not None and outliers is not None and draw is None:
+        raise ValueError(
+            "noise needs draws; give draw, a function of (epoch, step, outliers in it), or noise=None to take the outliers as they are."
+        )
     there = lambda part: None if part is None else torch.as_tensor(part).to(images)
 
     def losses_of(head, extra, epoch, number, step):
@@ -255,25 +408,51 @@ def train_head(
         target = labels[step[0].to(images.device)]
         if outliers is not None:
             other = outliers[step[1].to(images.device)]
-            if noise is not None: here, other = noise(here, other, *map(there, draw(epoch, number, step[1].shape[-1])))
+            if noise is not None:
+                here, other = noise(
+                    here, other, *map(there, draw(epoch, number, step[1].shape[-1]))
+                )
             other = head_logits(head, other)
         logits = head_logits(head, here)
         target = target.expand(logits.shape[:-1])
-        if recipe.loss == "uniform": return outlier_exposure_loss(logits, target, other, recipe.outlier_weight)
-        if recipe.loss == "energy_margin": return energy_margin_loss(logits, target, other, recipe.id_margin, recipe.outlier_margin, recipe.outlier_weight)
+        if recipe.loss == "uniform":
+            return outlier_exposure_loss(logits, target, other, recipe.outlier_weight)
+        if recipe.loss == "energy_margin":
+            return energy_margin_loss(
+                logits,
+                target,
+                other,
+                recipe.id_margin,
+                recipe.outlier_margin,
+                recipe.outlier_weight,
+            )
         return energy_logistic_loss(logits, target, other, *extra, recipe.outlier_weight)
 
-    return optimise_heads(initial, lambda epoch: recipe.pairs(*order(epoch)), losses_of, images, recipe, logistic or (), **options)
+    return optimise_heads(
+        initial,
+        lambda epoch: recipe.pairs(*order(epoch)),
+        losses_of,
+        images,
+        recipe,
+        logistic or (),
+        **options,
+    )
 
 
 def check_labels(
-    labels, # classes [n]
-    count, # rows they belong to
-    heads, # the last layer says how many classes there are
-    like, # tensor that decides the device
-) -> torch.Tensor: # int64 [n]
+    labels,  # classes [n]
+    count,  # rows they belong to
+    heads,  # the last layer says how many classes there are
+    like,  # tensor that decides the device
+) -> torch.Tensor:  # int64 [n]
     "Classes as a tensor. Raises `ValueError` when they do not fit."
     labels, classes = torch.as_tensor(labels, device=like.device), len(heads[0][-1][1])
-    if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool: raise ValueError(f"labels have shape {list(labels.shape)} and type {labels.dtype}; one class index for each of {count} rows is needed.")
-    if not 0 <= int(labels.min()) <= int(labels.max()) < classes: raise ValueError(f"labels run from {int(labels.min())} to {int(labels.max())}, but the head has {classes} classes, 0 to {classes - 1}. Leave out rows without a label (-1), or make the head as wide as the list of class names.")
+    if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels have shape {list(labels.shape)} and type {labels.dtype}; one class index for each of {count} rows is needed."
+        )
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}, but the head has {classes} classes, 0 to {classes - 1}. Leave out rows without a label (-1), or make the head as wide as the list of class names."
+        )
     return labels.long()

@@ -29,188 +29,425 @@ from ..pipeline.cache import load_tensors, save_tensors
 from ..pipeline.train import learning_rates, train
 from ..scores import normalize
 from .decoder import TextDecoder, make_decoder, own_draws
-from .vocabulary import BEGIN, END, PAD, UNKNOWN, PieceTokenizer, WordTokenizer, learn_words
+from oodnb.toe.vocabulary import (
+    BEGIN,
+    END,
+    PAD,
+    UNKNOWN,
+    PieceTokenizer,
+    WordTokenizer,
+    learn_words,
+)
 
 # %% ../../nbs/9_toe/05_decoder_training.ipynb #b30c415d
-_all_ = ["TextDecoder", "make_decoder"] # who trains one makes one first
+_all_ = ["TextDecoder", "make_decoder"]  # who trains one makes one first
 
 # %% ../../nbs/9_toe/05_decoder_training.ipynb #b3ab8b52
 def caption_batch(
-    rows, # token ids of captions, lists
-): # (ids [N, L], mask [N, L])
+    rows,  # token ids of captions, lists
+):  # (ids [N, L], mask [N, L])
     "Captions with their beginning and end, padded to the longest."
     tensors = [torch.tensor([BEGIN, *row, END]) for row in rows]
     ids = nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=PAD)
     return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in tensors])[:, None]
 
 
-def _batches_by_length(lengths, batch_size, seed, epoch): # positions of every batch of an epoch
+def _batches_by_length(lengths, batch_size, seed, epoch):  # positions of every batch of an epoch
     chance = chance_of("captions by length", seed, epoch)
     order, several = chance.permutation(len(lengths)), 16 * batch_size
-    groups = [sorted(order[start:start + several].tolist(), key=lengths.__getitem__) for start in range(0, len(order), several)]
-    batches = [group[start:start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
+    groups = [
+        sorted(order[start : start + several].tolist(), key=lengths.__getitem__)
+        for start in range(0, len(order), several)
+    ]
+    batches = [
+        group[start : start + batch_size]
+        for group in groups
+        for start in range(0, len(group), batch_size)
+    ]
     return [batches[i] for i in chance.permutation(len(batches))]
 
 # %% ../../nbs/9_toe/05_decoder_training.ipynb #8ec759a1
-SMALL = dict(epochs=10, lr=1.5e-3, batch_size=64, weight_decay=0.01, noise=0.3, whole_numbers=False, min_count=5, layers=2, heads=4, positions=40, dropout=0.1, precision="fp32")
-PUBLISHED = dict(epochs=25, lr=1e-5, batch_size=128, weight_decay=0.01, noise=0.0, whole_numbers=False, positions=77, precision="fp32")
+SMALL = dict(
+    epochs=10,
+    lr=1.5e-3,
+    batch_size=64,
+    weight_decay=0.01,
+    noise=0.3,
+    whole_numbers=False,
+    min_count=5,
+    layers=2,
+    heads=4,
+    positions=40,
+    dropout=0.1,
+    precision="fp32",
+)
+PUBLISHED = dict(
+    epochs=25,
+    lr=1e-5,
+    batch_size=128,
+    weight_decay=0.01,
+    noise=0.0,
+    whole_numbers=False,
+    positions=77,
+    precision="fp32",
+)
 
 
 def _recipe_of(start, epochs, changes):
     known = PUBLISHED if start else SMALL
     for name in changes:
-        if name not in known: raise ValueError(f"fit_decoder has no setting {name!r}.{did_you_mean(name, known)} {'With a start' if start else 'Without a start'} there are: {', '.join(known)}.")
+        if name not in known:
+            raise ValueError(
+                f"fit_decoder has no setting {name!r}.{did_you_mean(name, known)} {'With a start' if start else 'Without a start'} there are: {', '.join(known)}."
+            )
     recipe = known | changes | ({} if epochs is None else {"epochs": epochs})
-    if recipe["epochs"] < 1 or recipe["batch_size"] < 1 or recipe["positions"] < 3: raise ValueError(f"epochs is {recipe['epochs']}, batch_size {recipe['batch_size']} and positions {recipe['positions']}; at least 1, 1 and 3 are needed.")
-    if recipe["precision"] not in ("fp32", "bf16", "auto"): raise ValueError(f"precision is {recipe['precision']!r}; a decoder is trained in 'fp32' or 'bf16', or with 'auto' in the faster of both.")
+    if recipe["epochs"] < 1 or recipe["batch_size"] < 1 or recipe["positions"] < 3:
+        raise ValueError(
+            f"epochs is {recipe['epochs']}, batch_size {recipe['batch_size']} and positions {recipe['positions']}; at least 1, 1 and 3 are needed."
+        )
+    if recipe["precision"] not in ("fp32", "bf16", "auto"):
+        raise ValueError(
+            f"precision is {recipe['precision']!r}; a decoder is trained in 'fp32' or 'bf16', or with 'auto' in the faster of both."
+        )
     return recipe
 
 
-def _rates(recipe, small): return learning_rates(recipe["epochs"], recipe["lr"], min(1, recipe["epochs"] - 1), recipe["lr"] / 3) if small else [recipe["lr"]] * recipe["epochs"]
+def _rates(recipe, small):
+    return (
+        learning_rates(
+            recipe["epochs"], recipe["lr"], min(1, recipe["epochs"] - 1), recipe["lr"] / 3
+        )
+        if small
+        else [recipe["lr"]] * recipe["epochs"]
+    )
 
 
-def _begin_with_clip(decoder, backbone, features): # words start as CLIP's features of them, the look at the picture as its own
-    words, width = backbone.encode_texts(decoder.vocabulary).cpu(), decoder.feature_dim * decoder.repeat
+def _begin_with_clip(
+    decoder, backbone, features
+):  # words start as CLIP's features of them, the look at the picture as its own
+    words, width = (
+        backbone.encode_texts(decoder.vocabulary).cpu(),
+        decoder.feature_dim * decoder.repeat,
+    )
     words, centre = normalize(words) - normalize(words).mean(0), features.mean(0)
     length = (features - centre).norm(dim=1).mean().clamp_min(1e-6)
     table = decoder.model.bert.embeddings.word_embeddings.weight
     with torch.no_grad():
-        table[UNKNOWN + 1:] = 0.3 * (table + (words / words.norm(dim=1).mean()).repeat(1, decoder.repeat))[UNKNOWN + 1:]
+        table[UNKNOWN + 1 :] = (
+            0.3
+            * (table + (words / words.norm(dim=1).mean()).repeat(1, decoder.repeat))[UNKNOWN + 1 :]
+        )
         for look in (layer.crossattention for layer in decoder.model.bert.encoder.layer):
             look.self.value.weight.copy_(torch.eye(width) / length)
             look.self.value.bias.copy_(-centre.repeat(decoder.repeat) / length)
             look.output.dense.weight.copy_(torch.eye(width))
 
 
-def _learn(decoder, features, rows, recipe, small, seed, folder, settings, progress, stop_after): # history
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=recipe["lr"], weight_decay=recipe["weight_decay"], fused=decoder.model.device.type == "cpu")
+def _learn(
+    decoder, features, rows, recipe, small, seed, folder, settings, progress, stop_after
+):  # history
+    optimizer = torch.optim.AdamW(
+        decoder.parameters(),
+        lr=recipe["lr"],
+        weight_decay=recipe["weight_decay"],
+        fused=decoder.model.device.type == "cpu",
+    )
     lengths, noise = [len(row) for row in rows], recipe["noise"] * features.std(0, correction=0)
 
     def batches(epoch):
-        for step, chosen in enumerate(_batches_by_length(lengths, recipe["batch_size"], seed, epoch)): yield (epoch, step), features[chosen], *caption_batch([rows[i] for i in chosen])
+        for step, chosen in enumerate(
+            _batches_by_length(lengths, recipe["batch_size"], seed, epoch)
+        ):
+            yield (epoch, step), features[chosen], *caption_batch([rows[i] for i in chosen])
 
     def loss_of(batch):
         moment, seen, *texts = batch
-        with own_draws(seed, *moment), in_precision(decoder.model.device, recipe["precision"]): return {"loss": decoder.caption_loss(seen + noise * torch.randn(seen.shape), *texts)}
+        with own_draws(seed, *moment), in_precision(decoder.model.device, recipe["precision"]):
+            return {"loss": decoder.caption_loss(seen + noise * torch.randn(seen.shape), *texts)}
 
     decoder.train()
-    try: return train(optimizer, _rates(recipe, small), batches, loss_of, folder, settings, stop_after, progress=progress)
-    finally: decoder.eval()
+    try:
+        return train(
+            optimizer,
+            _rates(recipe, small),
+            batches,
+            loss_of,
+            folder,
+            settings,
+            stop_after,
+            progress=progress,
+        )
+    finally:
+        decoder.eval()
 
 # %% ../../nbs/9_toe/05_decoder_training.ipynb #a698ed95
-def _first(backbone, texts, features, recipe, start, seed): # decoder before its first step
-    if start: return copy.deepcopy(start).requires_grad_(True)
-    decoder = make_decoder(backbone.embed_dim, learn_words(texts, recipe["min_count"]), recipe["layers"], recipe["heads"], 4 * backbone.embed_dim, recipe["positions"], recipe["dropout"], seed=seed)
+def _first(backbone, texts, features, recipe, start, seed):  # decoder before its first step
+    if start:
+        return copy.deepcopy(start).requires_grad_(True)
+    decoder = make_decoder(
+        backbone.embed_dim,
+        learn_words(texts, recipe["min_count"]),
+        recipe["layers"],
+        recipe["heads"],
+        4 * backbone.embed_dim,
+        recipe["positions"],
+        recipe["dropout"],
+        seed=seed,
+    )
     _begin_with_clip(decoder, backbone, features)
     return decoder
 
 
-def _trained(backbone, images, recipe, seed, folder, progress, start, stop_after): # TextDecoder
+def _trained(backbone, images, recipe, seed, folder, progress, start, stop_after):  # TextDecoder
     features = extract(backbone, images, progress=progress)
     said = dict(zip(images.ids, images.captions))
     texts = [said[name] for name in features.ids]
     seen = features.image_features.trunc() if recipe["whole_numbers"] else features.image_features
     decoder = _first(backbone, texts, seen, recipe, start, seed)
-    rows = [decoder.tokenizer.encode(text)[:recipe["positions"] - 2] for text in texts]
-    decoder.backbone, decoder.settings = backbone.fingerprint, {**recipe, "seed": seed, "captions": images.name, "pairs": len(rows), "start": start and start.fingerprint}
+    rows = [decoder.tokenizer.encode(text)[: recipe["positions"] - 2] for text in texts]
+    decoder.backbone, decoder.settings = (
+        backbone.fingerprint,
+        {
+            **recipe,
+            "seed": seed,
+            "captions": images.name,
+            "pairs": len(rows),
+            "start": start and start.fingerprint,
+        },
+    )
     state = {**decoder.settings, "backbone": backbone.fingerprint, "texts": content_hash(texts)}
-    decoder.history = _learn(decoder.to(backbone.device), seen, rows, recipe, not start, seed, folder, state, progress, stop_after)
+    decoder.history = _learn(
+        decoder.to(backbone.device),
+        seen,
+        rows,
+        recipe,
+        not start,
+        seed,
+        folder,
+        state,
+        progress,
+        stop_after,
+    )
     return decoder
 
 
 def fit_decoder(
-    backbone, # Backbone whose image features it will read; stays as it is
-    captions, # image-caption pairs: "mini", shards, a table, an ImageSet, see `load_captions`
-    epochs=None, # None: those of the recipe
-    seed=0, # of weights, order, noise and dropout
-    keep=True, # where finished decoders are kept: True: $OODNB_HOME/decoders; a folder; None: nowhere
-    folder=None, # of the unfinished training; None: beside the kept one
-    progress=True, # show bars
-    start=None, # TextDecoder to go on from, with the published recipe; None: a small one from nothing
-    stop_after=None, # stop when so many epochs are finished; a later call goes on
-    **changes, # of the recipe, see `SMALL` and `PUBLISHED`
-) -> TextDecoder: # with .settings and .history
+    backbone,  # Backbone whose image features it will read; stays as it is
+    captions,  # image-caption pairs: "mini", shards, a table, an ImageSet, see `load_captions`
+    epochs=None,  # None: those of the recipe
+    seed=0,  # of weights, order, noise and dropout
+    # where finished decoders are kept: True: $OODNB_HOME/decoders; a folder; None: nowhere
+    keep=True,
+    folder=None,  # of the unfinished training; None: beside the kept one
+    progress=True,  # show bars
+    # TextDecoder to go on from, with the published recipe; None: a small one from nothing
+    start=None,
+    stop_after=None,  # stop when so many epochs are finished; a later call goes on
+    **changes,  # of the recipe, see `SMALL` and `PUBLISHED`
+) -> TextDecoder:  # with .settings and .history
     "A decoder trained on captions. A kept one is read instead."
     recipe, images = _recipe_of(start, epochs, changes), load_captions(captions)
     recipe["precision"] = resolve_precision(recipe["precision"], backbone.device)
     options = dict(progress=progress, start=start, stop_after=stop_after)
-    if not keep: return _trained(backbone, images, recipe, seed, folder, **options)
-    name = content_hash("decoder 1", backbone.fingerprint, images.fingerprint, images.captions, recipe, seed, start and start.fingerprint)
-    path = (home() / "decoders" if keep is True else Path(keep).expanduser()) / f"{name}.safetensors"
+    if not keep:
+        return _trained(backbone, images, recipe, seed, folder, **options)
+    name = content_hash(
+        "decoder 1",
+        backbone.fingerprint,
+        images.fingerprint,
+        images.captions,
+        recipe,
+        seed,
+        start and start.fingerprint,
+    )
+    path = (
+        home() / "decoders" if keep is True else Path(keep).expanduser()
+    ) / f"{name}.safetensors"
     with locked(path):
-        if path.is_file(): return load_decoder(path, backbone)
+        if path.is_file():
+            return load_decoder(path, backbone)
         unfinished = Path(folder or path.with_suffix(".training"))
         decoder = _trained(backbone, images, recipe, seed, unfinished, **options)
         if len(decoder.history) == recipe["epochs"]:
             save_decoder(path, decoder)
-            if not folder: shutil.rmtree(unfinished, ignore_errors=True)
+            if not folder:
+                shutil.rmtree(unfinished, ignore_errors=True)
     return decoder
 
 # %% ../../nbs/9_toe/05_decoder_training.ipynb #ef22cdd3
 def save_decoder(
-    path, # *.safetensors
-    decoder, # TextDecoder
+    path,  # *.safetensors
+    decoder,  # TextDecoder
 ):
     "Write a decoder: its weights, and as JSON its words, sizes, settings and history."
     own, config = decoder.tokenizer, decoder.model.config
-    about = {"sizes": {name: getattr(config, name) for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings", "hidden_dropout_prob")}, "repeat": decoder.repeat,
-             "tokens": list(own.tokens) if isinstance(own, WordTokenizer) else None, "backbone": decoder.backbone, "settings": decoder.settings, "history": decoder.history}
+    about = {
+        "sizes": {
+            name: getattr(config, name)
+            for name in (
+                "num_hidden_layers",
+                "num_attention_heads",
+                "intermediate_size",
+                "max_position_embeddings",
+                "hidden_dropout_prob",
+            )
+        },
+        "repeat": decoder.repeat,
+        "tokens": list(own.tokens) if isinstance(own, WordTokenizer) else None,
+        "backbone": decoder.backbone,
+        "settings": decoder.settings,
+        "history": decoder.history,
+    }
     tensors = dict(decoder.model.named_parameters())
-    if about["tokens"] is None: tensors["pieces"] = torch.frombuffer(bytearray(own.pieces), dtype=torch.uint8)
+    if about["tokens"] is None:
+        tensors["pieces"] = torch.frombuffer(bytearray(own.pieces), dtype=torch.uint8)
     save_tensors(path, "oodnb_decoder", tensors, about)
 
 
 def _filled(model, state, where):
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items() if not name.endswith("position_ids")}
+    state = {
+        name.removeprefix("module."): tensor
+        for name, tensor in state.items()
+        if not name.endswith("position_ids")
+    }
     own = dict(model.named_parameters())
-    state = {name: tensor for name, tensor in state.items() if name not in ("lm_head.decoder.weight", "lm_head.decoder.bias")}
-    wrong = [name for name in own if name not in state] + [f"{name} (unknown)" for name in state if name not in own] + [f"{name} {list(t.shape)} instead of {list(own[name].shape)}" for name, t in state.items() if name in own and own[name].shape != t.shape] + [f"{name} (not finite)" for name, t in state.items() if not t.isfinite().all()]
-    if wrong: raise ValueError(f"The weights in {where} do not fit the decoder: {', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if wrong[3:] else ''}.")
-    for name, p in own.items(): p.data.copy_(state[name])
+    state = {
+        name: tensor
+        for name, tensor in state.items()
+        if name not in ("lm_head.decoder.weight", "lm_head.decoder.bias")
+    }
+    wrong = (
+        [name for name in own if name not in state]
+        + [f"{name} (unknown)" for name in state if name not in own]
+        + [
+            f"{name} {list(t.shape)} instead of {list(own[name].shape)}"
+            for name, t in state.items()
+            if name in own and own[name].shape != t.shape
+        ]
+        + [f"{name} (not finite)" for name, t in state.items() if not t.isfinite().all()]
+    )
+    if wrong:
+        raise ValueError(
+            f"The weights in {where} do not fit the decoder: {', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if wrong[3:] else ''}."
+        )
+    for name, p in own.items():
+        p.data.copy_(state[name])
 
 # %% ../../nbs/9_toe/05_decoder_training.ipynb #e32db4d8
-def _trained_weights(path): # state dict, bare or one level down
+def _trained_weights(path):  # state dict, bare or one level down
     path = Path(path).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f"There are no weights {path}; give the file with the decoder's trained weights.")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There are no weights {path}; give the file with the decoder's trained weights."
+        )
     try:
-        if path.suffix == ".safetensors": return load_file(path)
-        with foreign_as_shells(path): found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error: raise ValueError(f"{path} cannot be read as weights ({type(error).__name__}: {str(error).splitlines()[0]:.120}). The copy in TOE's repository is damaged; the whole file is about 1.6 GB. Compare the size with the source.") from error
-    states = [state for state in (found, *(found.values() if isinstance(found, dict) else ())) if isinstance(state, dict) and any(str(name).endswith("bert.embeddings.word_embeddings.weight") for name in state)]
-    if not states: raise ValueError(f"{path} holds no weights of a BertGeneration decoder.")
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with foreign_as_shells(path):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as weights ({type(error).__name__}: {str(error).splitlines()[0]:.120}). The copy in TOE's repository is damaged; the whole file is about 1.6 GB. Compare the size with the source."
+        ) from error
+    states = [
+        state
+        for state in (found, *(found.values() if isinstance(found, dict) else ()))
+        if isinstance(state, dict)
+        and any(str(name).endswith("bert.embeddings.word_embeddings.weight") for name in state)
+    ]
+    if not states:
+        raise ValueError(f"{path} holds no weights of a BertGeneration decoder.")
     return states[0]
 
 
-def _published(folder, weights): # TextDecoder from a folder
+def _published(folder, weights):  # TextDecoder from a folder
     missing = [name for name in ("config.json", "spiece.model") if not (folder / name).is_file()]
-    if missing: raise FileNotFoundError(f"{folder} has no {' and no '.join(missing)}; a published decoder has config.json, model.safetensors or pytorch_model.bin, and spiece.model, as in https://huggingface.co/google/bert_for_seq_generation_L-24_bbc_encoder.")
-    library, tokenizer = need_transformers("A text decoder"), PieceTokenizer((folder / "spiece.model").read_bytes())
-    config = load_or_explain(lambda: library.BertGenerationConfig.from_pretrained(folder, is_decoder=True, add_cross_attention=True), str(folder), None, "decoder")
-    if config.vocab_size != len(tokenizer.vocabulary): raise ValueError(f"{folder} has {config.vocab_size} words in config.json, but {len(tokenizer.vocabulary)} in spiece.model; they belong to different models.")
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} has no {' and no '.join(missing)}; a published decoder has config.json, model.safetensors or pytorch_model.bin, and spiece.model, as in https://huggingface.co/google/bert_for_seq_generation_L-24_bbc_encoder."
+        )
+    library, tokenizer = (
+        need_transformers("A text decoder"),
+        PieceTokenizer((folder / "spiece.model").read_bytes()),
+    )
+    config = load_or_explain(
+        lambda: library.BertGenerationConfig.from_pretrained(
+            folder, is_decoder=True, add_cross_attention=True
+        ),
+        str(folder),
+        None,
+        "decoder",
+    )
+    if config.vocab_size != len(tokenizer.vocabulary):
+        raise ValueError(
+            f"{folder} has {config.vocab_size} words in config.json, but {len(tokenizer.vocabulary)} in spiece.model; they belong to different models."
+        )
     with own_draws("published"):
-        if weights: model, new = library.BertGenerationDecoder(config), []
+        if weights:
+            model, new = library.BertGenerationDecoder(config), []
         else:
-            model, report = load_or_explain(lambda: library.BertGenerationDecoder.from_pretrained(folder, config=config, dtype=torch.float32, output_loading_info=True), str(folder), None, "decoder")
+            model, report = load_or_explain(
+                lambda: library.BertGenerationDecoder.from_pretrained(
+                    folder, config=config, dtype=torch.float32, output_loading_info=True
+                ),
+                str(folder),
+                None,
+                "decoder",
+            )
             new = [name for name in report["missing_keys"] if "crossattention" in name]
-    if weights: _filled(model, _trained_weights(weights), weights)
-    if new: warnings.warn(f"{folder} holds a language model that has never seen a picture ({len(new)} tensors are new). Train it: fit_decoder(backbone, captions, start=...), or give the trained file: load_decoder(folder, weights=...).", stacklevel=3)
+    if weights:
+        _filled(model, _trained_weights(weights), weights)
+    if new:
+        warnings.warn(
+            f"{folder} holds a language model that has never seen a picture ({len(new)} tensors are new). Train it: fit_decoder(backbone, captions, start=...), or give the trained file: load_decoder(folder, weights=...).",
+            stacklevel=3,
+        )
     return TextDecoder(model, tokenizer).eval()
 
 # %% ../../nbs/9_toe/05_decoder_training.ipynb #a3a7dd61
 def load_decoder(
-    path, # file of `save_decoder`, or a folder in the published layout
-    backbone=None, # the Backbone it was trained with; None skips the check
-    weights=None, # for a folder: file with the trained weights, *.pt or *.safetensors
+    path,  # file of `save_decoder`, or a folder in the published layout
+    backbone=None,  # the Backbone it was trained with; None skips the check
+    weights=None,  # for a folder: file with the trained weights, *.pt or *.safetensors
 ) -> TextDecoder:
     "A kept decoder, or the published one. Errors say what the file or folder holds instead."
     path = Path(path).expanduser()
-    if path.is_dir(): return _published(path, weights).to(backbone.device if backbone else "cpu")
-    if not path.is_file(): raise FileNotFoundError(f"There is no decoder {path}; save_decoder writes a file, and a folder holds config.json, weights and spiece.model as Hugging Face has them.")
+    if path.is_dir():
+        return _published(path, weights).to(backbone.device if backbone else "cpu")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no decoder {path}; save_decoder writes a file, and a folder holds config.json, weights and spiece.model as Hugging Face has them."
+        )
     state, about = load_tensors(path, "oodnb_decoder", "decoder", "save_decoder writes one")
-    if backbone and about["backbone"] != backbone.fingerprint: raise ValueError(f"{path} was trained with the features of another backbone ({about['backbone']}) than {backbone.name} ({backbone.fingerprint}); it would write nonsense. Train one: fit_decoder(backbone, captions).")
-    tokenizer = WordTokenizer(tuple(about["tokens"])) if about["tokens"] else PieceTokenizer(bytes(state.pop("pieces").numpy()))
+    if backbone and about["backbone"] != backbone.fingerprint:
+        raise ValueError(
+            f"{path} was trained with the features of another backbone ({about['backbone']}) than {backbone.name} ({backbone.fingerprint}); it would write nonsense. Train one: fit_decoder(backbone, captions)."
+        )
+    tokenizer = (
+        WordTokenizer(tuple(about["tokens"]))
+        if about["tokens"]
+        else PieceTokenizer(bytes(state.pop("pieces").numpy()))
+    )
     width = state["bert.embeddings.word_embeddings.weight"].shape[1]
-    decoder = make_decoder(width // about["repeat"], tokenizer, *(about["sizes"][name] for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings", "hidden_dropout_prob")), about["repeat"])
+    decoder = make_decoder(
+        width // about["repeat"],
+        tokenizer,
+        *(
+            about["sizes"][name]
+            for name in (
+                "num_hidden_layers",
+                "num_attention_heads",
+                "intermediate_size",
+                "max_position_embeddings",
+                "hidden_dropout_prob",
+            )
+        ),
+        about["repeat"],
+    )
     _filled(decoder.model, state, path)
-    decoder.backbone, decoder.settings, decoder.history = about["backbone"], about["settings"], about["history"]
+    decoder.backbone, decoder.settings, decoder.history = (
+        about["backbone"],
+        about["settings"],
+        about["history"],
+    )
     return decoder.to(backbone.device if backbone else "cpu")

@@ -15,80 +15,180 @@ from ..pipeline.phrases import task_place
 from ..pipeline.words import encode_once
 from .captioners import DecoderCaptioner, caption_images, load_captioner
 from .decoder_training import fit_decoder, load_decoder
-from .outlier_texts import RELEASE, caption_outliers, description_outliers, load_descriptors, word_outliers
+from oodnb.toe.outlier_texts import (
+    RELEASE,
+    caption_outliers,
+    description_outliers,
+    load_descriptors,
+    word_outliers,
+)
 
 # %% ../../nbs/9_toe/08_outlier_lists.ipynb #15030f5c
-_MINI = dict(id="mini", near=["mini-near"], far=["mini-plants", "mini-places", "mini-scenes", "mini-textures"], descriptors="mini")
-_PAPER = dict(id="ImageNet", near=["NINCO"], far=["iNaturalist", "SUN", "Places", "Textures"], descriptors="imagenet")
+_MINI = dict(
+    id="mini",
+    near=["mini-near"],
+    far=["mini-plants", "mini-places", "mini-scenes", "mini-textures"],
+    descriptors="mini",
+)
+_PAPER = dict(
+    id="ImageNet",
+    near=["NINCO"],
+    far=["iNaturalist", "SUN", "Places", "Textures"],
+    descriptors="imagenet",
+)
 
 
 def toe_plan(
-    scale, # "mini" or "paper"
-    device=None, # where to compute; None: a GPU if there is one
-    backbone="", # whose features the head reads; "" is mini, or ViT-B-16-quickgelu at scale paper
-    weights="", # its weights; "" is openai at scale paper
-    rehearse=False, # a fifth of the test pictures, and a decoder of one short epoch
-) -> dict: # id, near, far (names), needs (name -> loader)
+    scale,  # "mini" or "paper"
+    device=None,  # where to compute; None: a GPU if there is one
+    backbone="",  # whose features the head reads; "" is mini, or ViT-B-16-quickgelu at scale paper
+    weights="",  # its weights; "" is openai at scale paper
+    rehearse=False,  # a fifth of the test pictures, and a decoder of one short epoch
+) -> dict:  # id, near, far (names), needs (name -> loader)
     "What is needed for an experiment with outlier texts."
-    if scale not in ("mini", "paper"): raise ValueError(f"scale is {scale!r}; possible are 'mini' and 'paper'.")
+    if scale not in ("mini", "paper"):
+        raise ValueError(f"scale is {scale!r}; possible are 'mini' and 'paper'.")
     plan, mini = dict(_MINI if scale == "mini" else _PAPER), scale == "mini"
     some = lambda images: images.subset(range(0, len(images), 5)) if rehearse else images
-    model = lambda: load_backbone(backbone or ("mini" if mini else "ViT-B-16-quickgelu"), weights or (None if mini or backbone else "openai"), device)
-    needs = {"model": model, "training pictures": lambda: load_dataset("mini", "fewshot") if mini else load_dataset("ImageNet", "train"), "descriptors": lambda: load_descriptors(plan["descriptors"])}
-    needs |= {name: lambda name=name: some(load_dataset(name)) for name in (plan["id"], *plan["near"], *plan["far"])}
-    folder = lambda: task_place("toe/decoder", "config.json and spiece.model of google/bert_for_seq_generation_L-24_bbc_encoder, and the trained weights as decoder.pt", "huggingface.co for the first two, the link in the README of TOE's repository for the weights")
-    if mini: needs |= {"pairs": lambda: load_dataset("mini-web", "train").subset(range(300)) if rehearse else load_dataset("mini-web", "train")}
-    else: needs |= {"reader": lambda: load_backbone("ViT-B-32-quickgelu", "openai", device), "decoder": lambda: load_decoder(folder(), weights=folder() / "decoder.pt"), "captioner": lambda: load_captioner("blip2-opt-2.7b", device)}
-    return {**plan, "needs": needs, "decoder training": dict(epochs=1, layers=1, keep=None) if rehearse else {}}
+    model = lambda: load_backbone(
+        backbone or ("mini" if mini else "ViT-B-16-quickgelu"),
+        weights or (None if mini or backbone else "openai"),
+        device,
+    )
+    needs = {
+        "model": model,
+        "training pictures": lambda: (
+            load_dataset("mini", "fewshot") if mini else load_dataset("ImageNet", "train")
+        ),
+        "descriptors": lambda: load_descriptors(plan["descriptors"]),
+    }
+    needs |= {
+        name: lambda name=name: some(load_dataset(name))
+        for name in (plan["id"], *plan["near"], *plan["far"])
+    }
+    folder = lambda: task_place(
+        "toe/decoder",
+        "config.json and spiece.model of google/bert_for_seq_generation_L-24_bbc_encoder, and the trained weights as decoder.pt",
+        "huggingface.co for the first two, the link in the README of TOE's repository for the weights",
+    )
+    if mini:
+        needs |= {
+            "pairs": lambda: (
+                load_dataset("mini-web", "train").subset(range(300))
+                if rehearse
+                else load_dataset("mini-web", "train")
+            )
+        }
+    else:
+        needs |= {
+            "reader": lambda: load_backbone("ViT-B-32-quickgelu", "openai", device),
+            "decoder": lambda: load_decoder(folder(), weights=folder() / "decoder.pt"),
+            "captioner": lambda: load_captioner("blip2-opt-2.7b", device),
+        }
+    return {
+        **plan,
+        "needs": needs,
+        "decoder training": dict(epochs=1, layers=1, keep=None) if rehearse else {},
+    }
 
 
 def text_tools(
-    plan, # from `toe_plan`
-    found, # what `runs.gather` found of plan["needs"]
-    progress=False, # show bars
-): # (reader: Backbone, decoder: TextDecoder, captioner)
+    plan,  # from `toe_plan`
+    found,  # what `runs.gather` found of plan["needs"]
+    progress=False,  # show bars
+):  # (reader: Backbone, decoder: TextDecoder, captioner)
     "The three that turn pictures into texts; at mini scale the decoder is trained on the world's captions first, once, and writes the captions too."
-    if "decoder" in found: return found["reader"], found["decoder"].to(found["reader"].device), found["captioner"]
-    decoder = fit_decoder(found["model"], found["pairs"], progress=progress, **plan["decoder training"])
+    if "decoder" in found:
+        return found["reader"], found["decoder"].to(found["reader"].device), found["captioner"]
+    decoder = fit_decoder(
+        found["model"], found["pairs"], progress=progress, **plan["decoder training"]
+    )
     return found["model"], decoder, DecoderCaptioner(found["model"], decoder)
 
 # %% ../../nbs/9_toe/08_outlier_lists.ipynb #f41dbf1c
-def _drawn(images, count): # some pictures of a set, or all
-    if count is None or count >= len(images): return images
-    return images.subset(sorted(chance_of("mining", images.fingerprint, count).choice(len(images), count, replace=False).tolist()))
+def _drawn(images, count):  # some pictures of a set, or all
+    if count is None or count >= len(images):
+        return images
+    return images.subset(
+        sorted(
+            chance_of("mining", images.fingerprint, count)
+            .choice(len(images), count, replace=False)
+            .tolist()
+        )
+    )
 
 
 def id_statistics(
-    reader, # Backbone
-    learned, # ImageSet of labelled ID pictures
-    released=False, # means with the release's slip: shuffled batches of 32, see `gaussians.class_means`
-    progress=False, # show bars
-): # ClassStatistics of unit features
+    reader,  # Backbone
+    learned,  # ImageSet of labelled ID pictures
+    # means with the release's slip: shuffled batches of 32, see `gaussians.class_means`
+    released=False,
+    progress=False,  # show bars
+):  # ClassStatistics of unit features
     "Where the ID pictures lie, for the selection of captions."
     seen = extract(reader, learned, progress=progress)
-    order = chance_of("mining", learned.fingerprint).permutation(len(seen)) if released else slice(None)
-    return class_statistics(seen.image_features[order], seen.labels[order], len(learned.class_names), normalize=True, batch_index=32 if released else None)
+    order = (
+        chance_of("mining", learned.fingerprint).permutation(len(seen)) if released else slice(None)
+    )
+    return class_statistics(
+        seen.image_features[order],
+        seen.labels[order],
+        len(learned.class_names),
+        normalize=True,
+        batch_index=32 if released else None,
+    )
 
 
 def outlier_lists(
-    tools, # (reader, decoder, captioner), from `text_tools`
-    learned, # ImageSet of labelled ID pictures
-    descriptors, # see `description_outliers`
-    keep=0.15, # share of the captions
-    released=False, # the lists as the release makes them
-    words_from=None, # ImageSet that words are read from; None: the ID pictures
-    count=None, # pictures that are drawn for words and captions; None: all
-    captions=None, # one per ID picture, where there are some already; None: the captioner writes them
-    progress=False, # show bars
-) -> dict: # "word", "description", "caption" -> OutlierTexts
+    tools,  # (reader, decoder, captioner), from `text_tools`
+    learned,  # ImageSet of labelled ID pictures
+    descriptors,  # see `description_outliers`
+    keep=0.15,  # share of the captions
+    released=False,  # the lists as the release makes them
+    words_from=None,  # ImageSet that words are read from; None: the ID pictures
+    count=None,  # pictures that are drawn for words and captions; None: all
+    # one per ID picture, where there are some already; None: the captioner writes them
+    captions=None,
+    progress=False,  # show bars
+) -> dict:  # "word", "description", "caption" -> OutlierTexts
     "Outlier texts of the three levels."
     reader, decoder, captioner = tools
-    classes, options, batch = learned.class_names, RELEASE if released else dict.fromkeys(RELEASE, {}), 32 if released else None
+    classes, options, batch = (
+        learned.class_names,
+        RELEASE if released else dict.fromkeys(RELEASE, {}),
+        32 if released else None,
+    )
     statistics = id_statistics(reader, learned, released, progress)
-    read, told = _drawn(words_from or learned, count), learned if captions else _drawn(learned, count)
-    logits = (decoder.first_logits(rows).cpu() for rows in extract(reader, read, progress=progress).image_features.split(256))
+    read, told = (
+        _drawn(words_from or learned, count),
+        learned if captions else _drawn(learned, count),
+    )
+    logits = (
+        decoder.first_logits(rows).cpu()
+        for rows in extract(reader, read, progress=progress).image_features.split(256)
+    )
     captions = captions or caption_images(captioner, told, progress=progress)
-    if released: captions = [text for text in captions if text.strip()] # where there is none is our failure, not theirs
-    return {"word": word_outliers(logits, decoder.vocabulary, classes, batch_size=batch, mined_from=f"{read.name} {read.split}", **options["words"]),
-            "description": description_outliers(descriptors, classes, **options["descriptions"]),
-            "caption": caption_outliers(captions, encode_once(reader, captions, progress=progress), statistics, classes, keep, captioned=f"{told.name} {told.split}", **options["captions"])}
+    if released:
+        captions = [
+            text for text in captions if text.strip()
+        ]  # where there is none is our failure, not theirs
+    return {
+        "word": word_outliers(
+            logits,
+            decoder.vocabulary,
+            classes,
+            batch_size=batch,
+            mined_from=f"{read.name} {read.split}",
+            **options["words"],
+        ),
+        "description": description_outliers(descriptors, classes, **options["descriptions"]),
+        "caption": caption_outliers(
+            captions,
+            encode_once(reader, captions, progress=progress),
+            statistics,
+            classes,
+            keep,
+            captioned=f"{told.name} {told.split}",
+            **options["captions"],
+        ),
+    }

@@ -30,48 +30,78 @@ from ..prompts import clean_names
 from ..scores import mahalanobis, normalize
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #4f98517b
-NAMED = ("whole", "exact", "substring", "keep") # how texts that name a class are found; "keep" leaves them in
+NAMED = (
+    "whole",
+    "exact",
+    "substring",
+    "keep",
+)  # how texts that name a class are found; "keep" leaves them in
 
 
-def _tokens(text): return tuple(re.findall(r"\w+", text.replace("_", " ").casefold()))
+def _tokens(text):
+    return tuple(re.findall(r"\w+", text.replace("_", " ").casefold()))
 
 
-def _numbers(word): # a word, its plurals, and what it might be the plural of
+def _numbers(word):  # a word, its plurals, and what it might be the plural of
     yield from (word, word + "s", word + "es")
-    if word.endswith("y"): yield word[:-1] + "ies"
-    if word.endswith("ies"): yield word[:-3] + "y"
-    if word.endswith("s"): yield word[:-1]
+    if word.endswith("y"):
+        yield word[:-1] + "ies"
+    if word.endswith("ies"):
+        yield word[:-3] + "y"
+    if word.endswith("s"):
+        yield word[:-1]
 
 
 def names_a_class(
-    texts, # strings
-    class_names, # K names
-    how="whole", # one of NAMED
-) -> list: # one bool per text
+    texts,  # strings
+    class_names,  # K names
+    how="whole",  # one of NAMED
+) -> list:  # one bool per text
     "Which texts name a class."
-    if how not in NAMED: raise ValueError(f"names is {how!r}; choose from {', '.join(map(repr, NAMED))}.")
-    if isinstance(class_names, str): raise ValueError(f"class_names is the single string {class_names!r}; give a list of names.")
+    if how not in NAMED:
+        raise ValueError(f"names is {how!r}; choose from {', '.join(map(repr, NAMED))}.")
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names is the single string {class_names!r}; give a list of names.")
     names = set(class_names)
-    if how == "exact": return [text in names for text in texts]
-    if how == "substring": return [any(name in text for name in class_names) for text in texts]
-    if how == "keep": return [False] * len(texts)
-    parts = (part for name in clean_names(class_names) for part in (name, *re.split(r"[,/]", re.sub(r"\(.*?\)", "", name))))
-    known = {(*words[:-1], last) for words in map(_tokens, parts) if words for last in _numbers(words[-1])}
+    if how == "exact":
+        return [text in names for text in texts]
+    if how == "substring":
+        return [any(name in text for name in class_names) for text in texts]
+    if how == "keep":
+        return [False] * len(texts)
+    parts = (
+        part
+        for name in clean_names(class_names)
+        for part in (name, *re.split(r"[,/]", re.sub(r"\(.*?\)", "", name)))
+    )
+    known = {
+        (*words[:-1], last)
+        for words in map(_tokens, parts)
+        if words
+        for last in _numbers(words[-1])
+    }
     lengths = {len(words) for words in known}
-    return [any(words[i:i + n] in known for n in lengths for i in range(len(words) - n + 1)) for words in map(_tokens, texts)]
+    return [
+        any(words[i : i + n] in known for n in lengths for i in range(len(words) - n + 1))
+        for words in map(_tokens, texts)
+    ]
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #19340295
 @dataclass(frozen=True)
 class OutlierTexts:
     "Outlier texts, and how they came about."
-    level: str # "word", "description", "caption", or another name
-    texts: tuple = field(repr=False) # the texts, as they are encoded
-    counts: dict = field(default_factory=dict) # made; removed: {why: number}; kept; naming: {"made": , "kept": }
-    settings: dict = field(default_factory=dict, repr=False) # how they were made (JSON)
 
-    def __len__(self): return len(self.texts)
+    level: str  # "word", "description", "caption", or another name
+    texts: tuple = field(repr=False)  # the texts, as they are encoded
+    # made; removed: {why: number}; kept; naming: {"made": , "kept": }
+    counts: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict, repr=False)  # how they were made (JSON)
 
-    def __iter__(self): return iter(self.texts)
+    def __len__(self):
+        return len(self.texts)
+
+    def __iter__(self):
+        return iter(self.texts)
 
     @property
     def fingerprint(self):
@@ -80,206 +110,406 @@ class OutlierTexts:
 
     def report(
         self,
-    ) -> pd.DataFrame: # one row per fact, one column named after the level
+    ) -> pd.DataFrame:  # one row per fact, one column named after the level
         "Made, removed and kept; how many name an ID class; how many are encoded."
         naming = self.counts.get("naming", {})
-        facts = {"made": self.counts.get("made"), **{f"removed: {why}": n for why, n in self.counts.get("removed", {}).items()}, "kept": self.counts.get("kept"),
-                 "of the made ones name a class": naming.get("made"), "of the kept ones name a class": naming.get("kept"), "texts with templates": len(self.texts)}
+        facts = {
+            "made": self.counts.get("made"),
+            **{f"removed: {why}": n for why, n in self.counts.get("removed", {}).items()},
+            "kept": self.counts.get("kept"),
+            "of the made ones name a class": naming.get("made"),
+            "of the kept ones name a class": naming.get("kept"),
+            "texts with templates": len(self.texts),
+        }
         return pd.DataFrame({self.level: facts}, dtype=object)
 
 
 def save_texts(
-    path, # JSON file
-    outliers, # OutlierTexts
+    path,  # JSON file
+    outliers,  # OutlierTexts
 ):
     "Write a list with its account."
-    with atomic_path(path) as temporary: temporary.write_text(json.dumps(asdict(outliers), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(
+            json.dumps(asdict(outliers), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def load_texts(
-    path, # JSON file from `save_texts`
+    path,  # JSON file from `save_texts`
 ) -> OutlierTexts:
     "A list that was saved. Raises `ValueError` for any other file."
-    try: found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error: raise ValueError(f"{path} is no JSON file: {error}.") from error
-    wrong = not isinstance(found, dict) or set(found) != set(OutlierTexts.__dataclass_fields__) or not all(isinstance(text, str) for text in found["texts"])
-    if wrong: raise ValueError(f"{path} is no list of outlier texts; it needs {', '.join(OutlierTexts.__dataclass_fields__)}, as save_texts writes them.")
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no JSON file: {error}.") from error
+    wrong = (
+        not isinstance(found, dict)
+        or set(found) != set(OutlierTexts.__dataclass_fields__)
+        or not all(isinstance(text, str) for text in found["texts"])
+    )
+    if wrong:
+        raise ValueError(
+            f"{path} is no list of outlier texts; it needs {', '.join(OutlierTexts.__dataclass_fields__)}, as save_texts writes them."
+        )
     return OutlierTexts(**{**found, "texts": tuple(found["texts"])})
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #64412492
-def _without_names(things, class_names, names): # (what is left, number that went)
-    left = [thing for thing, named in zip(things, names_a_class(things, class_names, names)) if not named]
+def _without_names(things, class_names, names):  # (what is left, number that went)
+    left = [
+        thing
+        for thing, named in zip(things, names_a_class(things, class_names, names))
+        if not named
+    ]
     return left, len(things) - len(left)
 
 
-def _accounted(level, made, kept, texts, removed, class_names, **settings): # OutlierTexts
-    if not kept: warnings.warn(f"No {level} is left of {len(made)}: {', '.join(f'{n} {why}' for why, n in removed.items() if n) or 'none was made'}.", stacklevel=3)
-    naming = {name: sum(names_a_class(list(things), class_names)) for name, things in (("made", made), ("kept", kept))}
-    return OutlierTexts(level, tuple(texts), {"made": len(made), "removed": removed, "kept": len(kept), "naming": naming}, settings)
+def _accounted(level, made, kept, texts, removed, class_names, **settings):  # OutlierTexts
+    if not kept:
+        warnings.warn(
+            f"No {level} is left of {len(made)}: {', '.join(f'{n} {why}' for why, n in removed.items() if n) or 'none was made'}.",
+            stacklevel=3,
+        )
+    naming = {
+        name: sum(names_a_class(list(things), class_names))
+        for name, things in (("made", made), ("kept", kept))
+    }
+    return OutlierTexts(
+        level,
+        tuple(texts),
+        {"made": len(made), "removed": removed, "kept": len(kept), "naming": naming},
+        settings,
+    )
 
 
 @lru_cache(1)
-def toe_constants(
-) -> dict: # words, descriptors, names, released_names, imagenet10_texts
+def toe_constants() -> dict:  # words, descriptors, names, released_names, imagenet10_texts
     "The constants of TOE: function words, templates, class names of ImageNet-10, -20 and -100."
     return json.loads(shipped("lists", "toe.json").read_text(encoding="utf-8"))
 
 
-RELEASE = {"words": dict(names="exact", any_token=True), "descriptions": dict(names="keep", strict=True, templates=True), "captions": dict(names="keep", as_written=True)} # options with which the release's lists come out
+RELEASE = {
+    "words": dict(names="exact", any_token=True),
+    "descriptions": dict(names="keep", strict=True, templates=True),
+    "captions": dict(names="keep", as_written=True),
+}  # options with which the release's lists come out
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #5aa3b0f5
 def likely_tokens(
-    logits, # of the first step [N, V]
-    skip=30, # likeliest tokens that are left out
-    top=55, # the last rank that counts
-    batch_size=None, # historical: only the first picture of each batch skips; None: every picture does
-) -> list: # N tensors of token ids, likeliest first
+    logits,  # of the first step [N, V]
+    skip=30,  # likeliest tokens that are left out
+    top=55,  # the last rank that counts
+    # historical: only the first picture of each batch skips; None: every picture does
+    batch_size=None,
+) -> list:  # N tensors of token ids, likeliest first
     "Tokens of ranks skip + 1 to top for every picture."
     logits = torch.as_tensor(logits)
-    if logits.ndim != 2 or not len(logits): raise ValueError(f"logits have shape {list(logits.shape)}; give one row of token logits per picture, [N, V] with N from 1 up.")
-    if not 0 <= skip < top: raise ValueError(f"skip={skip} and top={top}; ranks run from skip + 1 to top, so skip is smaller (30 and 55 in the paper).")
-    if logits.shape[1] < top: raise ValueError(f"The vocabulary has {logits.shape[1]} tokens and no rank {top}; give a larger one, or smaller skip and top.")
-    if batch_size is not None and batch_size < 1: raise ValueError(f"batch_size is {batch_size}; give the release's batch, from 1 up, or None.")
-    if (bad := ~logits.isfinite().all(1)).any(): raise ValueError(f"The logits of {int(bad.sum())} of {len(logits)} pictures are NaN or infinite, the first is row {int(bad.nonzero()[0])}; look at its features.")
+    if logits.ndim != 2 or not len(logits):
+        raise ValueError(
+            f"logits have shape {list(logits.shape)}; give one row of token logits per picture, [N, V] with N from 1 up."
+        )
+    if not 0 <= skip < top:
+        raise ValueError(
+            f"skip={skip} and top={top}; ranks run from skip + 1 to top, so skip is smaller (30 and 55 in the paper)."
+        )
+    if logits.shape[1] < top:
+        raise ValueError(
+            f"The vocabulary has {logits.shape[1]} tokens and no rank {top}; give a larger one, or smaller skip and top."
+        )
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(
+            f"batch_size is {batch_size}; give the release's batch, from 1 up, or None."
+        )
+    if (bad := ~logits.isfinite().all(1)).any():
+        raise ValueError(
+            f"The logits of {int(bad.sum())} of {len(logits)} pictures are NaN or infinite, the first is row {int(bad.nonzero()[0])}; look at its features."
+        )
     ranked = torch.cat([part.double().topk(top).indices for part in logits.split(1024)])
-    return [row[0 if batch_size and i % batch_size else skip:] for i, row in enumerate(ranked)]
+    return [row[0 if batch_size and i % batch_size else skip :] for i, row in enumerate(ranked)]
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #49ef93a9
 def word_outliers(
-    logits, # decoder's logits of the first step [N, V]; or an iterable of parts of it, when the whole is too large
-    vocabulary, # token id -> string [V]
-    class_names, # K names of ID classes
-    names="whole", # how words that name a class are found and taken out, see NAMED; "exact" in the release
-    any_token=False, # historical: pieces and signs that are no words stay
-    expand=False, # four more sentences for each word
-    skip=30, # see `likely_tokens`
-    top=55, # see `likely_tokens`
-    batch_size=None, # historical, see `likely_tokens`
-    mined_from="", # which pictures the logits belong to, for the account
+    # decoder's logits of the first step [N, V]; or an iterable of parts of it, when the whole is too large
+    logits,
+    vocabulary,  # token id -> string [V]
+    class_names,  # K names of ID classes
+    # how words that name a class are found and taken out, see NAMED; "exact" in the release
+    names="whole",
+    any_token=False,  # historical: pieces and signs that are no words stay
+    expand=False,  # four more sentences for each word
+    skip=30,  # see `likely_tokens`
+    top=55,  # see `likely_tokens`
+    batch_size=None,  # historical, see `likely_tokens`
+    mined_from="",  # which pictures the logits belong to, for the account
 ) -> OutlierTexts:
     "Words that a decoder finds nearly fitting. Raises `ValueError` where vocabulary and logits do not belong together."
     constants, ids, pictures = toe_constants()["words"], set(), 0
     for part in [logits] if isinstance(logits, (torch.Tensor, np.ndarray)) else logits:
         tokens = likely_tokens(part, skip, top, batch_size)
-        if part.shape[1] != len(vocabulary): raise ValueError(f"The vocabulary has {len(vocabulary)} entries, the logits have {part.shape[1]} columns; take both from the same decoder.")
+        if part.shape[1] != len(vocabulary):
+            raise ValueError(
+                f"The vocabulary has {len(vocabulary)} entries, the logits have {part.shape[1]} columns; take both from the same decoder."
+            )
         ids, pictures = ids.union(*(row.tolist() for row in tokens)), pictures + len(tokens)
     found = (str(vocabulary[i]).lower() for i in ids)
     made = sorted(set(found if any_token else (word.strip() for word in found)))
     left, named = _without_names(made, class_names, names)
     full = [word for word in left if word not in constants["removed_words"]]
     words = full if any_token else [word for word in full if re.search(r"[^\W\d_]{2}", word)]
-    removed = {"names of classes": named, "function words": len(left) - len(full), "no words": len(full) - len(words)}
+    removed = {
+        "names of classes": named,
+        "function words": len(left) - len(full),
+        "no words": len(full) - len(words),
+    }
     texts = [constants["word_prompt"].format(word) for word in words]
-    if expand: texts += [template.format(text.split(" ")[-1]) for text in texts for template in constants["extra_templates"]]
-    return _accounted("word", made, words, texts, removed, class_names, names=names, any_token=any_token, expand=expand, skip=skip, top=top, batch_size=batch_size, pictures=pictures, mined_from=mined_from)
+    if expand:
+        texts += [
+            template.format(text.split(" ")[-1])
+            for text in texts
+            for template in constants["extra_templates"]
+        ]
+    return _accounted(
+        "word",
+        made,
+        words,
+        texts,
+        removed,
+        class_names,
+        names=names,
+        any_token=any_token,
+        expand=expand,
+        skip=skip,
+        top=top,
+        batch_size=batch_size,
+        pictures=pictures,
+        mined_from=mined_from,
+    )
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #1ce52f06
-def _checked_descriptors(found, where): # dict: class -> list of strings
-    if isinstance(found, Mapping) and set(found) == {"about", "descriptors"}: found = found["descriptors"]
-    if not isinstance(found, Mapping): raise ValueError(f"{where} holds a {type(found).__name__}; descriptors are an object: class name -> list of texts.")
-    wrong = next((name for name, texts in found.items() if isinstance(texts, str) or not all(isinstance(text, str) for text in texts)), None)
-    if wrong is not None: raise ValueError(f"{where}: the descriptors of {wrong!r} are {found[wrong]!r:.60}; give a list of strings.")
+def _checked_descriptors(found, where):  # dict: class -> list of strings
+    if isinstance(found, Mapping) and set(found) == {"about", "descriptors"}:
+        found = found["descriptors"]
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"{where} holds a {type(found).__name__}; descriptors are an object: class name -> list of texts."
+        )
+    wrong = next(
+        (
+            name
+            for name, texts in found.items()
+            if isinstance(texts, str) or not all(isinstance(text, str) for text in texts)
+        ),
+        None,
+    )
+    if wrong is not None:
+        raise ValueError(
+            f"{where}: the descriptors of {wrong!r} are {found[wrong]!r:.60}; give a list of strings."
+        )
     return {name: list(texts) for name, texts in found.items()}
 
 
 def load_descriptors(
-    source, # "mini", "imagenet" (from $OODNB_DATA), the path of a JSON file, or a dict
-) -> dict: # class name -> its descriptors
+    source,  # "mini", "imagenet" (from $OODNB_DATA), the path of a JSON file, or a dict
+) -> dict:  # class name -> its descriptors
     "What one sees of each class. Errors say what is missing, or where the file differs from the published one."
-    if isinstance(source, Mapping): return _checked_descriptors(source, "The dictionary")
+    if isinstance(source, Mapping):
+        return _checked_descriptors(source, "The dictionary")
     facts = toe_constants()["descriptors"]
-    if source == "mini": path = shipped("lists", "mini_descriptors.json")
-    elif source == "imagenet": path = task_place("descriptors_imagenet.json", f"{facts['n_descriptors']:,} descriptors of {facts['n_classes']:,} classes", "descriptors/descriptors_imagenet.json of https://github.com/sachit-menon/classify_by_description_release")
-    else: path = Path(source).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f"There is no descriptor file {path}. Give 'mini', 'imagenet', or the path of a JSON file: class name -> list of texts.")
-    try: found = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error: raise ValueError(f"{path} is no JSON file: {error}.") from error
+    if source == "mini":
+        path = shipped("lists", "mini_descriptors.json")
+    elif source == "imagenet":
+        path = task_place(
+            "descriptors_imagenet.json",
+            f"{facts['n_descriptors']:,} descriptors of {facts['n_classes']:,} classes",
+            "descriptors/descriptors_imagenet.json of https://github.com/sachit-menon/classify_by_description_release",
+        )
+    else:
+        path = Path(source).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no descriptor file {path}. Give 'mini', 'imagenet', or the path of a JSON file: class name -> list of texts."
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no JSON file: {error}.") from error
     found = _checked_descriptors(found, path)
     lines = [text for texts in found.values() for text in texts]
-    if source == "imagenet" and sha256("\n".join(lines).encode()).hexdigest() != facts["sha256_of_newline_joined_descriptors"]:
-        raise ValueError(f"{path} is another version: {len(lines):,} descriptors of {len(found):,} classes instead of {facts['n_descriptors']:,} of {facts['n_classes']:,}, or other texts. To use it all the same, give its path.")
+    if (
+        source == "imagenet"
+        and sha256("\n".join(lines).encode()).hexdigest()
+        != facts["sha256_of_newline_joined_descriptors"]
+    ):
+        raise ValueError(
+            f"{path} is another version: {len(lines):,} descriptors of {len(found):,} classes instead of {facts['n_descriptors']:,} of {facts['n_classes']:,}, or other texts. To use it all the same, give its path."
+        )
     return found
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #4f3fbdc8
 def description_outliers(
-    descriptors, # dict: class -> descriptors, see `load_descriptors`
-    class_names, # K names of ID classes
-    strict=False, # historical: repetitions stay, and templates are filled the release's way
-    templates=False, # four more sentences for each description
-    names="whole", # how descriptions that name a class are found and taken out, see NAMED; "keep" in the release
+    descriptors,  # dict: class -> descriptors, see `load_descriptors`
+    class_names,  # K names of ID classes
+    strict=False,  # historical: repetitions stay, and templates are filled the release's way
+    templates=False,  # four more sentences for each description
+    # how descriptions that name a class are found and taken out, see NAMED; "keep" in the release
+    names="whole",
 ) -> OutlierTexts:
     "Descriptions without the name of what they describe."
     constants = toe_constants()["words"]
-    made = [text for texts in _checked_descriptors(descriptors, "descriptors").values() for text in texts]
-    single = made if strict else [text for text in dict.fromkeys(text.strip() for text in made) if text]
+    made = [
+        text
+        for texts in _checked_descriptors(descriptors, "descriptors").values()
+        for text in texts
+    ]
+    single = (
+        made if strict else [text for text in dict.fromkeys(text.strip() for text in made) if text]
+    )
     kept, named = _without_names(single, class_names, names)
     texts = [f"This is a photo of {text}" for text in kept]
-    inside = [text.strip("a photo of ") for text in texts] if strict else [re.sub(r"^(an?|the) ", "", text) for text in kept] # noqa: B005 (the release strips letters)
-    if templates: texts += [template.format(text) for text in inside for template in constants["extra_templates"]]
-    return _accounted("description", made, kept, texts, {"repeated or blank": len(made) - len(single), "names of classes": named}, class_names, strict=strict, templates=templates, names=names, classes=len(descriptors))
+    inside = (
+        [text.strip("a photo of ") for text in texts]  # noqa: B005
+        if strict
+        else [re.sub(r"^(an?|the) ", "", text) for text in kept]
+    )  # noqa: B005 (the release strips letters)
+    if templates:
+        texts += [
+            template.format(text) for text in inside for template in constants["extra_templates"]
+        ]
+    return _accounted(
+        "description",
+        made,
+        kept,
+        texts,
+        {"repeated or blank": len(made) - len(single), "names of classes": named},
+        class_names,
+        strict=strict,
+        templates=templates,
+        names=names,
+        classes=len(descriptors),
+    )
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #4418e613
 def farthest_texts(
-    text_features, # of the captions [N, D], any length
-    class_means, # of ID features, unit rows [C, D]
-    precision, # inverse of their covariance [D, D]
-    keep=0.15, # share of the captions, rounded down
-): # (row numbers, farthest first; scores of all [N])
+    text_features,  # of the captions [N, D], any length
+    class_means,  # of ID features, unit rows [C, D]
+    precision,  # inverse of their covariance [D, D]
+    keep=0.15,  # share of the captions, rounded down
+):  # (row numbers, farthest first; scores of all [N])
     "The texts farthest from all class means."
-    if not 0 < keep <= 1: raise ValueError(f"keep is {keep}; give the share of the captions to keep, above 0 and at most 1 (0.15 in the paper).")
+    if not 0 < keep <= 1:
+        raise ValueError(
+            f"keep is {keep}; give the share of the captions to keep, above 0 and at most 1 (0.15 in the paper)."
+        )
     scores = mahalanobis(normalize(text_features), class_means, precision)
-    return scores.argsort(stable=True)[:math.floor(keep * len(scores))], scores
+    return scores.argsort(stable=True)[: math.floor(keep * len(scores))], scores
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #e5461cad
 def tidy_captions(
-    captions, # strings
-    as_written=False, # historical: only line ends are taken off, and a blank caption is one
-) -> list: # each once, sorted
+    captions,  # strings
+    as_written=False,  # historical: only line ends are taken off, and a blank caption is one
+) -> list:  # each once, sorted
     "Different captions, in alphabetical order."
-    return sorted({text.strip("\n") for text in captions}) if as_written else sorted({text.strip() for text in captions} - {""})
+    return (
+        sorted({text.strip("\n") for text in captions})
+        if as_written
+        else sorted({text.strip() for text in captions} - {""})
+    )
 
 
 def caption_outliers(
-    captions, # one per picture; "" where there is none
-    text_features, # their features [N, D]
-    statistics, # ClassStatistics of ID pictures (means and precision are read); None: all captions are taken
-    class_names, # K names of ID classes
-    keep=0.15, # share of the captions, those farthest from the ID classes
-    names="whole", # how captions that name a class are found and taken out, see NAMED; "keep" or "substring" in the release
-    as_written=False, # historical, see `tidy_captions`; blank captions also take part in the selection
-    captioned="", # which pictures the captions belong to, for the account
+    captions,  # one per picture; "" where there is none
+    text_features,  # their features [N, D]
+    # ClassStatistics of ID pictures (means and precision are read); None: all captions are taken
+    statistics,
+    class_names,  # K names of ID classes
+    keep=0.15,  # share of the captions, those farthest from the ID classes
+    # how captions that name a class are found and taken out, see NAMED; "keep" or "substring" in the release
+    names="whole",
+    # historical, see `tidy_captions`; blank captions also take part in the selection
+    as_written=False,
+    captioned="",  # which pictures the captions belong to, for the account
 ) -> OutlierTexts:
     "Captions far from the ID classes. Raises `ValueError` where captions and features do not belong together."
     wrong = next((i for i, text in enumerate(captions) if not isinstance(text, str)), None)
-    if wrong is not None: raise ValueError(f"Caption number {wrong} is a {type(captions[wrong]).__name__}, {captions[wrong]!r:.60}; captions are strings, '' where there is none.")
-    if statistics is not None and len(captions) != len(text_features): raise ValueError(f"{len(captions)} captions for {len(text_features)} rows of features; encode the captions in their order.")
+    if wrong is not None:
+        raise ValueError(
+            f"Caption number {wrong} is a {type(captions[wrong]).__name__}, {captions[wrong]!r:.60}; captions are strings, '' where there is none."
+        )
+    if statistics is not None and len(captions) != len(text_features):
+        raise ValueError(
+            f"{len(captions)} captions for {len(text_features)} rows of features; encode the captions in their order."
+        )
     full = [i for i, text in enumerate(captions) if as_written or text.strip()]
-    rows = full if statistics is None or not full else [full[i] for i in farthest_texts(torch.as_tensor(text_features)[full], statistics.means, statistics.precision, keep)[0].tolist()]
+    rows = (
+        full
+        if statistics is None or not full
+        else [
+            full[i]
+            for i in farthest_texts(
+                torch.as_tensor(text_features)[full], statistics.means, statistics.precision, keep
+            )[0].tolist()
+        ]
+    )
     single = tidy_captions([captions[i] for i in rows], as_written)
     texts, named = _without_names(single, class_names, names)
-    removed = {"blank": len(captions) - len(full), "too near to the ID classes": len(full) - len(rows), "repeated": len(rows) - len(single), "names of classes": named}
-    return _accounted("caption", list(captions), texts, texts, removed, class_names, keep=keep, names=names, as_written=as_written, captioned=captioned)
+    removed = {
+        "blank": len(captions) - len(full),
+        "too near to the ID classes": len(full) - len(rows),
+        "repeated": len(rows) - len(single),
+        "names of classes": named,
+    }
+    return _accounted(
+        "caption",
+        list(captions),
+        texts,
+        texts,
+        removed,
+        class_names,
+        keep=keep,
+        names=names,
+        as_written=as_written,
+        captioned=captioned,
+    )
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #94beab78
 def paper_names(
-    dataset, # "ImageNet10", "ImageNet20" or "ImageNet100"
-    as_released=False, # historical: with the wrong names of TOE's release
-) -> list: # class names, sorted by WordNet id as the folders are
+    dataset,  # "ImageNet10", "ImageNet20" or "ImageNet100"
+    as_released=False,  # historical: with the wrong names of TOE's release
+) -> list:  # class names, sorted by WordNet id as the folders are
     "Class names of a subset of ImageNet as MCM and TOE call them."
     known = toe_constants()["names"]
-    if dataset not in known: raise ValueError(f"There are no names of {dataset!r}; there are those of {', '.join(known)}.")
-    return list((known[dataset] | (toe_constants()["released_names"].get(dataset, {}) if as_released else {})).values())
+    if dataset not in known:
+        raise ValueError(
+            f"There are no names of {dataset!r}; there are those of {', '.join(known)}."
+        )
+    return list(
+        (
+            known[dataset]
+            | (toe_constants()["released_names"].get(dataset, {}) if as_released else {})
+        ).values()
+    )
 
 
 def labelled_texts(
-    class_names, # K names
-    synonyms, # K lists of more names
-    descriptors, # dict of K entries in the order of the classes: the name to write -> descriptors
-    doubled=False, # historical: names and synonyms get a second prefix
-): # (texts, labels)
+    class_names,  # K names
+    synonyms,  # K lists of more names
+    descriptors,  # dict of K entries in the order of the classes: the name to write -> descriptors
+    doubled=False,  # historical: names and synonyms get a second prefix
+):  # (texts, labels)
     "Texts of every class with the number of their class: names, then synonyms, then descriptors."
-    if not len(class_names) == len(synonyms) == len(descriptors): raise ValueError(f"{len(class_names)} class names, synonyms of {len(synonyms)} and descriptors of {len(descriptors)} classes; give one entry per class for each.")
-    named = [(k, name) for k, name in enumerate(class_names)] + [(k, name) for k, more in enumerate(synonyms) for name in more]
-    told = [(k, f"{name} which is {text}") for k, (name, texts) in enumerate(descriptors.items()) for text in texts]
-    texts = [("a photo of a a photo of " if doubled else "a photo of a ") + name for _, name in named] + [f"a photo of a {text}" for _, text in told]
+    if not len(class_names) == len(synonyms) == len(descriptors):
+        raise ValueError(
+            f"{len(class_names)} class names, synonyms of {len(synonyms)} and descriptors of {len(descriptors)} classes; give one entry per class for each."
+        )
+    named = [(k, name) for k, name in enumerate(class_names)] + [
+        (k, name) for k, more in enumerate(synonyms) for name in more
+    ]
+    told = [
+        (k, f"{name} which is {text}")
+        for k, (name, texts) in enumerate(descriptors.items())
+        for text in texts
+    ]
+    texts = [
+        ("a photo of a a photo of " if doubled else "a photo of a ") + name for _, name in named
+    ] + [f"a photo of a {text}" for _, text in told]
     return texts, [k for k, _ in named + told]

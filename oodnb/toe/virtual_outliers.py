@@ -14,7 +14,15 @@ import torch
 from scipy.stats import chi2
 
 from ..measure.outlier_losses import energy_logistic_loss
-from .classifier_heads import ExposureSettings, TrainedHeads, check_labels, checked_features, head_logits, optimise_heads, standardized
+from oodnb.toe.classifier_heads import (
+    ExposureSettings,
+    TrainedHeads,
+    check_labels,
+    checked_features,
+    head_logits,
+    optimise_heads,
+    standardized,
+)
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #04f0dc91
 class ClassQueues:
@@ -22,143 +30,200 @@ class ClassQueues:
 
     def __init__(
         self,
-        runs, # S
-        classes, # K
-        size, # features per class, q
-        like, # features [n, D]: width, type and device
+        runs,  # S
+        classes,  # K
+        size,  # features per class, q
+        like,  # features [n, D]: width, type and device
     ):
-        if size < 1: raise ValueError(f"queue_size is {size}; a queue holds one feature per class at least (100 in TOE, 1000 in VOS).")
+        if size < 1:
+            raise ValueError(
+                f"queue_size is {size}; a queue holds one feature per class at least (100 in TOE, 1000 in VOS)."
+            )
         self._slots = like.new_zeros(runs, classes, size, like.shape[1])
-        self._seen = torch.zeros(runs, classes, dtype=torch.long, device=like.device) # features ever kept
+        self._seen = torch.zeros(
+            runs, classes, dtype=torch.long, device=like.device
+        )  # features ever kept
 
     @property
-    def counts(self): # features in each queue [S, K]
+    def counts(self):  # features in each queue [S, K]
         return self._seen.clamp_max(self._slots.shape[2])
 
     @property
-    def full(self): # which runs may synthesise, bool [S]
+    def full(self):  # which runs may synthesise, bool [S]
         return (self._seen >= self._slots.shape[2]).all(1)
 
     @property
-    def rows(self): # the features, oldest first where a queue is full [S, K, q, D]
+    def rows(self):  # the features, oldest first where a queue is full [S, K, q, D]
         size = self._slots.shape[2]
-        turn = (self._seen[..., None] * (self._seen >= size)[..., None] + torch.arange(size, device=self._seen.device)) % size
+        turn = (
+            self._seen[..., None] * (self._seen >= size)[..., None]
+            + torch.arange(size, device=self._seen.device)
+        ) % size
         return self._slots.take_along_dim(turn[..., None], 2)
 
     def push(
         self,
-        features, # [S, B, D], or [B, D] for all runs
-        labels, # [S, B], or [B]
-    ) -> torch.Tensor: # bool [S]: the queues of the run were full before
+        features,  # [S, B, D], or [B, D] for all runs
+        labels,  # [S, B], or [B]
+    ) -> torch.Tensor:  # bool [S]: the queues of the run were full before
         "Take in a batch."
         runs, classes, size, width = self._slots.shape
-        features, labels = features.expand(runs, *features.shape[-2:]), labels.expand(runs, labels.shape[-1])
+        features, labels = (
+            features.expand(runs, *features.shape[-2:]),
+            labels.expand(runs, labels.shape[-1]),
+        )
         ready, of_class = self.full, torch.nn.functional.one_hot(labels, classes)
         rank = of_class.cumsum(1).gather(2, labels[..., None])[..., 0] - 1
         coming = of_class.sum(1)
         place = self._seen.gather(1, labels) + rank
         keep = torch.where(ready[:, None], rank >= coming.gather(1, labels) - size, place < size)
-        slot = (torch.arange(runs, device=labels.device)[:, None] * classes + labels) * size + place % size
+        slot = (
+            torch.arange(runs, device=labels.device)[:, None] * classes + labels
+        ) * size + place % size
         self._slots.view(-1, width)[slot[keep]] = features[keep].detach()
-        self._seen = torch.where(ready[:, None], self._seen + coming, (self._seen + coming).clamp_max(size))
+        self._seen = torch.where(
+            ready[:, None], self._seen + coming, (self._seen + coming).clamp_max(size)
+        )
         return ready
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #4a8fbc4d
 def longest_draws(
-    normals, # standard normal draws [..., n, D]
-    select, # how many to keep
-) -> torch.Tensor: # [..., select, D], the longest first
+    normals,  # standard normal draws [..., n, D]
+    select,  # how many to keep
+) -> torch.Tensor:  # [..., select, D], the longest first
     "The draws of lowest density."
-    if not 1 <= select <= normals.shape[-2]: raise ValueError(f"select is {select}, but there are {normals.shape[-2]} draws per class; keep 1 to {normals.shape[-2]} of them.")
-    return normals.take_along_dim(normals.square().sum(-1).topk(select, dim=-1).indices[..., None], -2)
+    if not 1 <= select <= normals.shape[-2]:
+        raise ValueError(
+            f"select is {select}, but there are {normals.shape[-2]} draws per class; keep 1 to {normals.shape[-2]} of them."
+        )
+    return normals.take_along_dim(
+        normals.square().sum(-1).topk(select, dim=-1).indices[..., None], -2
+    )
 
 
 def sample_outliers(
-    rows, # latest features of every class [..., K, q, D]
-    eps, # chosen standard normal draws of every class [..., K, select, D]
-    ridge=1e-4, # added to the diagonal of the covariance
-) -> torch.Tensor: # outliers [..., K * select, D], class by class
+    rows,  # latest features of every class [..., K, q, D]
+    eps,  # chosen standard normal draws of every class [..., K, select, D]
+    ridge=1e-4,  # added to the diagonal of the covariance
+) -> torch.Tensor:  # outliers [..., K * select, D], class by class
     "Class means plus correlated noise, one covariance for all classes."
     means = rows.mean(-2, keepdim=True)
     centred = (rows - means).flatten(-3, -2)
-    covariance = centred.mT @ centred / centred.shape[-2] + ridge * torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device)
+    covariance = centred.mT @ centred / centred.shape[-2] + ridge * torch.eye(
+        rows.shape[-1], dtype=rows.dtype, device=rows.device
+    )
     factor, failed = torch.linalg.cholesky_ex(covariance)
-    if failed.any(): raise RuntimeError(f"The covariance of the queued features is not positive definite with ridge {ridge:g}; raise the ridge (1e-4 times their variance is a start), or train in float64.")
+    if failed.any():
+        raise RuntimeError(
+            f"The covariance of the queued features is not positive definite with ridge {ridge:g}; raise the ridge (1e-4 times their variance is a start), or train in float64."
+        )
     return (means + eps @ factor[..., None, :, :].mT).flatten(-3, -2)
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #7b2c2af3
 def farthest_normals(
-    chance, # numpy Generator
-    classes, # K
-    width, # D
-    sample_from=10_000, # draws that are thought of, n
-    select=1, # how many of them to keep
-) -> np.ndarray: # float32 [K, select, D], the longest first
+    chance,  # numpy Generator
+    classes,  # K
+    width,  # D
+    sample_from=10_000,  # draws that are thought of, n
+    select=1,  # how many of them to keep
+) -> np.ndarray:  # float32 [K, select, D], the longest first
     "What `longest_draws` keeps of n standard normal draws, without making them."
-    if not 1 <= select <= sample_from: raise ValueError(f"select is {select}, sample_from {sample_from}; of the draws 1 to {sample_from} can be kept.")
-    logs = np.cumsum(np.log1p(-chance.random((classes, select))) / np.arange(sample_from, sample_from - select, -1), 1)
+    if not 1 <= select <= sample_from:
+        raise ValueError(
+            f"select is {select}, sample_from {sample_from}; of the draws 1 to {sample_from} can be kept."
+        )
+    logs = np.cumsum(
+        np.log1p(-chance.random((classes, select)))
+        / np.arange(sample_from, sample_from - select, -1),
+        1,
+    )
     lengths = np.sqrt(chi2.isf(-np.expm1(logs), width))
     directions = chance.standard_normal((classes, select, width))
-    return (directions / np.linalg.norm(directions, axis=-1, keepdims=True) * lengths[..., None]).astype("f4")
+    return (
+        directions / np.linalg.norm(directions, axis=-1, keepdims=True) * lengths[..., None]
+    ).astype("f4")
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #07492850
 @dataclass(frozen=True)
 class VirtualOutliers:
     "How outliers are made up; the defaults are TOE's queue and VOS's draws. Raises `ValueError` for impossible numbers."
-    queue_size: int = 100 # latest features per class
-    sample_from: int = 10_000 # draws per class
-    select: int = 1 # of which so many of the lowest density are outliers
-    start_epoch: int = 40 # no outliers before
-    ridge: float = 1e-4 # of the covariance
-    weight: float = 0.1 # of the logistic term
-    train_energy: bool = True # class weights and logistic model are trained too
+
+    queue_size: int = 100  # latest features per class
+    sample_from: int = 10_000  # draws per class
+    select: int = 1  # of which so many of the lowest density are outliers
+    start_epoch: int = 40  # no outliers before
+    ridge: float = 1e-4  # of the covariance
+    weight: float = 0.1  # of the logistic term
+    train_energy: bool = True  # class weights and logistic model are trained too
 
     def __post_init__(self):
         for name in ("queue_size", "sample_from", "select"):
-            if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}; give a whole number from 1 up.")
-        if self.select > self.sample_from: raise ValueError(f"select is {self.select}, sample_from {self.sample_from}; of the draws 1 to {self.sample_from} can be kept.")
-        if self.ridge < 0 or self.weight < 0 or self.start_epoch < 0: raise ValueError(f"ridge is {self.ridge}, weight {self.weight}, start_epoch {self.start_epoch}; none is negative.")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a whole number from 1 up.")
+        if self.select > self.sample_from:
+            raise ValueError(
+                f"select is {self.select}, sample_from {self.sample_from}; of the draws 1 to {self.sample_from} can be kept."
+            )
+        if self.ridge < 0 or self.weight < 0 or self.start_epoch < 0:
+            raise ValueError(
+                f"ridge is {self.ridge}, weight {self.weight}, start_epoch {self.start_epoch}; none is negative."
+            )
 
 
 @dataclass
 class TrainedVirtual(TrainedHeads):
     "Heads, and what their last step synthesised from."
+
     queues: ClassQueues
-    outliers: torch.Tensor | None # of the last step that synthesised [S, K * select, D]
+    outliers: torch.Tensor | None  # of the last step that synthesised [S, K * select, D]
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #f94fb26d
 def train_virtual(
-    images, # raw features of labelled pictures [N, D]; they decide device and precision
-    labels, # their classes [N]
-    texts, # (raw features of texts of the classes [M, D], their classes [M]); None: the pictures feed the queues
-    initial, # S heads, see `make_head`
-    order, # function: epoch -> (positions of pictures, positions of texts or None), [N] or one line per head [S, N]
-    draws, # function: (epoch, number of the step) -> (eps [S, K, select, D] as `longest_draws` gives them, uniform [S, K * select, D] or None)
-    logistic, # (class weights [S, K], slope [S, 2, 1], intercept [S, 2])
-    recipe=ExposureSettings(), # batches, epochs, learning rate
-    synthesis=VirtualOutliers(), # queues and draws
-    **options, # folder, settings, stop_after, watch, progress: see `optimise_heads`
+    images,  # raw features of labelled pictures [N, D]; they decide device and precision
+    labels,  # their classes [N]
+    # (raw features of texts of the classes [M, D], their classes [M]); None: the pictures feed the queues
+    texts,
+    initial,  # S heads, see `make_head`
+    # function: epoch -> (positions of pictures, positions of texts or None), [N] or one line per head [S, N]
+    order,
+    # function: (epoch, number of the step) -> (eps [S, K, select, D] as `longest_draws` gives them, uniform [S, K * select, D] or None)
+    draws,
+    logistic,  # (class weights [S, K], slope [S, 2, 1], intercept [S, 2])
+    recipe=ExposureSettings(),  # batches, epochs, learning rate
+    synthesis=VirtualOutliers(),  # queues and draws
+    **options,  # folder, settings, stop_after, watch, progress: see `optimise_heads`
 ) -> TrainedVirtual:
     "Training on outliers made up from the classes themselves, with everything given."
     images = checked_features(images, "images")
     labels = check_labels(labels, len(images), initial, images)
     source = images if texts is None else checked_features(texts[0], "texts", images)
-    source_labels = labels if texts is None else check_labels(texts[1], len(source), initial, images)
+    source_labels = (
+        labels if texts is None else check_labels(texts[1], len(source), initial, images)
+    )
     classes = len(initial[0][-1][1])
     missing = (source_labels.bincount(minlength=classes) == 0).nonzero().flatten().tolist()
-    if missing: raise ValueError(f"{len(missing)} of {classes} classes have no {'picture' if texts is None else 'text'} to feed their queue, the first is class {missing[0]}; the queues would never fill. Give samples of every class.")
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {classes} classes have no {'picture' if texts is None else 'text'} to feed their queue, the first is class {missing[0]}; the queues would never fill. Give samples of every class."
+        )
     fresh = lambda: ClassQueues(len(initial), classes, synthesis.queue_size, images)
-    state, there = {"queues": fresh(), "next": 0, "outliers": None}, lambda part: torch.as_tensor(part).to(images)
+    state, there = (
+        {"queues": fresh(), "next": 0, "outliers": None},
+        lambda part: torch.as_tensor(part).to(images),
+    )
 
     def feed(step):
         rows = step[0 if texts is None else 1].to(images.device)
         return state["queues"].push(source[rows], source_labels[rows])
 
     def steps_of(epoch):
-        if state["next"] != epoch: # taken up from a kept state: the queues are what the steps before have fed them
+        if (
+            state["next"] != epoch
+        ):  # taken up from a kept state: the queues are what the steps before have fed them
             state["queues"] = fresh()
             for before in range(epoch):
-                for step in recipe.pairs(*order(before)): feed(step)
+                for step in recipe.pairs(*order(before)):
+                    feed(step)
         state["next"] = epoch + 1
         return recipe.pairs(*order(epoch))
 
@@ -170,13 +235,32 @@ def train_virtual(
         if active.any():
             eps, uniform = draws(epoch, number)
             outliers = sample_outliers(state["queues"].rows, there(eps), synthesis.ridge)
-            if uniform is not None: outliers = standardized(outliers + there(uniform))
+            if uniform is not None:
+                outliers = standardized(outliers + there(uniform))
             state["outliers"] = outliers
-        else: outliers = images[rows]
+        else:
+            outliers = images[rows]
         energy = extra or constants
-        losses = energy_logistic_loss(logits, target, head_logits(head, outliers), energy[0], *energy, synthesis.weight * active)
+        losses = energy_logistic_loss(
+            logits,
+            target,
+            head_logits(head, outliers),
+            energy[0],
+            *energy,
+            synthesis.weight * active,
+        )
         return losses, {"synthesised": active.double().mean()}
 
     constants = [there(part) for part in logistic]
-    trained = optimise_heads(initial, steps_of, losses_of, images, recipe, logistic if synthesis.train_energy else (), **options)
-    return TrainedVirtual(trained.heads, trained.history, trained.extra, state["queues"], state["outliers"])
+    trained = optimise_heads(
+        initial,
+        steps_of,
+        losses_of,
+        images,
+        recipe,
+        logistic if synthesis.train_energy else (),
+        **options,
+    )
+    return TrainedVirtual(
+        trained.heads, trained.history, trained.extra, state["queues"], state["outliers"]
+    )

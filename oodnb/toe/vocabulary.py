@@ -16,69 +16,92 @@ PAD, END, BEGIN, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "</s>", "<s>", "<unk>")
 
 # %% ../../nbs/9_toe/03_vocabulary.ipynb #e298fb87
-def _split(text): return re.findall(r" ?\w[\w'’-]*| ?[^\w\s]", " " + " ".join(text.split()))
+def _split(text):
+    return re.findall(r" ?\w[\w'’-]*| ?[^\w\s]", " " + " ".join(text.split()))
 
 
 @dataclass(frozen=True)
 class WordTokenizer:
     "Whole words as tokens, with the blank before them."
-    tokens: tuple = field(repr=False) # id -> token
 
-    def __post_init__(self): object.__setattr__(self, "_number", {token: i for i, token in enumerate(self.tokens)})
+    tokens: tuple = field(repr=False)  # id -> token
+
+    def __post_init__(self):
+        object.__setattr__(self, "_number", {token: i for i, token in enumerate(self.tokens)})
 
     @property
-    def vocabulary(self) -> list: # words [V]; special tokens are empty
+    def vocabulary(self) -> list:  # words [V]; special tokens are empty
         "id -> word"
         return ["" if i <= UNKNOWN else token.strip() for i, token in enumerate(self.tokens)]
 
     def encode(
         self,
         text,
-    ) -> list: # ids, without beginning and end
+    ) -> list:  # ids, without beginning and end
         return [self._number.get(token, UNKNOWN) for token in _split(text)]
 
     def decode(
         self,
-        ids, # whole numbers
+        ids,  # whole numbers
     ) -> str:
         return "".join(self.tokens[i] for i in ids if i > UNKNOWN).strip()
 
 
 def learn_words(
-    texts, # strings
-    min_count=5, # rarer words are unknown
+    texts,  # strings
+    min_count=5,  # rarer words are unknown
 ) -> WordTokenizer:
     "The words of texts, the frequent ones first. `ValueError` when there are none."
     counts = Counter(token for text in texts for token in _split(text))
-    words = sorted((token for token, n in counts.items() if n >= min_count), key=lambda token: (-counts[token], token))
-    if not words: raise ValueError(f"No word occurs {min_count} times in these {len(texts)} texts; give more texts, or a smaller min_count.")
+    words = sorted(
+        (token for token, n in counts.items() if n >= min_count),
+        key=lambda token: (-counts[token], token),
+    )
+    if not words:
+        raise ValueError(
+            f"No word occurs {min_count} times in these {len(texts)} texts; give more texts, or a smaller min_count."
+        )
     return WordTokenizer((*SPECIAL, *words))
 
 # %% ../../nbs/9_toe/03_vocabulary.ipynb #f2fcd8f9
 @dataclass(frozen=True)
 class PieceTokenizer:
     "Pieces of words, as the published decoder has them."
-    pieces: bytes = field(repr=False) # contents of spiece.model
+
+    pieces: bytes = field(repr=False)  # contents of spiece.model
 
     def __post_init__(self):
-        try: library = importlib.import_module("sentencepiece")
-        except ImportError as error: raise ImportError(f"The published decoder's vocabulary needs the library sentencepiece, which is an extra of oodnb ({error}). Install it with: pip install 'oodnb[blip]'.") from error
-        try: object.__setattr__(self, "_processor", library.SentencePieceProcessor(model_proto=self.pieces))
-        except RuntimeError as error: raise ValueError(f"These are no pieces of a sentencepiece model ({error}); fetch spiece.model again.") from error
+        try:
+            library = importlib.import_module("sentencepiece")
+        except ImportError as error:
+            raise ImportError(
+                f"The published decoder's vocabulary needs the library sentencepiece, which is an extra of oodnb ({error}). Install it with: pip install 'oodnb[blip]'."
+            ) from error
+        try:
+            object.__setattr__(
+                self, "_processor", library.SentencePieceProcessor(model_proto=self.pieces)
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                f"These are no pieces of a sentencepiece model ({error}); fetch spiece.model again."
+            ) from error
 
     @property
-    def vocabulary(self) -> list: # words or parts of them [V]; special tokens are empty
+    def vocabulary(self) -> list:  # words or parts of them [V]; special tokens are empty
         "id -> text"
-        return ["" if i <= UNKNOWN else self._processor.decode([i]) for i in range(self._processor.get_piece_size())]
+        return [
+            "" if i <= UNKNOWN else self._processor.decode([i])
+            for i in range(self._processor.get_piece_size())
+        ]
 
     def encode(
         self,
         text,
-    ) -> list: # ids, without beginning and end
+    ) -> list:  # ids, without beginning and end
         return self._processor.encode(text)
 
     def decode(
         self,
-        ids, # whole numbers
+        ids,  # whole numbers
     ) -> str:
         return self._processor.decode([i for i in ids if i > UNKNOWN])

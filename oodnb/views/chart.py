@@ -19,54 +19,79 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 @dataclass(frozen=True)
 class Scale:
     "From values to pixels along one axis."
-    low: float # value at the pixel `start`
-    high: float # value at the pixel `end`
+
+    low: float  # value at the pixel `start`
+    high: float  # value at the pixel `end`
     start: float
     end: float
 
-    def __call__(self, values): return self.start + (np.asarray(values, dtype=float) - self.low) * ((self.end - self.start) / ((self.high - self.low) or 1.))
+    def __call__(self, values):
+        return self.start + (np.asarray(values, dtype=float) - self.low) * (
+            (self.end - self.start) / ((self.high - self.low) or 1.0)
+        )
 
     def ticks(
         self,
-        most=4, # ticks
-    ) -> list: # round values inside the scale
-        span = (self.high - self.low) or 1.
-        unit = 10. ** math.floor(math.log10(span / most))
+        most=4,  # ticks
+    ) -> list:  # round values inside the scale
+        span = (self.high - self.low) or 1.0
+        unit = 10.0 ** math.floor(math.log10(span / most))
         step = next(unit * k for k in (1, 2, 2.5, 5, 10) if span / (unit * k) <= most)
-        return [k * step for k in range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)]
+        return [
+            k * step
+            for k in range(
+                math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1
+            )
+        ]
 
 # %% ../../nbs/15_views/01_chart.ipynb #e00d3b0e
 @cache
 def font(
-    size, # pixels
+    size,  # pixels
     bold=False,
 ) -> ImageFont.FreeTypeFont:
     "The letters of all figures."
-    return ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", f"DejaVuSans{'-Bold' * bold}.ttf"), size)
+    return ImageFont.truetype(
+        Path(mpl.get_data_path(), "fonts", "ttf", f"DejaVuSans{'-Bold' * bold}.ttf"), size
+    )
 
 
 class Sketch:
     "A white picture to draw on; places are pixels from the upper left corner."
+
     def __init__(self, width, height):
-        self._shapes, self._words = Image.new("RGB", (2 * round(width), 2 * round(height)), "white"), []
+        self._shapes, self._words = (
+            Image.new("RGB", (2 * round(width), 2 * round(height)), "white"),
+            [],
+        )
         self._pen = ImageDraw.Draw(self._shapes, "RGBA")
 
-    def area(self, points, colour, alpha=1.):
+    def area(self, points, colour, alpha=1.0):
         "A filled polygon through the points."
-        self._pen.polygon([(2 * x, 2 * y) for x, y in points], fill=(*ImageColor.getrgb(colour), round(255 * alpha)))
+        self._pen.polygon(
+            [(2 * x, 2 * y) for x, y in points],
+            fill=(*ImageColor.getrgb(colour), round(255 * alpha)),
+        )
 
-    def line(self, points, colour="#222222", width=1., dash=()):
+    def line(self, points, colour="#222222", width=1.0, dash=()):
         "A line through the points; dash: pixels on and off, for a straight line."
         points = [(2 * x, 2 * y) for x, y in points]
-        if not dash: return self._pen.line(points, fill=colour, width=round(2 * width), joint="curve")
+        if not dash:
+            return self._pen.line(points, fill=colour, width=round(2 * width), joint="curve")
         (start, end), length = np.array((points[0], points[-1])), math.dist(points[0], points[-1])
         for at in np.arange(0, length, 2 * sum(dash)):
-            ends = (start + (end - start) * min(1., part / max(length, 1e-9)) for part in (at, at + 2 * dash[0]))
+            ends = (
+                start + (end - start) * min(1.0, part / max(length, 1e-9))
+                for part in (at, at + 2 * dash[0])
+            )
             self._pen.line([tuple(e) for e in ends], fill=colour, width=round(2 * width))
 
-    def dot(self, x, y, colour, radius=3., hollow=False):
+    def dot(self, x, y, colour, radius=3.0, hollow=False):
         "A disc, or a ring."
-        self._pen.ellipse((2 * (x - radius), 2 * (y - radius), 2 * (x + radius), 2 * (y + radius)), **({"outline": colour, "width": 2} if hollow else {"fill": colour}))
+        self._pen.ellipse(
+            (2 * (x - radius), 2 * (y - radius), 2 * (x + radius), 2 * (y + radius)),
+            **({"outline": colour, "width": 2} if hollow else {"fill": colour}),
+        )
 
     def text(self, x, y, words, size=10, colour="#222222", anchor="lm", bold=False):
         "Words at a place; the anchor is Pillow's: l m r, then t m s b."
@@ -74,14 +99,15 @@ class Sketch:
 
     def axis(self, scale, y, most=4):
         "A horizontal axis with ticks and numbers."
-        self.line([(scale.start, y), (scale.end, y)], "#444444", .5)
+        self.line([(scale.start, y), (scale.end, y)], "#444444", 0.5)
         for tick in scale.ticks(most):
-            self.line([(scale(tick), y), (scale(tick), y + 4)], "#444444", .5)
+            self.line([(scale(tick), y), (scale(tick), y + 4)], "#444444", 0.5)
             self.text(scale(tick), y + 6, f"{tick:.6g}", 9, "#444444", "mt")
 
-    def picture(self) -> Image.Image: # RGB
+    def picture(self) -> Image.Image:  # RGB
         "What was drawn so far."
         picture = self._shapes.reduce(2)
         pen = ImageDraw.Draw(picture)
-        for place, words, look in self._words: pen.text(place, words, **look)
+        for place, words, look in self._words:
+            pen.text(place, words, **look)
         return picture

@@ -27,31 +27,38 @@ from .chart import Scale, Sketch, font
 @dataclass(frozen=True, eq=False)
 class Panel:
     "A picture, what it says in words, and its numbers."
-    picture: Image.Image # RGB
-    says: str # plain sentences
-    table: pd.DataFrame # the numbers behind both
+
+    picture: Image.Image  # RGB
+    says: str  # plain sentences
+    table: pd.DataFrame  # the numbers behind both
 
     def encoded(
         self,
-        quality=88, # of the JPEG
+        quality=88,  # of the JPEG
     ) -> bytes:
         "The picture as JPEG."
         with io.BytesIO() as buffer:
             self.picture.save(buffer, "JPEG", quality=quality, subsampling=0)
             return buffer.getvalue()
 
-    def _repr_jpeg_(self): return self.encoded()
+    def _repr_jpeg_(self):
+        return self.encoded()
 
-    def __repr__(self): return f"Panel({shorten(self.says, 120)})"
+    def __repr__(self):
+        return f"Panel({shorten(self.says, 120)})"
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #e998e15a
 def picture_grid(
-    rows, # dict: title of the row -> pictures with captions, [(PIL, "first line\nsecond line"), ...]
-    size=88, # pixels of the longer side of a picture
-    columns=8, # pictures side by side; the rest of a row is not shown
-) -> Image.Image: # RGB
+    # dict: title of the row -> pictures with captions, [(PIL, "first line\nsecond line"), ...]
+    rows,
+    size=88,  # pixels of the longer side of a picture
+    columns=8,  # pictures side by side; the rest of a row is not shown
+) -> Image.Image:  # RGB
     "Titled rows of small pictures."
-    lines = max((caption.count("\n") + 1 for row in rows.values() for _, caption in row[:columns]), default=0)
+    lines = max(
+        (caption.count("\n") + 1 for row in rows.values() for _, caption in row[:columns]),
+        default=0,
+    )
     tall = size + 14 * lines + 26
     sheet = Image.new("RGB", (columns * (size + 8), tall * len(rows)), "white")
     pen = ImageDraw.Draw(sheet)
@@ -59,182 +66,309 @@ def picture_grid(
         pen.text((2, y + 3), title, "#222222", font(12))
         for x, (image, caption) in zip(range(0, sheet.width, size + 8), row):
             scale = size / max(image.size)
-            small = image.convert("RGB").resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BICUBIC)
+            small = image.convert("RGB").resize(
+                (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
+                Image.Resampling.BICUBIC,
+            )
             sheet.paste(small, (x + (size - small.width) // 2, y + 22))
-            pen.multiline_text((x, y + 23 + size), "\n".join(shorten(line, 17, placeholder="…") for line in caption.split("\n")), "#444444", font(10), spacing=2)
+            pen.multiline_text(
+                (x, y + 23 + size),
+                "\n".join(shorten(line, 17, placeholder="…") for line in caption.split("\n")),
+                "#444444",
+                font(10),
+                spacing=2,
+            )
     return sheet
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #8deea2cd
 def stack(
-    *pictures, # PIL, from top to bottom
-    across=False, # True: from left to right
-) -> Image.Image: # RGB, on white
+    *pictures,  # PIL, from top to bottom
+    across=False,  # True: from left to right
+) -> Image.Image:  # RGB, on white
     "Pictures below or beside each other."
     wide, tall = ([p.width for p in pictures], [p.height for p in pictures])
     whole = Image.new("RGB", (sum(wide), max(tall)) if across else (max(wide), sum(tall)), "white")
-    for k, picture in enumerate(pictures): whole.paste(picture, (sum(wide[:k]), 0) if across else (0, sum(tall[:k])))
+    for k, picture in enumerate(pictures):
+        whole.paste(picture, (sum(wide[:k]), 0) if across else (0, sum(tall[:k])))
     return whole
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #010adf4a
 def line_counts(
-    scores, # score table
-    detector, # column of it
-    accepted=95.0, # percent of the ID pictures that the line is to accept
-) -> tuple: # (line, DataFrame with one row per OOD set, shares in percent)
+    scores,  # score table
+    detector,  # column of it
+    accepted=95.0,  # percent of the ID pictures that the line is to accept
+) -> tuple:  # (line, DataFrame with one row per OOD set, shares in percent)
     "What a line costs in both conventions, beside FPR95 in both."
-    if detector not in detector_names(scores): raise ValueError(f"No detector {detector!r} in this score table; it has {', '.join(detector_names(scores))}.")
-    if not 0 < accepted < 100: raise ValueError(f"accepted is {accepted} percent of the ID pictures; give a number between 0 and 100.")
+    if detector not in detector_names(scores):
+        raise ValueError(
+            f"No detector {detector!r} in this score table; it has {', '.join(detector_names(scores))}."
+        )
+    if not 0 < accepted < 100:
+        raise ValueError(
+            f"accepted is {accepted} percent of the ID pictures; give a number between 0 and 100."
+        )
     known, ood = by_role(scores)
     values = known[detector].to_numpy()
-    line, rows = float(np.sort(values)[min(len(values) - 1, int(len(values) * (1 - accepted / 100) + 1e-9))]), []
+    line, rows = (
+        float(
+            np.sort(values)[min(len(values) - 1, int(len(values) * (1 - accepted / 100) + 1e-9))]
+        ),
+        [],
+    )
     for name, part in ood.items():
         own = part[detector].to_numpy()
         found = detection_metrics(values, own)
-        rows.append({"dataset": name, "auroc": 100 * found["auroc"], "ood_accepted": 100 * (own >= line).mean(), "id_rejected": 100 * (values < line).mean(),
-                     "fpr95_id_positive": 100 * found["fpr95_id_positive"], "fpr95_ood_positive": 100 * found["fpr95_ood_positive"], "ood_line": float(np.quantile(own, .95, method="higher"))})
+        rows.append(
+            {
+                "dataset": name,
+                "auroc": 100 * found["auroc"],
+                "ood_accepted": 100 * (own >= line).mean(),
+                "id_rejected": 100 * (values < line).mean(),
+                "fpr95_id_positive": 100 * found["fpr95_id_positive"],
+                "fpr95_ood_positive": 100 * found["fpr95_ood_positive"],
+                "ood_line": float(np.quantile(own, 0.95, method="higher")),
+            }
+        )
     return line, pd.DataFrame(rows)
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #e5e629b5
 def hill(
-    values, # scores [N]
-    low, # ends of the axis
+    values,  # scores [N]
+    low,  # ends of the axis
     high,
-    points=96, # of the curve
-) -> tuple: # (x, density with peak 1)
+    points=96,  # of the curve
+) -> tuple:  # (x, density with peak 1)
     "A smooth density for drawing."
     counts, edges = np.histogram(values, points, (low, high))
-    smooth = gaussian_filter1d(counts.astype(float), max(1.2, points * .9 * np.std(values) * len(values) ** -.2 / (high - low)), mode="reflect")
+    smooth = gaussian_filter1d(
+        counts.astype(float),
+        max(1.2, points * 0.9 * np.std(values) * len(values) ** -0.2 / (high - low)),
+        mode="reflect",
+    )
     return (edges[1:] + edges[:-1]) / 2, smooth / max(smooth.max(), 1e-12)
 
 
 def limits_of(
-    values, # scores [N]
-) -> tuple: # (low, high)
+    values,  # scores [N]
+) -> tuple:  # (low, high)
     "Ends of an axis that leaves out the outermost half percent."
-    low, high = np.quantile(values, [.004, .996])
-    return low - .03 * (high - low) - 1e-9, high + .03 * (high - low) + 1e-9
+    low, high = np.quantile(values, [0.004, 0.996])
+    return low - 0.03 * (high - low) - 1e-9, high + 0.03 * (high - low) + 1e-9
 
 
-def _hills(sets, line, notes, heads, marks, limits): # PIL: one hill per set, solid from the line on, numbers on the right
+def _hills(
+    sets, line, notes, heads, marks, limits
+):  # PIL: one hill per set, solid from the line on, numbers on the right
     row, top, places = 30, 36, (572, 630, 688, 752)
     bottom = top + row * len(sets)
     sketch, across = Sketch(770, bottom + 24), Scale(*limits, 116, 524)
     for k, (name, values) in enumerate(sets.items()):
-        (x, y), base, colour = hill(values, *limits), top + row * (k + 1), ID_COLOUR if k == 0 else COLOURS[(k - 1) % len(COLOURS)]
-        def curve(x, y): return list(zip(across(x), base - .86 * row * y))
-        sketch.area([(across(x[0]), base), *curve(x, y), (across(x[-1]), base)], colour, .25)
+        (x, y), base, colour = (
+            hill(values, *limits),
+            top + row * (k + 1),
+            ID_COLOUR if k == 0 else COLOURS[(k - 1) % len(COLOURS)],
+        )
+
+        def curve(x, y):
+            return list(zip(across(x), base - 0.86 * row * y))
+
+        sketch.area([(across(x[0]), base), *curve(x, y), (across(x[-1]), base)], colour, 0.25)
         if k and line < x[-1]:
             right = np.concatenate([[max(line, x[0])], x[x > line]])
-            sketch.area([(across(right[0]), base), *curve(right, np.interp(right, x, y)), (across(x[-1]), base)], colour, .75)
+            sketch.area(
+                [
+                    (across(right[0]), base),
+                    *curve(right, np.interp(right, x, y)),
+                    (across(x[-1]), base),
+                ],
+                colour,
+                0.75,
+            )
         sketch.line(curve(x, y), colour)
-        if name in marks: sketch.line([(across(marks[name]), base), (across(marks[name]), base - .5 * row)], dash=(1.5, 1.5))
+        if name in marks:
+            sketch.line(
+                [(across(marks[name]), base), (across(marks[name]), base - 0.5 * row)],
+                dash=(1.5, 1.5),
+            )
         sketch.text(108, base - 9, name, 11, anchor="rm")
-        for place, text in zip(places, notes[k]): sketch.text(place, base - 9, text, 11, anchor="rm")
+        for place, text in zip(places, notes[k]):
+            sketch.text(place, base - 9, text, 11, anchor="rm")
     for place, text in zip(places, heads):
-        for k, words in enumerate(reversed(text.split("\n"))): sketch.text(place, top - 4 - 11 * k, words, 9, "#666666", "rs")
+        for k, words in enumerate(reversed(text.split("\n"))):
+            sketch.text(place, top - 4 - 11 * k, words, 9, "#666666", "rs")
     sketch.line([(across(line), top - 4), (across(line), bottom)])
     sketch.axis(across, bottom, 6)
     return sketch.picture()
 
-
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #1225e517
-def _around(scores, detector, line, order, n): # {title: rows of the score table}
+def _around(scores, detector, line, order, n):  # {title: rows of the score table}
     known, ood = by_role(scores)
     strange = pd.concat(ood.values())
     passed, lost = strange[strange[detector] >= line], known[known[detector] < line]
-    if order == "worst": return {"OOD, accepted: the highest scores first": passed.nlargest(n, detector), "ID, rejected: the lowest scores first": lost.nsmallest(n, detector)}
-    if order == "near": return {"OOD, accepted: just above the line": passed.nsmallest(n, detector), "ID, rejected: just below the line": lost.nlargest(n, detector)}
+    if order == "worst":
+        return {
+            "OOD, accepted: the highest scores first": passed.nlargest(n, detector),
+            "ID, rejected: the lowest scores first": lost.nsmallest(n, detector),
+        }
+    if order == "near":
+        return {
+            "OOD, accepted: just above the line": passed.nsmallest(n, detector),
+            "ID, rejected: just below the line": lost.nlargest(n, detector),
+        }
     raise ValueError(f"There is no order {order!r}; choose 'worst' or 'near'.")
 
 
-def _labelled(rows, detector, sets, classes): # [(PIL, caption)] of rows of a score table
+def _labelled(rows, detector, sets, classes):  # [(PIL, caption)] of rows of a score table
     places, found = {}, []
     for row in rows.to_dict("records"):
         images = sets.get(row["dataset"])
-        if images is None: raise ValueError(f"The pictures of {row['dataset']!r} are needed; image_sets has {', '.join(sets) or 'none'}. Give the ImageSets that were scored.")
-        if row["dataset"] not in places: places[row["dataset"]] = {name: i for i, name in enumerate(images.ids)}
+        if images is None:
+            raise ValueError(
+                f"The pictures of {row['dataset']!r} are needed; image_sets has {', '.join(sets) or 'none'}. Give the ImageSets that were scored."
+            )
+        if row["dataset"] not in places:
+            places[row["dataset"]] = {name: i for i, name in enumerate(images.ids)}
         guess, true = row.get(f"prediction:{detector}", row.get("prediction", -1)), row["label"]
         true = images.class_names[true] if 0 <= true < len(images.class_names) else row["dataset"]
-        found.append((images.read(places[row["dataset"]][row["image_id"]]), f"{true}\n" + (f"→ {classes[guess]}" if 0 <= guess < len(classes) else f"{row[detector]:.4g}")))
+        found.append(
+            (
+                images.read(places[row["dataset"]][row["image_id"]]),
+                f"{true}\n"
+                + (f"→ {classes[guess]}" if 0 <= guess < len(classes) else f"{row[detector]:.4g}"),
+            )
+        )
     return found
 
 
 def score_panel(
-    scores, # score table
-    detector=None, # column of it; None: the first
-    accepted=95.0, # percent of the ID pictures that the line is to accept
-    image_sets=(), # ImageSets (or a dict of them) that were scored, for the pictures; none: no pictures
-    order="worst", # pictures: "worst" mistakes first, or those "near" the line
-    n=8, # pictures of either kind
+    scores,  # score table
+    detector=None,  # column of it; None: the first
+    accepted=95.0,  # percent of the ID pictures that the line is to accept
+    # ImageSets (or a dict of them) that were scored, for the pictures; none: no pictures
+    image_sets=(),
+    order="worst",  # pictures: "worst" mistakes first, or those "near" the line
+    n=8,  # pictures of either kind
 ) -> Panel:
     "Scores of every set, a line, its price in both conventions, and the pictures on its wrong side."
     detector, classes = detector or detector_names(scores)[0], scores.attrs.get("class_names", ())
     (line, counts), (known, ood) = line_counts(scores, detector, accepted), by_role(scores)
-    sets = {f"{known['dataset'].iloc[0]} (ID)": known[detector].to_numpy()} | {name: part[detector].to_numpy() for name, part in ood.items()}
-    notes = [("", f"{100 - counts['id_rejected'].iloc[0]:.1f}", "", "")] + [tuple(f"{v:.1f}" for v in row) for row in counts[["auroc", "ood_accepted", "fpr95_id_positive", "fpr95_ood_positive"]].to_numpy()]
-    heads, marks = ("AUROC", "accepted", "FPR95\nID pos.", "FPR95\nOOD pos."), dict(zip(counts["dataset"], counts["ood_line"]))
+    sets = {f"{known['dataset'].iloc[0]} (ID)": known[detector].to_numpy()} | {
+        name: part[detector].to_numpy() for name, part in ood.items()
+    }
+    notes = [("", f"{100 - counts['id_rejected'].iloc[0]:.1f}", "", "")] + [
+        tuple(f"{v:.1f}" for v in row)
+        for row in counts[
+            ["auroc", "ood_accepted", "fpr95_id_positive", "fpr95_ood_positive"]
+        ].to_numpy()
+    ]
+    heads, marks = (
+        ("AUROC", "accepted", "FPR95\nID pos.", "FPR95\nOOD pos."),
+        dict(zip(counts["dataset"], counts["ood_line"])),
+    )
     limits = limits_of(scores[detector].to_numpy())
     picture = _hills(sets, line, notes, heads, marks, limits)
     if len(image_sets):
         image_sets = image_sets if isinstance(image_sets, dict) else {s.name: s for s in image_sets}
         around = _around(scores, detector, line, order, n)
-        picture = stack(picture, picture_grid({f"{title} ({len(rows)})" if len(rows) < n else title: _labelled(rows, detector, image_sets, classes) for title, rows in around.items()}))
-    says = (f"{detector} from {line:.5g} up is called in-distribution. ID pictures as positives: {100 - counts['id_rejected'].iloc[0]:.1f} % of them are accepted, and {counts['ood_accepted'].mean():.1f} % of the OOD pictures (mean of {len(counts)} sets). "
-            f"OOD pictures as positives: {100 - counts['ood_accepted'].mean():.1f} % of them are rejected, and {counts['id_rejected'].iloc[0]:.1f} % of the ID pictures.")
+        picture = stack(
+            picture,
+            picture_grid(
+                {
+                    f"{title} ({len(rows)})" if len(rows) < n else title: _labelled(
+                        rows, detector, image_sets, classes
+                    )
+                    for title, rows in around.items()
+                }
+            ),
+        )
+    says = (
+        f"{detector} from {line:.5g} up is called in-distribution. ID pictures as positives: {100 - counts['id_rejected'].iloc[0]:.1f} % of them are accepted, and {counts['ood_accepted'].mean():.1f} % of the OOD pictures (mean of {len(counts)} sets). "
+        f"OOD pictures as positives: {100 - counts['ood_accepted'].mean():.1f} % of them are rejected, and {counts['id_rejected'].iloc[0]:.1f} % of the ID pictures."
+    )
     return Panel(picture, says, counts.drop(columns="ood_line").round(1))
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #7351c884
 @dataclass(frozen=True, eq=False)
 class ForgetBoard:
     "A data set before anything is forgotten, and others to see what is lost elsewhere."
-    backbone: object # Backbone
-    images: object # ImageSet whose classes can be forgotten
-    own: Recognition # of its pictures
-    others: dict # name -> Recognition of other data sets
-    preserve: tuple # names to preserve, as written
-    kept: dict = field(default_factory=dict, repr=False) # the last patches
+
+    backbone: object  # Backbone
+    images: object  # ImageSet whose classes can be forgotten
+    own: Recognition  # of its pictures
+    others: dict  # name -> Recognition of other data sets
+    preserve: tuple  # names to preserve, as written
+    kept: dict = field(default_factory=dict, repr=False)  # the last patches
 
     def patch(
         self,
-        names, # classes to forget; none: no patch
-        forget_weight=None, # of the recipe; None: the protocol's
+        names,  # classes to forget; none: no patch
+        forget_weight=None,  # of the recipe; None: the protocol's
         preserve_weight=None,
-    ): # ProjectionPatch or None
+    ):  # ProjectionPatch or None
         "The closed form of the recipe."
-        if not names: return None
-        changes = {name: float(value) for name, value in (("forget_weight", forget_weight), ("preserve_weight", preserve_weight)) if value is not None}
+        if not names:
+            return None
+        changes = {
+            name: float(value)
+            for name, value in (
+                ("forget_weight", forget_weight),
+                ("preserve_weight", preserve_weight),
+            )
+            if value is not None
+        }
         key = (tuple(names), *changes.items())
         if key not in self.kept:
             recipe = protocol_recipe(self.images.name, self.backbone.name, len(names), **changes)
-            self.kept[key] = solve_many(self.backbone, [ForgetTask(list(names), self.images, self.preserve, recipe)])[0]
-            for old in list(self.kept)[:-20]: del self.kept[old]
+            self.kept[key] = solve_many(
+                self.backbone, [ForgetTask(list(names), self.images, self.preserve, recipe)]
+            )[0]
+            for old in list(self.kept)[:-20]:
+                del self.kept[old]
         return self.kept[key]
 
 
 def forget_board(
-    backbone, # Backbone
-    images, # ImageSet with labels
-    others=(), # ImageSets with labels
-    preserve=(), # names to preserve, see `load_preserve`
-    templates="photo.", # of the class prompts
-    **options, # of `extract`
+    backbone,  # Backbone
+    images,  # ImageSet with labels
+    others=(),  # ImageSets with labels
+    preserve=(),  # names to preserve, see `load_preserve`
+    templates="photo.",  # of the class prompts
+    **options,  # of `extract`
 ) -> ForgetBoard:
     "Encode pictures and class names once."
     own, *rest = (recognise(backbone, one, templates, **options) for one in (images, *others))
-    return ForgetBoard(backbone, images.subset(np.asarray(images.labels) >= 0), own, {r.name: r for r in rest}, tuple(preserve))
+    return ForgetBoard(
+        backbone,
+        images.subset(np.asarray(images.labels) >= 0),
+        own,
+        {r.name: r for r in rest},
+        tuple(preserve),
+    )
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #89a7cf43
-def _found(board, recognition, position, n): # the pictures nearest to a class's text, with their true classes
-    sims = recognition.image_features.to(recognition.text_features) @ recognition.text_features[position]
-    return [(board.images.read(i), f"{recognition.class_names[recognition.labels[i]]}\n{float(sims[i]):.3f}") for i in sims.topk(min(n, len(sims))).indices.tolist()]
+def _found(
+    board, recognition, position, n
+):  # the pictures nearest to a class's text, with their true classes
+    sims = (
+        recognition.image_features.to(recognition.text_features)
+        @ recognition.text_features[position]
+    )
+    return [
+        (
+            board.images.read(i),
+            f"{recognition.class_names[recognition.labels[i]]}\n{float(sims[i]):.3f}",
+        )
+        for i in sims.topk(min(n, len(sims))).indices.tolist()
+    ]
 
 
-def _changes(table): # PIL: one line per quantity, ring before, dot after
+def _changes(table):  # PIL: one line per quantity, ring before, dot after
     left = 16 + round(max(font(11).getlength(what) for what in table["what"]))
     sketch, across = Sketch(720, 21 * len(table) + 40), Scale(-3, 104, left, 620)
     for k, row in enumerate(table.to_dict("records")):
         y, before, after = 12 + 21 * k, across(row["before"]), across(row["after"])
-        for tick in across.ticks(): sketch.line([(across(tick), y - 11), (across(tick), y + 11)], "#E8E8E8", .5)
+        for tick in across.ticks():
+            sketch.line([(across(tick), y - 11), (across(tick), y + 11)], "#E8E8E8", 0.5)
         sketch.line([(before, y), (after, y)], "#BBBBBB", 2)
         sketch.dot(after, y, ID_COLOUR, 3.5)
         sketch.dot(before, y, "#222222", 4, hollow=True)
@@ -242,33 +376,74 @@ def _changes(table): # PIL: one line per quantity, ring before, dot after
         sketch.text(632, y, f"{row['before']:.0f} → {row['after']:.0f}", 11)
     sketch.axis(across, 21 * len(table) + 3)
     sketch.text(632, 21 * len(table) + 12, "accuracy, %", 9, "#666666")
-    sketch.text((left + 620) / 2, 21 * len(table) + 32, "ring: before, dot: after", 9, "#666666", "mm")
+    sketch.text(
+        (left + 620) / 2, 21 * len(table) + 32, "ring: before, dot: after", 9, "#666666", "mm"
+    )
     return sketch.picture()
 
 
 def forget_panel(
-    board, # ForgetBoard
-    names=(), # classes to forget; none: the model as it was
-    forget_weight=None, # of the recipe; None: the protocol's
+    board,  # ForgetBoard
+    names=(),  # classes to forget; none: the model as it was
+    forget_weight=None,  # of the recipe; None: the protocol's
     preserve_weight=None,
-    shown=None, # class whose retrieval is shown; None: the first forgotten one
-    n=8, # pictures of the retrieval
+    shown=None,  # class whose retrieval is shown; None: the first forgotten one
+    n=8,  # pictures of the retrieval
 ) -> Panel:
     "Accuracy, neighbours and retrieval before and after classes are forgotten."
     names, classes = list(names), list(board.own.class_names)
-    if names: class_positions(names, classes)
-    patch, shown = board.patch(names, forget_weight, preserve_weight), shown or (names or classes)[0]
-    position, after, gone = class_positions(shown, classes)[0], board.own.patched(patch), np.isin(board.own.labels, [classes.index(name) for name in names])
+    if names:
+        class_positions(names, classes)
+    patch, shown = (
+        board.patch(names, forget_weight, preserve_weight),
+        shown or (names or classes)[0],
+    )
+    position, after, gone = (
+        class_positions(shown, classes)[0],
+        board.own.patched(patch),
+        np.isin(board.own.labels, [classes.index(name) for name in names]),
+    )
     accuracy = lambda r, rows=slice(None): 100 * float((r.predictions == r.labels)[rows].mean())
     rows = [("forgotten", accuracy(board.own, gone), accuracy(after, gone))] if names else []
-    rows += [("other classes" if names else "all classes", accuracy(board.own, ~gone), accuracy(after, ~gone))] if (~gone).any() else []
+    rows += (
+        [
+            (
+                "other classes" if names else "all classes",
+                accuracy(board.own, ~gone),
+                accuracy(after, ~gone),
+            )
+        ]
+        if (~gone).any()
+        else []
+    )
     rows += [(name, accuracy(r), accuracy(r.patched(patch))) for name, r in board.others.items()]
     changes = class_changes(board.own, after, names or [shown])
-    rows += [(f"class {c['class']}", c["before"], c["after"]) for c in changes[~changes["forgotten"] & (changes["images"] > 0)].head(5).to_dict("records")] if names else []
+    rows += (
+        [
+            (f"class {c['class']}", c["before"], c["after"])
+            for c in changes[~changes["forgotten"] & (changes["images"] > 0)]
+            .head(5)
+            .to_dict("records")
+        ]
+        if names
+        else []
+    )
     table = pd.DataFrame(rows, columns=["what", "before", "after"])
     takes = changes[changes["takes"] > 0].nlargest(3, "takes") if names else changes.head(0)
-    says = f"Forgotten: {', '.join(names)}. Accuracy on {'it' if len(names) == 1 else 'them'}: {rows[0][1]:.0f} → {rows[0][2]:.0f} %, on the other classes {rows[1][1]:.0f} → {rows[1][2]:.0f} %. " if names and (~gone).any() else "" if names else "Nothing is forgotten. "
-    says += f"Its pictures are now called {', '.join(f'{n} ({t})' for n, t in zip(takes['class'], takes['takes']))}. " if len(takes) else ""
-    found = {f"'{shown}' finds" + ", before" * bool(names): _found(board, board.own, position, n)} | ({f"'{shown}' finds, after": _found(board, after, position, n)} if names else {})
+    says = (
+        f"Forgotten: {', '.join(names)}. Accuracy on {'it' if len(names) == 1 else 'them'}: {rows[0][1]:.0f} → {rows[0][2]:.0f} %, on the other classes {rows[1][1]:.0f} → {rows[1][2]:.0f} %. "
+        if names and (~gone).any()
+        else ""
+        if names
+        else "Nothing is forgotten. "
+    )
+    says += (
+        f"Its pictures are now called {', '.join(f'{n} ({t})' for n, t in zip(takes['class'], takes['takes']))}. "
+        if len(takes)
+        else ""
+    )
+    found = {
+        f"'{shown}' finds" + ", before" * bool(names): _found(board, board.own, position, n)
+    } | ({f"'{shown}' finds, after": _found(board, after, position, n)} if names else {})
     picture = stack(_changes(table), picture_grid(found))
     return Panel(picture, says.strip(), table.round(1))

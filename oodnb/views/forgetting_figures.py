@@ -15,54 +15,140 @@ from ..pipeline.rows import ROW_COLUMNS, average_seeds
 
 # %% ../../nbs/15_views/03_forgetting_figures.ipynb #cfe64a2b
 def task_rows(
-    table, # from `forget_variants`: variant, seed, dataset, names, classes, accuracies in percent
-    backbone, # Backbone, for its name and weights
-    scale, # "mini" or "paper"
-    run="", # name or key of the run
-) -> pd.DataFrame: # rows, one per number, averaged over seeds
+    table,  # from `forget_variants`: variant, seed, dataset, names, classes, accuracies in percent
+    backbone,  # Backbone, for its name and weights
+    scale,  # "mini" or "paper"
+    run="",  # name or key of the run
+) -> pd.DataFrame:  # rows, one per number, averaged over seeds
     "Accuracies before and after forgetting, task by task, as rows."
-    fixed = {"paper": "forget", "backbone": backbone.name.removesuffix("-quickgelu"), "source": "oodnb", "std": np.nan, "scale": scale, "run": run}
+    fixed = {
+        "paper": "forget",
+        "backbone": backbone.name.removesuffix("-quickgelu"),
+        "source": "oodnb",
+        "std": np.nan,
+        "scale": scale,
+        "run": run,
+    }
     found = []
     for row in table.to_dict("records"):
         kind = "single" if row["classes"] == 1 else "multi"
         setting = f"{backbone.pretrained or 'own weights'}; {kind}: {row['names']}"
-        after = {"forget_accuracy": row["forget"], "retain_accuracy": row["other"]} | ({"forgetting_score": row["score"]} if np.isfinite(row.get("score", np.nan)) else {})
-        before = {"forget_accuracy": row["forget_before"], "retain_accuracy": row["other_before"]} | ({"forget_accuracy_by_image": row["forget_before_by_image"]} if kind == "multi" else {})
-        elsewhere = {name.removesuffix("_before"): row[name.removesuffix("_before")] for name in row if name.endswith("_before") and isinstance(row.get(name.removesuffix("_before")), float)}
-        own = {"table": kind, "method": "forget", "setting": f"{setting}; {row['variant']}", "dataset": row["dataset"], "seeds": str(row["seed"])}
-        found += [{**fixed, **own, "metric": metric, "value": value} for metric, value in after.items()]
-        found += [{**fixed, **own, "dataset": name, "metric": "accuracy", "value": value} for name, value in elsewhere.items() if name not in ("forget", "other", "elsewhere")]
-        found += [{**fixed, **own, "table": "zero_shot", "method": "zero_shot", "setting": setting, "seeds": "", "metric": metric, "value": value} for metric, value in before.items()]
+        after = {"forget_accuracy": row["forget"], "retain_accuracy": row["other"]} | (
+            {"forgetting_score": row["score"]} if np.isfinite(row.get("score", np.nan)) else {}
+        )
+        before = {
+            "forget_accuracy": row["forget_before"],
+            "retain_accuracy": row["other_before"],
+        } | ({"forget_accuracy_by_image": row["forget_before_by_image"]} if kind == "multi" else {})
+        elsewhere = {
+            name.removesuffix("_before"): row[name.removesuffix("_before")]
+            for name in row
+            if name.endswith("_before") and isinstance(row.get(name.removesuffix("_before")), float)
+        }
+        own = {
+            "table": kind,
+            "method": "forget",
+            "setting": f"{setting}; {row['variant']}",
+            "dataset": row["dataset"],
+            "seeds": str(row["seed"]),
+        }
+        found += [
+            {**fixed, **own, "metric": metric, "value": value} for metric, value in after.items()
+        ]
+        found += [
+            {**fixed, **own, "dataset": name, "metric": "accuracy", "value": value}
+            for name, value in elsewhere.items()
+            if name not in ("forget", "other", "elsewhere")
+        ]
+        found += [
+            {
+                **fixed,
+                **own,
+                "table": "zero_shot",
+                "method": "zero_shot",
+                "setting": setting,
+                "seeds": "",
+                "metric": metric,
+                "value": value,
+            }
+            for metric, value in before.items()
+        ]
     rows = pd.DataFrame(found, columns=list(ROW_COLUMNS)).dropna(subset="value")
-    return average_seeds(rows.drop_duplicates(["table", "method", "setting", "dataset", "metric", "seeds"]))
+    return average_seeds(
+        rows.drop_duplicates(["table", "method", "setting", "dataset", "metric", "seeds"])
+    )
 
 # %% ../../nbs/15_views/03_forgetting_figures.ipynb #4f8314ef
 _PANELS = {"forget": "forgotten class", "other": "other classes", "elsewhere": "other data sets"}
 
 
 def plot_tasks(
-    table, # from `forget_variants`
+    table,  # from `forget_variants`
 ) -> DataFigure:
     "Accuracy before and after forgetting, one line per task."
-    variants, tasks = list(table["variant"].unique()), list(dict.fromkeys(zip(table["dataset"], table["names"])))
+    variants, tasks = (
+        list(table["variant"].unique()),
+        list(dict.fromkeys(zip(table["dataset"], table["names"]))),
+    )
     means = table.groupby(["variant", "dataset", "names"], sort=False)
-    data = pd.concat({m: means[m].agg(["mean", "min", "max"]).assign(before=means[f"{m}_before"].mean()) for m in _PANELS}, names=["measure"]).reset_index()
-    place = {task: -i - .6 * len({d for d, _ in tasks[:i + 1]}) for i, task in enumerate(tasks)}
+    data = pd.concat(
+        {
+            m: means[m].agg(["mean", "min", "max"]).assign(before=means[f"{m}_before"].mean())
+            for m in _PANELS
+        },
+        names=["measure"],
+    ).reset_index()
+    place = {task: -i - 0.6 * len({d for d, _ in tasks[: i + 1]}) for i, task in enumerate(tasks)}
     with style():
-        figure = DataFigure(figsize=(6.6, .7 + .21 * len(tasks) + .12 * len({d for d, _ in tasks})), layout="constrained")
+        figure = DataFigure(
+            figsize=(6.6, 0.7 + 0.21 * len(tasks) + 0.12 * len({d for d, _ in tasks})),
+            layout="constrained",
+        )
         FigureCanvasAgg(figure)
         for axis, (measure, title) in zip(figure.subplots(1, 3, sharey=True), _PANELS.items()):
             for i, variant in enumerate(variants):
                 part = data[(data["measure"] == measure) & (data["variant"] == variant)]
-                y = np.array([place[task] for task in zip(part["dataset"], part["names"])]) + (.5 - (i + .5) / len(variants)) * .62
+                y = (
+                    np.array([place[task] for task in zip(part["dataset"], part["names"])])
+                    + (0.5 - (i + 0.5) / len(variants)) * 0.62
+                )
                 colour = (ID_COLOUR, *COLOURS)[i % (len(COLOURS) + 1)]
-                axis.hlines(y, part["min"], part["max"], color=colour, linewidth=2.2, alpha=.35, label="lowest to highest seed" if i == 0 and (data["max"] > data["min"]).any() else None)
+                axis.hlines(
+                    y,
+                    part["min"],
+                    part["max"],
+                    color=colour,
+                    linewidth=2.2,
+                    alpha=0.35,
+                    label="lowest to highest seed"
+                    if i == 0 and (data["max"] > data["min"]).any()
+                    else None,
+                )
                 axis.plot(part["mean"], y, "o", color=colour, markersize=3, label=variant)
             first = data[(data["measure"] == measure) & (data["variant"] == variants[0])]
-            axis.plot(first["before"], [place[task] for task in zip(first["dataset"], first["names"])], "o", color="#222222", markersize=4.6, fillstyle="none", markeredgewidth=.7, label="before")
-            axis.set(title=title, xlim=(-4, 104), xlabel="accuracy, %", yticks=[place[task] for task in tasks], yticklabels=[names.replace("|", ", ") for _, names in tasks])
-            axis.grid(axis="x", color="#E4E4E4", linewidth=.5)
+            axis.plot(
+                first["before"],
+                [place[task] for task in zip(first["dataset"], first["names"])],
+                "o",
+                color="#222222",
+                markersize=4.6,
+                fillstyle="none",
+                markeredgewidth=0.7,
+                label="before",
+            )
+            axis.set(
+                title=title,
+                xlim=(-4, 104),
+                xlabel="accuracy, %",
+                yticks=[place[task] for task in tasks],
+                yticklabels=[names.replace("|", ", ") for _, names in tasks],
+            )
+            axis.grid(axis="x", color="#E4E4E4", linewidth=0.5)
             axis.tick_params(axis="y", length=0)
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(variants) + 2)
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=len(variants) + 2,
+        )
     figure.data = data
     return figure

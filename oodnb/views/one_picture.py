@@ -29,196 +29,327 @@ from .chart import Scale, Sketch
 @dataclass(frozen=True, eq=False)
 class RegionProbe:
     "A picture with the features of its regions, and the texts it can be compared with."
+
     image: Image.Image
-    whole: torch.Tensor # feature of the picture [1, D]
-    local: torch.Tensor # of its regions [R, D]
-    grid: tuple # rows, columns
-    box: tuple # what the model saw, see `seen_box`
-    texts: dict # name -> text vectors [C, D]
-    class_names: list # C
-    mask: np.ndarray | None = None # true outline [H, W]
+    whole: torch.Tensor  # feature of the picture [1, D]
+    local: torch.Tensor  # of its regions [R, D]
+    grid: tuple  # rows, columns
+    box: tuple  # what the model saw, see `seen_box`
+    texts: dict  # name -> text vectors [C, D]
+    class_names: list  # C
+    mask: np.ndarray | None = None  # true outline [H, W]
 
 
 def probe_regions(
-    backbone, # Backbone with local features
-    image, # PIL
-    class_names, # C names
-    texts=None, # dict: name -> text vectors [C, D] or PromptContext; None: "a photo of a ..."
-    mask=None, # true outline of the main object [H, W], where it is known
+    backbone,  # Backbone with local features
+    image,  # PIL
+    class_names,  # C names
+    texts=None,  # dict: name -> text vectors [C, D] or PromptContext; None: "a photo of a ..."
+    mask=None,  # true outline of the main object [H, W], where it is known
 ) -> RegionProbe:
     "Ask the image tower once."
-    if backbone.grid is None: raise ValueError(f"The backbone {backbone.name} has no local features, so it has no regions; use a CLIP vision transformer or ResNet.")
+    if backbone.grid is None:
+        raise ValueError(
+            f"The backbone {backbone.name} has no local features, so it has no regions; use a CLIP vision transformer or ResNet."
+        )
     names = clean_names(class_names)
-    with torch.no_grad(): found = {title: encode_prompts(t).float() if isinstance(t, PromptContext) else t for title, t in (texts or {"zero-shot": zero_shot_classifier(backbone, names)}).items()}
+    with torch.no_grad():
+        found = {
+            title: encode_prompts(t).float() if isinstance(t, PromptContext) else t
+            for title, t in (texts or {"zero-shot": zero_shot_classifier(backbone, names)}).items()
+        }
     wrong = next((title for title, t in found.items() if len(t) != len(names)), None)
-    if wrong is not None: raise ValueError(f"The texts {wrong!r} have {len(found[wrong])} rows for {len(names)} class names; give one row per class.")
+    if wrong is not None:
+        raise ValueError(
+            f"The texts {wrong!r} have {len(found[wrong])} rows for {len(names)} class names; give one row per class."
+        )
     whole, local = backbone.encode_images(backbone.preprocess(image)[None], local=True)
-    return RegionProbe(image, whole.cpu(), local[0].cpu(), backbone.grid, seen_box(backbone.preprocess, image.size), {title: t.cpu() for title, t in found.items()}, list(names), mask)
+    return RegionProbe(
+        image,
+        whole.cpu(),
+        local[0].cpu(),
+        backbone.grid,
+        seen_box(backbone.preprocess, image.size),
+        {title: t.cpu() for title, t in found.items()},
+        list(names),
+        mask,
+    )
 
 # %% ../../nbs/15_views/05_one_picture.ipynb #b71bee9f
-def _tinted(image, box, share, colour=tuple(int(ID_COLOUR[i:i + 2], 16) for i in (1, 3, 5))): # the picture in grey, coloured as strongly as `share` [rows, columns] says
+def _tinted(
+    image, box, share, colour=tuple(int(ID_COLOUR[i : i + 2], 16) for i in (1, 3, 5))
+):  # the picture in grey, coloured as strongly as `share` [rows, columns] says
     left, top, right, bottom = (round(v) for v in box)
     cover = Image.new("L", image.size)
-    cover.paste(Image.fromarray(np.uint8(np.rint(230 * np.clip(share, 0, 1)))).resize((right - left, bottom - top), Image.Resampling.BICUBIC), (left, top))
-    return Image.composite(Image.new("RGB", image.size, colour), image.convert("L").convert("RGB"), cover)
+    cover.paste(
+        Image.fromarray(np.uint8(np.rint(230 * np.clip(share, 0, 1)))).resize(
+            (right - left, bottom - top), Image.Resampling.BICUBIC
+        ),
+        (left, top),
+    )
+    return Image.composite(
+        Image.new("RGB", image.size, colour), image.convert("L").convert("RGB"), cover
+    )
 
 
 def region_panel(
-    probe, # RegionProbe
-    texts=None, # which of its texts; None: the first
-    label=None, # class name; None: the predicted class
-    top_k=None, # regions where the class is not among so many are OOD; None: a fifth of the classes
-    temperature=1.0, # of the softmax over classes
-    size=190, # pixels of the longer side of each view
+    probe,  # RegionProbe
+    texts=None,  # which of its texts; None: the first
+    label=None,  # class name; None: the predicted class
+    # regions where the class is not among so many are OOD; None: a fifth of the classes
+    top_k=None,
+    temperature=1.0,  # of the softmax over classes
+    size=190,  # pixels of the longer side of each view
 ) -> Panel:
     "OOD regions for a class, by rank and by probability."
     texts = texts or next(iter(probe.texts))
-    if texts not in probe.texts: raise ValueError(f"There are no texts {texts!r}; the probe has {', '.join(probe.texts)}.")
+    if texts not in probe.texts:
+        raise ValueError(f"There are no texts {texts!r}; the probe has {', '.join(probe.texts)}.")
     whole, sims = (cosine_sims(x, probe.texts[texts]) for x in (probe.whole, probe.local))
     label = probe.class_names[int(whole.argmax())] if label is None else label
-    if label not in probe.class_names: raise ValueError(f"There is no class {label!r} among the {len(probe.class_names)}.")
-    y, top_k = probe.class_names.index(label), default_top_k(len(probe.class_names)) if top_k is None else top_k
-    regions = regions_from_logits(sims, y, top_k, probe.grid, box=probe.box, size=probe.image.size, class_name=label)
+    if label not in probe.class_names:
+        raise ValueError(f"There is no class {label!r} among the {len(probe.class_names)}.")
+    y, top_k = (
+        probe.class_names.index(label),
+        default_top_k(len(probe.class_names)) if top_k is None else top_k,
+    )
+    regions = regions_from_logits(
+        sims, y, top_k, probe.grid, box=probe.box, size=probe.image.size, class_name=label
+    )
     share = torch.softmax(sims / temperature, -1)[:, y].reshape(probe.grid).numpy()
-    table = {"texts": texts, "class": label, "top_k": top_k, "temperature": temperature, "ood_regions": int(regions.ood.sum()), "regions": regions.rank.size, "best_rank": int(regions.rank.min()), "largest_probability": float(share.max()),
-             "mcm": float(mcm(whole, temperature)), "l_mcm": float(l_mcm(sims[None], temperature)), "gl_mcm": float(gl_mcm(whole, sims[None], temperature))}
+    table = {
+        "texts": texts,
+        "class": label,
+        "top_k": top_k,
+        "temperature": temperature,
+        "ood_regions": int(regions.ood.sum()),
+        "regions": regions.rank.size,
+        "best_rank": int(regions.rank.min()),
+        "largest_probability": float(share.max()),
+        "mcm": float(mcm(whole, temperature)),
+        "l_mcm": float(l_mcm(sims[None], temperature)),
+        "gl_mcm": float(gl_mcm(whole, sims[None], temperature)),
+    }
     marked = ""
     if probe.mask is not None:
         found = region_scores([regions], [probe.mask]).iloc[0]
         table |= {name: float(found[name]) for name in ("precision", "recall", "iou")}
         marked = f" Against the true outline: precision {table['precision']:.0f} %, recall {table['recall']:.0f} % of the background."
     says = f"{table['ood_regions']} of {table['regions']} regions are OOD for {label!r}: it is not among their first {top_k} of {len(probe.class_names)} classes. The model calls the picture {probe.class_names[int(whole.argmax())]!r}.{marked} At temperature {temperature:.3g}: MCM {table['mcm']:.4g}, L-MCM {table['l_mcm']:.4g}, GL-MCM {table['gl_mcm']:.4g}."
-    views = {"picture": probe.image, f"OOD at K = {top_k}": overlay(probe.image, regions), "rank: blue first": heat(probe.image, regions), f"p ≤ {share.max():.2f} at T = {temperature:.3g}": _tinted(probe.image, probe.box, share)}
-    return Panel(stack(*(picture_grid({title: [(view, "")]}, size, 1) for title, view in views.items()), across=True), says, pd.DataFrame([table]))
+    views = {
+        "picture": probe.image,
+        f"OOD at K = {top_k}": overlay(probe.image, regions),
+        "rank: blue first": heat(probe.image, regions),
+        f"p ≤ {share.max():.2f} at T = {temperature:.3g}": _tinted(probe.image, probe.box, share),
+    }
+    return Panel(
+        stack(
+            *(picture_grid({title: [(view, "")]}, size, 1) for title, view in views.items()),
+            across=True,
+        ),
+        says,
+        pd.DataFrame([table]),
+    )
 
 # %% ../../nbs/15_views/05_one_picture.ipynb #c829bf57
 @dataclass(frozen=True, eq=False)
 class Gallery:
     "A benchmark with its features, to hold single pictures against."
-    backbone: object # Backbone
-    sets: dict # name -> ImageSet; the first one has the classes
-    features: dict # name -> Features
-    kept: dict = field(default_factory=dict, repr=False) # the last lists of names with what was computed for them
+
+    backbone: object  # Backbone
+    sets: dict  # name -> ImageSet; the first one has the classes
+    features: dict  # name -> Features
+    # the last lists of names with what was computed for them
+    kept: dict = field(default_factory=dict, repr=False)
 
     def picture(
         self,
-        name, # of a set
-        index, # position in it; counts round
-    ): # (PIL, Features of one picture)
+        name,  # of a set
+        index,  # position in it; counts round
+    ):  # (PIL, Features of one picture)
         images = self.sets[name]
         return images.read(index % len(images)), self.features[name].subset([index % len(images)])
 
     def encode(
         self,
-        image, # PIL
-    ) -> Features: # of one picture
+        image,  # PIL
+    ) -> Features:  # of one picture
         "Features of a picture from anywhere."
         row = self.backbone.encode_images(self.backbone.preprocess(image)[None]).cpu()
         return Features(row, np.array([-1]), ["picture"], "picture", "", self.backbone.fingerprint)
 
 
 def make_gallery(
-    backbone, # Backbone
-    id_set, # ImageSet with labels
-    ood_sets, # ImageSets
-    **options, # of `extract`
+    backbone,  # Backbone
+    id_set,  # ImageSet with labels
+    ood_sets,  # ImageSets
+    **options,  # of `extract`
 ) -> Gallery:
     "Encode a benchmark once."
     sets = {images.name: images for images in (id_set, *ood_sets)}
-    gallery = Gallery(backbone, sets, {name: extract(backbone, images, **options) for name, images in sets.items()})
+    gallery = Gallery(
+        backbone,
+        sets,
+        {name: extract(backbone, images, **options) for name, images in sets.items()},
+    )
     lost = [name for name, features in gallery.features.items() if len(features) != len(sets[name])]
-    if lost: raise ValueError(f"{lost[0]!r} has pictures that cannot be read, so positions in it mean nothing; leave them out with readable(...) first.")
+    if lost:
+        raise ValueError(
+            f"{lost[0]!r} has pictures that cannot be read, so positions in it mean nothing; leave them out with readable(...) first."
+        )
     return gallery
 
 # %% ../../nbs/15_views/05_one_picture.ipynb #cb9c6d3d
-def _split_known(gallery, names): # (Features of the pictures of the named classes, {set: Features} of all others)
+def _split_known(
+    gallery, names
+):  # (Features of the pictures of the named classes, {set: Features} of all others)
     first, wanted = next(iter(gallery.sets)), {name.casefold() for name in names}
-    features, classes = gallery.features[first], np.array([c.casefold() in wanted for c in gallery.sets[first].class_names], dtype=bool)
+    features, classes = (
+        gallery.features[first],
+        np.array([c.casefold() in wanted for c in gallery.sets[first].class_names], dtype=bool),
+    )
     own = (features.labels >= 0) & classes[features.labels]
-    others = {f"other classes of {first}": features.subset(~own)} | {name: f for name, f in gallery.features.items() if name != first}
+    others = {f"other classes of {first}": features.subset(~own)} | {
+        name: f for name, f in gallery.features.items() if name != first
+    }
     return features.subset(own), {name: f for name, f in others.items() if len(f)}
 
 
-def _scored(gallery, names, kinds, templates): # (text vectors [K, D], detectors, {detector: {set: scores}}), kept for the last lists of names
+def _scored(
+    gallery, names, kinds, templates
+):  # (text vectors [K, D], detectors, {detector: {set: scores}}), kept for the last lists of names
     key = (tuple(names), tuple(kinds), str(templates))
     if key not in gallery.kept:
         texts = zero_shot_classifier(gallery.backbone, names, templates)
-        detectors, (known, others) = text_detectors(texts, names, kinds, gallery.backbone.logit_scale), _split_known(gallery, names)
-        for old in list(gallery.kept)[:-3]: del gallery.kept[old]
-        gallery.kept[key] = texts, detectors, {d.name: {name: d.score(f).numpy() for name, f in {"known": known, **others}.items()} for d in detectors}
+        detectors, (known, others) = (
+            text_detectors(texts, names, kinds, gallery.backbone.logit_scale),
+            _split_known(gallery, names),
+        )
+        for old in list(gallery.kept)[:-3]:
+            del gallery.kept[old]
+        gallery.kept[key] = (
+            texts,
+            detectors,
+            {
+                d.name: {name: d.score(f).numpy() for name, f in {"known": known, **others}.items()}
+                for d in detectors
+            },
+        )
     return gallery.kept[key]
 
 
 def judge_picture(
-    gallery, # Gallery
-    one, # Features of one picture
-    class_names, # names, typed freely
-    detectors=("mcm", "max_logit", "energy"), # score names that need no regions
-    accepted=95.0, # percent of the known pictures that pass
-    templates="photo", # prompts of the names
-) -> tuple: # (one row per detector, {detector: {set: scores}}, cosines with the classes [K], names)
+    gallery,  # Gallery
+    one,  # Features of one picture
+    class_names,  # names, typed freely
+    detectors=("mcm", "max_logit", "energy"),  # score names that need no regions
+    accepted=95.0,  # percent of the known pictures that pass
+    templates="photo",  # prompts of the names
+    # (one row per detector, {detector: {set: scores}}, cosines with the classes [K], names)
+) -> tuple:
     "Scores of one picture, of the known ones and of the others, with the line and the decision."
-    if not 0 < accepted < 100: raise ValueError(f"accepted is {accepted} percent of the known pictures; give a number between 0 and 100.")
+    if not 0 < accepted < 100:
+        raise ValueError(
+            f"accepted is {accepted} percent of the known pictures; give a number between 0 and 100."
+        )
     names, rows = list(clean_names(class_names)), []
     texts, detectors, scores = _scored(gallery, names, detectors, templates)
     below = lambda values, own: 100 * float((values < own).mean()) if len(values) else np.nan
     for detector in detectors:
         own, sets = float(detector.score(one)), scores[detector.name]
-        strange, few = np.concatenate([v for name, v in sets.items() if name != "known"] or [np.zeros(0)]), (len(sets["known"]) + 1) * (1 - accepted / 100) + 1e-9 < 1
+        strange, few = (
+            np.concatenate([v for name, v in sets.items() if name != "known"] or [np.zeros(0)]),
+            (len(sets["known"]) + 1) * (1 - accepted / 100) + 1e-9 < 1,
+        )
         line = None if few else threshold_at_tpr(sets["known"], accepted / 100)
-        rows.append({"detector": detector.name, "score": own, "line": np.nan if line is None else line.value, "decision": "no line" if line is None else "known" if line.decide(own) else "something else",
-                     "known_below": below(sets["known"], own), "others_below": below(strange, own), "known": len(sets["known"]), "others": len(strange)})
+        rows.append(
+            {
+                "detector": detector.name,
+                "score": own,
+                "line": np.nan if line is None else line.value,
+                "decision": "no line"
+                if line is None
+                else "known"
+                if line.decide(own)
+                else "something else",
+                "known_below": below(sets["known"], own),
+                "others_below": below(strange, own),
+                "known": len(sets["known"]),
+                "others": len(strange),
+            }
+        )
     return pd.DataFrame(rows), scores, cosine_sims(one.image_features, texts)[0].numpy(), names
 
 # %% ../../nbs/15_views/05_one_picture.ipynb #df88fe9f
-def _judgement(sketch, left, row, sets): # draws one detector: known and other pictures, the line, the picture
-    values = [sets["known"], np.concatenate([v for name, v in sets.items() if name != "known"] or [np.zeros(0)])]
+def _judgement(
+    sketch, left, row, sets
+):  # draws one detector: known and other pictures, the line, the picture
+    values = [
+        sets["known"],
+        np.concatenate([v for name, v in sets.items() if name != "known"] or [np.zeros(0)]),
+    ]
     limits, base = limits_of(np.concatenate([*values, [row["score"]]])), 164
     across = Scale(min(limits[0], row["score"]), max(limits[1], row["score"]), left, left + 158)
     for own, colour in zip(values, (ID_COLOUR, COLOURS[0])):
         if len(own) > 1:
             x, y = hill(own, *limits)
             curve = list(zip(across(x), base - 128 * y))
-            sketch.area([(curve[0][0], base), *curve, (curve[-1][0], base)], colour, .3)
+            sketch.area([(curve[0][0], base), *curve, (curve[-1][0], base)], colour, 0.3)
             sketch.line(curve, colour)
-    if np.isfinite(row["line"]): sketch.line([(across(row["line"]), 28), (across(row["line"]), base)], dash=(4, 3))
+    if np.isfinite(row["line"]):
+        sketch.line([(across(row["line"]), 28), (across(row["line"]), base)], dash=(4, 3))
     at = float(across(row["score"]))
     sketch.axis(across, base)
     sketch.area([(at - 5, base), (at + 5, base), (at, base - 10)], "#222222")
     sketch.text(left, 12, f"{row['detector']}: {row['decision']}", 10, bold=True)
 
 
-def _nearest(sketch, sims, names, scale, end=194, count=6): # draws cosines of the nearest classes, with their softmax
+def _nearest(
+    sketch, sims, names, scale, end=194, count=6
+):  # draws cosines of the nearest classes, with their softmax
     order = np.argsort(-sims, kind="stable")[:count]
     share = torch.softmax(torch.from_numpy(scale * sims.astype(np.float64)), 0).numpy()
     across = Scale(min(0, sims[order].min()), max(sims[order].max(), 1e-3), 128, end)
     sketch.text(128, 12, "nearest names", 10, bold=True)
     for n, k in enumerate(order):
         y = 38 + 23 * n
-        sketch.area([(across(0), y - 8), (across(sims[k]), y - 8), (across(sims[k]), y + 8), (across(0), y + 8)], ID_COLOUR if n == 0 else "#9DB9CB")
+        sketch.area(
+            [
+                (across(0), y - 8),
+                (across(sims[k]), y - 8),
+                (across(sims[k]), y + 8),
+                (across(0), y + 8),
+            ],
+            ID_COLOUR if n == 0 else "#9DB9CB",
+        )
         sketch.text(122, y, shorten(names[k], 20, placeholder="…"), 10, anchor="rm")
-        sketch.text(float(across(max(sims[k], 0))) + 4, y, f"{sims[k]:.3f} ({100 * share[k]:.0f} %)", 10)
-
+        sketch.text(
+            float(across(max(sims[k], 0))) + 4, y, f"{sims[k]:.3f} ({100 * share[k]:.0f} %)", 10
+        )
 
 # %% ../../nbs/15_views/05_one_picture.ipynb #3ca5d51c
 def image_panel(
-    gallery, # Gallery
-    image, # PIL
-    one, # its Features
-    class_names, # names, typed freely
-    detectors=("mcm", "max_logit", "energy"), # score names that need no regions
-    accepted=95.0, # percent of the known pictures that pass
-    templates="photo", # prompts of the names
+    gallery,  # Gallery
+    image,  # PIL
+    one,  # its Features
+    class_names,  # names, typed freely
+    detectors=("mcm", "max_logit", "energy"),  # score names that need no regions
+    accepted=95.0,  # percent of the known pictures that pass
+    templates="photo",  # prompts of the names
 ) -> Panel:
     "One picture, its nearest names, and where its scores lie among known and other pictures."
-    table, scores, sims, names = judge_picture(gallery, one, class_names, detectors, accepted, templates)
+    table, scores, sims, names = judge_picture(
+        gallery, one, class_names, detectors, accepted, templates
+    )
     sketch = Sketch(272 + 176 * len(table), 195)
     _nearest(sketch, sims, names, gallery.backbone.logit_scale)
-    for k, row in enumerate(table.to_dict("records")): _judgement(sketch, 282 + 176 * k, row, scores[row["detector"]])
+    for k, row in enumerate(table.to_dict("records")):
+        _judgement(sketch, 282 + 176 * k, row, scores[row["detector"]])
     picture = stack(picture_grid({"": [(image, "")]}, 170, 1), sketch.picture(), across=True)
     order = np.argsort(-sims, kind="stable")
     says = f"Nearest: {', '.join(f'{names[k]} ({sims[k]:.3f})' for k in order[:3])}. "
-    if table["decision"].iloc[0] == "no line": says += f"{table['known'].iloc[0]} pictures of these names are at hand, too few to promise that {accepted:g} % of them pass, so no line is drawn."
+    if table["decision"].iloc[0] == "no line":
+        says += f"{table['known'].iloc[0]} pictures of these names are at hand, too few to promise that {accepted:g} % of them pass, so no line is drawn."
     for row in table.to_dict("records") if table["decision"].iloc[0] != "no line" else ():
         says += f"{row['detector']} {row['score']:.5g} is {'at or above' if row['decision'] == 'known' else 'below'} the line {row['line']:.5g}: {row['decision']}; {row['known_below']:.0f} % of the {row['known']} known pictures and {row['others_below']:.0f} % of the {row['others']} others lie below it. "
     return Panel(picture, says.strip(), table)

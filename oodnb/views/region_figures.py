@@ -20,8 +20,11 @@ from ..evidence.figures import COLOURS, ID_COLOUR, DataFigure, style
 # %% ../../nbs/15_views/02_region_figures.ipynb #c1efb511
 def _placed(image, regions):
     "(picture [H, W, 3], box in it) of a picture that must be the one the map was made of."
-    if regions.size and tuple(image.size) != tuple(regions.size): raise ValueError(f"The map was made of a picture of {regions.size[0]} x {regions.size[1]} pixels, this one has {image.size[0]} x {image.size[1]}; give the original.")
-    return np.asarray(image.convert("RGB")), regions.box or (0., 0., *map(float, image.size))
+    if regions.size and tuple(image.size) != tuple(regions.size):
+        raise ValueError(
+            f"The map was made of a picture of {regions.size[0]} x {regions.size[1]} pixels, this one has {image.size[0]} x {image.size[1]}; give the original."
+        )
+    return np.asarray(image.convert("RGB")), regions.box or (0.0, 0.0, *map(float, image.size))
 
 
 def _cell_of(regions, box, shape):
@@ -34,20 +37,22 @@ def _cell_of(regions, box, shape):
     return found
 
 
-def _faded(pixels, inside, box, crop): # uint8 picture: what the model did not see goes pale, or is cut off
+def _faded(
+    pixels, inside, box, crop
+):  # uint8 picture: what the model did not see goes pale, or is cut off
     if crop:
         left, top, right, bottom = (round(v) for v in box)
-        return Image.fromarray(pixels[max(top, 0):bottom, max(left, 0):right])
-    pale = np.rint(.3 * pixels + .7 * 255).astype(np.uint8)
+        return Image.fromarray(pixels[max(top, 0) : bottom, max(left, 0) : right])
+    pale = np.rint(0.3 * pixels + 0.7 * 255).astype(np.uint8)
     return Image.fromarray(np.where(inside[..., None], pixels, pale))
 
 # %% ../../nbs/15_views/02_region_figures.ipynb #fa260aba
 def overlay(
-    image, # the original picture, PIL
-    regions, # its RegionMap
-    colour=(200, 200, 200), # of the ID regions
-    crop=False, # True: only the part that the model saw
-) -> Image.Image: # RGB, as large as the original (or as that part)
+    image,  # the original picture, PIL
+    regions,  # its RegionMap
+    colour=(200, 200, 200),  # of the ID regions
+    crop=False,  # True: only the part that the model saw
+) -> Image.Image:  # RGB, as large as the original (or as that part)
     "The paper's view: ID regions are painted over, the extracted OOD regions stay visible; what the model did not see is pale."
     pixels, box = _placed(image, regions)
     rows, columns = _cell_of(regions, box, pixels.shape)
@@ -58,77 +63,141 @@ def overlay(
 # %% ../../nbs/15_views/02_region_figures.ipynb #9a13cce2
 def _signed(regions):
     "-1 at rank 1, 0 at the cut, 1 at the last rank; logarithmic on both sides [rows, columns]."
-    cut = np.log(regions.top_k + .5)
+    cut = np.log(regions.top_k + 0.5)
     far = np.log(regions.rank) - cut
-    return np.where(far > 0, far / max(np.log(regions.classes) - cut, 1e-9), far / max(cut, 1e-9)).clip(-1, 1)
+    return np.where(
+        far > 0, far / max(np.log(regions.classes) - cut, 1e-9), far / max(cut, 1e-9)
+    ).clip(-1, 1)
 
 
-_BLUE, _RED = (tuple(int(colour[i:i + 2], 16) for i in (1, 3, 5)) for colour in (ID_COLOUR, COLOURS[0]))
+_BLUE, _RED = (
+    tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in (ID_COLOUR, COLOURS[0])
+)
 _HEAT = LinearSegmentedColormap.from_list("regions", [ID_COLOUR, "#F4F4F4", COLOURS[0]])
 
 
 def heat(
-    image, # the original picture, PIL
-    regions, # its RegionMap
-    strength=.75, # how much colour covers the picture at the ends of the scale, 0 to 1
-    crop=False, # True: only the part that the model saw
-) -> Image.Image: # RGB
+    image,  # the original picture, PIL
+    regions,  # its RegionMap
+    strength=0.75,  # how much colour covers the picture at the ends of the scale, 0 to 1
+    crop=False,  # True: only the part that the model saw
+) -> Image.Image:  # RGB
     "Soft view: blue where the class is likely, red where it is not, the picture in grey below."
     pixels, box = _placed(image, regions)
     rows, columns = _cell_of(regions, box, pixels.shape)
-    middles = [(np.arange(n) + .5 - low) / (high - low) * count - .5 for n, count, low, high in zip(pixels.shape, regions.grid, (box[1], box[0]), (box[3], box[2]))]
-    value = map_coordinates(_signed(regions), np.meshgrid(*middles, indexing="ij"), order=1, mode="nearest")[..., None]
-    grey = .35 * pixels + .65 * (pixels @ [.299, .587, .114])[..., None]
-    cover, inside = strength * np.abs(value) ** .8, (rows >= 0)[:, None] & (columns >= 0)
+    middles = [
+        (np.arange(n) + 0.5 - low) / (high - low) * count - 0.5
+        for n, count, low, high in zip(
+            pixels.shape, regions.grid, (box[1], box[0]), (box[3], box[2])
+        )
+    ]
+    value = map_coordinates(
+        _signed(regions), np.meshgrid(*middles, indexing="ij"), order=1, mode="nearest"
+    )[..., None]
+    grey = 0.35 * pixels + 0.65 * (pixels @ [0.299, 0.587, 0.114])[..., None]
+    cover, inside = strength * np.abs(value) ** 0.8, (rows >= 0)[:, None] & (columns >= 0)
     mixed = (1 - cover) * grey + cover * np.where(value > 0, _RED, _BLUE)
-    return _faded(np.where(inside[..., None], np.rint(mixed).astype(np.uint8), pixels), inside, box, crop)
+    return _faded(
+        np.where(inside[..., None], np.rint(mixed).astype(np.uint8), pixels), inside, box, crop
+    )
 
 # %% ../../nbs/15_views/02_region_figures.ipynb #8a523336
-def _panel(axis, picture, regions=None): # one picture without axes; a frame shows what the model saw
-    axis.imshow(np.asarray(picture), interpolation="nearest" if max(picture.size) < 200 else "antialiased")
+def _panel(
+    axis, picture, regions=None
+):  # one picture without axes; a frame shows what the model saw
+    axis.imshow(
+        np.asarray(picture), interpolation="nearest" if max(picture.size) < 200 else "antialiased"
+    )
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
-    if regions is not None and regions.box and tuple(regions.box) != (0., 0., *map(float, picture.size)):
+    if (
+        regions is not None
+        and regions.box
+        and tuple(regions.box) != (0.0, 0.0, *map(float, picture.size))
+    ):
         left, top, right, bottom = regions.box
-        axis.add_patch(Rectangle((left - .5, top - .5), right - left, bottom - top, fill=False, edgecolor="#222222", linewidth=.8, linestyle=(0, (3, 2))))
+        axis.add_patch(
+            Rectangle(
+                (left - 0.5, top - 0.5),
+                right - left,
+                bottom - top,
+                fill=False,
+                edgecolor="#222222",
+                linewidth=0.8,
+                linestyle=(0, (3, 2)),
+            )
+        )
 
 
 def plot_regions(
-    images, # the original pictures [N], PIL
-    maps, # dict: column title -> N RegionMaps
-    view="overlay", # "overlay" (hard, as in the paper) or "heat" (soft)
-    size=1.05, # inches per picture
-    names=None, # labels of the rows; None: the classes of the first column
-) -> DataFigure: # one row per picture
+    images,  # the original pictures [N], PIL
+    maps,  # dict: column title -> N RegionMaps
+    view="overlay",  # "overlay" (hard, as in the paper) or "heat" (soft)
+    size=1.05,  # inches per picture
+    names=None,  # labels of the rows; None: the classes of the first column
+) -> DataFigure:  # one row per picture
     "Pictures beside their OOD regions, one column per model or K."
-    if view not in ("overlay", "heat"): raise ValueError(f"There is no view {view!r}; choose 'overlay' or 'heat'.")
+    if view not in ("overlay", "heat"):
+        raise ValueError(f"There is no view {view!r}; choose 'overlay' or 'heat'.")
     wrong = next((t for t, column in maps.items() if len(column) != len(images)), None)
-    if wrong is not None or not maps: raise ValueError(f"The column {wrong!r} has {len(maps[wrong])} maps for {len(images)} pictures; each needs one per picture." if maps else "No maps were given; pass a dict from column title to maps.")
+    if wrong is not None or not maps:
+        raise ValueError(
+            f"The column {wrong!r} has {len(maps[wrong])} maps for {len(images)} pictures; each needs one per picture."
+            if maps
+            else "No maps were given; pass a dict from column title to maps."
+        )
     names, rows = names or [m.class_name for m in next(iter(maps.values()))], []
     with style():
         tall = [image.height / image.width for image in images]
-        figure = DataFigure(figsize=(size * (len(maps) + 1) + .3, size * sum(tall) + (.65 if view == "heat" else .3)), layout="compressed")
+        figure = DataFigure(
+            figsize=(
+                size * (len(maps) + 1) + 0.3,
+                size * sum(tall) + (0.65 if view == "heat" else 0.3),
+            ),
+            layout="compressed",
+        )
         FigureCanvasAgg(figure)
-        figure.get_layout_engine().set(w_pad=.02, h_pad=.02, wspace=.02, hspace=.02)
-        axes = figure.subplots(len(images), len(maps) + 1, squeeze=False, gridspec_kw={"height_ratios": tall})
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+        axes = figure.subplots(
+            len(images), len(maps) + 1, squeeze=False, gridspec_kw={"height_ratios": tall}
+        )
         for line, image, name, i in zip(axes, images, names, range(len(images))):
             _panel(line[0], image, next(iter(maps.values()))[i])
             line[0].set_ylabel(name, fontsize=6.5)
             for axis, (title, column) in zip(line[1:], maps.items()):
                 _panel(axis, (overlay if view == "overlay" else heat)(image, column[i]))
-                rows.append({"picture": column[i].image_id or i, "column": title, "class": column[i].class_name or column[i].label, "top_k": column[i].top_k, "ood_regions": int(column[i].ood.sum()), "regions": column[i].rank.size})
-        for axis, title in zip(axes[0], ["picture", *maps]): axis.set_title(title, loc="center", fontsize=7.5)
-        if view == "heat": _legend(figure, axes)
+                rows.append(
+                    {
+                        "picture": column[i].image_id or i,
+                        "column": title,
+                        "class": column[i].class_name or column[i].label,
+                        "top_k": column[i].top_k,
+                        "ood_regions": int(column[i].ood.sum()),
+                        "regions": column[i].rank.size,
+                    }
+                )
+        for axis, title in zip(axes[0], ["picture", *maps]):
+            axis.set_title(title, loc="center", fontsize=7.5)
+        if view == "heat":
+            _legend(figure, axes)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         figure.data, figure.pictures = pd.DataFrame(rows), True
         return figure
 
 
-def _legend(figure, axes): # scale of the heat view
+def _legend(figure, axes):  # scale of the heat view
     width, height = figure.get_size_inches()
-    bar = figure.colorbar(ScalarMappable(Normalize(-1, 1), _HEAT), ax=axes, location="bottom", fraction=.12 / height, aspect=width / .09, pad=.12 / height)
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(-1, 1), _HEAT),
+        ax=axes,
+        location="bottom",
+        fraction=0.12 / height,
+        aspect=width / 0.09,
+        pad=0.12 / height,
+    )
     bar.set_ticks([-1, 0, 1], labels=["class comes first", "cut at K", "class comes last"])
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=6)
-    for text, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right")): text.set_horizontalalignment(side)
+    for text, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right")):
+        text.set_horizontalalignment(side)

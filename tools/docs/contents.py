@@ -8,7 +8,17 @@ from public_names import read_package
 
 CHAPTERS = dict(ground="The ground", measure="Measuring", models="Models", miniworld="The mini world", data="Data", pipeline="From pictures to scores", locoop="LoCoOp", hftt="HFTT", clipn="CLIPN", toe="TOE",
                 forget="Class forgetting", more="More methods", evidence="Evidence", running="Running", checks="Checks", views="Views", command="The command")  # fmt: skip
-PAPERS = dict(scoreboard="All methods", zeroshot="MCM and GL-MCM", locoop="LoCoOp", clipn="CLIPN", toe="TOE", hftt="HFTT", forget="Class forgetting", more="Beside the five", mini="The mini world")
+PAPERS = dict(
+    scoreboard="All methods",
+    zeroshot="MCM and GL-MCM",
+    locoop="LoCoOp",
+    clipn="CLIPN",
+    toe="TOE",
+    hftt="HFTT",
+    forget="Class forgetting",
+    more="Beside the five",
+    mini="The mini world",
+)
 
 
 @dataclass
@@ -40,20 +50,42 @@ class Section:
 
 def paper_group(notebook):
     prefix = notebook.stem.split("_")[0]
-    return list(PAPERS).index(prefix) if prefix in PAPERS else len(PAPERS), PAPERS.get(prefix, prefix)
+    return list(PAPERS).index(prefix) if prefix in PAPERS else len(PAPERS), PAPERS.get(
+        prefix, prefix
+    )
 
 
 def chapters(root):
     """The folders of nbs whose names begin with a number, in the order of these numbers: (number, folder, heading)."""
-    found = sorted((int(path.name.split("_")[0]), path) for path in (root / "nbs").glob("[0-9]*_*") if path.is_dir())
-    return [(number, path, CHAPTERS.get(path.name.partition("_")[2], path.name.partition("_")[2].capitalize())) for number, path in found]
+    found = sorted(
+        (int(path.name.split("_")[0]), path)
+        for path in (root / "nbs").glob("[0-9]*_*")
+        if path.is_dir()
+    )
+    return [
+        (
+            number,
+            path,
+            CHAPTERS.get(path.name.partition("_")[2], path.name.partition("_")[2].capitalize()),
+        )
+        for number, path in found
+    ]
 
 
 def notebook_pages(root, section, paths, group=lambda notebook: ""):
     for path in paths:
         notebook = read_notebook(root, path.relative_to(root).as_posix())
         mark = "" if notebook.number is None else str(notebook.number)
-        yield Page(notebook.path.replace(".ipynb", ".html"), notebook.title.removeprefix("methods."), section, notebook.path, notebook.blurb, mark, group(notebook), notebook)
+        yield Page(
+            notebook.path.replace(".ipynb", ".html"),
+            notebook.title.removeprefix("methods."),
+            section,
+            notebook.path,
+            notebook.blurb,
+            mark,
+            group(notebook),
+            notebook,
+        )
 
 
 def markdown_pages(root):
@@ -62,24 +94,68 @@ def markdown_pages(root):
         title = re.search(r"^# (.+)$", path.read_text("utf-8"), re.M)
         name = path.relative_to(root).as_posix()
         if name != "README.md":
-            yield Page(name.removesuffix(".md") + ".html", title[1].strip() if title else name, "About", name, group="Data" if name.startswith("data/") else "")
+            yield Page(
+                name.removesuffix(".md") + ".html",
+                title[1].strip() if title else name,
+                "About",
+                name,
+                group="Data" if name.startswith("data/") else "",
+            )
 
 
 def plan(root):
     """All sections in reading order."""
-    def below(folder):
-        return sorted((root / "nbs" / folder).glob("[!_.]*.ipynb"), key=lambda path: (int(path.stem.split("_")[0]) if path.stem.split("_")[0].isdigit() else 0, path.name))
 
-    start = [Page("index.html", "oodnb", "Start", "README.md"), Page("contents.html", "Contents", "Start", blurb="Everything here, in reading order.")]
-    start += notebook_pages(root, "Start", [path for path in [root / "nbs/explore.ipynb"] if path.is_file()])
-    papers = sorted(notebook_pages(root, "Papers", below("papers"), lambda n: paper_group(n)[1]), key=lambda page: (paper_group(page.about)[0], page.title))
+    def below(folder):
+        return sorted(
+            (root / "nbs" / folder).glob("[!_.]*.ipynb"),
+            key=lambda path: (
+                int(path.stem.split("_")[0]) if path.stem.split("_")[0].isdigit() else 0,
+                path.name,
+            ),
+        )
+
+    start = [
+        Page("index.html", "oodnb", "Start", "README.md"),
+        Page("contents.html", "Contents", "Start", blurb="Everything here, in reading order."),
+    ]
+    start += notebook_pages(
+        root, "Start", [path for path in [root / "nbs/explore.ipynb"] if path.is_file()]
+    )
+    papers = sorted(
+        notebook_pages(root, "Papers", below("papers"), lambda n: paper_group(n)[1]),
+        key=lambda page: (paper_group(page.about)[0], page.title),
+    )
     modules = [Page(f"api/{name}.html", name.removeprefix("oodnb."), "Reference", f"oodnb/{name.removeprefix('oodnb.').replace('.', '/')}.py", module.doc.splitlines()[0] if module.doc else "", about=module)
                for name, module in sorted(read_package(root / "oodnb").items())]  # fmt: skip
     return [
         Section("Start", start),
         Section("Tutorials", list(notebook_pages(root, "Tutorials", below("tutorials")))),
-        Section("Chapters", [page for number, folder, heading in chapters(root) for page in notebook_pages(root, "Chapters", below(folder.name), lambda n, group=f"{number} · {heading}": group)]),
+        Section(
+            "Chapters",
+            [
+                page
+                for number, folder, heading in chapters(root)
+                for page in notebook_pages(
+                    root,
+                    "Chapters",
+                    below(folder.name),
+                    lambda n, group=f"{number} · {heading}": group,
+                )
+            ],
+        ),
         Section("Papers", papers),
-        Section("Reference", [Page("api/index.html", "All names", "Reference", blurb="Every public name of the package."), *modules]),
+        Section(
+            "Reference",
+            [
+                Page(
+                    "api/index.html",
+                    "All names",
+                    "Reference",
+                    blurb="Every public name of the package.",
+                ),
+                *modules,
+            ],
+        ),
         Section("About", list(markdown_pages(root))),
     ]

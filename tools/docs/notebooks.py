@@ -43,7 +43,9 @@ def read_notebook(root, path):
     cells = json.loads((root / path).read_text("utf-8"))["cells"]
     words = "\n".join(source(c) for c in cells if c["cell_type"] == "markdown")
     title, blurb = re.search(r"^# (.+)$", words, re.M), re.search(r"^> (.+)$", words, re.M)
-    return Notebook(path, cells, title[1].strip() if title else path, blurb[1].strip() if blurb else "")
+    return Notebook(
+        path, cells, title[1].strip() if title else path, blurb[1].strip() if blurb else ""
+    )
 
 
 def need_of(notebook, cell_id, public):
@@ -53,7 +55,11 @@ def need_of(notebook, cell_id, public):
     for cell in reversed(notebook.cells[:at]):
         if cell["cell_type"] == "markdown" and not source(cell).lstrip().startswith("#"):
             found.append(source(cell))
-        elif cell["cell_type"] == "markdown" or cell.get("id") in public or not DIRECTIVE.match(source(cell)):
+        elif (
+            cell["cell_type"] == "markdown"
+            or cell.get("id") in public
+            or not DIRECTIVE.match(source(cell))
+        ):
             break
     return "\n\n".join(reversed(found))
 
@@ -61,7 +67,9 @@ def need_of(notebook, cell_id, public):
 def only_imports(code):
     """Whether a cell does nothing but import; readers look such a cell up and do not read it."""
     try:
-        return {isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(code).body} == {True}
+        return {
+            isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(code).body
+        } == {True}
     except SyntaxError:
         return False
 
@@ -92,8 +100,17 @@ class Writer:
         outputs = "".join(filter(None, (self.output(o, code) for o in cell.get("outputs", []))))
         made = {"parameters"} <= set(cell["metadata"].get("tags", []))
         listed = f'<pre class="hl">{colour(code)}</pre>' if code.strip() else ""
-        names = "".join(f'<a href="{link}"><code>{html.escape(name)}</code></a>' for name, link in self.names_of.get(cell.get("id"), []))
-        note = f'<p class="exports">in the package: {names}</p>' if names else '<p class="note">Parameters: <code>oodnb run</code> fills them in.</p>' if made else ""
+        names = "".join(
+            f'<a href="{link}"><code>{html.escape(name)}</code></a>'
+            for name, link in self.names_of.get(cell.get("id"), [])
+        )
+        note = (
+            f'<p class="exports">in the package: {names}</p>'
+            if names
+            else '<p class="note">Parameters: <code>oodnb run</code> fills them in.</p>'
+            if made
+            else ""
+        )
         if listed and not made and (self.folded or only_imports(code)):
             lines = code.strip().splitlines()
             first = "imports" if only_imports(code) else html.escape(lines[0][:90])
@@ -108,17 +125,25 @@ class Writer:
         if picture := self.picture(data, code):
             return picture
         if "text/html" in data:
-            table = re.sub(r"<style.*?</style>", "", _text(data["text/html"]), flags=re.S).replace(' border="1"', "")
+            table = re.sub(r"<style.*?</style>", "", _text(data["text/html"]), flags=re.S).replace(
+                ' border="1"', ""
+            )
             return f'<div class="wide">{re.sub(r" style=.text-align: right;.", "", table)}</div>'
         if "text/markdown" in data:
             return self.prose(_text(data["text/markdown"]))
         if any("widget-view" in kind for kind in data):
             return '<p class="note">A widget: open this notebook in JupyterLab to use it.</p>'
-        return f"<pre>{html.escape(_text(data['text/plain']))}</pre>" if "text/plain" in data else ""
+        return (
+            f"<pre>{html.escape(_text(data['text/plain']))}</pre>" if "text/plain" in data else ""
+        )
 
     def picture(self, data, code):
         """The smallest of the offered forms, as a file."""
-        offered = {k: _text(data[k]).encode() if "svg" in k else base64.b64decode(_text(data[k])) for k in PICTURES if k in data}
+        offered = {
+            k: _text(data[k]).encode() if "svg" in k else base64.b64decode(_text(data[k]))
+            for k in PICTURES
+            if k in data
+        }
         if not offered:
             return ""
         kind, content = min(offered.items(), key=lambda item: len(item[1]))
@@ -132,7 +157,11 @@ class Writer:
 
 def figures_of(root, notebook):
     """Accepted pictures of a notebook: figures/<its name>_*.svg|png."""
-    return sorted(p.relative_to(root).as_posix() for p in (root / "figures").glob(f"{notebook.stem}_*.*") if p.suffix in (".svg", ".png", ".jpg"))
+    return sorted(
+        p.relative_to(root).as_posix()
+        for p in (root / "figures").glob(f"{notebook.stem}_*.*")
+        if p.suffix in (".svg", ".png", ".jpg")
+    )
 
 
 def figures_as_markdown(notebook, figures):
@@ -140,7 +169,9 @@ def figures_as_markdown(notebook, figures):
     lines = []
     for path in figures:
         what = Path(path).stem.removeprefix(f"{notebook.stem}_").replace("_", " ").replace("-", " ")
-        lines.append(f'<figure><a href="{depth}{path}"><img src="{depth}{path}" alt="{notebook.stem}: {what}" loading="lazy"></a><figcaption>{what}</figcaption></figure>')
+        lines.append(
+            f'<figure><a href="{depth}{path}"><img src="{depth}{path}" alt="{notebook.stem}: {what}" loading="lazy"></a><figcaption>{what}</figcaption></figure>'
+        )
     return f'<div class="figures{"" if "/papers/" in notebook.path else " small"}">{"".join(lines)}</div>'
 
 
@@ -149,7 +180,12 @@ def rows_as_html(blocks, prose):
     parts, on = [], False
     for kind, *content in blocks:
         on = on or (kind, content[0]) == ("heading", 2)
-        if on and kind == "text" and content[0].startswith("**") and not content[0].startswith("**What differs"):
+        if (
+            on
+            and kind == "text"
+            and content[0].startswith("**")
+            and not content[0].startswith("**What differs")
+        ):
             parts.append(prose(content[0]))
         elif on and kind == "table":
             parts.append(_table(*content))
@@ -160,7 +196,10 @@ def rows_as_html(blocks, prose):
 
 def _table(columns, lines, legend):
     head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-    body = "".join(f"<tr><th>{html.escape(line[0])}</th>{''.join(f'<td>{html.escape(c)}</td>' for c in line[1:])}</tr>" for line in lines)
+    body = "".join(
+        f"<tr><th>{html.escape(line[0])}</th>{''.join(f'<td>{html.escape(c)}</td>' for c in line[1:])}</tr>"
+        for line in lines
+    )
     table = f'<div class="wide numbers"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     if len(lines) > SHOWN:
         table = f'<details class="fold"><summary>{len(lines)} lines</summary>{table}</details>'

@@ -16,7 +16,9 @@ FORMATTER = HtmlFormatter(nowrap=True)
 def colour(code, language="python"):
     """Source code with the classes of `style_sheet`."""
     try:
-        return highlight(code, get_lexer_by_name(language or "text", stripnl=False), FORMATTER).rstrip("\n")
+        return highlight(
+            code, get_lexer_by_name(language or "text", stripnl=False), FORMATTER
+        ).rstrip("\n")
     except ClassNotFound:
         return html.escape(code)
 
@@ -32,14 +34,24 @@ def math(tex, display):
     try:
         made = convert(clean, display="block" if display else "inline")
     except Exception as error:  # it has many, none names the formula
-        raise ValueError(f"This formula cannot be shown: {tex.strip()} ({type(error).__name__} {error}); mend it in its notebook.") from error
-    made = re.sub(r"<msup><m[io]>(\w)</m[io]><m[io]>(?:&#x0*2032;|′)</m[io]></msup>", r"<mrow><mi>\1</mi><mo lspace='0' rspace='0'>′</mo></mrow>", made)
+        raise ValueError(
+            f"This formula cannot be shown: {tex.strip()} ({type(error).__name__} {error}); mend it in its notebook."
+        ) from error
+    made = re.sub(
+        r"<msup><m[io]>(\w)</m[io]><m[io]>(?:&#x0*2032;|′)</m[io]></msup>",
+        r"<mrow><mi>\1</mi><mo lspace='0' rspace='0'>′</mo></mrow>",
+        made,
+    )
     return made.replace("<math ", f'<math title="{html.escape(tex.strip(), quote=True)}" ', 1)
 
 
 def slug(text):
     """The anchor of a heading, as GitHub makes it."""
-    return re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", html.unescape(re.sub(r"<[^>]+>", "", text)).strip().lower()))
+    return re.sub(
+        r"\s",
+        "-",
+        re.sub(r"[^\w\s-]", "", html.unescape(re.sub(r"<[^>]+>", "", text)).strip().lower()),
+    )
 
 
 def plain(markup):
@@ -86,7 +98,11 @@ class Renderer(mistune.HTMLRenderer):
         return self._addresses(markup)
 
     def _addresses(self, markup):
-        return re.sub(r'\b(src|href)="([^"]+)"', lambda m: f'{m[1]}="{html.escape(self.address(m[2]))}"', markup)
+        return re.sub(
+            r'\b(src|href)="([^"]+)"',
+            lambda m: f'{m[1]}="{html.escape(self.address(m[2]))}"',
+            markup,
+        )
 
 
 def _table(render, text):
@@ -98,7 +114,9 @@ class Prose:
 
     def __init__(self, link, names):
         self.renderer = Renderer(link, names)
-        self.markdown = mistune.create_markdown(renderer=self.renderer, plugins=["table", "math", "strikethrough", "url"])
+        self.markdown = mistune.create_markdown(
+            renderer=self.renderer, plugins=["table", "math", "strikethrough", "url"]
+        )
         self.renderer.register("table", _table)
         self.renderer.register("inline_math", lambda render, text: math(text, False))
         self.renderer.register("block_math", lambda render, text: math(text, True))

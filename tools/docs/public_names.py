@@ -21,7 +21,9 @@ class Entry:
     kind: str  # "function", "class", "value", "method" or "elsewhere"
     signature: str = ""
     doc: str = ""
-    rows: list = field(default_factory=list)  # of parameters or fields: (names, type, default, comment)
+    rows: list = field(
+        default_factory=list
+    )  # of parameters or fields: (names, type, default, comment)
     returns: tuple = ("", "")  # type, comment
     members: list = field(default_factory=list)  # entries of methods
     cell: str = ""  # id of the notebook cell
@@ -41,13 +43,24 @@ class Module:
 def comments(source):
     """Line number → the comment at its end."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT and t.line[: t.start[1]].strip()}
+    return {
+        t.start[0]: t.string.lstrip("# ").strip()
+        for t in tokens
+        if t.type == tokenize.COMMENT and t.line[: t.start[1]].strip()
+    }
 
 
 def _defaults(arguments):
     positional = [*arguments.posonlyargs, *arguments.args]
-    given = dict(zip((a.arg for a in positional[len(positional) - len(arguments.defaults) :]), arguments.defaults))
-    return given | {a.arg: d for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults) if d is not None}
+    given = dict(
+        zip(
+            (a.arg for a in positional[len(positional) - len(arguments.defaults) :]),
+            arguments.defaults,
+        )
+    )
+    return given | {
+        a.arg: d for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults) if d is not None
+    }
 
 
 def _arguments(arguments):
@@ -65,7 +78,11 @@ def _code(node):
 
 def _header_end(node):
     """Line of the colon that ends the header of a function."""
-    return max(node.lineno, node.body[0].lineno - 1) if node.returns is None else node.returns.end_lineno
+    return (
+        max(node.lineno, node.body[0].lineno - 1)
+        if node.returns is None
+        else node.returns.end_lineno
+    )
 
 
 def parameters(node, notes):
@@ -77,11 +94,24 @@ def parameters(node, notes):
         note = "" if line >= end else notes.get(line, "")
         row = (name, _code(argument.annotation), _code(default), note)
         if note and line == last:
-            rows[-1] = tuple(", ".join(dict.fromkeys(filter(None, pair))) if k < 3 else note for k, pair in enumerate(zip(rows[-1], row)))
+            rows[-1] = tuple(
+                ", ".join(dict.fromkeys(filter(None, pair))) if k < 3 else note
+                for k, pair in enumerate(zip(rows[-1], row))
+            )
         else:
             rows.append(row)
         last = line
-    return rows, (_code(node.returns), next((notes[k] for k in range(end, node.body[0].lineno + (end == node.body[0].lineno)) if k in notes), ""))
+    return rows, (
+        _code(node.returns),
+        next(
+            (
+                notes[k]
+                for k in range(end, node.body[0].lineno + (end == node.body[0].lineno))
+                if k in notes
+            ),
+            "",
+        ),
+    )
 
 
 def signature(node, name=None):
@@ -93,46 +123,97 @@ def signature(node, name=None):
         keyword = keyword or argument in node.args.kwonlyargs
         typed = f"{shown}: {_code(argument.annotation)}" if argument.annotation else shown
         value = _code(defaults.get(shown))
-        parts.append((f"{typed} = {value}" if argument.annotation else f"{typed}={value}") if value else typed)
+        parts.append(
+            (f"{typed} = {value}" if argument.annotation else f"{typed}={value}")
+            if value
+            else typed
+        )
     back = f" -> {_code(node.returns)}" if node.returns else ""
     line = f"{name or node.name}({', '.join(parts)}){back}"
-    return line if len(line) <= 88 else f"{name or node.name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){back}"
+    return (
+        line
+        if len(line) <= 88
+        else f"{name or node.name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){back}"
+    )
 
 
 def _function(node, notes, kind="function", name=None):
     rows, returns = parameters(node, notes)
     decorators = [_code(d) for d in node.decorator_list]
     if "property" in decorators:
-        return Entry(node.name, "property", name or node.name, ast.get_docstring(node) or "", [], returns)
-    return Entry(node.name, kind, signature(node, name), ast.get_docstring(node) or "", rows, returns)
+        return Entry(
+            node.name, "property", name or node.name, ast.get_docstring(node) or "", [], returns
+        )
+    return Entry(
+        node.name, kind, signature(node, name), ast.get_docstring(node) or "", rows, returns
+    )
 
 
 def _class(node, notes):
-    fields = [(a.target.id, _code(a.annotation), _code(a.value), notes.get(a.end_lineno, "")) for a in node.body if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name)]
+    fields = [
+        (a.target.id, _code(a.annotation), _code(a.value), notes.get(a.end_lineno, ""))
+        for a in node.body
+        if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name)
+    ]
     functions = [f for f in node.body if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef))]
     made = next((f for f in functions if f.name == "__init__"), None)
     dataclass_like = any("dataclass" in _code(d) for d in node.decorator_list)
     if made is not None:
         rows, head = parameters(made, notes)[0], signature(made, node.name)
     else:
-        shown = [f"{n}: {t}" + (f" = {v}" if v else "") for n, t, v, _ in fields if not n.startswith("_")] if dataclass_like else []
+        shown = (
+            [
+                f"{n}: {t}" + (f" = {v}" if v else "")
+                for n, t, v, _ in fields
+                if not n.startswith("_")
+            ]
+            if dataclass_like
+            else []
+        )
         line = f"{node.name}({', '.join(shown)})"
-        rows, head = fields, line if len(line) <= 88 else f"{node.name}(\n" + "".join(f"    {s},\n" for s in shown) + ")"
+        rows, head = (
+            fields,
+            line
+            if len(line) <= 88
+            else f"{node.name}(\n" + "".join(f"    {s},\n" for s in shown) + ")",
+        )
     if not (dataclass_like or made):
-        head = f"{node.name}({', '.join(_code(b) for b in node.bases)})" if node.bases else node.name
-    members = [_function(f, notes, "method", f"{node.name}.{f.name}") for f in functions if not f.name.startswith("_") or (f.name in SPOKEN and ast.get_docstring(f))]
-    return Entry(node.name, "class", head, ast.get_docstring(node) or "", [r for r in rows if not r[0].startswith("_")], members=members)
+        head = (
+            f"{node.name}({', '.join(_code(b) for b in node.bases)})" if node.bases else node.name
+        )
+    members = [
+        _function(f, notes, "method", f"{node.name}.{f.name}")
+        for f in functions
+        if not f.name.startswith("_") or (f.name in SPOKEN and ast.get_docstring(f))
+    ]
+    return Entry(
+        node.name,
+        "class",
+        head,
+        ast.get_docstring(node) or "",
+        [r for r in rows if not r[0].startswith("_")],
+        members=members,
+    )
 
 
 def _value(node, name, source, notes):
     text = ast.get_source_segment(source, node) or name
     lines = text.splitlines()
-    return Entry(name, "value", text if len(lines) <= 8 else "\n".join([*lines[:8], "..."]), notes.get(node.end_lineno, "") if len(lines) == 1 else "")
+    return Entry(
+        name,
+        "value",
+        text if len(lines) <= 8 else "\n".join([*lines[:8], "..."]),
+        notes.get(node.end_lineno, "") if len(lines) == 1 else "",
+    )
 
 
 def _cells(source):
     """Line number → (notebook, cell id) of the cell that begins there."""
-    return {number: (m[1], m[2]) for number, line in enumerate(source.splitlines(), 1) if (m := HEADER.match(line))}
+    return {
+        number: (m[1], m[2])
+        for number, line in enumerate(source.splitlines(), 1)
+        if (m := HEADER.match(line))
+    }
 
 
 def _passed_on(tree, package):
@@ -141,14 +222,22 @@ def _passed_on(tree, package):
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
-            found |= {alias.asname or alias.name: f"{base}.{node.module}" for alias in node.names if node.module}
+            found |= {
+                alias.asname or alias.name: f"{base}.{node.module}"
+                for alias in node.names
+                if node.module
+            }
     return found
 
 
 def read_module(name, source):
     """A module's public names, or None if it has no list of them."""
     tree, notes, cells = ast.parse(source), comments(source), _cells(source)
-    listed = [ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and _code(n.targets[0]) == "__all__"]
+    listed = [
+        ast.literal_eval(n.value)
+        for n in tree.body
+        if isinstance(n, ast.Assign) and _code(n.targets[0]) == "__all__"
+    ]
     if not listed or not cells:
         return None
     passed_on, made = _passed_on(tree, name.rsplit(".", 1)[0]), {}
@@ -166,7 +255,9 @@ def read_module(name, source):
     for public in listed[0]:
         if public in made:
             entry, node = made[public]
-            entry.cell = next((cells[k][1] for k in sorted(cells, reverse=True) if k <= node.lineno), "")
+            entry.cell = next(
+                (cells[k][1] for k in sorted(cells, reverse=True) if k <= node.lineno), ""
+            )
         else:
             entry = Entry(public, "elsewhere", public, home=passed_on.get(public, ""))
         entries.append(entry)
