@@ -1,4 +1,5 @@
-"""`oodnb run` beside accepted rows, in a small checkout of its own: equal, different, accepted on purpose, and what git sees of it."""
+"""`oodnb run` beside accepted rows, in a small checkout of its own: equal, different, accepted on
+purpose, and what git sees of it."""
 
 import os
 import shutil
