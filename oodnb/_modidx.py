@@ -1651,6 +1651,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'oodnb.running.plan._cells': ('13_running/plan.html#_cells', 'oodnb/running/plan.py'),
                                     'oodnb.running.plan._checked': ('13_running/plan.html#_checked', 'oodnb/running/plan.py'),
                                     'oodnb.running.plan._kind': ('13_running/plan.html#_kind', 'oodnb/running/plan.py'),
+                                    'oodnb.running.plan._meanings': ('13_running/plan.html#_meanings', 'oodnb/running/plan.py'),
                                     'oodnb.running.plan._newest': ('13_running/plan.html#_newest', 'oodnb/running/plan.py'),
                                     'oodnb.running.plan._outdated': ('13_running/plan.html#_outdated', 'oodnb/running/plan.py'),
                                     'oodnb.running.plan._plain': ('13_running/plan.html#_plain', 'oodnb/running/plan.py'),
