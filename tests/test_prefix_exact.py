@@ -89,8 +89,7 @@ def test_any_rows_on_any_shelf(double, texts, width):
     tokens = torch.zeros(len(texts), 9, dtype=torch.long)
     for row, text in zip(tokens, texts): row[:len(text) + 1] = torch.tensor([*text, end])
     packed = pack_tokens(tokens, tower.ends(tokens), width=width)
-    different = {tuple(text) for text in texts}
-    assert len(packed.tokens) == packed.prefix + sum(len(text) + 1 - packed.prefix for text in different)
+    assert len(packed.tokens) == len({(*text, end)[:count] for text in texts for count in range(1, len(text) + 2)})
     plain = encode_tokens(double.model, tokens, share=False)
     for other in (packed, pack_tokens(tokens, tower.ends(tokens))):
         assert (encode_packed(tower, other) - plain).abs().max() <= 1e-10 * plain.abs().max()
