@@ -26,7 +26,7 @@ def accepted_checkout(tmp_path_factory):
     """A checkout with one paper notebook, its rows accepted and committed."""
     root = tmp_path_factory.mktemp("checkout")
     shutil.copytree(
-        ROOT / "oodnb", root / "oodnb", ignore=shutil.ignore_patterns("__pycache__", "data")
+        ROOT / "oodnb", root / "oodnb", ignore=shutil.ignore_patterns("__pycache__", "shipped")
     )
     shutil.copytree(ROOT / "data" / "published", root / "data" / "published")
     for name in ("nbs/papers", "data/reproduced/metrics", "figures"):

@@ -37,7 +37,7 @@ class Copy:
     def __init__(self, folder):
         self.package, self.data, self.papers = folder / "oodnb", folder / "data", folder / "papers"
         shutil.copytree(
-            ROOT / "oodnb", self.package, ignore=shutil.ignore_patterns("__pycache__", "data")
+            ROOT / "oodnb", self.package, ignore=shutil.ignore_patterns("__pycache__", "shipped")
         )
         shutil.copytree(ROOT / "data" / "lists", self.data / "lists")
         shutil.copytree(ROOT / "data" / "reproduced", self.data / "reproduced")
