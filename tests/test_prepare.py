@@ -109,7 +109,10 @@ def test_check_names_each_file(zoo):
     before = {name: (zoo.root / name).read_bytes() for name in files(zoo.root)}
     with pytest.raises(
         ValueError,
-        match=r"1 files are missing \(first 3.png\), 1 files do not belong to it \(first new.png\), 1 files have another size",
+        match=(
+            r"1 files are missing \(first 3.png\), 1 files do not belong to it \(first "
+            r"new.png\), 1 files have another size"
+        ),
     ):
         load_dataset("Zoo", root=zoo.root)
     report = check_dataset("Zoo", zoo.root, progress=False)

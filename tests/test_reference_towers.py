@@ -177,7 +177,8 @@ def test_regions_are_row_major(backbones):
 
 
 def test_replaced_stem():
-    """A convolutional stem in place of conv1 is used as it is, as the small CLIP that ships needs."""
+    """A convolutional stem in place of conv1 is used as it is, as the small CLIP that ships
+    needs."""
     model = tiny_model("vit_a", 0)
     model.visual.conv1 = nn.Sequential(
         nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(16, 64, 4, stride=4)

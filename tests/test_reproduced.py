@@ -38,7 +38,10 @@ def accepted_checkout(tmp_path_factory):
     code, said = command(root, "run", "demo", "--accept")
     assert (
         code == 0
-        and "accepted data/reproduced/demo.csv, data/reproduced/metrics/demo.csv, figures/demo_plot.svg"
+        and (
+            "accepted data/reproduced/demo.csv, data/reproduced/metrics/demo.csv, "
+            "figures/demo_plot.svg"
+        )
         in said
     )
     git(root, "add", "-A")
@@ -85,7 +88,8 @@ def test_equal_rows_leave_the_checkout_as_it_is(checkout):
         and "nothing to do" in said
         and "demo: equal to the accepted rows: largest difference 0\n" in said
     )
-    # other code, hence another key and another folder, and numbers that differ as between two machines
+    # other code, hence another key and another folder, and numbers that differ as between two
+    # machines
     rewrite(
         checkout / "nbs" / "papers" / "demo.ipynb",
         ("60.0", "60.004"),
@@ -105,7 +109,10 @@ def test_equal_rows_leave_the_checkout_as_it_is(checkout):
     assert (
         code == 0
         and "done in" in said
-        and "demo: equal to the accepted rows: largest difference 0.1 (rows / locoop / demo / mcm / mini"
+        and (
+            "demo: equal to the accepted rows: largest difference 0.1 (rows / locoop / demo "
+            "/ mcm / mini"
+        )
         in said
     )
     assert git(checkout, "status", "--porcelain") == ""

@@ -91,7 +91,8 @@ def test_a_killed_process_takes_its_kernel_along(papers):
 
 
 @pytest.mark.parametrize(("cell", "message"), [
-    ("(Path(out) / 'rows.csv').write_text('x' * 400_000)", "failed in cell 4 (`(Path(out) / 'rows.csv').write_text('x' * 400_000)`): OSError: [Errno 27] File too large"),
+    ("(Path(out) / 'rows.csv').write_text('x' * 400_000)", ("failed in cell 4 (`(Path(out) / 'rows.csv').write_text('x' * 400_000)`): OSError: "
+        "[Errno 27] File too large")),
     ("for line in range(50): print('x' * 9_000)", "failed: OSError: [Errno 27] File too large"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_written_is_named_and_the_next_run_is_whole(papers, cell, message):
@@ -120,7 +121,11 @@ def test_a_full_disk(papers):
     )
     runs = papers.parent / "runs"
     runs.mkdir()
-    script = f"mount -t tmpfs -o size=300k none '{runs}' || exit 99; \"$@\"; echo code $?; mount -o remount,size=9m '{runs}' || exit 99; \"$@\"; echo code $?; ls '{runs}'/large/*"
+    script = (
+        f"mount -t tmpfs -o size=300k none '{runs}' || exit 99; \"$@\"; echo code $?; "
+        f"mount -o remount,size=9m '{runs}' || exit 99; \"$@\"; echo code $?; ls "
+        f"'{runs}'/large/*"
+    )
     if not shutil.which("unshare"):
         pytest.skip("no unshare here, so no small file system can be made without being root")
     words, environment = command(papers, "run", "large")
@@ -270,7 +275,11 @@ def test_another_kernel(papers, capsys, tmp_path, monkeypatch):
 def test_a_kernel_cleans_up_behind_itself(papers, tmp_path):
     """It stops without taking Python apart, but not before what was registered for the end."""
     end = tmp_path / "end.txt"
-    first = f"import atexit, pathlib, tempfile\nfolder = tempfile.TemporaryDirectory(dir={str(tmp_path)!r})\natexit.register(pathlib.Path({str(end)!r}).write_text, 'last words')"
+    first = (
+        "import atexit, pathlib, tempfile\nfolder = "
+        f"tempfile.TemporaryDirectory(dir={str(tmp_path)!r})\natexit.register(pathlib.Path({str(end)!r}).write_text, "
+        "'last words')"
+    )
     write(papers / "tidy.ipynb", first, ROWS)
     before = set(tmp_path.iterdir())
     assert main(["run", "tidy", *where(papers)]) == 0

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Does every link lead somewhere? Relative links of the sources, and all internal links and anchors of a built site.
+"""Does every link lead somewhere? Relative links of the sources, and all internal links and anchors
+of a built site.
 
     python tools/links.py            README, CONTRIBUTING, ... and the prose of all notebooks
     python tools/links.py FOLDER     the same, and the HTML pages below FOLDER
 
-One finding per line, with file and link; exit code 1 if there is any. Addresses on the network are not visited.
+One finding per line, with file and link; exit code 1 if there is any. Addresses on the network are
+not visited.
 """
 
 import json

@@ -7,8 +7,26 @@ from dataclasses import dataclass, field
 from notebooks import read_notebook
 from public_names import read_package
 
-CHAPTERS = dict(ground="The ground", measure="Measuring", models="Models", miniworld="The mini world", data="Data", pipeline="From pictures to scores", locoop="LoCoOp", hftt="HFTT", clipn="CLIPN", toe="TOE",
-                forget="Class forgetting", more="More methods", evidence="Evidence", running="Running", checks="Checks", views="Views", command="The command")  # fmt: skip
+CHAPTERS = dict(
+    ground="The ground",
+    measure="Measuring",
+    models="Models",
+    miniworld="The mini world",
+    data="Data",
+    pipeline="From pictures to scores",
+    locoop="LoCoOp",
+    hftt="HFTT",
+    clipn="CLIPN",
+    toe="TOE",
+    # fmt: skip
+    forget="Class forgetting",
+    more="More methods",
+    evidence="Evidence",
+    running="Running",
+    checks="Checks",
+    views="Views",
+    command="The command",
+)
 PAPERS = dict(
     scoreboard="All methods",
     zeroshot="MCM and GL-MCM",

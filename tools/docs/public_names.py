@@ -1,6 +1,8 @@
-"""What a module offers, read from its source: signatures, the comment beside every parameter, docstrings, and the notebook cell they come from.
+"""What a module offers, read from its source: signatures, the comment beside every parameter,
+docstrings, and the notebook cell they come from.
 
-Nothing is imported, so the reference needs no torch and cannot be changed by the machine it is made on.
+Nothing is imported, so the reference needs no torch and cannot be changed by the machine it is made
+on.
 """
 
 import ast
@@ -86,7 +88,8 @@ def _header_end(node):
 
 
 def parameters(node, notes):
-    """Rows of the parameter table; parameters on one line share its comment. And what comes back."""
+    """Rows of the parameter table; parameters on one line share its comment. And what comes
+    back."""
     defaults, end, rows, last = _defaults(node.args), _header_end(node), [], None
     for name, argument in _arguments(node.args):
         default = defaults.get(name)
