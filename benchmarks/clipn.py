@@ -193,7 +193,8 @@ def main(arguments=None):
     print(f"{'step':<8}{'ms':>12}{'kept MB':>14}{'peak MB':>14}")
     for name in times:
         print(
-            f"{name:<8}{1000 * times[name]:>12,.1f}{megabytes(kept[name], False):>14}{megabytes(peak[name], False):>14}"
+            f"{name:<8}{1000 * times[name]:>12,.1f}{megabytes(kept[name], False):>14}"
+            f"{megabytes(peak[name], False):>14}"
         )
     result = {
         "error": error,
@@ -202,7 +203,8 @@ def main(arguments=None):
         "kept": kept["plain"] / kept["ours"],
     }
     print(
-        f"{'ratio':<8}{result['faster']:>12.1f}{result['kept']:>14.1f}{peak['plain'] / peak['ours'] if peak['ours'] else float('nan'):>14.1f}"
+        f"{'ratio':<8}{result['faster']:>12.1f}{result['kept']:>14.1f}"
+        f"{peak['plain'] / peak['ours'] if peak['ours'] else float('nan'):>14.1f}"
     )
     return result
 

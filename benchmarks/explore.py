@@ -118,14 +118,16 @@ def main():
     worst = 0.0
     print(
         f"{platform.processor() or platform.machine()}, Python "
-        f"{platform.python_version()}\n\n{'explorer':<22}{'CPU ms':>8}{'90 %':>8}{'wall ms':>9}{'JPEG kB':>9}"
+        f"{platform.python_version()}\n\n"
+        f"{'explorer':<22}{'CPU ms':>8}{'90 %':>8}{'wall ms':>9}{'JPEG kB':>9}"
     )
     for name, explorer, moves in explorers():
         cpu, wall = times(explorer, moves, 8 if options.quick else options.moves)
         middle = statistics.median(cpu)
         worst = max(worst, middle)
         print(
-            f"{name:<22}{middle:>8.0f}{np.quantile(cpu, 0.9):>8.0f}{statistics.median(wall):>9.0f}{len(explorer.picture.value) / 1000:>9.0f}"
+            f"{name:<22}{middle:>8.0f}{np.quantile(cpu, 0.9):>8.0f}"
+            f"{statistics.median(wall):>9.0f}{len(explorer.picture.value) / 1000:>9.0f}"
         )
     return int(options.limit is not None and worst > options.limit)
 

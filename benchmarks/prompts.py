@@ -225,7 +225,9 @@ def measure(backbone, classes, options):
     )
     for name in times:
         print(
-            f"{name:<12}{1000 * times[name]:>12,.1f}{megabytes(memory[name][0], memory[name][2]):>14}{megabytes(memory[name][1], memory[name][2]):>14}"
+            f"{name:<12}{1000 * times[name]:>12,.1f}"
+            f"{megabytes(memory[name][0], memory[name][2]):>14}"
+            f"{megabytes(memory[name][1], memory[name][2]):>14}"
         )
     share = lambda place: (
         memory["plain"][place] / memory["packed"][place]
@@ -266,7 +268,9 @@ def whole_steps(backbone, text, options):
                 f"{name:<11}{1000 * (taken + images):>14,.1f}{1000 * taken:>14,.1f}"
             )
         print(
-            f"{'':<13}{'ratio':<13}{(result['times']['plain'] + images) / (result['times']['packed'] + images):>14.1f}{result['faster']:>14.1f}"
+            f"{'':<13}{'ratio':<13}"
+            f"{(result['times']['plain'] + images) / (result['times']['packed'] + images):>14.1f}"
+            f"{result['faster']:>14.1f}"
         )
 
 
@@ -352,7 +356,8 @@ def mini_training(options):
                 "way": (context.vectors.detach() - start).flatten(),
             }
             print(
-                f"{seed:<6}{precision:<8}{1000 * took:>12.1f}{context.history[-1]['loss']:>9.3f}{areas:>18.2f}"
+                f"{seed:<6}{precision:<8}{1000 * took:>12.1f}"
+                f"{context.history[-1]['loss']:>9.3f}{areas:>18.2f}"
             )
     return found
 

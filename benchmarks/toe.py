@@ -185,10 +185,14 @@ def main():
         f"the encoding: {options.epochs * flowing / (once + options.epochs * epoch):.0f} "
         f"and {options.epochs * still / (once + options.epochs * epoch):.0f} times"
     )
+    apart = max(
+        (a - b).abs().max().item()
+        for layer, other in zip(released, ours)
+        for a, b in zip(layer, other)
+    )
     print(
         f"   largest difference of the heads after the epoch: {far:.1e} (released against "
-        "ours: "
-        f"{max((a - b).abs().max().item() for layer, other in zip(released, ours) for a, b in zip(layer, other)):.1e})"
+        f"ours: {apart:.1e})"
     )
 
     heads = [

@@ -226,7 +226,9 @@ import os, signal, sys
 import oodnb.data.prepare as p
 import oodnb.data.catalogue as catalogue
 from oodnb.data.catalogue import Archive, Entry, Split
-known = {"Zoo": Entry("Zoo", "ood", "", "", "folder", (Archive("zoo.tar.gz", None, "", None, (), ".", True),), {"test": Split("test", 10, 0, ("Zoo/images",), "", {})}, "", "")}
+archive = Archive("zoo.tar.gz", None, "", None, (), ".", True)
+split = Split("test", 10, 0, ("Zoo/images",), "", {})
+known = {"Zoo": Entry("Zoo", "ood", "", "", "folder", (archive,), {"test": split}, "", "")}
 catalogue.entries = lambda: known
 moved, rename = [], os.rename
 def dying(*words):

@@ -15,9 +15,12 @@ import oodnb
 ROOT = Path(oodnb.__file__).parents[1]
 CELL = f"""from pathlib import Path
 line = "locoop,demo,mcm,mini,mini,{{}},{{}},{{}},oodnb,,,mini,"
-rows = [line.format(d, m, v) for d in ("mini-near", "mini-far") for m, v in (("auroc", 60.0), ("fpr95_id_positive", 90.0))]
-(Path(out) / "rows.csv").write_text("\\n".join(["{COLUMNS}", *(row + Path(out).name for row in rows)]) + "\\n")
-(Path(out) / "metrics.csv").write_text("detector,dataset,auroc,auroc_low\\nmcm,mini-near,60.0,58.5\\nmcm,mini-far,60.0,58.5\\n")
+values = (("auroc", 60.0), ("fpr95_id_positive", 90.0))
+rows = [line.format(d, m, v) for d in ("mini-near", "mini-far") for m, v in values]
+lines = ["{COLUMNS}", *(row + Path(out).name for row in rows)]
+(Path(out) / "rows.csv").write_text("\\n".join(lines) + "\\n")
+lines = ["detector,dataset,auroc,auroc_low", "mcm,mini-near,60.0,58.5", "mcm,mini-far,60.0,58.5"]
+(Path(out) / "metrics.csv").write_text("\\n".join(lines) + "\\n")
 (Path(out) / "plot.svg").write_text("<svg/>")"""
 
 

@@ -19,7 +19,8 @@ from urllib.parse import unquote, urlsplit
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.I)
 FENCE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`|^(?: {4}|\t).*$", re.M | re.S)
 IN_MARKDOWN = re.compile(
-    r"""\]\(<?([^)\s>]+)>?(?:\s+"[^"]*")?\)|<(?:a|img)\b[^>]*?\b(?:href|src)="([^"]+)"|^\[[^\]]+\]:\s*(\S+)""",
+    r"""\]\(<?([^)\s>]+)>?(?:\s+"[^"]*")?\)"""
+    r"""|<(?:a|img)\b[^>]*?\b(?:href|src)="([^"]+)"|^\[[^\]]+\]:\s*(\S+)""",
     re.M,
 )
 UNLOADED = ("link", "script", "img", "source", "iframe")  # what a page fetches to be shown

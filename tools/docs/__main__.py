@@ -244,11 +244,12 @@ class Site:
             rows = self.link(page)("../" * page.source.count("/") + f"data/reproduced/{stem}.csv")
             numbers = rows_as_html(blocks, prose)
             spread = "; ±ˢ the standard deviation over seeds" if "ˢ" in numbers else ""
+            half = f" ± is half of the 95 % bootstrap interval over pictures{spread}."
             parts += [
                 numbers,
                 (
-                    '<p class="note">All rows: <a '
-                    f'href="{rows}">{stem}.csv</a>.{f" ± is half of the 95 % bootstrap interval over pictures{spread}." if "±" in numbers else ""}</p>'
+                    f'<p class="note">All rows: <a href="{rows}">{stem}.csv</a>.'
+                    f"{half if '±' in numbers else ''}</p>"
                 ),
             ]
         return "".join([*parts, prose("## How it is made") if paper else ""])
@@ -360,8 +361,8 @@ class Site:
                 f"<tr>{''.join(f'<td>{row[k]}</td>' for k in columns)}</tr>" for row in rows
             )
             parts.append(
-                "<div "
-                f'class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+                f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+                f"<tbody>{lines}</tbody></table></div>"
             )
         return "".join(parts)
 
@@ -373,8 +374,9 @@ class Site:
                 parts.append(prose(f"### {group}") if group else "")
                 items = (
                     (
-                        "<li><a "
-                        f'href="{self.relative(page, p.url)}">{p.mark + " " if p.mark else ""}{html.escape(p.title)}</a><span>{prose.inline(p.blurb) if p.blurb else ""}</span></li>'
+                        f'<li><a href="{self.relative(page, p.url)}">'
+                        f"{p.mark + ' ' if p.mark else ''}{html.escape(p.title)}</a>"
+                        f"<span>{prose.inline(p.blurb) if p.blurb else ''}</span></li>"
                     )
                     for p in pages
                     if p is not page
@@ -393,8 +395,9 @@ class Site:
             parts.append(prose(f"## {name}\n\n{module.doc.splitlines()[0] if module.doc else ''}"))
             items = (
                 (
-                    "<li><a "
-                    f'href="{self.relative(page, f"api/{name}.html#{e.name}")}"><code>{e.name}</code></a><span>{prose.inline(e.doc.splitlines()[0]) if e.doc else ""}</span></li>'
+                    f'<li><a href="{self.relative(page, f"api/{name}.html#{e.name}")}">'
+                    f"<code>{e.name}</code></a>"
+                    f"<span>{prose.inline(e.doc.splitlines()[0]) if e.doc else ''}</span></li>"
                 )
                 for e in module.entries
                 if e.kind != "elsewhere"

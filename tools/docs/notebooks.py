@@ -116,14 +116,12 @@ class Writer:
         if listed and not made and (self.folded or only_imports(code)):
             lines = code.strip().splitlines()
             first = "imports" if only_imports(code) else html.escape(lines[0][:90])
-            listed = (
-                "<details "
-                f'class="code"><summary>{first}{f" … <small>{len(lines)} lines</small>" if len(lines) > 1 else ""}</summary>{listed}</details>'
-            )
+            count = f" … <small>{len(lines)} lines</small>" if len(lines) > 1 else ""
+            listed = f'<details class="code"><summary>{first}{count}</summary>{listed}</details>'
         kind = " exported" if kinds & {"export", "exporti", "exports"} else ""
+        shown = f"<div class=output>{outputs}</div>" if outputs else ""
         return (
-            f'<div class="cell{kind}" '
-            f'id="cell-{cell.get("id", "")}">{note}{listed}{f"<div class=output>{outputs}</div>" if outputs else ""}</div>\n'
+            f'<div class="cell{kind}" id="cell-{cell.get("id", "")}">{note}{listed}{shown}</div>\n'
         )
 
     def output(self, output, code):
@@ -213,10 +211,8 @@ def rows_as_html(blocks, prose):
 
 def _table(columns, lines, legend):
     head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-    body = "".join(
-        f"<tr><th>{html.escape(line[0])}</th>{''.join(f'<td>{html.escape(c)}</td>' for c in line[1:])}</tr>"
-        for line in lines
-    )
+    cells = lambda line: "".join(f"<td>{html.escape(c)}</td>" for c in line[1:])
+    body = "".join(f"<tr><th>{html.escape(line[0])}</th>{cells(line)}</tr>" for line in lines)
     table = (
         '<div class="wide '
         f'numbers"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
