@@ -68,7 +68,7 @@ def _slipped(features, batch_index):
         return features
     return features[torch.arange(len(features), device=features.device) // batch_index]
 
-
+# %% ../../nbs/1_measure/06_class_statistics.ipynb #c9e8307c
 def class_means(
     features,  # rows [N, D]
     labels,  # class of each row [N]

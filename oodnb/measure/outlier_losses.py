@@ -34,7 +34,7 @@ def _checked_logits(logits, name):
         )
     return logits
 
-
+# %% ../../nbs/1_measure/04_outlier_losses.ipynb #24b74634
 def _checked_labels(labels, logits):  # int64 [..., B]
     "One class index for each sample."
     labels = torch.as_tensor(labels, device=logits.device)
