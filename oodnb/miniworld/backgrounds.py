@@ -490,8 +490,8 @@ def _trunks(d, rng):
 
 
 def _leaves(d, rng, lowest):
-    x, y = rng.uniform(0, 256, 90), rng.uniform(-20, lowest, 90)
-    for x, y, r in zip(x, y, rng.uniform(8, 26, 90)):
+    across, down = rng.uniform(0, 256, 90), rng.uniform(-20, lowest, 90)
+    for x, y, r in zip(across, down, rng.uniform(8, 26, 90)):
         box = (x - r, y - r * 0.7, x + r, y + r * 0.7)
         d.ellipse(box, fill=_rgb(_tint(rng, 0.33, 0.6, rng.uniform(0.2, 0.55))))
 
