@@ -48,7 +48,8 @@ def __getattr__(name: str):
     "A name of this page, from its home; asked for once, then it is here."
     if name not in _HOMES:
         raise AttributeError(
-            f"module 'oodnb' has no attribute {name!r}; it offers {', '.join(_HOMES)}, and the modules that dir(oodnb) and the README name"
+            f"module 'oodnb' has no attribute {name!r}; it offers {', '.join(_HOMES)}, and the "
+            "modules that dir(oodnb) and the README name"
         )
     value = globals()[name] = getattr(import_module(f"oodnb.{_HOMES[name]}"), name)
     return value

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from oodnb.measure.outlier_losses import (
     energy_logistic_loss,
     energy_margin_loss,
+    full_precision,
     outlier_exposure_loss,
     weighted_energy,
 )
@@ -31,43 +32,56 @@ _all_ = [
 ]  # those of outlier exposure have a notebook of their own
 
 # %% ../nbs/1_measure/05_losses.ipynb #5f9de8ed
+def _checked_labels(labels, count, classes, device):  # int64 [N]
+    "One class index for each image."
+    labels = torch.as_tensor(labels, device=device)
+    if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels have shape {list(labels.shape)} and type {labels.dtype}; one class index for "
+            f"each of the {count} images is needed."
+        )
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {classes} "
+            f"classes, 0 to {classes - 1}. Leave out pictures without a label (-1)."
+        )
+    return labels.long()
+
+# %% ../nbs/1_measure/05_losses.ipynb #406b5c1f
+def _check_top_k(top_k, classes):
+    "The demand on a region: a whole number of the classes."
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral):
+        raise ValueError(f"top_k is {top_k!r}; give a whole number of classes.")
+    if not 0 <= top_k <= classes:
+        raise ValueError(
+            f"top_k is {top_k}, but there are {classes} classes; possible are 0 (every region is "
+            f"OOD) to {classes} (none is). LoCoOp takes a fifth of the classes: 200 of 1000, 20 of "
+            "100."
+        )
+
+# %% ../nbs/1_measure/05_losses.ipynb #d605b369
 def _checked_local(
     local_logits,  # [N, R, K]
     labels,  # [N]
     top_k,
 ):  # (local_logits, labels) as tensors on one device
+    "Logits of regions, in the precision that a ranking needs."
     logits = torch.as_tensor(local_logits)
     if not logits.is_floating_point():
         logits = logits.float()
     if logits.ndim != 3 or 0 in logits.shape[1:]:
         raise ValueError(
-            f"local_logits have shape {list(logits.shape)}; [images, regions, classes] is needed, with at least one region and class. One image: add an axis with local_logits[None]."
+            f"local_logits have shape {list(logits.shape)}; [images, regions, classes] is needed, "
+            "with at least one region and class. One image: add an axis with local_logits[None]."
         )
-    if logits.element_size() < 4:
+    if not full_precision(logits):
         raise ValueError(
-            f"local_logits are {logits.dtype}; the ranking of classes needs float32 or float64. Multiply float32 features, or convert the features with .float() before that."
+            f"local_logits are {logits.dtype}; the ranking of classes needs float32 or float64. "
+            "Multiply float32 features, or convert the features with .float() before that."
         )
-    if isinstance(top_k, bool) or not isinstance(top_k, Integral):
-        raise ValueError(f"top_k is {top_k!r}; give a whole number of classes.")
-    classes = logits.shape[2]
-    if not 0 <= top_k <= classes:
-        raise ValueError(
-            f"top_k is {top_k}, but there are {classes} classes; possible are 0 (every region is OOD) to {classes} (none is). LoCoOp takes a fifth of the classes: 200 of 1000, 20 of 100."
-        )
-    return logits, _checked_labels(labels, len(logits), classes, logits.device)
-
-
-def _checked_labels(labels, count, classes, device):
-    labels = torch.as_tensor(labels, device=device)
-    if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"labels have shape {list(labels.shape)} and type {labels.dtype}; one class index for each of the {count} images is needed."
-        )
-    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {classes} classes, 0 to {classes - 1}. Leave out pictures without a label (-1)."
-        )
-    return labels.long()
+    count, _, classes = logits.shape
+    _check_top_k(top_k, classes)
+    return logits, _checked_labels(labels, count, classes, logits.device)
 
 # %% ../nbs/1_measure/05_losses.ipynb #7fc7a55f
 def region_ranks(
@@ -80,11 +94,12 @@ def region_ranks(
     of_label = logits.gather(2, labels[:, None, None].expand(-1, logits.shape[1], 1))
     return 1 + (~(logits <= of_label)).sum(2)
 
-
+# %% ../nbs/1_measure/05_losses.ipynb #7a333f5e
 def ood_regions(
     local_logits,  # logits or cosines of regions and classes [N, R, K], float32 or float64
     labels,  # class of each image [N]
-    top_k,  # a region that ranks its image's class among the first top_k is in-distribution; 0 to K
+    # a region that ranks its image's class among the first top_k is in-distribution; 0 to K
+    top_k,
 ) -> torch.Tensor:  # bool [N, R], True where the region is OOD
     "Regions in which the image's class is not among the `top_k` most probable classes (LoCoOp)."
     logits, labels = _checked_local(local_logits, labels, top_k)
@@ -110,6 +125,31 @@ def region_entropy(
     return _mean_entropy(logits, ood_regions(logits, labels, top_k))
 
 # %% ../nbs/1_measure/05_losses.ipynb #0b23b84c
+def _check_image_logits(logits):
+    "Logits of images that a loss can read."
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise ValueError(
+            f"logits have shape {list(logits.shape)}; [images, classes] is needed, with at least "
+            "one of each."
+        )
+    if not full_precision(logits):
+        raise ValueError(f"logits are {logits.dtype}; the loss needs float32 or float64.")
+
+
+def _check_weight(weight, local_logits):
+    "A weight of the entropy, and something to take the entropy of."
+    if not 0 <= weight < math.inf:
+        raise ValueError(
+            f"weight is {weight}; the entropy term is weighted by a number from 0 (CoOp) up, "
+            "LoCoOp takes 0.25."
+        )
+    if local_logits is None and weight:
+        raise ValueError(
+            f"weight is {weight}, but there are no local_logits; encode the images with "
+            "local=True, or give weight=0 (CoOp)."
+        )
+
+# %% ../nbs/1_measure/05_losses.ipynb #d2ea404b
 def locoop_terms(
     logits,
     local_logits,
@@ -119,43 +159,28 @@ def locoop_terms(
 ) -> dict:  # loss, loss_id and entropy: float tensors []; selected: bool [N, R] or None
     "The LoCoOp loss and what it is made of."
     logits = torch.as_tensor(logits)
-    if logits.ndim != 2 or 0 in logits.shape:
-        raise ValueError(
-            f"logits have shape {list(logits.shape)}; [images, classes] is needed, with at least one of each."
-        )
-    if not logits.is_floating_point() or logits.element_size() < 4:
-        raise ValueError(f"logits are {logits.dtype}; the loss needs float32 or float64.")
-    if not 0 <= weight < math.inf:
-        raise ValueError(
-            f"weight is {weight}; the entropy term is weighted by a number from 0 (CoOp) up, LoCoOp takes 0.25."
-        )
-    if local_logits is None and weight:
-        raise ValueError(
-            f"weight is {weight}, but there are no local_logits; encode the images with local=True, or give weight=0 (CoOp)."
-        )
+    _check_image_logits(logits)
+    _check_weight(weight, local_logits)
     loss_id = F.cross_entropy(logits, _checked_labels(labels, *logits.shape, logits.device))
+    terms = {
+        "loss": loss_id,
+        "loss_id": loss_id,
+        "entropy": loss_id.new_zeros(()),
+        "selected": None,
+    }
     if local_logits is None:
-        return {
-            "loss": loss_id,
-            "loss_id": loss_id,
-            "entropy": loss_id.new_zeros(()),
-            "selected": None,
-        }
+        return terms
     local_logits, labels = _checked_local(local_logits, labels, top_k)
     if local_logits.shape[::2] != logits.shape:
         raise ValueError(
-            f"logits [N, K] have shape {list(logits.shape)}, but local_logits [N, R, K] {list(local_logits.shape)}; images and classes must be the same."
+            f"logits [N, K] have shape {list(logits.shape)}, but local_logits [N, R, K] "
+            f"{list(local_logits.shape)}; images and classes must be the same."
         )
     selected = ood_regions(local_logits, labels, top_k)
     entropy = _mean_entropy(local_logits, selected)
-    return {
-        "loss": loss_id - weight * entropy,
-        "loss_id": loss_id,
-        "entropy": entropy,
-        "selected": selected,
-    }
+    return terms | {"loss": loss_id - weight * entropy, "entropy": entropy, "selected": selected}
 
-
+# %% ../nbs/1_measure/05_losses.ipynb #c0e89695
 def locoop_loss(
     logits,  # scaled similarities of images and classes [N, K], float32 or float64
     local_logits,  # the same for regions [N, R, K]; None where weight is 0
@@ -189,6 +214,22 @@ def log_odds_loss(
     return {"loss": (loss_id + loss_word) / 2, "loss_id": loss_id, "loss_word": loss_word}
 
 # %% ../nbs/1_measure/05_losses.ipynb #7874ec8f
+def _check_lengths(rows, name, unit):
+    "Rows without NaN, and of length 1 where that is asked for."
+    length = rows.detach().norm(dim=1)
+    if not length.isfinite().all():
+        raise ValueError(
+            f"{name} hold NaN or infinite values, the first in row "
+            f"{int((~length.isfinite()).nonzero()[0])}; look at the text it came from."
+        )
+    wrong = ((length - 1).abs() > 0.01) & (length > 0)
+    if unit and wrong.any():
+        raise ValueError(
+            f"{name} must have length 1, but row {int(wrong.nonzero()[0])} has "
+            f"{length[wrong][0]:.4g}; normalise them first (oodnb.scores.normalize)."
+        )
+
+# %% ../nbs/1_measure/05_losses.ipynb #2e161247
 def checked_texts(
     rows,  # tensor or array
     name,  # how messages call it
@@ -197,35 +238,41 @@ def checked_texts(
 ):  # float tensor [n, D]
     "Rows of text features as a tensor. Raises `ValueError` for everything a loss cannot read."
     rows = torch.as_tensor(rows)
-    if not rows.is_floating_point() or rows.element_size() < 4:
+    if not full_precision(rows):
         raise ValueError(f"{name} are {rows.dtype}; the loss needs float32 or float64.")
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(
-            f"{name} have shape {list(rows.shape)}; one row per text, [n, D], and at least one row is needed."
+            f"{name} have shape {list(rows.shape)}; one row per text, [n, D], and at least one row "
+            "is needed."
         )
     if like is not None and rows.shape[1] != like.shape[1]:
         raise ValueError(
-            f"{name} have width {rows.shape[1]}, but task_embeddings {like.shape[1]}; encode both with the same backbone."
+            f"{name} have width {rows.shape[1]}, but task_embeddings {like.shape[1]}; encode both "
+            "with the same backbone."
         )
-    length = rows.detach().norm(dim=1)
-    if not length.isfinite().all():
-        raise ValueError(
-            f"{name} hold NaN or infinite values, the first in row {int((~length.isfinite()).nonzero()[0])}; look at the text it came from."
-        )
-    wrong = ((length - 1).abs() > 0.01) & (length > 0)
-    if unit and wrong.any():
-        raise ValueError(
-            f"{name} must have length 1, but row {int(wrong.nonzero()[0])} has {length[wrong][0]:.4g}; normalise them first (oodnb.scores.normalize)."
-        )
+    _check_lengths(rows, name, unit)
     return rows
+
+# %% ../nbs/1_measure/05_losses.ipynb #74fa30ea
+def _check_scales(temperature, focal):
+    "The two numbers of the loss."
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature is {temperature}; it divides cosines and must be positive and finite "
+            "(0.01 for CLIP, 0.0174 and 0.0222 for BLIP)."
+        )
+    if not -math.inf < focal < math.inf:
+        raise ValueError(
+            f"focal is {focal}; give a finite number, 1 in the paper, 0 for the plain mean."
+        )
 
 
 def _row_odds(texts, task, outliers, temperature):  # [n]
-    return (texts @ task.T / temperature).logsumexp(-1) - (
-        texts @ outliers.T / temperature
-    ).logsumexp(-1)
+    "Log-odds of the task's embeddings against the trained ones."
+    of_task = (texts @ task.T / temperature).logsumexp(-1)
+    return of_task - (texts @ outliers.T / temperature).logsumexp(-1)
 
-# %% ../nbs/1_measure/05_losses.ipynb #74fa30ea
+# %% ../nbs/1_measure/05_losses.ipynb #a23b99f9
 def textual_detection_terms(
     task_texts,
     word_texts,
@@ -235,22 +282,12 @@ def textual_detection_terms(
     focal=1.0,  # see `textual_detection_loss`
 ) -> dict:  # loss, loss_id, loss_word: []; task_log_odds [n], word_log_odds [m]
     "The HFTT loss and what it is made of."
-    if not 0 < temperature < math.inf:
-        raise ValueError(
-            f"temperature is {temperature}; it divides cosines and must be positive and finite (0.01 for CLIP, 0.0174 and 0.0222 for BLIP)."
-        )
-    if not -math.inf < focal < math.inf:
-        raise ValueError(
-            f"focal is {focal}; give a finite number, 1 in the paper, 0 for the plain mean."
-        )
+    _check_scales(temperature, focal)
     task = checked_texts(task_embeddings, "task_embeddings")
-    texts, words = (
-        checked_texts(rows, name, task)
-        for rows, name in ((task_texts, "task_texts"), (word_texts, "word_texts"))
-    )
-    outliers = F.normalize(
-        checked_texts(outlier_embeddings, "outlier_embeddings", task, unit=False), dim=1
-    )
+    texts = checked_texts(task_texts, "task_texts", task)
+    words = checked_texts(word_texts, "word_texts", task)
+    outliers = checked_texts(outlier_embeddings, "outlier_embeddings", task, unit=False)
+    outliers = F.normalize(outliers, dim=1)
     task_odds, word_odds = (_row_odds(rows, task, outliers, temperature) for rows in (texts, words))
     return {
         **log_odds_loss(task_odds, word_odds, focal),
@@ -258,7 +295,7 @@ def textual_detection_terms(
         "word_log_odds": word_odds,
     }
 
-
+# %% ../nbs/1_measure/05_losses.ipynb #fb42ff5d
 def textual_detection_loss(
     task_texts,  # unit rows of texts of the task [n, D]
     word_texts,  # unit rows of a batch of words [m, D]
@@ -273,39 +310,51 @@ def textual_detection_loss(
     )["loss"]
 
 # %% ../nbs/1_measure/05_losses.ipynb #c1b0e0d2
-def binary_opposite_loss(
-    yes_logits,  # s x_i . t_j: all N pictures and n of their captions [N, n], float32 or float64
-    # s x_i . u_j: the same with the no texts [N, n]; or the scalar 0, and yes_logits their difference
-    no_logits,
-    first=0,  # caption j belongs to picture first + j
-    # (match_term [], mismatch_term []), in nats; of n < N captions their share: shares add up to the whole
-):
-    "CLIPN's image-text loss: own captions say yes, those of others say no. The second term is 0 for a single pair."
-    yes, no = torch.as_tensor(yes_logits), torch.as_tensor(no_logits)
+def _check_pairs(yes, no, first):
+    "Captions, one column each, among the pictures to which they belong."
     if yes.ndim != 2 or 0 in yes.shape:
         raise ValueError(
-            f"yes_logits have shape {list(yes.shape)}; one row per picture and one column per caption, [N, n], and at least one pair are needed."
+            f"yes_logits have shape {list(yes.shape)}; one row per picture and one column per "
+            "caption, [N, n], and at least one pair are needed."
         )
     if no.shape not in (yes.shape, ()):
         raise ValueError(
-            f"yes_logits have shape {list(yes.shape)}, no_logits {list(no.shape)}; both must come from the same pictures and captions."
+            f"yes_logits have shape {list(yes.shape)}, no_logits {list(no.shape)}; both must come "
+            "from the same pictures and captions."
         )
     if not 0 <= first <= len(yes) - yes.shape[1]:
         raise ValueError(
-            f"first is {first}, but {yes.shape[1]} captions of {len(yes)} pictures can begin at 0 to {len(yes) - yes.shape[1]} only; a whole batch is square, [N, N], and begins at 0."
+            f"first is {first}, but {yes.shape[1]} captions of {len(yes)} pictures can begin at 0 "
+            f"to {len(yes) - yes.shape[1]} only; a whole batch is square, [N, N], and begins at 0."
         )
+
+# %% ../nbs/1_measure/05_losses.ipynb #ccb3a352
+def binary_opposite_loss(
+    yes_logits,  # s x_i . t_j: all N pictures and n of their captions [N, n], float32 or float64
+    # s x_i . u_j: the same with the no texts [N, n];
+    # or the scalar 0, and yes_logits their difference
+    no_logits,
+    first=0,  # caption j belongs to picture first + j
+    # (match_term [], mismatch_term []), in nats;
+    # of n < N captions their share: shares add up to the whole
+):
+    """CLIPN's image-text loss: own captions say yes, those of others say no.
+
+    The second term is 0 for a single pair."""
+    yes, no = torch.as_tensor(yes_logits), torch.as_tensor(no_logits)
+    _check_pairs(yes, no, first)
     odds = yes - no
     if not odds.is_floating_point() or min(yes.element_size(), odds.element_size()) < 4:
         raise ValueError(
-            f"yes_logits are {yes.dtype} and no_logits {no.dtype}; their difference needs float32 or float64. Normalise features and multiply them in float32."
+            f"yes_logits are {yes.dtype} and no_logits {no.dtype}; their difference needs float32 "
+            "or float64. Normalise features and multiply them in float32."
         )
     own, count = odds.diagonal(-first), len(odds)
-    others = F.logsigmoid(-odds).masked_fill(
-        torch.ones_like(odds, dtype=torch.bool).triu(-first).tril(-first), 0
-    )
+    is_own = torch.ones_like(odds, dtype=torch.bool).triu(-first).tril(-first)
+    others = F.logsigmoid(-odds).masked_fill(is_own, 0)
     return -F.logsigmoid(own).sum() / count, -others.sum() / max(1, count * count - count)
 
-
+# %% ../nbs/1_measure/05_losses.ipynb #84b604e1
 _UNDER_ROOT = 1e-4  # added under the square root, as in the paper's code
 
 
@@ -320,7 +369,8 @@ def semantic_opposite_loss(
     yes, no = checked_texts(yes_features, "yes_features"), checked_texts(no_features, "no_features")
     if yes.shape != no.shape:
         raise ValueError(
-            f"yes_features have shape {list(yes.shape)}, no_features {list(no.shape)}; both hold one row per caption."
+            f"yes_features have shape {list(yes.shape)}, no_features {list(no.shape)}; both hold "
+            "one row per caption."
         )
     cosines = (yes * no).sum(1)
     if kind == "cosine":
@@ -328,18 +378,29 @@ def semantic_opposite_loss(
     return (2 - (2 - 2 * cosines + _UNDER_ROOT).clamp_min(1e-8).sqrt()).mean()
 
 # %% ../nbs/1_measure/05_losses.ipynb #f0rge702
-def _checked_rows(output, target, name):
+def _checked_move(output, target, name):  # [names, width]
+    "What separates names from where they should be."
     output, target = torch.as_tensor(output), torch.as_tensor(target)
     for rows, what in ((output, "output"), (target, "target")):
-        if not rows.is_floating_point() or rows.element_size() < 4:
+        if not full_precision(rows):
             raise ValueError(f"{name}_{what} is {rows.dtype}; the loss needs float32 or float64.")
     if output.ndim != 2 or output.shape != target.shape:
         raise ValueError(
-            f"{name}_output has shape {list(output.shape)}, {name}_target {list(target.shape)}; both hold one row per name, [names, width]."
+            f"{name}_output has shape {list(output.shape)}, {name}_target {list(target.shape)}; "
+            "both hold one row per name, [names, width]."
         )
     return target - output
 
 
+def _check_weights(**weights):
+    "Weights are finite and not negative."
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise ValueError(
+                f"{name} is {weight}; it must be a finite number from 0 up (0 leaves the term out)."
+            )
+
+# %% ../nbs/1_measure/05_losses.ipynb #9e285541
 def forgetting_terms(
     forget_output,
     forget_target,
@@ -353,30 +414,23 @@ def forgetting_terms(
     # loss, forget_norm, preserve_norm, update_norm: []; the norms without weights and squares
 ) -> dict:
     "The forgetting loss and what it is made of."
-    for name, weight in (
-        ("forget_weight", forget_weight),
-        ("preserve_weight", preserve_weight),
-        ("update_weight", update_weight),
-    ):
-        if not 0 <= weight < math.inf:
-            raise ValueError(
-                f"{name} is {weight}; it must be a finite number from 0 up (0 leaves the term out)."
-            )
-    rows = (
-        _checked_rows(forget_output, forget_target, "forget"),
-        _checked_rows(preserve_output, preserve_target, "preserve"),
-    )
-    norms = [torch.linalg.vector_norm(part) for part in (*rows, torch.as_tensor(update))]
-    weighted = [
-        weight * (norm.square() if squared else norm)
-        for weight, norm in zip((forget_weight, preserve_weight, update_weight), norms)
-    ]
-    return {
-        "loss": sum(weighted),
-        **dict(zip(("forget_norm", "preserve_norm", "update_norm"), norms)),
+    weights = {
+        "forget_weight": forget_weight,
+        "preserve_weight": preserve_weight,
+        "update_weight": update_weight,
     }
+    _check_weights(**weights)
+    forget = _checked_move(forget_output, forget_target, "forget")
+    preserve = _checked_move(preserve_output, preserve_target, "preserve")
+    parts = (forget, preserve, torch.as_tensor(update))
+    norms = [torch.linalg.vector_norm(part) for part in parts]
+    loss = sum(
+        weight * (norm.square() if squared else norm)
+        for weight, norm in zip(weights.values(), norms)
+    )
+    return {"loss": loss, **dict(zip(("forget_norm", "preserve_norm", "update_norm"), norms))}
 
-
+# %% ../nbs/1_measure/05_losses.ipynb #368f01fb
 def forgetting_loss(
     forget_output,  # embeddings of the forgotten names now, as long as they are [k, D]
     forget_target,  # where they should be [k, D]

@@ -10,7 +10,6 @@ __all__ = ['auroc', 'aupr', 'fpr_at_tpr', 'detection_metrics', 'accuracy', 'boot
 import math
 import operator
 from collections.abc import Callable, Iterable
-from functools import partial
 from statistics import NormalDist
 
 import numpy as np
@@ -26,8 +25,9 @@ from oodnb.measure.roc import (
 
 # %% ../nbs/1_measure/02_metrics.ipynb #5b729afd
 def _auroc(
-    true_positives: np.ndarray, false_positives: np.ndarray
-) -> np.ndarray:  # Curve [..., T + 1] to [...]
+    true_positives: np.ndarray,  # Curve [..., T + 1]
+    false_positives: np.ndarray,
+) -> np.ndarray:  # [...]
     "Area under the ROC curve in counts."
     width = false_positives[..., :-1] - false_positives[..., 1:]
     twice_height = true_positives[..., :-1] + true_positives[..., 1:]
@@ -40,13 +40,16 @@ def auroc(
     id_scores,  # Scores of ID images, higher = more ID [N]
     ood_scores,  # Scores of OOD images [M]
 ) -> float:  # 0 to 1; 0.5 = no separation
-    "Area under the ROC curve: the chance that an ID image outscores an OOD image, ties counted one half."
+    """Area under the ROC curve.
+
+    The chance that an ID image outscores an OOD image, ties counted one half."""
     return float(_auroc(*roc_counts(*count_scores(id_scores, ood_scores))))
 
 # %% ../nbs/1_measure/02_metrics.ipynb #a3ddcccd
 def _aupr(
-    true_positives: np.ndarray, false_positives: np.ndarray
-) -> np.ndarray:  # Curve [..., T + 1] to [...]
+    true_positives: np.ndarray,  # Curve [..., T + 1]
+    false_positives: np.ndarray,
+) -> np.ndarray:  # [...]
     "Stepwise average precision from a ROC curve in counts."
     precision = true_positives / np.maximum(true_positives + false_positives, 1)
     steps = true_positives[..., :-1] - true_positives[..., 1:]
@@ -62,6 +65,22 @@ def aupr(
     return float(_aupr(*oriented(*roc_counts(*count_scores(id_scores, ood_scores)), positive)))
 
 # %% ../nbs/1_measure/02_metrics.ipynb #c07a634f
+def _nearest(
+    true_positives: np.ndarray,  # Per threshold, ascending [..., T + 1]
+    false_positives: np.ndarray,  # [..., T + 1]
+    distance: np.ndarray,  # From the wanted recall, for every number of true positives
+    pick: np.ndarray,  # Highest threshold that recalls enough [..., 1]
+) -> np.ndarray:  # [..., 1]
+    "The threshold of the nearest recall: the picked one, its lowest equal, or the next above."
+    enough = np.take_along_axis(true_positives, pick, -1)
+    short = np.take_along_axis(true_positives, pick + 1, -1)
+    called = short + np.take_along_axis(false_positives, pick + 1, -1)
+    is_short = (distance[short] < distance[enough]) & (called > 0)
+    lowest = (true_positives > enough).sum(-1, keepdims=True)
+    everybody = enough == true_positives[..., :1]
+    return np.where(is_short, pick + 1, np.where(everybody, pick, lowest))
+
+# %% ../nbs/1_measure/02_metrics.ipynb #c0821bb8
 def _false_positive_rate(
     true_positives: np.ndarray,  # Per threshold, ascending [..., T + 1]
     false_positives: np.ndarray,  # [..., T + 1]
@@ -72,18 +91,9 @@ def _false_positive_rate(
     recalls = np.arange(true_positives.flat[0] + 1) / true_positives.flat[0]
     pick = (true_positives >= recalls.searchsorted(tpr)).sum(-1, keepdims=True) - 1
     if rule == "nearest":
-        distance = np.abs(recalls - tpr)
-        enough, short = (
-            np.take_along_axis(true_positives, index, -1) for index in (pick, pick + 1)
-        )
-        called = short + np.take_along_axis(false_positives, pick + 1, -1)
-        lowest = (true_positives > enough).sum(-1, keepdims=True)
-        pick = np.where(
-            (distance[short] < distance[enough]) & (called > 0),
-            pick + 1,
-            np.where(recalls[enough] == 1, pick, lowest),
-        )
-    return np.take_along_axis(false_positives, pick, -1)[..., 0] / false_positives[..., 0]
+        pick = _nearest(true_positives, false_positives, np.abs(recalls - tpr), pick)
+    passed = np.take_along_axis(false_positives, pick, -1)[..., 0]
+    return passed / false_positives[..., 0]
 
 # %% ../nbs/1_measure/02_metrics.ipynb #afca7f44
 def fpr_at_tpr(
@@ -120,25 +130,27 @@ def _evaluate(
 ) -> dict[str, np.ndarray]:  # Name -> [...]
     "Several metrics from one curve."
     curve = roc_counts(id_counts, ood_counts)
-    sides = {
-        positive: oriented(*curve, positive) for positive in {_METRICS[name][1] for name in names}
-    }
-    return {name: _METRICS[name][0](*sides[_METRICS[name][1]]) for name in names}
+    wanted = {name: _METRICS[name] for name in names}
+    sides = {positive: oriented(*curve, positive) for _, positive in wanted.values()}
+    return {name: metric(*sides[positive]) for name, (metric, positive) in wanted.items()}
 
-
+# %% ../nbs/1_measure/02_metrics.ipynb #abbd2a3f
 def detection_metrics(
     id_scores,  # Scores of ID images, higher = more ID [N]
     ood_scores,  # Scores of OOD images [M]
     # auroc, aupr_in, aupr_out, fpr95_id_positive, fpr95_ood_positive (0 to 1); ties, n_id, n_ood
 ) -> dict[str, float | int]:
-    "AUROC, AUPR of both sides and FPR95 in both conventions (nearest recall), with the number of tied images."
+    """AUROC, AUPR of both sides and FPR95 in both conventions (nearest recall).
+
+    With the number of tied images."""
     id_counts, ood_counts = count_scores(id_scores, ood_scores)
     images = id_counts + ood_counts
-    return {
-        name: float(value) for name, value in _evaluate(_METRICS, id_counts, ood_counts).items()
-    } | dict(
-        ties=int(images[images > 1].sum()), n_id=int(id_counts.sum()), n_ood=int(ood_counts.sum())
-    )
+    metrics = _evaluate(_METRICS, id_counts, ood_counts)
+    return {name: float(value) for name, value in metrics.items()} | {
+        "ties": int(images[images > 1].sum()),
+        "n_id": int(id_counts.sum()),
+        "n_ood": int(ood_counts.sum()),
+    }
 
 # %% ../nbs/1_measure/02_metrics.ipynb #0026f47f
 def accuracy(
@@ -149,15 +161,41 @@ def accuracy(
     predictions, labels = as_scores(predictions, "predictions"), as_scores(labels, "labels")
     if predictions.size != labels.size:
         raise ValueError(
-            f"{predictions.size} predictions for {labels.size} labels; both need one entry per image"
+            f"{predictions.size} predictions for {labels.size} labels; both need one entry per "
+            "image"
         )
     if unlabelled := np.count_nonzero(labels < 0):
         raise ValueError(
-            f"labels holds {unlabelled} negative entries (no label), the first at index {(labels < 0).argmax()}; leave those images out"
+            f"labels holds {unlabelled} negative entries (no label), the first at index "
+            f"{(labels < 0).argmax()}; leave those images out"
         )
     return float((predictions == labels).mean())
 
 # %% ../nbs/1_measure/02_metrics.ipynb #ead49e68
+def _check_metrics(metrics, n_boot):
+    "Refuse names that are no metric, and fewer resamples than one."
+    for name in () if isinstance(metrics, dict) else metrics:
+        if name not in _METRICS:
+            raise ValueError(
+                f"unknown metric {name!r}; choose from {', '.join(_METRICS)}, or pass a function "
+                "of id_scores and ood_scores"
+            )
+    if operator.index(n_boot) < 1:
+        raise ValueError(f"n_boot={n_boot}; at least one resample is needed (1000 for an interval)")
+
+
+def _by_functions(functions, values, id_counts, ood_counts):  # name -> one value per resample
+    "What functions of two lists of scores say about a block of resamples."
+    resamples = [
+        (np.repeat(values, ids), np.repeat(values, oods))
+        for ids, oods in zip(id_counts, ood_counts)
+    ]
+    return {
+        name: [function(*resample) for resample in resamples]
+        for name, function in functions.items()
+    }
+
+# %% ../nbs/1_measure/02_metrics.ipynb #e0f31a04
 def bootstrap_samples(
     id_scores,  # Scores of ID images, higher = more ID [N]
     ood_scores,  # Scores of OOD images [M]
@@ -167,30 +205,19 @@ def bootstrap_samples(
     # Fixes which images are drawn; (ID seed, OOD seed) for two independent sides
     seed: int | tuple[int, int] = 0,
 ) -> dict[str, np.ndarray]:  # Name -> float64 [n_boot]
-    "Values of metrics over stratified bootstrap resamples of the images; named metrics are vectorised, functions are called once per resample."
+    """Values of metrics over stratified bootstrap resamples of the images.
+
+    Named metrics are vectorised, functions are called once per resample."""
     if isinstance(metrics, str):
         metrics = (metrics,)
-    if unknown := [
-        name for name in metrics if name not in _METRICS and not isinstance(metrics, dict)
-    ]:
-        raise ValueError(
-            f"unknown metric {unknown[0]!r}; choose from {', '.join(_METRICS)}, or pass a function of id_scores and ood_scores"
-        )
-    if operator.index(n_boot) < 1:
-        raise ValueError(f"n_boot={n_boot}; at least one resample is needed (1000 for an interval)")
+    _check_metrics(metrics, n_boot)
     values, id_ranks, ood_ranks = rank_scores(id_scores, ood_scores)
     found = {name: [] for name in metrics}
-    for id_counts, ood_counts in resampled_counts(id_ranks, ood_ranks, values.size, n_boot, seed):
+    for counts in resampled_counts(id_ranks, ood_ranks, values.size, n_boot, seed):
         if isinstance(metrics, dict):
-            resamples = [
-                (np.repeat(values, i), np.repeat(values, o)) for i, o in zip(id_counts, ood_counts)
-            ]
-            block = {
-                name: [function(*resample) for resample in resamples]
-                for name, function in metrics.items()
-            }
+            block = _by_functions(metrics, values, *counts)
         else:
-            block = _evaluate(metrics, id_counts, ood_counts)
+            block = _evaluate(metrics, *counts)
         for name in found:
             found[name].append(block[name])
     return {name: np.concatenate(blocks).astype(np.float64) for name, blocks in found.items()}
@@ -217,12 +244,14 @@ def bootstrap_ci(
     # Fixes which images are drawn; (ID seed, OOD seed) for two independent sides
     seed: int | tuple[int, int] = 0,
 ) -> tuple[float, float]:  # low, high
-    "Percentile bootstrap interval of one metric; ID and OOD images are resampled separately."
+    """Percentile bootstrap interval of one metric.
+
+    ID and OOD images are resampled separately."""
     ends, metrics = _ends(level), {"metric": metric} if callable(metric) else (metric,)
     [samples] = bootstrap_samples(id_scores, ood_scores, metrics, n_boot, seed).values()
     return tuple(np.quantile(samples, ends).tolist())
 
-
+# %% ../nbs/1_measure/02_metrics.ipynb #99159050
 def detection_intervals(
     id_scores,  # Scores of ID images, higher = more ID [N]
     ood_scores,  # Scores of OOD images [M]
@@ -231,34 +260,32 @@ def detection_intervals(
     # Fixes which images are drawn; (ID seed, OOD seed) for two independent sides
     seed: int | tuple[int, int] = 0,
 ) -> dict[str, tuple[float, float]]:  # Name of the metric -> (low, high)
-    "Percentile bootstrap intervals of the five metrics of `detection_metrics`, from one set of resamples."
+    """Percentile bootstrap intervals of the five metrics of `detection_metrics`.
+
+    All from one set of resamples."""
     ends = _ends(level)
-    return {
-        name: tuple(np.quantile(samples, ends).tolist())
-        for name, samples in bootstrap_samples(
-            id_scores, ood_scores, n_boot=n_boot, seed=seed
-        ).items()
-    }
+    drawn = bootstrap_samples(id_scores, ood_scores, n_boot=n_boot, seed=seed)
+    return {name: tuple(np.quantile(samples, ends).tolist()) for name, samples in drawn.items()}
 
 # %% ../nbs/1_measure/02_metrics.ipynb #9bda8dff
 def _placements(
-    id_scores, ood_scores
+    id_scores,
+    ood_scores,
 ) -> tuple[np.ndarray, np.ndarray]:  # float64 [N] and [M], both with AUROC as their mean
     "Share of the other side that each image is ranked correctly against, ties counted one half."
     values, id_ranks, ood_ranks = rank_scores(id_scores, ood_scores)
-    id_counts, ood_counts = (
-        np.bincount(ranks, minlength=values.size) for ranks in (id_ranks, ood_ranks)
-    )
+    id_counts = np.bincount(id_ranks, minlength=values.size)
+    ood_counts = np.bincount(ood_ranks, minlength=values.size)
     below = (ood_counts.cumsum() - ood_counts / 2) / ood_ranks.size
     above = 1 - (id_counts.cumsum() - id_counts / 2) / id_ranks.size
     return below[id_ranks], above[ood_ranks]
 
-
+# %% ../nbs/1_measure/02_metrics.ipynb #420dba74
 def _delong(
-    id_a,
+    id_a,  # Scores of two detectors on the same images [N], [M], [N], [M]
     ood_a,
     id_b,
-    ood_b,  # Scores of two detectors on the same images [N], [M], [N], [M]
+    ood_b,
     ends: tuple[float, float],  # Quantiles of the interval
 ) -> tuple[float, float, float]:  # low, high, p-value of the difference in AUROC
     "DeLong's test for paired AUROCs; NaN where the images give no variance to judge by."
@@ -270,17 +297,16 @@ def _delong(
     if deviation < 1e-12:
         return (0.0, 0.0, 1.0) if abs(difference) < 1e-12 else (math.nan, math.nan, math.nan)
     half = NormalDist().inv_cdf(ends[1]) * deviation
-    return (
-        difference - half,
-        difference + half,
-        math.erfc(abs(difference) / deviation / math.sqrt(2)),
-    )
+    p_value = math.erfc(abs(difference) / deviation / math.sqrt(2))
+    return difference - half, difference + half, p_value
 
 # %% ../nbs/1_measure/02_metrics.ipynb #eaa4ed77
 def _paired_bootstrap(
     id_a, ood_a, id_b, ood_b, ends, metric, n_boot: int, seed
 ) -> tuple[float, float, float]:  # low, high, p-value
-    "Percentile interval and two-sided p-value of a difference, both detectors resampled on the same images."
+    """Percentile interval and two-sided p-value of a difference.
+
+    Both detectors are resampled on the same images."""
     metrics = {"metric": metric} if callable(metric) else (metric,)
     a, b = (
         next(iter(bootstrap_samples(i, o, metrics, n_boot, seed).values()))
@@ -290,6 +316,33 @@ def _paired_bootstrap(
     return *np.quantile(a - b, ends).tolist(), min(1.0, 2 * (tail + 1) / (n_boot + 1))
 
 # %% ../nbs/1_measure/02_metrics.ipynb #3f5d7bfe
+def _check_method(method, metric):
+    "DeLong's test is one of AUROC; the bootstrap takes every metric."
+    if method not in ("delong", "bootstrap") or (method == "delong" and metric != "auroc"):
+        raise ValueError(
+            f"method={method!r} for metric={metric!r}; choose 'bootstrap', or 'delong' for 'auroc'"
+        )
+
+
+def _same_images(**scores) -> list[np.ndarray]:  # id_a, ood_a, id_b, ood_b
+    "Scores of two detectors, checked, on equally many images."
+    id_a, ood_a, id_b, ood_b = (as_scores(values, name) for name, values in scores.items())
+    for side, a, b in (("ID", id_a, id_b), ("OOD", ood_a, ood_b)):
+        if a.size != b.size:
+            raise ValueError(
+                f"detector A has {a.size} {side} scores, detector B has {b.size}; a paired test "
+                "needs the same images in the same order"
+            )
+    return [id_a, ood_a, id_b, ood_b]
+
+
+def _value(metric, id_scores, ood_scores) -> float:
+    "A metric, named or given as a function, of one detector."
+    if callable(metric):
+        return float(metric(id_scores, ood_scores))
+    return float(_evaluate((metric,), *count_scores(id_scores, ood_scores))[metric])
+
+# %% ../nbs/1_measure/02_metrics.ipynb #8ad535ff
 def paired_test(
     id_a,  # Scores of detector A on the ID images [N]
     ood_a,  # Scores of detector A on the OOD images [M]
@@ -303,34 +356,18 @@ def paired_test(
     level: float = 0.95,  # Coverage of the interval
     seed: int | tuple[int, int] = 0,  # Fixes which images the bootstrap draws
 ) -> dict:  # a, b, difference = a - b, low, high, p_value (two-sided), metric, method
-    "Do two detectors differ on the same images? DeLong's test for AUROC, a paired bootstrap for every other metric."
+    """Do two detectors differ on the same images?
+
+    DeLong's test for AUROC, a paired bootstrap for every other metric."""
     method = method or ("delong" if metric == "auroc" else "bootstrap")
-    if method not in ("delong", "bootstrap") or (method == "delong" and metric != "auroc"):
-        raise ValueError(
-            f"method={method!r} for metric={metric!r}; choose 'bootstrap', or 'delong' for 'auroc'"
-        )
+    _check_method(method, metric)
     ends = _ends(level)
-    id_a, ood_a, id_b, ood_b = (
-        as_scores(scores, name)
-        for scores, name in ((id_a, "id_a"), (ood_a, "ood_a"), (id_b, "id_b"), (ood_b, "ood_b"))
-    )
-    for side, a, b in (("ID", id_a, id_b), ("OOD", ood_a, ood_b)):
-        if a.size != b.size:
-            raise ValueError(
-                f"detector A has {a.size} {side} scores, detector B has {b.size}; a paired test needs the same images in the same order"
-            )
-    test = (
-        _delong
-        if method == "delong"
-        else partial(_paired_bootstrap, metric=metric, n_boot=n_boot, seed=seed)
-    )
-    low, high, p_value = test(id_a, ood_a, id_b, ood_b, ends)
-    measure = (
-        metric
-        if callable(metric)
-        else lambda i, o: _evaluate((metric,), *count_scores(i, o))[metric]
-    )
-    a, b = float(measure(id_a, ood_a)), float(measure(id_b, ood_b))
+    id_a, ood_a, id_b, ood_b = _same_images(id_a=id_a, ood_a=ood_a, id_b=id_b, ood_b=ood_b)
+    test, options = _delong, ()
+    if method == "bootstrap":
+        test, options = _paired_bootstrap, (metric, n_boot, seed)
+    low, high, p_value = test(id_a, ood_a, id_b, ood_b, ends, *options)
+    a, b = _value(metric, id_a, ood_a), _value(metric, id_b, ood_b)
     return dict(
         a=a,
         b=b,

@@ -13,6 +13,16 @@ import torch
 from torch.nn.functional import logsigmoid
 
 # %% ../nbs/1_measure/03_scores.ipynb #4a38f2ed
+def _refuse_half(values: torch.Tensor, name: str):
+    "Half precision merges scores; say why and what to do."
+    raise ValueError(
+        f"{name} are {values.dtype}: in half precision MCM over 1000 classes keeps about 30 "
+        "distinct values in bfloat16, and FPR95 moves by many points. "
+        f"Encode in half precision if you like, but compute {name} from the features in float32 "
+        "(`cosine_sims` does)"
+    )
+
+# %% ../nbs/1_measure/03_scores.ipynb #0328b4f1
 def _checked(
     values,  # Tensor, array or nested list
     name: str,  # How messages call it
@@ -20,26 +30,27 @@ def _checked(
 ) -> torch.Tensor:  # float32 or float64, as many axes as named
     "Check similarities or logits before they are scored."
     values = torch.as_tensor(values)
-    expected = f"[{', '.join(axes)}]"
     if values.is_complex() or (values.is_floating_point() and values.element_size() < 4):
-        raise ValueError(
-            f"{name} are {values.dtype}: in half precision MCM over 1000 classes keeps about 30 distinct values in bfloat16, and FPR95 moves by many points. "
-            f"Encode in half precision if you like, but compute {name} from the features in float32 (`cosine_sims` does)"
-        )
+        _refuse_half(values, name)
     if not values.is_floating_point():
         values = values.float()
     if values.ndim != len(axes) or 0 in values.shape[1:]:
+        if values.ndim < len(axes):
+            advice = "add an axis for one image with values[None]"
+        else:
+            advice = "flatten grids to one region axis, and use l_mcm for local sims"
         raise ValueError(
-            f"{name} must have shape {expected} with at least one entry along {', '.join(axes[1:])}, but has {list(values.shape)}; "
-            f"{'add an axis for one image with values[None]' if values.ndim < len(axes) else 'flatten grids to one region axis, and use l_mcm for local sims'}"
+            f"{name} must have shape [{', '.join(axes)}] with at least one entry along "
+            f"{', '.join(axes[1:])}, but has {list(values.shape)}; {advice}"
         )
     if not values.sum().isfinite() and (bad := ~values.isfinite()).any():
         raise ValueError(
-            f"{name} holds {int(bad.sum())} NaN or infinite values, the first at index {bad.nonzero()[0].tolist()}; look at the features of that image"
+            f"{name} holds {int(bad.sum())} NaN or infinite values, the first at index "
+            f"{bad.nonzero()[0].tolist()}; look at the features of that image"
         )
     return values
 
-
+# %% ../nbs/1_measure/03_scores.ipynb #e3a1c096
 def _checked_temperature(
     temperature: float,  # Softmax temperature
     dtype: torch.dtype,  # What it will divide
@@ -47,7 +58,8 @@ def _checked_temperature(
     "Refuse temperatures that are not positive and finite."
     if not 0 < temperature < math.inf:
         raise ValueError(
-            f"temperature={temperature}; it must be positive and finite (1.0 on sims for MCM; 0.01 on sims is CLIP's own scale)"
+            f"temperature={temperature}; it must be positive and finite (1.0 on sims for MCM; 0.01 "
+            "on sims is CLIP's own scale)"
         )
     limits = torch.finfo(dtype)
     return min(max(float(temperature), limits.tiny), limits.max)
@@ -66,7 +78,8 @@ def normalize(
     if (bad := ~((largest > 0) & largest.isfinite())).any():
         rows = bad[..., 0].nonzero()
         raise ValueError(
-            f"{len(rows)} feature rows are zero, NaN or infinite and have no direction, the first is row {rows[0].tolist()}; look at the image or text it came from"
+            f"{len(rows)} feature rows are zero, NaN or infinite and have no direction, the first "
+            f"is row {rows[0].tolist()}; look at the image or text it came from"
         )
     scaled = features / largest
     return scaled / scaled.norm(dim=-1, keepdim=True)
@@ -80,11 +93,13 @@ def cosine_sims(
     images, texts = normalize(image_features), normalize(text_features)
     if texts.ndim != 2 or images.shape[-1] != texts.shape[-1]:
         raise ValueError(
-            f"image features {list(images.shape)} and text features {list(texts.shape)} do not fit; expected [..., D] and [K, D] with the same D: use the same backbone for both"
+            f"image features {list(images.shape)} and text features {list(texts.shape)} do not "
+            "fit; expected [..., D] and [K, D] with the same D: use the same backbone for both"
         )
     if images.device != texts.device:
         raise ValueError(
-            f"image features are on {images.device}, text features on {texts.device}; move one with .to(device)"
+            f"image features are on {images.device}, text features on {texts.device}; move one "
+            "with .to(device)"
         )
     dtype = torch.promote_types(images.dtype, texts.dtype)
     return images.to(dtype) @ texts.to(dtype).T
@@ -101,8 +116,9 @@ def _below_best(
 
 
 def _largest_probability(
-    values: torch.Tensor, temperature: float
-) -> torch.Tensor:  # [..., K] to [...]
+    values: torch.Tensor,  # Sims or logits [..., K]
+    temperature: float,
+) -> torch.Tensor:  # [...]
     "Largest softmax probability over the last axis."
     return _below_best(values, temperature)[1].exp_().sum(-1).reciprocal()
 
@@ -112,21 +128,16 @@ def mcm(
     temperature: float = 1.0,  # Softmax temperature on sims
     log_odds: bool = False,  # Its log-odds instead, which do not saturate
 ) -> torch.Tensor:  # ID score [N], 1/K to 1
-    "Maximum concept matching: the largest softmax probability of the cosine similarities (Ming et al., NeurIPS 2022)."
+    """Maximum concept matching (Ming et al., NeurIPS 2022).
+
+    The largest softmax probability of the cosine similarities."""
     sims = _checked(sims, "sims", "NK")
-    temperature, largest = (
-        _checked_temperature(temperature, sims.dtype),
-        torch.finfo(sims.dtype).max,
-    )
+    temperature = _checked_temperature(temperature, sims.dtype)
     if not log_odds:
         return _largest_probability(sims, temperature)
-    below = _below_best(sims, temperature)[1]
-    return (
-        below.scatter(1, sims.argmax(1, keepdim=True), -math.inf)
-        .logsumexp(1)
-        .neg()
-        .clamp(-largest, largest)
-    )
+    below, largest = _below_best(sims, temperature)[1], torch.finfo(sims.dtype).max
+    others = below.scatter(1, sims.argmax(1, keepdim=True), -math.inf)
+    return others.logsumexp(1).neg().clamp(-largest, largest)
 
 # %% ../nbs/1_measure/03_scores.ipynb #7f60f931
 def l_mcm(
@@ -135,22 +146,25 @@ def l_mcm(
 ) -> torch.Tensor:  # ID score [N], 1/K to 1
     "Local MCM: the largest softmax probability over all regions and classes (Miyai et al. 2023)."
     local_sims = _checked(local_sims, "local_sims", "NRK")
-    return _largest_probability(
-        local_sims, _checked_temperature(temperature, local_sims.dtype)
-    ).amax(-1)
+    temperature = _checked_temperature(temperature, local_sims.dtype)
+    return _largest_probability(local_sims, temperature).amax(-1)
 
-
+# %% ../nbs/1_measure/03_scores.ipynb #d5f490eb
 def gl_mcm(
     sims,  # Global cosine similarities [N, K]
     local_sims,  # Cosine similarities of regions [N, R, K]
     temperature: float = 1.0,  # Softmax temperature on sims
     local_weight: float = 1.0,  # Weight of the local part
 ) -> torch.Tensor:  # ID score [N]
-    "MCM of the image plus weighted MCM of its best region (Miyai et al. 2023; LoCoOp uses weight 1)."
+    """MCM of the image plus weighted MCM of its best region.
+
+    Miyai et al. 2023; LoCoOp uses weight 1."""
     sims, local_sims = _checked(sims, "sims", "NK"), _checked(local_sims, "local_sims", "NRK")
     if sims.shape != local_sims[:, 0].shape or sims.device != local_sims.device:
         raise ValueError(
-            f"sims {list(sims.shape)} on {sims.device} and local_sims {list(local_sims.shape)} on {local_sims.device} do not fit; expected [N, K] and [N, R, K] of the same images and classes"
+            f"sims {list(sims.shape)} on {sims.device} and local_sims {list(local_sims.shape)} on "
+            f"{local_sims.device} do not fit; expected [N, K] and [N, R, K] of the same images and "
+            "classes"
         )
     if not math.isfinite(local_weight):
         raise ValueError(f"local_weight={local_weight}; it must be finite (1.0 for LoCoOp)")
@@ -163,7 +177,7 @@ def msp(
     "Maximum softmax probability (Hendrycks and Gimpel, ICLR 2017)."
     return _largest_probability(_checked(logits, "logits", "NK"), 1.0)
 
-
+# %% ../nbs/1_measure/03_scores.ipynb #7c9cb893
 def max_logit(
     logits,  # [N, K]
 ) -> torch.Tensor:  # ID score [N]
@@ -175,7 +189,9 @@ def energy(
     logits,  # [N, K]
     temperature: float = 1.0,  # Softness of the maximum
 ) -> torch.Tensor:  # ID score [N]
-    "Negative free energy, temperature * logsumexp(logits / temperature) (Liu et al., NeurIPS 2020)."
+    """Negative free energy (Liu et al., NeurIPS 2020).
+
+    temperature * logsumexp(logits / temperature)"""
     logits = _checked(logits, "logits", "NK")
     temperature = _checked_temperature(temperature, logits.dtype)
     best, below = _below_best(logits, temperature)
@@ -204,33 +220,37 @@ def variance(
     return deviations.square().mean(-1)
 
 # %% ../nbs/1_measure/03_scores.ipynb #ca8dc995
+def _alike(first: torch.Tensor, second: torch.Tensor) -> bool:
+    "Whether two tensors can be compared: of one type, on one device."
+    return first.dtype == second.dtype and first.device == second.device
+
+
+def _check_outlier_sims(task: torch.Tensor, outlier: torch.Tensor):
+    "Both sides of the odds belong to the same images."
+    if len(task) != len(outlier) or not _alike(task, outlier):
+        raise ValueError(
+            f"task_sims {list(task.shape)} and outlier_sims {list(outlier.shape)} do not fit; "
+            f"expected [N, K] and [N, M] of the same images, of one type ({task.dtype}, "
+            f"{outlier.dtype}) on one device"
+        )
+
+# %% ../nbs/1_measure/03_scores.ipynb #e58944cd
 def task_log_odds(
     task_sims,  # Cosine similarities with the classes [N, K]
     outlier_sims,  # Cosine similarities with the outlier vectors [N, M]
     temperature: float = 0.01,  # Softmax temperature on sims
     probability: bool = False,  # The probability of being ID instead, which saturates
 ) -> torch.Tensor:  # ID score [N]
-    "Log-odds of the classes against outlier vectors (HFTT, Lee et al., NeurIPS 2024; the paper's score is 1 minus the probability)."
-    task_sims, outlier_sims = (
-        _checked(task_sims, "task_sims", "NK"),
-        _checked(outlier_sims, "outlier_sims", "NM"),
-    )
-    if (
-        len(task_sims) != len(outlier_sims)
-        or task_sims.device != outlier_sims.device
-        or task_sims.dtype != outlier_sims.dtype
-    ):
-        raise ValueError(
-            f"task_sims {list(task_sims.shape)} and outlier_sims {list(outlier_sims.shape)} do not fit; expected [N, K] and [N, M] of the same images, of one type ({task_sims.dtype}, {outlier_sims.dtype}) on one device"
-        )
-    temperature, largest = (
-        _checked_temperature(temperature, task_sims.dtype),
-        torch.finfo(task_sims.dtype).max,
-    )
-    (task, task_below), (outlier, outlier_below) = (
-        _below_best(task_sims, temperature),
-        _below_best(outlier_sims, temperature),
-    )
+    """Log-odds of the classes against outlier vectors (HFTT, Lee et al., NeurIPS 2024).
+
+    The paper's score is 1 minus the probability."""
+    task_sims = _checked(task_sims, "task_sims", "NK")
+    outlier_sims = _checked(outlier_sims, "outlier_sims", "NM")
+    _check_outlier_sims(task_sims, outlier_sims)
+    temperature = _checked_temperature(temperature, task_sims.dtype)
+    largest = torch.finfo(task_sims.dtype).max
+    task, task_below = _below_best(task_sims, temperature)
+    outlier, outlier_below = _below_best(outlier_sims, temperature)
     odds = (task - outlier) / temperature + (
         task_below.exp_().sum(-1).log() - outlier_below.exp_().sum(-1).log()
     )
@@ -238,32 +258,40 @@ def task_log_odds(
 
 # %% ../nbs/1_measure/03_scores.ipynb #c1a9e0d2
 def _checked_pair(yes_logits, no_logits):
+    "Yes logits, and how far they lead the no logits of the same classes."
     yes, no = _checked(yes_logits, "yes_logits", "NK"), _checked(no_logits, "no_logits", "NK")
-    if yes.shape != no.shape or yes.device != no.device or yes.dtype != no.dtype:
+    if yes.shape != no.shape or not _alike(yes, no):
         raise ValueError(
-            f"yes_logits {list(yes.shape)} and no_logits {list(no.shape)} do not fit; expected [N, K] both, of the same images and classes, of one type ({yes.dtype}, {no.dtype}) on one device"
+            f"yes_logits {list(yes.shape)} and no_logits {list(no.shape)} do not fit; expected [N, "
+            f"K] both, of the same images and classes, of one type ({yes.dtype}, {no.dtype}) on "
+            "one device"
         )
     largest = torch.finfo(yes.dtype).max
     return yes, (yes - no).clamp(-largest, largest)
 
-
+# %% ../nbs/1_measure/03_scores.ipynb #6de86d42
 def ctw(
     yes_logits,  # Logits of the class texts [N, K]
     no_logits,  # Logits of the "no" texts of the same classes [N, K]
     log_odds: bool = False,  # The log-odds of that probability, which never saturate
 ) -> torch.Tensor:  # ID score [N]
-    "Competing to win: probability of yes against no for the class with the largest yes logit (CLIPN, Wang et al., ICCV 2023)."
+    """Competing to win (CLIPN, Wang et al., ICCV 2023).
+
+    Probability of yes against no for the class with the largest yes logit."""
     yes, odds = _checked_pair(yes_logits, no_logits)
     odds = odds.gather(1, yes.argmax(1, keepdim=True))[:, 0]
     return odds if log_odds else odds.sigmoid()
 
-
+# %% ../nbs/1_measure/03_scores.ipynb #5d3d7e64
 def atd(
     yes_logits,  # Logits of the class texts [N, K]
     no_logits,  # Logits of the "no" texts of the same classes [N, K]
     log_odds: bool = False,  # The log-odds of that probability, which never saturate
 ) -> torch.Tensor:  # ID score [N]
-    "Agreeing to differ: probability of the K classes, each as far as its own no agrees; the rest belongs to one more class (CLIPN, ICCV 2023)."
+    """Agreeing to differ (CLIPN, ICCV 2023).
+
+    Probability of the K classes, each as far as its own no agrees; the rest belongs to one more
+    class."""
     yes, odds = _checked_pair(yes_logits, no_logits)
     below, largest = _below_best(yes, 1.0)[1], torch.finfo(yes.dtype).max
     known, unknown = ((below + logsigmoid(sign * odds)).logsumexp(1) for sign in (1, -1))
@@ -271,41 +299,53 @@ def atd(
     return odds if log_odds else odds.sigmoid()
 
 # %% ../nbs/1_measure/03_scores.ipynb #5d3b066b
+def _checked_clouds(features, class_means, precision):  # float64 tensors [N, D], [C, D], [D, D]
+    "What a distance is computed from, in one width and free of NaN."
+    features, means, precision = (
+        torch.as_tensor(values).double() for values in (features, class_means, precision)
+    )
+    two_axes = features.ndim == means.ndim == 2 and 0 not in means.shape
+    if (
+        not two_axes
+        or features.shape[1:] != means.shape[1:]
+        or precision.shape != (means.shape[1],) * 2
+    ):
+        raise ValueError(
+            f"features {list(features.shape)}, class_means {list(means.shape)} and precision "
+            f"{list(precision.shape)} do not fit; expected [N, D], [C, D] and [D, D] with the same "
+            "D"
+        )
+    for name, values in (("features", features), ("class_means", means), ("precision", precision)):
+        _checked(values, name, "ND")
+    return features, means, precision
+
+# %% ../nbs/1_measure/03_scores.ipynb #86a31a37
 def _whitening(
-    precision,
-):  # (R [D, D], signs [D]): distances are signed sums of squares of rows @ R
+    precision,  # symmetric [D, D]
+):  # (R [D, D], signs [D])
+    "A root R of the precision: distances are signed sums of squares of rows @ R."
     factor, failed = torch.linalg.cholesky_ex(precision)
     if not failed:
         return factor, torch.ones_like(factor[0])
     values, vectors = torch.linalg.eigh(precision)
     if values[0] < -1e-4 * values[-1]:
         raise ValueError(
-            f"precision has eigenvalues from {values[0]:.3g} to {values[-1]:.3g} and is no inverse of a covariance, which has none below 0; take it from `class_statistics`, or invert a symmetric covariance"
+            f"precision has eigenvalues from {values[0]:.3g} to {values[-1]:.3g} and is no inverse "
+            "of a covariance, which has none below 0; take it from `class_statistics`, or invert "
+            "a symmetric covariance"
         )
     return vectors * values.abs().sqrt(), values.sign()
 
-
+# %% ../nbs/1_measure/03_scores.ipynb #6cac4d15
 def mahalanobis(
     features,  # [N, D]
     class_means,  # [C, D]
     precision,  # Inverse of the covariance that the classes share [D, D]
 ) -> torch.Tensor:  # ID score [N], float64, 0 or less
-    "Minus half the squared Mahalanobis distance to the nearest class mean (Lee et al., NeurIPS 2018)."
-    features, means, precision = (
-        torch.as_tensor(values).double() for values in (features, class_means, precision)
-    )
-    if (
-        features.ndim != 2
-        or means.ndim != 2
-        or 0 in means.shape
-        or features.shape[1:] != means.shape[1:]
-        or precision.shape != (means.shape[1],) * 2
-    ):
-        raise ValueError(
-            f"features {list(features.shape)}, class_means {list(means.shape)} and precision {list(precision.shape)} do not fit; expected [N, D], [C, D] and [D, D] with the same D"
-        )
-    for name, values in (("features", features), ("class_means", means), ("precision", precision)):
-        _checked(values, name, "ND")
+    """Minus half the squared Mahalanobis distance to the nearest class mean.
+
+    Lee et al., NeurIPS 2018."""
+    features, means, precision = _checked_clouds(features, class_means, precision)
     factor, signs = _whitening((precision + precision.T) / 2)
     rows, centres = ((values - means.mean(0)) @ factor for values in (features, means))
     nearest = [

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 # %% ../../nbs/0_ground/02_files.ipynb #5c052de1
 def _sync(path):
+    "What was written is on the disk when this returns."
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -23,17 +24,20 @@ def _sync(path):
         os.close(handle)
 
 
-def _share(path):  # some writers (safetensors) make files that only their owner may read
+def _share(path):
+    "The permissions of any new file: some writers (safetensors) leave the owner alone with it."
     mask = os.umask(0o022)
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)
 
-
+# %% ../../nbs/0_ground/02_files.ipynb #2fdd84e3
 @contextmanager
 def atomic_path(
     path,  # the file to be written; its folder is created
 ):  # yields a temporary Path beside it
-    "Write to the yielded path; at the end of the block it replaces `path` at once, after an error it is removed."
+    """Write to the yielded path; at the end of the block it replaces `path` at once.
+
+    After an error it is removed."""
     path = Path(path).expanduser()
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file to write.")
@@ -60,7 +64,9 @@ def locked(
     timeout=None,  # seconds to wait before giving up; None waits as long as it takes
     patience=5.0,  # seconds of silent waiting before a warning says who is waited for
 ):
-    "Hold the lock of `path` for the block. Raises `TimeoutError` when another process keeps it longer than `timeout`."
+    """Hold the lock of `path` for the block.
+
+    Raises `TimeoutError` when another process keeps it longer than `timeout`."""
     name = Path(f"{Path(path).expanduser()}.lock")
     name.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(name)
@@ -76,7 +82,8 @@ def locked(
             lock.acquire(timeout=-1 if timeout is None else timeout - first)
         except Timeout:
             raise TimeoutError(
-                f"Another process has been working on {path} for more than {timeout} s. Wait for it, or end it: "
+                f"Another process has been working on {path} for more than {timeout} s. Wait for "
+                "it, or end it: "
                 f"the lock {name} is freed with the process, there is nothing to delete."
             ) from None
     try:

@@ -26,12 +26,13 @@ def _array_bytes(value, where):
         value = (value.view(sys.modules["torch"].int16) if kind == "bfloat16" else value).numpy()
     if value.dtype.kind not in "biufc":
         raise ValueError(
-            f"content_hash cannot read {where}: an array of dtype {kind}. Numbers and booleans are possible; turn others into a list."
+            f"content_hash cannot read {where}: an array of dtype {kind}. Numbers and booleans are "
+            "possible; turn others into a list."
         )
     little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
     return f"{kind}{list(value.shape)}".encode(), little.reshape(-1).view(np.uint8)
 
-
+# %% ../../nbs/0_ground/03_hashing.ipynb #563701c9
 def _file_digest(path, where):
     if not path.is_file():
         what = "is a folder; give its sorted list of files" if path.is_dir() else "does not exist"
@@ -40,55 +41,68 @@ def _file_digest(path, where):
         return hashlib.file_digest(file, "sha256").digest()
 
 # %% ../../nbs/0_ground/03_hashing.ipynb #961198fe
+def _plain(value):  # (kind, contents), or None for a value that has parts or a file
+    "A value without parts as bytes."
+    if value is None:
+        return b"n", b""
+    if isinstance(value, bool):
+        return b"b", b"1" if value else b"0"
+    if isinstance(value, Integral):
+        return b"i", str(int(value)).encode()
+    if isinstance(value, Real):
+        return b"f", float(value).hex().encode()
+    if isinstance(value, str):
+        return b"s", value.encode("utf-8", "surrogatepass")
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return b"y", bytes(value)
+    return None
+
+# %% ../../nbs/0_ground/03_hashing.ipynb #fb5392d9
+def _add(sha, kind, data):
+    "Kind, length, contents."
+    sha.update(kind + len(data).to_bytes(8, "big"))
+    sha.update(data)
+
+
 def _feed(sha, value, where):
-    "Add one value to the running hash as kind, length, contents; `where` names it in errors."
-
-    def add(kind, data):
-        sha.update(kind + len(data).to_bytes(8, "big"))
-        sha.update(data)
-
+    "Add one value to the running hash; `where` names it in errors."
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None:
-        add(b"n", b"")
-    elif isinstance(value, bool):
-        add(b"b", b"1" if value else b"0")
-    elif isinstance(value, Integral):
-        add(b"i", str(int(value)).encode())
-    elif isinstance(value, Real):
-        add(b"f", float(value).hex().encode())
-    elif isinstance(value, str):
-        add(b"s", value.encode("utf-8", "surrogatepass"))
-    elif isinstance(value, (bytes, bytearray, memoryview)):
-        add(b"y", bytes(value))
+    if plain := _plain(value):
+        _add(sha, *plain)
     elif isinstance(value, Path):
-        add(b"p", _file_digest(value, where))
+        _add(sha, b"p", _file_digest(value, where))
     elif isinstance(value, np.ndarray) or _is_tensor(value):
         header, data = _array_bytes(value, where)
-        add(b"a", header)
-        add(b"d", data)
+        _add(sha, b"a", header)
+        _add(sha, b"d", data)
     elif isinstance(value, (list, tuple)):
-        add(b"l", len(value).to_bytes(8, "big"))
+        _add(sha, b"l", len(value).to_bytes(8, "big"))
         for i, item in enumerate(value):
             _feed(sha, item, f"{where}[{i}]")
     elif isinstance(value, dict):
         items = sorted((bytes.fromhex(content_hash(key, length=64)), key) for key in value)
-        add(b"m", len(items).to_bytes(8, "big"))
+        _add(sha, b"m", len(items).to_bytes(8, "big"))
         for digest, key in items:
-            add(b"k", digest)
+            _add(sha, b"k", digest)
             _feed(sha, value[key], f"{where}[{key!r}]")
     else:
         raise ValueError(
-            f"content_hash cannot read {where}: {type(value).__name__} {value!r:.60}. Give strings, bytes, numbers, None, lists, tuples, dicts, arrays, tensors or a Path (its bytes)."
+            f"content_hash cannot read {where}: {type(value).__name__} {value!r:.60}. Give "
+            "strings, bytes, numbers, None, lists, tuples, dicts, arrays, tensors or a Path (its "
+            "bytes)."
         )
 
 # %% ../../nbs/0_ground/03_hashing.ipynb #2dd6a3c3
 def content_hash(
-    # str, bytes, numbers, None, list, tuple, dict, numpy array, torch tensor, Path (bytes of that file)
+    # str, bytes, numbers, None, list, tuple, dict, numpy array, torch tensor,
+    # Path (bytes of that file)
     *parts,
     length=16,  # hexadecimal digits kept, 1 to 64
 ) -> str:  # prefix of a sha256
-    "Hash of the contents of `parts`, the same on every platform and in every process; lists and tuples count as equal."
+    """Hash of the contents of `parts`, the same on every platform and in every process.
+
+    Lists and tuples count as equal."""
     if not 1 <= length <= 64:
         raise ValueError(
             f"length is {length}; a sha256 has 64 hexadecimal digits, so give 1 to 64."

@@ -17,18 +17,23 @@ def home() -> Path:  # folder for caches, absolute; may not exist yet
 
 # %% ../../nbs/0_ground/01_places.ipynb #c130e053
 def data_root() -> Path:  # existing folder that holds the real image sets
-    "Folder of the real image sets, `$OODNB_DATA`. Raises `FileNotFoundError` when it is unset or no folder."
+    """Folder of the real image sets, `$OODNB_DATA`.
+
+    Raises `FileNotFoundError` when it is unset or no folder."""
     value = os.environ.get("OODNB_DATA")
     if not value:
         raise FileNotFoundError(
-            "The environment variable OODNB_DATA is not set. Point it to the folder that holds your image sets "
-            "(export OODNB_DATA=~/datasets), pass root=... instead, or use the data set 'mini', which ships with oodnb."
+            "The environment variable OODNB_DATA is not set. Point it to the folder that holds "
+            "your image sets "
+            "(export OODNB_DATA=~/datasets), pass root=... instead, or use the data set 'mini', "
+            "which ships with oodnb."
         )
     root = Path(value).expanduser().absolute()
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise FileNotFoundError(
-            f"OODNB_DATA points to {root}, which {what}. Correct the variable, or create the folder and put the image sets there; "
+            f"OODNB_DATA points to {root}, which {what}. Correct the variable, or create the "
+            "folder and put the image sets there; "
             "the data set 'mini' ships with oodnb and needs neither."
         )
     return root
@@ -42,6 +47,15 @@ def _shipped_root() -> Path:
     return beside
 
 
+def _what_is_there(folder):  # text
+    "The names in a folder, at most forty of them."
+    if not folder.is_dir():
+        return "nothing"
+    found = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+    more = f", ... ({len(found)} in all)" if len(found) > 40 else ""
+    return ", ".join(found[:40]) + more or "nothing"
+
+
 def shipped(
     *parts,  # names below data/, as in shipped("published", "locoop.csv")
 ) -> Path:  # existing file or folder
@@ -51,12 +65,8 @@ def shipped(
     if path.exists():
         return path
     parent = next((p for p in path.parents if p.is_dir()), root)
-    found = sorted(p.name + "/" * p.is_dir() for p in parent.iterdir()) if parent.is_dir() else []
-    shown = (
-        ", ".join(found[:40]) + (f", ... ({len(found)} in all)" if len(found) > 40 else "")
-        or "nothing"
-    )
     raise FileNotFoundError(
-        f"oodnb ships no {'/'.join(map(str, parts))!r}: {path} does not exist; {parent} holds {shown}. "
+        f"oodnb ships no {'/'.join(map(str, parts))!r}: {path} does not exist; {parent} holds "
+        f"{_what_is_there(parent)}. "
         "If data/ is incomplete, clone the repository again or reinstall the wheel."
     )

@@ -15,10 +15,8 @@ def did_you_mean(
 ) -> str:  # " Did you mean 'a' or 'b'?", or "" when nothing is near
     "The hint of an error about an unknown name: up to three close names, whatever their case."
     spelled = {str(k).casefold(): str(k) for k in known}
-    near = [
-        spelled[n]
-        for n in difflib.get_close_matches(str(name).casefold(), spelled, n=3, cutoff=0.6)
-    ]
+    close = difflib.get_close_matches(str(name).casefold(), spelled, n=3, cutoff=0.6)
+    near = [spelled[n] for n in close]
     return f" Did you mean {' or '.join(map(repr, near))}?" if near and name not in near else ""
 
 # %% ../../nbs/0_ground/04_spelling.ipynb #cabfedf0
@@ -28,5 +26,6 @@ def unknown_name(
     known,  # names that exist
 ) -> str:  # "Unknown data set 'x'. Did you mean ...? There are: ..."
     "The text of an error about a name that is not known, with at most twenty that are."
-    shown = sorted(map(str, known))
-    return f"Unknown {kind} {name!r}.{did_you_mean(name, known)} There are: {', '.join(shown[:20])}{', ...' if len(shown) > 20 else ''}."
+    there = sorted(map(str, known))
+    shown = ", ".join(there[:20]) + (", ..." if len(there) > 20 else "")
+    return f"Unknown {kind} {name!r}.{did_you_mean(name, known)} There are: {shown}."

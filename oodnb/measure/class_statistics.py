@@ -15,33 +15,60 @@ from ..scores import mahalanobis
 from ..scores import normalize as unit_rows
 
 # %% ../../nbs/1_measure/06_class_statistics.ipynb #21a4e4f1
-def _checked_rows(
-    features, labels, n_classes
-):  # float64 rows [N, D], labels [N], number of classes
-    features, labels = torch.as_tensor(features), torch.as_tensor(labels)
+def _is_count(number):
+    "Whether this is a whole number from 1 up; True and False are none."
+    return not isinstance(number, bool) and isinstance(number, Integral) and number >= 1
+
+
+def _number_of_classes(labels, n_classes):
+    "As many as are said, or as the labels reach."
+    classes = int(labels.max()) + 1 if n_classes is None else n_classes
+    if not _is_count(classes):
+        raise ValueError(
+            f"n_classes is {n_classes!r}; give the number of classes, from 1 up, or None to read "
+            "it off the labels."
+        )
+    return classes
+
+# %% ../../nbs/1_measure/06_class_statistics.ipynb #29768269
+def _check_rows(features, labels):
+    "Finite rows, and a whole number for each."
     if features.ndim != 2 or 0 in features.shape or labels.shape != features.shape[:1]:
         raise ValueError(
-            f"features have shape {list(features.shape)} and labels {list(labels.shape)}; give [N, D] with at least one row, and one label for each."
+            f"features have shape {list(features.shape)} and labels {list(labels.shape)}; give [N, "
+            "D] with at least one row, and one label for each."
         )
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels are {labels.dtype}; they are class numbers, whole and from 0 up.")
     if (bad := ~features.isfinite().all(1)).any():
         raise ValueError(
-            f"{int(bad.sum())} of {len(features)} rows are NaN or infinite, the first is row {int(bad.nonzero()[0])}; look at the picture or text it came from."
+            f"{int(bad.sum())} of {len(features)} rows are NaN or infinite, the first is row "
+            f"{int(bad.nonzero()[0])}; look at the picture or text it came from."
         )
+
+# %% ../../nbs/1_measure/06_class_statistics.ipynb #309df658
+def _checked_rows(features, labels, n_classes):  # (float64 [N, D], int64 [N], number of classes)
+    "Rows and labels on one device, and the number of classes."
+    features, labels = torch.as_tensor(features), torch.as_tensor(labels)
+    _check_rows(features, labels)
     labels = labels.to(features.device, torch.long)
-    classes = int(labels.max()) + 1 if n_classes is None else n_classes
-    if isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 1:
-        raise ValueError(
-            f"n_classes is {n_classes!r}; give the number of classes, from 1 up, or None to read it off the labels."
-        )
+    classes = _number_of_classes(labels, n_classes)
     if (bad := (labels < 0) | (labels >= classes)).any():
         raise ValueError(
-            f"{int(bad.sum())} labels do not lie between 0 and {classes - 1}, the first is {int(labels[bad][0])} in row {int(bad.nonzero()[0])}. Rows without a class (-1) have to be left out first."
+            f"{int(bad.sum())} labels do not lie between 0 and {classes - 1}, the first is "
+            f"{int(labels[bad][0])} in row {int(bad.nonzero()[0])}. Rows without a class (-1) have "
+            "to be left out first."
         )
     return features.double(), labels, classes
 
+# %% ../../nbs/1_measure/06_class_statistics.ipynb #4d6113cd
+def _slipped(features, batch_index):
+    "The rows that the release of TOE added to the classes of the samples."
+    if batch_index is None:
+        return features
+    return features[torch.arange(len(features), device=features.device) // batch_index]
 
+# %% ../../nbs/1_measure/06_class_statistics.ipynb #c9e8307c
 def class_means(
     features,  # rows [N, D]
     labels,  # class of each row [N]
@@ -49,28 +76,23 @@ def class_means(
     # historical: read row i // batch_index for sample i, as the release of TOE did
     batch_index=None,
 ):  # (means [C, D], float64; rows per class [C])
-    "Mean row of every class. Raises `ValueError` for a class without rows, whose mean would be NaN."
+    """Mean row of every class.
+
+    Raises `ValueError` for a class without rows, whose mean would be NaN."""
     features, labels, classes = _checked_rows(features, labels, n_classes)
-    if batch_index is not None and (
-        isinstance(batch_index, bool) or not isinstance(batch_index, Integral) or batch_index < 1
-    ):
+    if batch_index is not None and not _is_count(batch_index):
         raise ValueError(
-            f"batch_index is {batch_index!r}; give the batch size of the slip, from 1 up, or None for correct means."
+            f"batch_index is {batch_index!r}; give the batch size of the slip, from 1 up, or None "
+            "for correct means."
         )
     counts = torch.bincount(labels, minlength=classes)
-    empty = (counts == 0).nonzero().flatten().tolist()
-    if empty:
+    if empty := (counts == 0).nonzero().flatten().tolist():
         raise ValueError(
-            f"{len(empty)} of {classes} classes have no row and no mean, first class {empty[0]}. Leave them out and number the others from 0, or add pictures."
+            f"{len(empty)} of {classes} classes have no row and no mean, first class {empty[0]}. "
+            "Leave them out and number the others from 0, or add pictures."
         )
-    rows = (
-        features
-        if batch_index is None
-        else features[torch.arange(len(features), device=features.device) // batch_index]
-    )
-    sums = torch.zeros(
-        classes, features.shape[1], dtype=features.dtype, device=features.device
-    ).index_add_(0, labels, rows)
+    rows = _slipped(features, batch_index)
+    sums = rows.new_zeros(classes, rows.shape[1]).index_add_(0, labels, rows)
     return sums / counts[:, None], counts
 
 # %% ../../nbs/1_measure/06_class_statistics.ipynb #abacae60
@@ -98,36 +120,48 @@ class ClassStatistics:
         self,
         normals,  # standard normal draws [C, S, D], or [S, D] for the same in every class
     ):  # [C, S, D]
-        "Samples of every class: its mean plus L times the draws, L the lower Cholesky factor of the covariance."
+        """Samples of every class: its mean plus L times the draws.
+
+        L is the lower Cholesky factor of the covariance."""
         factor = torch.linalg.cholesky(self.covariance)
         return self.means[:, None] + torch.as_tensor(normals).to(factor) @ factor.T
 
 # %% ../../nbs/1_measure/06_class_statistics.ipynb #f76df644
-def _inverted(covariance, rows):  # (inverse, condition)
-    values = torch.linalg.eigvalsh(covariance)
-    smallest, largest, width = float(values[0]), float(values[-1]), len(values)
-    if smallest <= width * torch.finfo(values.dtype).eps * largest:
-        rank = (
-            int((values > width * torch.finfo(values.dtype).eps * largest).sum())
-            if largest > 0
-            else 0
-        )
-        why = (
-            "all rows are the same"
-            if rank == 0
-            else f"{rows} rows reach {rank} of {width} directions"
-        )
+def _without_inverse(values, limit, rows):  # ValueError
+    "Which directions the rows do not reach, and what would help."
+    width = len(values)
+    rank = int((values > limit).sum()) if values[-1] > 0 else 0
+    if rank:
+        why = f"{rows} rows reach {rank} of {width} directions"
         advice = (
             f"ridge={1e-3 * float(values.mean()):.1g} would be a thousandth of the mean variance"
-            if rank
-            else "there is nothing to measure distances by"
         )
-        raise ValueError(
-            f"The covariance has no inverse: {why}. Give more rows than columns, leave constant columns out, or give a ridge for its diagonal; {advice}."
-        )
+    else:
+        why = "all rows are the same"
+        advice = "there is nothing to measure distances by"
+    return ValueError(
+        f"The covariance has no inverse: {why}. Give more rows than columns, leave constant "
+        f"columns out, or give a ridge for its diagonal; {advice}."
+    )
+
+
+def _inverted(covariance, rows):  # (inverse, condition)
+    "The inverse, if the smallest eigenvalue is more than rounding."
+    values = torch.linalg.eigvalsh(covariance)
+    smallest, largest = float(values[0]), float(values[-1])
+    limit = len(values) * torch.finfo(values.dtype).eps * largest
+    if smallest <= limit:
+        raise _without_inverse(values, limit, rows)
     return torch.cholesky_inverse(torch.linalg.cholesky(covariance)), largest / smallest
 
+# %% ../../nbs/1_measure/06_class_statistics.ipynb #b2561ef4
+def _covariance(rows, centres, freedom, ridge):  # [D, D]
+    "Covariance of rows about their centres, with a ridge on its diagonal."
+    centred = rows - centres
+    diagonal = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    return centred.T @ centred / freedom + ridge * diagonal
 
+# %% ../../nbs/1_measure/06_class_statistics.ipynb #f2346a7a
 def class_statistics(
     features,  # rows [N, D]
     labels,  # class of each row [N]
@@ -150,18 +184,11 @@ def class_statistics(
     freedom = len(rows) - (classes if within else 1)
     if freedom < 1:
         raise ValueError(
-            f"{len(rows)} rows{f' of {classes} classes' if within else ''} leave nothing to measure a spread by; give more rows than columns."
+            f"{len(rows)} rows{f' of {classes} classes' if within else ''} leave nothing to "
+            "measure a spread by; give more rows than columns."
         )
-    centred = rows - (means[labels] if within else rows.mean(0))
-    covariance = centred.T @ centred / freedom + ridge * torch.eye(
-        rows.shape[1], dtype=rows.dtype, device=rows.device
-    )
+    centres = means[labels] if within else rows.mean(0)
+    covariance = _covariance(rows, centres, freedom, ridge)
     precision, condition = _inverted(covariance, len(rows))
-    return ClassStatistics(
-        unit_rows(means) if normalize else means,
-        covariance,
-        precision,
-        counts,
-        condition,
-        normalize,
-    )
+    means = unit_rows(means) if normalize else means
+    return ClassStatistics(means, covariance, precision, counts, condition, normalize)

@@ -14,16 +14,15 @@ import numpy as np
 def _refuse_half(name: str, dtype):
     "Half precision merges scores; say why and what to do."
     raise ValueError(
-        f"{name} are {dtype}: half precision rounds many scores to the same value (MCM over 1000 classes keeps about 30 values in bfloat16, and FPR95 moves by "
-        "many points). Compute scores from the features in float32 or better; casting afterwards does not bring the order back"
+        f"{name} are {dtype}: half precision rounds many scores to the same value (MCM over 1000 "
+        "classes keeps about 30 values in bfloat16, and FPR95 moves by "
+        "many points). Compute scores from the features in float32 or better; casting afterwards "
+        "does not bring the order back"
     )
 
 # %% ../../nbs/1_measure/01_roc.ipynb #62d8550a
-def as_scores(
-    scores,  # list, NumPy array or torch tensor (any device) of one number per image [N]
-    name: str,  # How messages call it
-) -> np.ndarray:  # float64 [N], same order
-    "Check scores and convert them to float64 without changing their order."
+def _as_array(scores, name: str) -> np.ndarray:
+    "A list, an array or a tensor of any device as an array, in the precision in which it came."
     if hasattr(scores, "detach"):
         scores = scores.detach().cpu()
         if scores.is_floating_point() and scores.element_size() < 4:
@@ -34,9 +33,15 @@ def as_scores(
         raise ValueError(f"{name} must be one number per image, shape [N]; {error}") from None
     if array.dtype == np.float16:
         _refuse_half(name, array.dtype)
+    return array
+
+# %% ../../nbs/1_measure/01_roc.ipynb #b597e04a
+def _check_numbers(array: np.ndarray, name: str):
+    "Refuse what is no list of numbers, or is more exact than float64."
     if array.ndim != 1:
         raise ValueError(
-            f"{name} must be one number per image, shape [N], but has shape {list(array.shape)}; flatten it or pick one column"
+            f"{name} must be one number per image, shape [N], but has shape {list(array.shape)}; "
+            "flatten it or pick one column"
         )
     if not array.size:
         raise ValueError(f"{name} is empty; a metric needs at least one ID and one OOD image")
@@ -46,12 +51,23 @@ def as_scores(
         )
     if array.dtype.kind in "iu" and (array.max() > 2**53 or array.min() < -(2**53)):
         raise ValueError(
-            f"{name} holds integers beyond 2**53, which float64 cannot tell apart; rank or rescale them first"
+            f"{name} holds integers beyond 2**53, which float64 cannot tell apart; rank or rescale "
+            "them first"
         )
+
+# %% ../../nbs/1_measure/01_roc.ipynb #5fcec286
+def as_scores(
+    scores,  # list, NumPy array or torch tensor (any device) of one number per image [N]
+    name: str,  # How messages call it
+) -> np.ndarray:  # float64 [N], same order
+    "Check scores and convert them to float64 without changing their order."
+    array = _as_array(scores, name)
+    _check_numbers(array, name)
     array = array.astype(np.float64)
     if bad := np.count_nonzero(missing := np.isnan(array)):
         raise ValueError(
-            f"{name} holds {bad} NaN of {array.size}, the first at index {missing.argmax()}; a NaN has no rank: find the image it came from"
+            f"{name} holds {bad} NaN of {array.size}, the first at index {missing.argmax()}; a NaN "
+            "has no rank: find the image it came from"
         )
     return array
 
@@ -59,7 +75,8 @@ def as_scores(
 def rank_scores(
     id_scores,  # Scores of ID images [N]
     ood_scores,  # Scores of OOD images [M]
-    # Distinct scores, ascending [T]; index into them of every ID image [N] and of every OOD image [M]
+    # Distinct scores, ascending [T];
+    # index into them of every ID image [N] and of every OOD image [M]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Rank ID and OOD images on one common ladder of distinct scores."
     id_scores, ood_scores = as_scores(id_scores, "id_scores"), as_scores(ood_scores, "ood_scores")
@@ -108,10 +125,24 @@ def oriented(
     if positive == "ood":
         return tuple(side[..., :1] - side[..., ::-1] for side in (false_positives, true_positives))
     raise ValueError(
-        f"positive={positive!r}; choose 'id' (MCM, LoCoOp, TOE, CLIPN) or 'ood' (HFTT, OpenOOD, pytorch-ood)"
+        f"positive={positive!r}; choose 'id' (MCM, LoCoOp, TOE, CLIPN) or 'ood' (HFTT, OpenOOD, "
+        "pytorch-ood)"
     )
 
 # %% ../../nbs/1_measure/01_roc.ipynb #647bb2d6
+def _draw_again(
+    ranks: np.ndarray,  # Position on the ladder of every image of one side [N]
+    size: int,  # Number of distinct scores T
+    block: int,  # Number of resamples
+    rng: np.random.Generator,
+) -> np.ndarray:  # [block, T]
+    "Counts per distinct score of a block of resamples of one side."
+    drawn = ranks[rng.integers(ranks.size, size=(block, ranks.size), dtype=np.uint32)]
+    shift = size * np.arange(block)[:, None]
+    counts = np.bincount((drawn + shift).ravel(), minlength=block * size)
+    return counts.reshape(block, size)
+
+# %% ../../nbs/1_measure/01_roc.ipynb #29b07947
 def resampled_counts(
     id_ranks: np.ndarray,  # Position on the ladder of every ID image [N]
     ood_ranks: np.ndarray,  # Position on the ladder of every OOD image [M]
@@ -128,14 +159,4 @@ def resampled_counts(
     rows = max(1, 250_000 // (id_ranks.size + ood_ranks.size))
     for done in range(0, n_boot, rows):
         block = min(rows, n_boot - done)
-        shift = size * np.arange(block)[:, None]
-        yield [
-            np.bincount(
-                (
-                    ranks[rng.integers(ranks.size, size=(block, ranks.size), dtype=np.uint32)]
-                    + shift
-                ).ravel(),
-                minlength=block * size,
-            ).reshape(block, size)
-            for ranks, rng in sides
-        ]
+        yield [_draw_again(ranks, size, block, rng) for ranks, rng in sides]

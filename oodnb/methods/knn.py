@@ -36,24 +36,15 @@ class KNNDetector:
     ) -> torch.Tensor:  # [N], float64, -2 to 0
         "One score per image; raises `ValueError` when the features do not fit."
         check_features(features, self.rows.shape[1], self.fingerprint, False, self.name)
-        parts = [
-            (normalize(part.to(self.rows.device)) @ self.rows.T)
-            .topk(self.k, dim=1)
-            .values[:, -1]
-            .double()
-            for part in features.image_features.split(self.batch)
-        ]
-        return -(2 - 2 * torch.cat(parts)).clamp_min(0).sqrt()
+        nearest = []
+        for part in features.image_features.split(self.batch):
+            cosines = normalize(part.to(self.rows.device)) @ self.rows.T
+            nearest.append(cosines.topk(self.k, dim=1).values[:, -1].double())
+        return -(2 - 2 * torch.cat(nearest)).clamp_min(0).sqrt()
 
 # %% ../../nbs/11_more/02_knn.ipynb #e77a410c
-def fit_knn(
-    train,  # Features of ID pictures; labels are not read
-    k=10,  # which neighbour: 1000 of 1.28 million pictures in the paper, 10 of a hundredth of them
-    share=1.0,  # share of the pictures to keep
-    seed=0,  # draws them
-    name="knn",  # column name
-) -> KNNDetector:
-    "k-NN detector (Sun et al., ICML 2022). Raises `ValueError` when fewer than k pictures are left."
+def _kept(share, k, train):  # their number
+    "How many pictures a share leaves: at least k."
     if not 0 < share <= 1:
         raise ValueError(
             f"share is {share}; give the share of the pictures to keep, above 0 and at most 1."
@@ -61,14 +52,26 @@ def fit_knn(
     count = round(share * len(train))
     if isinstance(k, bool) or k != int(k) or not 1 <= k <= count:
         raise ValueError(
-            f"k is {k}, but {count} pictures of {train.dataset!r} are kept; give a whole number from 1 to {count}."
+            f"k is {k}, but {count} pictures of {train.dataset!r} are kept; give a whole number "
+            f"from 1 to {count}."
         )
+    return count
+
+
+def fit_knn(
+    train,  # Features of ID pictures; labels are not read
+    k=10,  # which neighbour: 1000 of 1.28 million pictures in the paper, 10 of a hundredth of them
+    share=1.0,  # share of the pictures to keep
+    seed=0,  # draws them
+    name="knn",  # column name
+) -> KNNDetector:
+    """k-NN detector (Sun et al., ICML 2022).
+
+    Raises `ValueError` when fewer than k pictures are left."""
+    count = _kept(share, k, train)
     check_features(train, train.image_features.shape[-1], None, False, name)
     rows = normalize(train.image_features)
     if count < len(rows):
-        rows = rows[
-            torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]
-            .sort()
-            .values
-        ]
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+        rows = rows[order[:count].sort().values]
     return KNNDetector(name, rows, int(k), train.backbone)

@@ -44,25 +44,24 @@ class MahalanobisDetector:
         check_features(features, self.statistics.means.shape[1], self.fingerprint, False, self.name)
         return self.statistics.score(features.image_features.to(self.statistics.means.device))
 
-
+# %% ../../nbs/11_more/03_mahalanobis.ipynb #f07a0c10
 def fit_mahalanobis(
     train,  # Features of labelled ID pictures
     normalize=True,  # unit length, as cosines see features
     ridge=0.0,  # added to the variances; needed with fewer pictures than dimensions
     name="mahalanobis",  # column name
 ) -> MahalanobisDetector:
-    "Class means and the covariance within classes (Lee et al., NeurIPS 2018). Raises `ValueError` for a class without pictures or a covariance without inverse."
+    """Class means and the covariance within classes (Lee et al., NeurIPS 2018).
+
+    Raises `ValueError` for a class without pictures or a covariance without inverse."""
     labels = torch.as_tensor(train.labels)
     if (labels < 0).all():
         raise ValueError(
-            f"The pictures of {train.dataset!r} have no labels; Mahalanobis distances need a class for each. fit_knn needs none."
+            f"The pictures of {train.dataset!r} have no labels; Mahalanobis distances need a class "
+            "for each. fit_knn needs none."
         )
+    classes = len(train.class_names) or None
     statistics = class_statistics(
-        train.image_features,
-        labels,
-        len(train.class_names) or None,
-        normalize,
-        ridge=ridge,
-        within=True,
+        train.image_features, labels, classes, normalize, ridge=ridge, within=True
     )
     return MahalanobisDetector(name, statistics, tuple(train.class_names), train.backbone)

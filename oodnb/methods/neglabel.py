@@ -33,17 +33,28 @@ def distant_words(
     "NegMining (Jiang et al., ICLR 2024, section 3.1). Raises `ValueError` for impossible shares."
     if not 0 <= quantile <= 1:
         raise ValueError(
-            f"quantile is {quantile}; it lies between 0 (the nearest class decides) and 1 (the farthest)."
+            f"quantile is {quantile}; it lies between 0 (the nearest class decides) and 1 (the "
+            "farthest)."
         )
-    distance = torch.cat(
-        [
-            (-cosine_sims(part, class_rows)).double().quantile(quantile, dim=1)
-            for part in word_rows.split(rows)
-        ]
-    )
-    return distance.argsort(descending=True, stable=True)[: share_or_count(keep, len(word_rows))]
+    distances = []
+    for part in word_rows.split(rows):
+        sims = cosine_sims(part, class_rows)
+        distances.append((-sims).double().quantile(quantile, dim=1))
+    order = torch.cat(distances).argsort(descending=True, stable=True)
+    return order[: share_or_count(keep, len(word_rows))]
 
 # %% ../../nbs/11_more/01_neglabel.ipynb #a9954c25
+def _check_groups(groups, words, temperature):
+    "At least one word for each group, and a temperature above 0."
+    if not 1 <= groups <= words:
+        raise ValueError(f"groups is {groups}; with {words} words give 1 to {words}.")
+    if not temperature > 0:
+        raise ValueError(
+            f"temperature is {temperature}; it divides cosines and must be above 0 (0.01 in the "
+            "paper)."
+        )
+
+
 def neglabel_log_odds(
     sims,  # cosines with the classes [N, K]
     negative_sims,  # cosines with the words [N, M]
@@ -51,19 +62,10 @@ def neglabel_log_odds(
     temperature=0.01,  # tau
 ) -> torch.Tensor:  # [N]
     "Log-odds of NegLabel's score S (Jiang et al., ICLR 2024, section 3.2)."
-    if not 1 <= groups <= negative_sims.shape[1]:
-        raise ValueError(
-            f"groups is {groups}; with {negative_sims.shape[1]} words give 1 to {negative_sims.shape[1]}."
-        )
-    if not temperature > 0:
-        raise ValueError(
-            f"temperature is {temperature}; it divides cosines and must be above 0 (0.01 in the paper)."
-        )
+    _check_groups(groups, negative_sims.shape[1], temperature)
     known = (sims / temperature).logsumexp(1, keepdim=True)
-    unknown = torch.stack(
-        [(part / temperature).logsumexp(1) for part in negative_sims.tensor_split(groups, dim=1)],
-        dim=1,
-    )
+    dealt = negative_sims.tensor_split(groups, dim=1)
+    unknown = torch.stack([(part / temperature).logsumexp(1) for part in dealt], dim=1)
     return logsigmoid(known - unknown).logsumexp(1) - logsigmoid(unknown - known).logsumexp(1)
 
 # %% ../../nbs/11_more/01_neglabel.ipynb #6a3ab8d6
@@ -98,19 +100,14 @@ class NegLabelDetector:
     ) -> torch.Tensor:  # log-odds [N], float64
         "One score per image; raises `ValueError` when the features do not fit."
         check_features(features, self.classifier.shape[1], self.fingerprint, False, self.name)
-        sims = lambda part, rows: cosine_sims(part.to(rows.device), rows).double()
         with torch.no_grad():
-            return torch.cat(
-                [
-                    neglabel_log_odds(
-                        sims(part, self.classifier),
-                        sims(part, self.negatives),
-                        self.groups,
-                        self.temperature,
-                    )
-                    for part in features.image_features.split(2048)
-                ]
-            )
+            parts = features.image_features.split(2048)
+            return torch.cat([self._log_odds(part) for part in parts])
+
+    def _log_odds(self, rows):  # of one batch of features
+        sides = self.classifier, self.negatives
+        sims, negative = (cosine_sims(rows.to(side.device), side).double() for side in sides)
+        return neglabel_log_odds(sims, negative, self.groups, self.temperature)
 
 # %% ../../nbs/11_more/01_neglabel.ipynb #ee47aa4b
 def neglabel(

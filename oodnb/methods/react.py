@@ -21,7 +21,8 @@ def activation_cut(
     "The value at which activations are cut (Sun et al., NeurIPS 2021)."
     if not 0 < percentile <= 100:
         raise ValueError(
-            f"percentile is {percentile}; give a number above 0, up to 100 (which cuts nothing that was seen)."
+            f"percentile is {percentile}; give a number above 0, up to 100 (which cuts nothing "
+            "that was seen)."
         )
     return float(np.percentile(rows.double().cpu().numpy(), percentile))
 
@@ -49,11 +50,10 @@ class ReActDetector:
         features,  # Features of N images
     ) -> torch.Tensor:  # [N], float64
         "One score per image; raises `ValueError` when the features do not fit."
-        return self.energy.score(
-            replace(features, image_features=features.image_features.clamp_max(self.cut))
-        )
+        rows = features.image_features.clamp_max(self.cut)
+        return self.energy.score(replace(features, image_features=rows))
 
-
+# %% ../../nbs/11_more/05_react.ipynb #7cdad547
 def fit_react(
     backbone,  # Backbone
     class_names,  # K class names, or an object that has class_names (an image set)

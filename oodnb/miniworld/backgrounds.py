@@ -38,26 +38,25 @@ def _plain(colour):
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #0ee136ec
 def _noise(rng, scale, octaves=4, fall=0.5, stretch=(1, 1)):
-    "Fractal noise in 0..1: blurred white noise, each octave half as coarse and `fall` times as strong."
+    """Fractal noise in 0..1: blurred white noise.
+
+    Each octave is half as coarse and `fall` times as strong."""
     total = np.zeros((SIDE, SIDE))
     for k in range(octaves):
         sigma = [scale * s / 2**k for s in stretch]
-        total += (
-            fall**k
-            * ndimage.gaussian_filter(rng.standard_normal((SIDE, SIDE)), sigma, mode="wrap")
-            * np.sqrt(sigma[0] * sigma[1])
-        )
+        blurred = ndimage.gaussian_filter(rng.standard_normal((SIDE, SIDE)), sigma, mode="wrap")
+        total += fall**k * blurred * np.sqrt(sigma[0] * sigma[1])
     return (total - total.min()) / np.ptp(total)
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #53fd85a9
 def _plane(rng, turn=1.0, warp=0.0):
     "Coordinates (u, v) turned by a random angle (with probability `turn`), bent by `warp` pixels."
     a = rng.uniform(0, np.pi) if rng.random() < turn else 0.0
     x, y = _X - SIDE / 2, _Y - SIDE / 2
     u, v = x * np.cos(a) + y * np.sin(a), y * np.cos(a) - x * np.sin(a)
-    return (
-        (u + warp * (_noise(rng, 14) - 0.5), v + warp * (_noise(rng, 14) - 0.5)) if warp else (u, v)
-    )
+    if not warp:
+        return u, v
+    return u + warp * (_noise(rng, 14) - 0.5), v + warp * (_noise(rng, 14) - 0.5)
 
 
 def _cells(points):
@@ -76,23 +75,20 @@ def _palette(rng, n=3):
     "n RGB colours in 0..1; the first two differ in brightness by at least about a fifth."
     hue, colours = rng.random(), []
     for _ in range(n):
-        h = (hue + rng.choice([0, 0.08, -0.08, 0.33, 0.5, 0.58]) + 0.04 * rng.standard_normal()) % 1
-        colours.append(
-            np.array(colorsys.hsv_to_rgb(h, rng.uniform(0.05, 0.9), rng.uniform(0.15, 1)))
-        )
+        turn = rng.choice([0, 0.08, -0.08, 0.33, 0.5, 0.58])
+        h = (hue + turn + 0.04 * rng.standard_normal()) % 1
+        hsv = h, rng.uniform(0.05, 0.9), rng.uniform(0.15, 1)
+        colours.append(np.array(colorsys.hsv_to_rgb(*hsv)))
     if n > 1 and abs(colours[0].mean() - colours[1].mean()) < 0.22:
         colours[1] = np.clip(colours[1] + (0.4 if colours[0].mean() < 0.5 else -0.4), 0, 1)
     return colours
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #62103516
 def _tint(rng, hue, saturation, value, jitter=0.05):
     "A colour near the given hue, saturation and value."
     z = rng.standard_normal(3) * jitter * [0.5, 2, 2]
-    return np.array(
-        colorsys.hsv_to_rgb(
-            (hue + z[0]) % 1, np.clip(saturation + z[1], 0, 1), np.clip(value + z[2], 0.05, 1)
-        )
-    )
+    hsv = (hue + z[0]) % 1, np.clip(saturation + z[1], 0, 1), np.clip(value + z[2], 0.05, 1)
+    return np.array(colorsys.hsv_to_rgb(*hsv))
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #7e19aea0
 def _striped(rng, period=(10, 30), level=0.0, turn=1.0, bent=0.3):
@@ -106,7 +102,7 @@ def _banded(rng):
     edges = np.cumsum(rng.uniform(8, 30, 14)) - 130
     return np.stack(_palette(rng, 5))[np.searchsorted(edges, u) % 5]
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #23a2dd01
 def _checkered(rng):
     u, v = _plane(rng, 0.5)
     period, (a, b) = rng.uniform(14, 40), _palette(rng, 2)
@@ -124,11 +120,10 @@ def _crossed(rng, period=(12, 30), level=0.85, turn=0.3, shear=1.0):
 def _dotted(rng, period=(8, 16), level=(1.2, 1.21), turn=1.0):
     u, v = _plane(rng, turn)
     period, (a, b) = rng.uniform(*period), _palette(rng, 2)
-    return _paint(
-        _step(_wave(u, period) + _wave(v, period) - rng.uniform(*level), 0.2), a, _plain(b)
-    )
+    hill = _wave(u, period) + _wave(v, period)
+    return _paint(_step(hill - rng.uniform(*level), 0.2), a, _plain(b))
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #456bdb93
 def _zigzagged(rng):
     u, v = _plane(rng, 0.5)
     period, (a, b) = rng.uniform(16, 36), _palette(rng, 2)
@@ -136,21 +131,18 @@ def _zigzagged(rng):
     return _paint(_step(_wave(v + tooth, rng.uniform(14, 28))), a, _plain(b))
 
 
+def _bands(w, period):
+    "A broad stripe and two narrow ones, half as opaque as a mask can be."
+    k = (w / period) % 1
+    broad, narrow = (k > 0.1) & (k < 0.45), (k > 0.6) & (k < 0.66)
+    return 0.5 * broad + 0.5 * narrow + 0.5 * ((k > 0.75) & (k < 0.8))
+
+
 def _plaid(rng):
     u, v = _plane(rng, 0.3)
     period, (a, b, c) = rng.uniform(30, 60), _palette(rng, 3)
-
-    def bands(w):
-        k = (w / period) % 1
-        return (
-            0.5 * ((k > 0.1) & (k < 0.45))
-            + 0.5 * ((k > 0.6) & (k < 0.66))
-            + 0.5 * ((k > 0.75) & (k < 0.8))
-        )
-
-    return _paint(
-        _step(_wave(u, period) - 0.97, 0.04), c, _paint(bands(u) + bands(v), a, _plain(b))
-    )
+    cloth = _paint(_bands(u, period) + _bands(v, period), a, _plain(b))
+    return _paint(_step(_wave(u, period) - 0.97, 0.04), c, cloth)
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #8a92eb57
 def _honeycombed(rng):
@@ -167,13 +159,10 @@ def _honeycombed(rng):
 def _cracked(rng):
     first, second, _ = _cells(_scatter(rng, rng.integers(20, 60)))
     (a, b), n = _palette(rng, 2), _noise(rng, 6)
-    return _paint(
-        _step(second - first - rng.uniform(0.8, 2) + 2 * (n - 0.5), 1.2),
-        a * (0.8 + 0.3 * n[..., None]),
-        _plain(b * 0.4),
-    )
+    stone = _step(second - first - rng.uniform(0.8, 2) + 2 * (n - 0.5), 1.2)
+    return _paint(stone, a * (0.8 + 0.3 * n[..., None]), _plain(b * 0.4))
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #4453a9cf
 def _crystalline(rng):
     points, (a, b) = _scatter(rng, rng.integers(30, 70)), _palette(rng, 2)
     first, second, near = _cells(points)
@@ -182,19 +171,17 @@ def _crystalline(rng):
     face = _paint(shade + 0.3 * (slope - slope.mean()), a, _plain(b))
     return _paint(_step(second - first - 0.7, 1), face, _plain([0.95] * 3))
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #58c9c77f
 def _bubbly(rng):
     a, b = _palette(rng, 2)
     picture = _plain(a)
     for y, x, r in zip(*rng.uniform(0, SIDE, (2, 40)), rng.uniform(4, 16, 40)):
         d = np.hypot(_Y - y, _X - x) / r
         disc = _step(1 - d)
-        for mask, colour in (
-            (disc * 0.45, b),
-            (disc * _step(d - 0.85) * 0.7, 1.0),
-            (_step(0.25 - np.hypot(_Y - y + 0.35 * r, _X - x + 0.35 * r) / r), 1.0),
-        ):
-            picture = _paint(mask, colour, picture)
+        shine = _step(0.25 - np.hypot(_Y - y + 0.35 * r, _X - x + 0.35 * r) / r)
+        picture = _paint(disc * 0.45, b, picture)
+        picture = _paint(disc * _step(d - 0.85) * 0.7, 1.0, picture)
+        picture = _paint(shine, 1.0, picture)
     return picture
 
 
@@ -209,22 +196,21 @@ def _scaly(rng):
         picture[scale & (d > 0.48 * p)] = b * 0.5
     return picture
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #cfa779cd
 def _perforated(rng):
     a, (u, v), p = _palette(rng, 1)[0], _plane(rng, 0.4), rng.uniform(12, 22)
-    hole = lambda shift: _step(
-        np.hypot((u / p) % 1 - 0.5 + shift, (v / p) % 1 - 0.5 + shift) - 0.28, 0.08
-    )
+
+    def hole(shift):
+        x, y = (u / p) % 1 - 0.5 + shift, (v / p) % 1 - 0.5 + shift
+        return _step(np.hypot(x, y) - 0.28, 0.08)
+
     return _paint(hole(0), a, _plain(a * 0.15)) * (0.75 + 0.25 * hole(0.06)[..., None])
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #5f7f10eb
 def _marbled(rng):
     (u, _), (a, b) = _plane(rng), _palette(rng, 2)
-    return _paint(
-        np.abs(np.sin(_noise(rng, 20, 5) * rng.uniform(12, 25) + u / 20)) ** rng.uniform(0.4, 1.2),
-        a,
-        _plain(b),
-    )
+    veins = np.abs(np.sin(_noise(rng, 20, 5) * rng.uniform(12, 25) + u / 20))
+    return _paint(veins ** rng.uniform(0.4, 1.2), a, _plain(b))
 
 
 def _swirly(rng):
@@ -237,14 +223,11 @@ def _spiralled(rng):
     turns, (a, b) = np.hypot(x, y) / rng.uniform(2.5, 5) * rng.choice([1, -1]), _palette(rng, 2)
     return _paint(_step(np.sin(turns + rng.integers(1, 4) * np.arctan2(y, x)), 0.3), a, _plain(b))
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #7b1bdb3e
 def _stained(rng):
     a, b = _palette(rng, 2)
-    return _paint(
-        _step(_noise(rng, 22, 2) - 0.62, 0.12) * 0.8,
-        b,
-        _paint(_noise(rng, 16, 3), a, _plain(a * 0.8)),
-    )
+    stain = _step(_noise(rng, 22, 2) - 0.62, 0.12) * 0.8
+    return _paint(stain, b, _paint(_noise(rng, 16, 3), a, _plain(a * 0.8)))
 
 
 def _blotchy(rng):
@@ -252,24 +235,26 @@ def _blotchy(rng):
     return np.where(n > 0.58, a, np.where(n > 0.42, b, c))
 
 
+def _speckled(rng):
+    white = rng.standard_normal((SIDE, SIDE))
+    n = ndimage.gaussian_filter(white, rng.uniform(0.8, 1.6))[..., None]
+    a, b, c = _palette(rng, 3)
+    return np.where(n > 1.3 * n.std(), a, np.where(n < -1.4 * n.std(), c, b))
+
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #bc139ff4
 def _veined(rng):
-    (a, b), thick, thin = (
-        _palette(rng, 2),
-        np.abs(_noise(rng, 18, 5, 0.55) - 0.5),
-        np.abs(_noise(rng, 10, 4, 0.55) - 0.5),
-    )
-    return _paint(
-        np.maximum(_step(0.012 - thick, 0.03), 0.7 * _step(0.01 - thin, 0.03)),
-        a,
-        b * (0.8 + 0.4 * _noise(rng, 20)[..., None]),
-    )
+    a, b = _palette(rng, 2)
+    thick = np.abs(_noise(rng, 18, 5, 0.55) - 0.5)
+    thin = np.abs(_noise(rng, 10, 4, 0.55) - 0.5)
+    veins = np.maximum(_step(0.012 - thick, 0.03), 0.7 * _step(0.01 - thin, 0.03))
+    return _paint(veins, a, b * (0.8 + 0.4 * _noise(rng, 20)[..., None]))
 
 
 def _fibrous(rng):
     (a, b), stretch = _palette(rng, 2), (1, 9) if rng.random() < 0.5 else (9, 1)
     return _paint((_noise(rng, rng.uniform(2, 3), 3, 0.7, stretch) - 0.2) * 1.6, a, _plain(b))
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #fcf5ab79
 def _wrinkled(rng):
     dy, dx = np.gradient(_noise(rng, 16, 4, 0.6) * SIDE)
     return _palette(rng, 1)[0] * np.clip(0.55 + 0.35 * dx + 0.3 * dy, 0, 1)[..., None] * 1.2
@@ -279,16 +264,6 @@ def _stratified(rng):
     layer = (_Y + rng.uniform(-0.4, 0.4) * _X + 26 * _noise(rng, 22, 3)) / rng.uniform(7, 13)
     f = np.floor(layer).astype(int)
     return np.stack(_palette(rng, 6))[f % 6] * (0.8 + 0.3 * (layer - f)[..., None])
-
-
-def _speckled(rng):
-    n, (a, b, c) = (
-        ndimage.gaussian_filter(rng.standard_normal((SIDE, SIDE)), rng.uniform(0.8, 1.6))[
-            ..., None
-        ],
-        _palette(rng, 3),
-    )
-    return np.where(n > 1.3 * n.std(), a, np.where(n < -1.4 * n.std(), c, b))
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #0974a8c8
 def _woven(rng):
@@ -306,15 +281,13 @@ def _knitted(rng):
     band = (np.floor(_Y / SIDE * rng.integers(1, 4)) % 2 > 0)[..., None]
     return np.where(band, a, b) * (0.35 + 0.65 * stitch[..., None])
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #f0e2f950
 def _waffled(rng):
     (u, v), p, a = _plane(rng, 0.4), rng.uniform(16, 30), _palette(rng, 1)[0]
     x, y = (u / p) % 1 - 0.5, (v / p) % 1 - 0.5
     hole = np.maximum(np.abs(x), np.abs(y))
-    return (
-        _paint(_step(hole - 0.36, 0.06), a, _plain(a * 0.55))
-        + ((hole < 0.36) * (0.25 * x + 0.2 * y))[..., None]
-    )
+    slope = (hole < 0.36) * (0.25 * x + 0.2 * y)
+    return _paint(_step(hole - 0.36, 0.06), a, _plain(a * 0.55)) + slope[..., None]
 
 
 def _crosshatched(rng):
@@ -324,34 +297,30 @@ def _crosshatched(rng):
         lines = np.maximum(lines, _step(_wave(u, rng.uniform(6, 11)) - 0.7, 0.3))
     return _paint(lines, a, _plain(b))
 
-
-def _drawn(picture, draw):
-    "The picture with `draw(ImageDraw)` applied at twice the size, reduced again."
-    image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8)).resize(
-        (2 * SIDE, 2 * SIDE)
-    )
-    draw(ImageDraw.Draw(image))
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #d59b8169
+def _drawn(picture, draw, *args):
+    "The picture with `draw(ImageDraw, *args)` applied at twice the size, reduced again."
+    image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
+    image = image.resize((2 * SIDE, 2 * SIDE))
+    draw(ImageDraw.Draw(image), *args)
     return np.asarray(image.resize((SIDE, SIDE), Image.BOX)) / 255.0
 
 
 def _rgb(colour):
     return tuple(int(c) for c in np.clip(colour, 0, 1) * 255)
 
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #530d92e0
+def _sprinkles(d, rng, colours):
+    "Short strokes in all directions."
+    places, turns = rng.uniform(0, 2 * SIDE, (2, 150)), rng.uniform(0, 6.28, 150)
+    for x, y, t, r in zip(*places, turns, rng.uniform(5, 12, 150)):
+        line = (x, y, x + r * np.cos(t), y + r * np.sin(t))
+        d.line(line, fill=_rgb(colours[rng.integers(4)]), width=5)
+
 
 def _sprinkled(rng):
     ground, *colours = _palette(rng, 5)
-
-    def draw(d):
-        for x, y, t, r in zip(
-            *rng.uniform(0, 2 * SIDE, (2, 150)), rng.uniform(0, 6.28, 150), rng.uniform(5, 12, 150)
-        ):
-            d.line(
-                (x, y, x + r * np.cos(t), y + r * np.sin(t)),
-                fill=_rgb(colours[rng.integers(4)]),
-                width=5,
-            )
-
-    return _drawn(_plain(ground), draw)
+    return _drawn(_plain(ground), _sprinkles, rng, colours)
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #2a084748
 TEXTURES = {
@@ -408,9 +377,8 @@ def _sky(rng, kind=None):
     if kind == "night":
         sky[rng.integers(0, SIDE // 2, 40), rng.integers(0, SIDE, 40)] = 1
     elif rng.random() < 0.7:
-        sky = _paint(
-            _step(_noise(rng, 16, 4, 0.5, (1, 2)) - rng.uniform(0.5, 0.65), 0.25) * 0.8, 0.97, sky
-        )
+        clouds = _step(_noise(rng, 16, 4, 0.5, (1, 2)) - rng.uniform(0.5, 0.65), 0.25)
+        sky = _paint(clouds * 0.8, 0.97, sky)
     return sky
 
 
@@ -418,15 +386,14 @@ def _sun(rng, picture, height=None):
     y, x, r = height or rng.uniform(12, 45), rng.uniform(15, SIDE - 15), rng.uniform(6, 11)
     return _paint(_step(r - np.hypot(_Y - y, _X - x), 2), _tint(rng, 0.12, 0.5, 1), picture)
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #9c248114
 def _ridge(rng, base, rise, width):
     "Heights (in pixels from the top, one per column) of a line of hills."
-    line = sum(
-        0.55**k
-        * ndimage.gaussian_filter1d(rng.standard_normal(2 * SIDE), width / 2**k, mode="wrap")[:SIDE]
-        * np.sqrt(width / 2**k)
-        for k in range(5)
-    )
+    line = 0
+    for k in range(5):
+        white = rng.standard_normal(2 * SIDE)
+        smooth = ndimage.gaussian_filter1d(white, width / 2**k, mode="wrap")[:SIDE]
+        line = line + 0.55**k * smooth * np.sqrt(width / 2**k)
     return base - rise * (line - line.min()) / np.ptp(line)
 
 
@@ -440,13 +407,8 @@ def _below(rng, picture, horizon, colour, grain=0.0):
 def _beach(rng):
     shore = rng.uniform(45, 65)
     sea = _below(rng, _sun(rng, _sky(rng)), shore, _tint(rng, 0.53, 0.65, 0.7), 0.3)
-    return _below(
-        rng,
-        sea,
-        _ridge(rng, shore + rng.uniform(25, 40), 10, 30),
-        _tint(rng, 0.11, 0.35, 0.92),
-        0.12,
-    )
+    edge = _ridge(rng, shore + rng.uniform(25, 40), 10, 30)
+    return _below(rng, sea, edge, _tint(rng, 0.11, 0.35, 0.92), 0.12)
 
 
 def _ocean(rng):
@@ -455,16 +417,16 @@ def _ocean(rng):
     foam = _step(np.sin((_Y - h) / 3 + 5 * _noise(rng, 12, 2)) - 0.6, 0.4) * (_Y > h)
     return _paint(foam * 0.4, 0.9, sea)
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #9a6c7f80
 def _hills(
     rng,
     sky=None,
-    base=70,
-    gap=20,
-    rise=22,
-    width=40,
-    colour=(0.09, 0.5, 0.9),
-    darker=-0.12,
+    base=70,  # height of the farthest line, in pixels from the top
+    gap=20,  # pixels from line to line
+    rise=22,  # of the hills
+    width=40,  # of the hills
+    colour=(0.09, 0.5, 0.9),  # hue, saturation and value of the farthest
+    darker=-0.12,  # change of the value from line to line
     grain=0.1,
     sun=True,
     layers=3,
@@ -472,154 +434,133 @@ def _hills(
     "Layers of hills, each nearer one lower and in another shade: deserts, mountains, meadows."
     picture = _sky(rng, sky)
     picture = _sun(rng, picture) if sun else picture
+    h, s, v = colour
     for k in range(layers):
-        h, s, v = colour
-        picture = _below(
-            rng,
-            picture,
-            _ridge(rng, base + gap * k, rise, width),
-            _tint(rng, h, s, v + darker * k),
-            grain,
-        )
+        line = _ridge(rng, base + gap * k, rise, width)
+        picture = _below(rng, picture, line, _tint(rng, h, s, v + darker * k), grain)
     return picture
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #31720ed0
 def _snowy(rng):
     picture = _sky(rng, "day")
     for k in range(2):
         line = _ridge(rng, 75 + 25 * k, 50, 14)
         picture = _below(rng, picture, line, _tint(rng, 0.6, 0.2, 0.45), 0.3)
-        cap = _step(line + rng.uniform(12, 20) + 8 * (_noise(rng, 4) - 0.5) - _Y, 2) * _step(
-            _Y - line, 1
-        )
+        depth = rng.uniform(12, 20) + 8 * (_noise(rng, 4) - 0.5)
+        cap = _step(line + depth - _Y, 2) * _step(_Y - line, 1)
         picture = _paint(cap, 0.97, picture)
     return _below(rng, picture, _ridge(rng, 115, 8, 30), _tint(rng, 0.6, 0.05, 0.95), 0.1)
 
 
+def _canyon(rng):
+    grey = _stratified(rng).mean(-1, keepdims=True)
+    wall = _step(_Y - _ridge(rng, 70, 45, 22), 1)
+    rock = _tint(rng, 0.05, 0.6, 0.75) * (0.5 + 0.6 * grey)
+    return _paint(wall, rock, _sky(rng, "day"))
+
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #068ad23e
 def _field(rng):
-    h = 58
-    picture = _below(
-        rng, _sky(rng, "day"), h, ground := _tint(rng, rng.choice([0.13, 0.3]), 0.6, 0.75)
-    )
+    h, sky = 58, _sky(rng, "day")
+    ground = _tint(rng, rng.choice([0.13, 0.3]), 0.6, 0.75)
+    picture = _below(rng, sky, h, ground)
     rows = _step(_wave((_X - 64) / np.maximum(_Y - h + 6, 1) * 18, 8), 0.5) * (_Y > h)
     return _paint(rows * 0.5, ground * 0.6, picture)
 
 
-def _canyon(rng):
-    grey = _stratified(rng).mean(-1, keepdims=True)
-    return _paint(
-        _step(_Y - _ridge(rng, 70, 45, 22), 1),
-        _tint(rng, 0.05, 0.6, 0.75) * (0.5 + 0.6 * grey),
-        _sky(rng, "day"),
-    )
-
-
 def _lake(rng):
-    shore = 62
-    picture = _below(
-        rng, _sky(rng, "day"), _ridge(rng, 60, 25, 18), _tint(rng, 0.36, 0.4, 0.45), 0.2
-    )
-    picture[shore:] = picture[np.clip(2 * shore - np.arange(shore, SIDE), 0, SIDE - 1)] * 0.75 + [
-        0.05,
-        0.1,
-        0.15,
-    ]
+    shore, sky = 62, _sky(rng, "day")
+    picture = _below(rng, sky, _ridge(rng, 60, 25, 18), _tint(rng, 0.36, 0.4, 0.45), 0.2)
+    mirrored = picture[np.clip(2 * shore - np.arange(shore, SIDE), 0, SIDE - 1)]
+    picture[shore:] = mirrored * 0.75 + [0.05, 0.1, 0.15]
     return picture
 
 
 def _sunset(rng):
     h = rng.uniform(68, 88)
-    sky = _sun(
-        rng, _fade(_tint(rng, 0.8, 0.5, 0.4), _tint(rng, 0.06, 0.85, 1)), h - rng.uniform(0, 8)
-    )
-    return _below(
-        rng,
-        sky,
-        _ridge(rng, h, 12, 20) if rng.random() < 0.6 else h,
-        _tint(rng, 0.7, 0.5, 0.15),
-        0.2,
-    )
+    glow = _fade(_tint(rng, 0.8, 0.5, 0.4), _tint(rng, 0.06, 0.85, 1))
+    sky = _sun(rng, glow, h - rng.uniform(0, 8))
+    line = _ridge(rng, h, 12, 20) if rng.random() < 0.6 else h
+    return _below(rng, sky, line, _tint(rng, 0.7, 0.5, 0.15), 0.2)
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #cb283f89
+def _trunks(d, rng):
+    for x, w in zip(np.sort(rng.uniform(-10, 2 * SIDE, 22)), rng.uniform(4, 14, 22)):
+        top, bottom = rng.uniform(20, 80), rng.uniform(190, 256)
+        d.rectangle((x, top, x + w, bottom), fill=_rgb(_tint(rng, 0.07, 0.5, 0.3)))
+
+
+def _leaves(d, rng, lowest):
+    across, down = rng.uniform(0, 256, 90), rng.uniform(-20, lowest, 90)
+    for x, y, r in zip(across, down, rng.uniform(8, 26, 90)):
+        box = (x - r, y - r * 0.7, x + r, y + r * 0.7)
+        d.ellipse(box, fill=_rgb(_tint(rng, 0.33, 0.6, rng.uniform(0.2, 0.55))))
+
+
 def _forest(rng, jungle=False):
     "Trunks under crowns; a jungle is darker, with leaves in front."
-    picture = _fade(
-        _tint(rng, 0.33, 0.3, 0.7 if not jungle else 0.35),
-        _tint(rng, 0.3, 0.5, 0.4 if not jungle else 0.2),
-    )
+    top = _tint(rng, 0.33, 0.3, 0.35 if jungle else 0.7)
+    picture = _fade(top, _tint(rng, 0.3, 0.5, 0.2 if jungle else 0.4))
 
     def draw(d):
-        for x, w in zip(np.sort(rng.uniform(-10, 2 * SIDE, 22)), rng.uniform(4, 14, 22)):
-            d.rectangle(
-                (x, rng.uniform(20, 80), x + w, rng.uniform(190, 256)),
-                fill=_rgb(_tint(rng, 0.07, 0.5, 0.3)),
-            )
-        for x, y, r in zip(
-            rng.uniform(0, 256, 90),
-            rng.uniform(-20, 256 if jungle else 110, 90),
-            rng.uniform(8, 26, 90),
-        ):
-            d.ellipse(
-                (x - r, y - r * 0.7, x + r, y + r * 0.7),
-                fill=_rgb(_tint(rng, 0.33, 0.6, rng.uniform(0.2, 0.55))),
-            )
+        _trunks(d, rng)
+        _leaves(d, rng, 256 if jungle else 110)
 
-    return _drawn(
-        _below(rng, picture, _ridge(rng, 105, 12, 20), _tint(rng, 0.28, 0.5, 0.35), 0.4), draw
-    )
+    floor = _ridge(rng, 105, 12, 20)
+    return _drawn(_below(rng, picture, floor, _tint(rng, 0.28, 0.5, 0.35), 0.4), draw)
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #d8e6e41b
 def _underwater(rng):
     picture = _fade(_tint(rng, 0.52, 0.7, 0.85), _tint(rng, 0.6, 0.85, 0.3))
-    rays = (
-        _step(_wave(_X + 0.4 * _Y + 12 * _noise(rng, 20, 1), 26) - 0.6, 0.6)
-        * np.linspace(0.35, 0, SIDE)[:, None]
-    )
-    picture = _below(
-        rng, _paint(rays, 1.0, picture), _ridge(rng, 118, 12, 16), _tint(rng, 0.12, 0.35, 0.55), 0.3
-    )
+    rays = _step(_wave(_X + 0.4 * _Y + 12 * _noise(rng, 20, 1), 26) - 0.6, 0.6)
+    picture = _paint(rays * np.linspace(0.35, 0, SIDE)[:, None], 1.0, picture)
+    ground = _ridge(rng, 118, 12, 16)
+    picture = _below(rng, picture, ground, _tint(rng, 0.12, 0.35, 0.55), 0.3)
     for y, x, r in zip(*rng.uniform(10, 110, (2, 14)), rng.uniform(1.5, 4, 14)):
         picture = _paint(_step(1 - np.abs(np.hypot(_Y - y, _X - x) - r), 1) * 0.6, 1.0, picture)
     return picture
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #de9a1c4f
 def _space(rng):
     glow = _noise(rng, 20, 4)[..., None]
     picture = _plain(_tint(rng, 0.68, 0.6, 0.06)) + glow**3 * _tint(rng, rng.random(), 0.7, 0.6)
     picture[rng.integers(0, SIDE, 160), rng.integers(0, SIDE, 160)] = rng.uniform(0.6, 1, (160, 1))
     if rng.random() < 0.5:
         y, x, r = *rng.uniform(20, 108, 2), rng.uniform(8, 20)
-        picture = _paint(
-            _step(r - np.hypot(_Y - y, _X - x), 1.5),
-            _tint(rng, rng.random(), 0.5, 0.8) * (0.4 + 0.6 * _step(_X - x + 4, 20))[..., None],
-            picture,
-        )
+        light = 0.4 + 0.6 * _step(_X - x + 4, 20)
+        planet = _tint(rng, rng.random(), 0.5, 0.8) * light[..., None]
+        picture = _paint(_step(r - np.hypot(_Y - y, _X - x), 1.5), planet, picture)
     return picture
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #0799869e
+def _asphalt(d, rng):
+    "A road to its vanishing point, with dashes that grow towards the viewer."
+    v = rng.uniform(90, 166)
+    edges = [(v - 5, 120), (v + 5, 120), (290, 256), (-34, 256)]
+    d.polygon(edges, fill=_rgb(_tint(rng, 0.6, 0.05, 0.35)))
+    for k in range(6):
+        y = 125 + k**1.6 * 9
+        start = (v + (128 - v) * (y - 120) / 136, y)
+        end = (v + (128 - v) * (y - 116 + 3 * k) / 136, y + 4 + 3 * k)
+        d.line((*start, *end), fill=(250, 240, 200), width=1 + k)
+
+
 def _road(rng):
-    picture = _below(rng, _sky(rng), 60, _tint(rng, 0.3, 0.45, 0.55), 0.2)
+    land = _below(rng, _sky(rng), 60, _tint(rng, 0.3, 0.45, 0.55), 0.2)
+    return _drawn(land, _asphalt, rng)
 
-    def draw(d):
-        v = rng.uniform(90, 166)
-        d.polygon(
-            [(v - 5, 120), (v + 5, 120), (290, 256), (-34, 256)],
-            fill=_rgb(_tint(rng, 0.6, 0.05, 0.35)),
-        )
-        for k in range(6):
-            y = 125 + k**1.6 * 9
-            d.line(
-                (
-                    v + (128 - v) * (y - 120) / 136,
-                    y,
-                    v + (128 - v) * (y - 116 + 3 * k) / 136,
-                    y + 4 + 3 * k,
-                ),
-                fill=(250, 240, 200),
-                width=1 + k,
-            )
-
-    return _drawn(picture, draw)
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #c149272b
+def _building(d, rng, x, depth, night):  # its width
+    "A house with rows of windows; at night about half of them are lit."
+    w, h = rng.uniform(22, 48), rng.uniform(60, 190) * (0.6 + depth)
+    wall = _tint(rng, 0.6, 0.15, depth * (0.35 if night else 1.2))
+    d.rectangle((x, 240 - h, x + w, 256), fill=_rgb(wall))
+    dark = _rgb([0.08, 0.08, 0.15] if night else [0.2, 0.25, 0.35])
+    for wy in np.arange(246 - h, 236, 11):
+        for wx in np.arange(x + 4, x + w - 5, 9):
+            lit = rng.random() < 0.55
+            fill = (250, 225, 120) if night and lit else dark
+            d.rectangle((wx, wy, wx + 4, wy + 5), fill=fill)
+    return w
 
 
 def _city(rng, night=False):
@@ -629,21 +570,7 @@ def _city(rng, night=False):
         for depth in (0.55, 0.35):
             x = -10.0
             while x < 256:
-                w, h = rng.uniform(22, 48), rng.uniform(60, 190) * (0.6 + depth)
-                d.rectangle(
-                    (x, 240 - h, x + w, 256),
-                    fill=_rgb(_tint(rng, 0.6, 0.15, depth * (0.35 if night else 1.2))),
-                )
-                for wy in np.arange(246 - h, 236, 11):
-                    for wx in np.arange(x + 4, x + w - 5, 9):
-                        lit = rng.random() < 0.55
-                        d.rectangle(
-                            (wx, wy, wx + 4, wy + 5),
-                            fill=(250, 225, 120)
-                            if night and lit
-                            else _rgb([0.2, 0.25, 0.35] if not night else [0.08, 0.08, 0.15]),
-                        )
-                x += w + rng.uniform(-4, 8)
+                x += _building(d, rng, x, depth, night) + rng.uniform(-4, 8)
 
     return _drawn(_sky(rng, "night" if night else None), draw)
 
@@ -653,81 +580,81 @@ def _rainy(rng):
     drops = ndimage.uniform_filter((rng.random((SIDE, SIDE)) > 0.985).astype(float), (9, 1)) * 6
     return _paint(drops * 0.5, 0.9, street)
 
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #7ccb5d5b
+def _window(d, rng):
+    "A window with a white cross."
+    x = rng.uniform(20, 160)
+    d.rectangle((x, 30, x + 70, 110), fill=(250, 250, 250))
+    d.rectangle((x + 5, 35, x + 65, 105), fill=_rgb(_tint(rng, 0.56, 0.4, 0.95)))
+    d.line((x + 35, 30, x + 35, 110), fill=(250, 250, 250), width=4)
+    d.line((x, 70, x + 70, 70), fill=(250, 250, 250), width=4)
+
+
+def _wall(rng):
+    "A wall, one time in two with wallpaper."
+    wall = _plain(_tint(rng, rng.random(), 0.25, 0.85))
+    if rng.random() < 0.5:
+        stripes = _step(_wave(_X, rng.uniform(10, 24)), 0.4) * 0.25
+        wall = _paint(stripes, _tint(rng, rng.random(), 0.4, 0.7), wall)
+    return wall
+
 
 def _room(rng):
     "A wall, a floor with boards, sometimes wallpaper and a window."
-    wall = _plain(_tint(rng, rng.random(), 0.25, 0.85))
-    if rng.random() < 0.5:
-        wall = _paint(
-            _step(_wave(_X, rng.uniform(10, 24)), 0.4) * 0.25,
-            _tint(rng, rng.random(), 0.4, 0.7),
-            wall,
-        )
-    h = rng.uniform(80, 100)
+    wall, h = _wall(rng), rng.uniform(80, 100)
     picture = _below(rng, wall, h, _tint(rng, 0.08, 0.5, 0.5), 0.15)
     boards = (_Y > h) * _step(_wave(_X + (_Y - h) * (_X - 64) / 60, 18) - 0.9, 0.1) * 0.5
     picture = _paint(_step(2 - np.abs(_Y - h), 1), 0.95, _paint(boards, 0.0, picture))
+    return _drawn(picture, _window, rng) if rng.random() < 0.6 else picture
 
-    def window(d):
-        x = rng.uniform(20, 160)
-        d.rectangle((x, 30, x + 70, 110), fill=(250, 250, 250))
-        d.rectangle((x + 5, 35, x + 65, 105), fill=_rgb(_tint(rng, 0.56, 0.4, 0.95)))
-        d.line((x + 35, 30, x + 35, 110), fill=(250, 250, 250), width=4)
-        d.line((x, 70, x + 70, 70), fill=(250, 250, 250), width=4)
-
-    return _drawn(picture, window) if rng.random() < 0.6 else picture
-
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #57258b70
 def _kitchen(rng):
     tile, period, h = _tint(rng, rng.random(), 0.2, 0.9), rng.uniform(12, 20), rng.uniform(78, 96)
     joints = np.maximum(_step(_wave(_X, period) - 0.9, 0.1), _step(_wave(_Y, period) - 0.9, 0.1))
-    picture = _below(
-        rng, _paint(joints, tile * 0.7, _plain(tile)), h, _tint(rng, 0.08, 0.5, 0.45), 0.15
-    )
+    wall = _paint(joints, tile * 0.7, _plain(tile))
+    picture = _below(rng, wall, h, _tint(rng, 0.08, 0.5, 0.45), 0.15)
     return _below(rng, picture, h + 8, _tint(rng, 0.08, 0.4, 0.75))
+
+
+def _shelf(d, rng, bottom):
+    "Books of all colours, side by side."
+    x = 4.0
+    while x < 250:
+        w, h = rng.uniform(7, 16), rng.uniform(30, 44)
+        d.rectangle((x, bottom - h, x + w, bottom), fill=_rgb(_tint(rng, rng.random(), 0.6, 0.7)))
+        x += w + 1
 
 
 def _library(rng):
     def draw(d):
         for bottom in range(48, 256, 51):
-            x = 4.0
-            while x < 250:
-                w, h = rng.uniform(7, 16), rng.uniform(30, 44)
-                d.rectangle(
-                    (x, bottom - h, x + w, bottom), fill=_rgb(_tint(rng, rng.random(), 0.6, 0.7))
-                )
-                x += w + 1
+            _shelf(d, rng, bottom)
 
     return _drawn(_plain(_tint(rng, 0.07, 0.6, 0.3)), draw)
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #a9b5187b
+_mountains = partial(
+    _hills, base=62, gap=24, rise=42, width=15, colour=(0.62, 0.25, 0.6), darker=-0.14, sun=False
+)
+_meadow = partial(
+    _hills,
+    sky="day",
+    base=62,
+    gap=24,
+    rise=14,
+    width=40,
+    colour=(0.28, 0.6, 0.6),
+    darker=0.08,
+    grain=0.3,
+    sun=False,
+)
 SCENES = {
     "beach": _beach,
     "ocean": _ocean,
     "desert": _hills,
-    "mountains": partial(
-        _hills,
-        base=62,
-        gap=24,
-        rise=42,
-        width=15,
-        colour=(0.62, 0.25, 0.6),
-        darker=-0.14,
-        sun=False,
-    ),
+    "mountains": _mountains,
     "snowy mountains": _snowy,
-    "meadow": partial(
-        _hills,
-        sky="day",
-        base=62,
-        gap=24,
-        rise=14,
-        width=40,
-        colour=(0.28, 0.6, 0.6),
-        darker=0.08,
-        grain=0.3,
-        sun=False,
-    ),
+    "meadow": _meadow,
     "forest": _forest,
     "jungle": partial(_forest, jungle=True),
     "city": _city,
@@ -745,16 +672,19 @@ SCENES = {
     "rainy street": _rainy,
 }
 
-
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #18d641bd
 def background(
     name,  # one of TEXTURES or SCENES
     seed,  # an integer: the same name and seed give the same picture
 ):
-    "A texture or a place as `uint8` [128, 128, 3]. Raises ValueError for a name that is in neither table."
+    """A texture or a place as `uint8` [128, 128, 3].
+
+    Raises ValueError for a name that is in neither table."""
     draw = TEXTURES.get(name) or SCENES.get(name)
     if draw is None:
         raise ValueError(
-            f"no background is called {name!r}; textures: {', '.join(TEXTURES)}; places: {', '.join(SCENES)}"
+            f"no background is called {name!r}; textures: {', '.join(TEXTURES)}; places: "
+            f"{', '.join(SCENES)}"
         )
     rng = np.random.default_rng(seed)
     picture = np.clip(draw(rng), 0, 1)

@@ -36,11 +36,10 @@ def tint_matrices(
     rotate[:, 1, 1] = rotate[:, 2, 2] = np.cos(turn) * length
     rotate[:, 2, 1] = np.sin(turn) * length
     rotate[:, 1, 2] = -rotate[:, 2, 1]
-    return _tensor(
-        np.linalg.inv(_YIQ) @ rotate @ _YIQ * np.exp(rng.normal(0, brightness, n))[:, None, None]
-    )
+    gain = np.exp(rng.normal(0, brightness, n))[:, None, None]
+    return _tensor(np.linalg.inv(_YIQ) @ rotate @ _YIQ * gain)
 
-
+# %% ../../nbs/3_miniworld/02_compose.ipynb #0d02fd4f
 def tint(
     pictures,  # [n, 3, H, W] in 0..1
     matrices,  # [n, 3, 3]
@@ -84,40 +83,44 @@ def _placement(rng, scale, x, y, turn, flip, jitter):
     maps[:, :, 2] = -np.einsum("nij,nj->ni", maps[:, :, :2], np.stack([x, y], 1))
     return _tensor(maps)
 
-
-def _bend(rng, scale, size, strength):
-    "Smooth random displacements of sprite coordinates, [n, size, size, 2], drawn at 4 x 4 points."
-    points = _tensor(
-        rng.normal(0, 0.05 * strength, (len(scale), 2, 4, 4)) / scale[:, None, None, None]
-    )
-    return F.interpolate(points, (size, size), mode="bicubic", align_corners=True).permute(
-        0, 2, 3, 1
-    )
-
-
+# %% ../../nbs/3_miniworld/02_compose.ipynb #a20fd83d
 def _relight(rng, colours, strength):
     "The colours [n, 3, s, s] with another contrast, lit from one side."
     n, _, size, _ = colours.shape
     axis = torch.linspace(-1, 1, size)
     slope = _tensor(rng.normal(0, 0.2 * strength, (2, n, 1, 1, 1)))
     contrast = _tensor(np.exp(rng.normal(0, 0.3 * strength, (n, 1, 1, 1))))
-    return (
-        colours.clamp(min=1e-3) ** contrast * (1 + slope[0] * axis + slope[1] * axis[:, None])
-    ).clamp(0, 1)
+    light = 1 + slope[0] * axis + slope[1] * axis[:, None]
+    return (colours.clamp(min=1e-3) ** contrast * light).clamp(0, 1)
+
+
+def _restyled(rng, sprites, jitter, restyle):  # [m, 4, s, s]
+    "Sprites in other colours and another light, colours multiplied by transparency."
+    colours, alpha = sprites[:, :3], sprites[:, 3:]
+    if jitter:
+        mix = torch.eye(3) * (1 - jitter) + jitter * tint_matrices(rng, len(sprites))
+        colours = tint(colours, mix)
+    if restyle:
+        colours = _relight(rng, colours, restyle)
+    return torch.cat([colours * alpha, alpha], 1)
+
+# %% ../../nbs/3_miniworld/02_compose.ipynb #950d5919
+def _bend(rng, scale, size, strength):
+    "Smooth random displacements of sprite coordinates, [n, size, size, 2], drawn at 4 x 4 points."
+    moved = rng.normal(0, 0.05 * strength, (len(scale), 2, 4, 4)) / scale[:, None, None, None]
+    smooth = F.interpolate(_tensor(moved), (size, size), mode="bicubic", align_corners=True)
+    return smooth.permute(0, 2, 3, 1)
 
 
 def _shadow(alpha):
+    "A blurred copy of the transparency, moved down a little."
     size = alpha.shape[-1]
-    soft = F.interpolate(
-        F.interpolate(alpha, (size // 16,) * 2, mode="area"),
-        (size, size),
-        mode="bilinear",
-        align_corners=False,
-    )
+    small = F.interpolate(alpha, (size // 16,) * 2, mode="area")
+    soft = F.interpolate(small, (size, size), mode="bilinear", align_corners=False)
     step = max(size // 24, 1)
     return torch.roll(soft, (step, step // 2), (2, 3))
 
-
+# %% ../../nbs/3_miniworld/02_compose.ipynb #f35681e7
 def lay_object(
     rng,  # numpy Generator
     canvas,  # [n, 3, S, S] in 0..1; not changed
@@ -132,28 +135,20 @@ def lay_object(
     shadow=0.35,  # darkness of the shadow
     restyle=0.0,  # strength of bends, contrast and light from one side; 0: the drawing as it is
 ):
-    "The canvas with one object laid on each named picture, and the object's transparency [n, 1, S, S] (zeros elsewhere)."
+    """The canvas with one object laid on each named picture, and the object's transparency.
+
+    The transparency is [n, 1, S, S], zeros elsewhere."""
     n, _, size, _ = canvas.shape
     cover = torch.zeros(n, 1, size, size)
     if len(where) == 0:
         return canvas, cover
     where, sprites = torch.as_tensor(where), torch.as_tensor(sprites).float() / 255
-    if jitter:
-        mix = torch.eye(3) * (1 - jitter) + jitter * tint_matrices(rng, len(where))
-        sprites = torch.cat([tint(sprites[:, :3], mix), sprites[:, 3:]], 1)
+    sprites = _restyled(rng, sprites, jitter, restyle)
+    maps = _placement(rng, scale, x, y, turn, flip, jitter)
+    grid = F.affine_grid(maps, (len(where), 4, size, size), align_corners=False)
     if restyle:
-        sprites = torch.cat([_relight(rng, sprites[:, :3], restyle), sprites[:, 3:]], 1)
-    sprites = torch.cat([sprites[:, :3] * sprites[:, 3:], sprites[:, 3:]], 1)
-    grid = F.affine_grid(
-        _placement(rng, scale, x, y, turn, flip, jitter),
-        (len(where), 4, size, size),
-        align_corners=False,
-    )
-    laid = F.grid_sample(
-        sprites,
-        grid + _bend(rng, np.asarray(scale), size, restyle) if restyle else grid,
-        align_corners=False,
-    )
+        grid = grid + _bend(rng, np.asarray(scale), size, restyle)
+    laid = F.grid_sample(sprites, grid, align_corners=False)
     colour, alpha = laid[:, :3], laid[:, 3:]
     canvas = canvas.clone()
     canvas[where] = canvas[where] * (1 - shadow * _shadow(alpha)) * (1 - alpha) + colour
@@ -165,37 +160,34 @@ def _soften(pictures, amount):
     "A three-tap blur in both directions, mixed in by `amount` [n] (0: not at all)."
     amount = amount[:, None, None, None]
     for dim in (2, 3):
+        first, last = pictures.narrow(dim, 0, 1), pictures.narrow(dim, -1, 1)
         inner = pictures.narrow(dim, 1, pictures.shape[dim] - 2)
-        around = (
-            pictures.narrow(dim, 0, inner.shape[dim]) + pictures.narrow(dim, 2, inner.shape[dim])
-        ) / 2
-        pictures = torch.cat(
-            [
-                pictures.narrow(dim, 0, 1),
-                torch.lerp(inner, around, amount),
-                pictures.narrow(dim, -1, 1),
-            ],
-            dim,
-        )
+        before = pictures.narrow(dim, 0, inner.shape[dim])
+        around = (before + pictures.narrow(dim, 2, inner.shape[dim])) / 2
+        pictures = torch.cat([first, torch.lerp(inner, around, amount), last], dim)
     return pictures
 
+# %% ../../nbs/3_miniworld/02_compose.ipynb #5b0c9ddb
+def _uneven_light(rng, n, size, strength):  # [n, size, size]
+    "Light that falls off in one direction, times an exposure for the whole picture."
+    axis = torch.linspace(-1, 1, size)
+    slope = _tensor(rng.normal(0, 0.15 * strength, (n, 2)))
+    light = 1 + slope[:, :1, None] * axis[None, :, None] + slope[:, 1:, None] * axis[None, None, :]
+    return light * _tensor(np.exp(rng.normal(0, 0.15 * strength, n)))[:, None, None]
 
+# %% ../../nbs/3_miniworld/02_compose.ipynb #306dc5dc
 def develop(
     rng,  # numpy Generator
     pictures,  # [n, 3, S, S] in 0..1
     strength=1.0,  # of all three
 ):
-    "The pictures with uneven light, exposure, soft focus (three in ten) and noise: [n, 3, S, S] in 0..1."
+    """The pictures with uneven light, exposure, soft focus (three in ten) and noise.
+
+    [n, 3, S, S] in 0..1."""
     n, _, size, _ = pictures.shape
-    axis = torch.linspace(-1, 1, size)
-    slope = _tensor(rng.normal(0, 0.15 * strength, (n, 2)))
-    light = 1 + slope[:, :1, None] * axis[None, :, None] + slope[:, 1:, None] * axis[None, None, :]
-    light = light * _tensor(np.exp(rng.normal(0, 0.15 * strength, n)))[:, None, None]
-    pictures = pictures * light[:, None]
+    pictures = pictures * _uneven_light(rng, n, size, strength)[:, None]
     blurred = np.flatnonzero(rng.random(n) < 0.3 * strength)
     pictures[blurred] = _soften(pictures[blurred], _tensor(rng.uniform(0.2, 0.65, len(blurred))))
     grain = _tensor(rng.exponential(0.02 * strength, n))[:, None, None, None]
-    noise = torch.randn(
-        pictures.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**31)))
-    )
-    return (pictures + grain * noise).clamp(0, 1)
+    chance = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    return (pictures + grain * torch.randn(pictures.shape, generator=chance)).clamp(0, 1)

@@ -29,7 +29,16 @@ class Concept:
     synonyms: tuple  # other words for it
     artists: frozenset = frozenset()  # who drew it
 
+# %% ../../nbs/3_miniworld/03_painter.ipynb #9ade1073
+def _halved(sprites):  # uint8 [n, 4, s / 2, s / 2]
+    "Sprites at half their size; what is transparent does not tint what is not."
+    sprites = sprites.float()
+    colours, alpha = sprites[:, :3], sprites[:, 3:]
+    small = F.avg_pool2d(torch.cat([colours * alpha, alpha], 1), 2)
+    colours, alpha = small[:, :3] / small[:, 3:].clamp(min=1e-3), small[:, 3:]
+    return torch.cat([colours, alpha], 1).round().clamp(0, 255).byte()
 
+# %% ../../nbs/3_miniworld/03_painter.ipynb #de1fc3a8
 class World:
     "Concepts and their sprites. Pictures come from `paint`, captions from `caption`."
 
@@ -49,7 +58,9 @@ class World:
         return [k for k, c in enumerate(self.concepts) if c.role == role]
 
     def drawers(self, allowed):
-        "Sprite numbers by concept, for the sprites where `allowed` (bool [n]) is true, by artist: {concept: [[sprites of one artist], ...]}."
+        """Sprite numbers by concept and artist, where `allowed` (bool [n]) is true.
+
+        {concept: [[sprites of one artist], ...]}"""
         by = {}
         for k in np.flatnonzero(allowed):
             by.setdefault(int(self.shows[k]), {}).setdefault(self.artists[k], []).append(int(k))
@@ -58,19 +69,12 @@ class World:
     @cached_property
     def small(self):
         "The sprites at half their size, for small pictures."
-        halves = []
-        for part in self.sprites.split(512):
-            part = part.float()
-            weighted = F.avg_pool2d(torch.cat([part[:, :3] * part[:, 3:], part[:, 3:]], 1), 2)
-            halves.append(
-                torch.cat([weighted[:, :3] / weighted[:, 3:].clamp(min=1e-3), weighted[:, 3:]], 1)
-                .round()
-                .clamp(0, 255)
-                .byte()
-            )
-        return torch.cat(halves)
+        return torch.cat([_halved(part) for part in self.sprites.split(512)])
 
 # %% ../../nbs/3_miniworld/03_painter.ipynb #55d8c0bd
+KINDS = ((), tuple(TEXTURES), tuple(SCENES))  # names of the backgrounds of each kind
+
+
 @dataclass
 class Contents:
     "What n pictures show."
@@ -81,10 +85,7 @@ class Contents:
     name: np.ndarray  # int [n]: number of the texture or place
     scale: np.ndarray  # float [n]: size of the main object as a share of the picture
 
-
-KINDS = ((), tuple(TEXTURES), tuple(SCENES))  # names of the backgrounds of each kind
-
-
+# %% ../../nbs/3_miniworld/03_painter.ipynb #4bde9e0d
 @dataclass(frozen=True)
 class Look:
     "How pictures are laid out and how rough they are."
@@ -103,6 +104,8 @@ class Look:
 
 
 WEB = Look()
+
+
 TEST = Look(
     scale=(0.38, 0.85),
     beside=(0.18, 0.34),
@@ -115,7 +118,7 @@ TEST = Look(
     oversample=2,
 )
 
-
+# %% ../../nbs/3_miniworld/03_painter.ipynb #e1faff2e
 def draw_contents(
     rng,  # numpy Generator
     main,  # int [n]: concept numbers, -1 for a pure background
@@ -130,28 +133,17 @@ def draw_contents(
     kind = np.where(main < 0, rng.choice([1, 2], n), rng.choice(3, n, p=kinds))
     count = np.where(rng.random(n) < alone, 0, np.where(rng.random(n) < 0.3, 2, 1)) * (main >= 0)
     others = np.where(np.arange(2) < count[:, None], rng.choice(company, (n, 2)), -1)
-    name = np.where(
-        kind == 1, rng.integers(len(TEXTURES), size=n), rng.integers(len(SCENES), size=n)
-    )
+    textures, places = rng.integers(len(TEXTURES), size=n), rng.integers(len(SCENES), size=n)
+    name = np.where(kind == 1, textures, places)
     return Contents(main, others, kind, name, rng.uniform(*look.scale, n))
 
 # %% ../../nbs/3_miniworld/03_painter.ipynb #be175d7b
 STYLES = (
-    "photo",
-    "photo",
-    "photo",
-    "photo",
-    "picture",
-    "image",
-    "drawing",
-    "illustration",
-    "painting",
-    "sticker",
-    "icon",
-    "cartoon",
-    "rendering",
-    "snapshot",
+    *("photo", "photo", "photo", "photo", "picture", "image", "drawing", "illustration"),
+    *("painting", "sticker", "icon", "cartoon", "rendering", "snapshot"),
 )
+
+# %% ../../nbs/3_miniworld/03_painter.ipynb #878d2d75
 AT = {
     "beach": "on a beach",
     "ocean": "in the ocean",
@@ -175,62 +167,52 @@ AT = {
     "lake": "by a lake",
     "rainy street": "on a rainy street",
 }
+
+# %% ../../nbs/3_miniworld/03_painter.ipynb #1c7623a4
 _WITHOUT_ARTICLE = ("underwater", "outer space", "mountains", "snowy mountains")
 
 
 def with_article(name):
     "a dog, an apple, scissors."
     plural = name.endswith("s") and not name.endswith(("ss", "us", "lens", "compass"))
-    return (
-        name
-        if plural or name in _WITHOUT_ARTICLE
-        else ("an " if name[0] in "aeiou" else "a ") + name
-    )
+    if plural or name in _WITHOUT_ARTICLE:
+        return name
+    return ("an " if name[0] in "aeiou" else "a ") + name
 
-
+# %% ../../nbs/3_miniworld/03_painter.ipynb #055cb1e9
 def _pick(rng, options):
     return options[rng.integers(len(options))]
 
 
 def _behind(rng, kind, name):
     "Words for the background, or nothing."
-    if kind == 1:
-        word = with_article(KINDS[1][name])
-        return _pick(
-            rng,
-            (
-                f" on {word} background",
-                f" on {word} texture",
-                f" on {word} surface",
-                f", {KINDS[1][name]} background",
-            ),
-        )
+    if kind == 0:
+        return _pick(rng, (" on a plain background", ""))
+    word = KINDS[kind][name]
     if kind == 2:
-        place = KINDS[2][name]
-        return _pick(rng, (f" {AT[place]}", f" {AT[place]}", f", {place} background"))
-    return _pick(rng, (" on a plain background", ""))
+        return _pick(rng, (f" {AT[word]}", f" {AT[word]}", f", {word} background"))
+    on = f" on {with_article(word)}"
+    return _pick(
+        rng, (f"{on} background", f"{on} texture", f"{on} surface", f", {word} background")
+    )
 
-
+# %% ../../nbs/3_miniworld/03_painter.ipynb #5effa0e2
 def _empty(rng, kind, name):
     "A caption for a pure background."
     style, word = with_article(_pick(rng, STYLES)), KINDS[kind][name]
+    shown = f"{style} of {with_article(word)}"
     if kind == 1:
+        pattern = f"{with_article(word)} pattern"
         kinds = (
-            f"{style} of {with_article(word)} texture",
+            f"{shown} texture",
             f"{word} texture",
             f"{word} background",
-            f"{with_article(word)} pattern",
-            f"{style} of {with_article(word)} surface",
+            pattern,
+            f"{shown} surface",
             word,
         )
     else:
-        kinds = (
-            f"{style} of {with_article(word)}",
-            word,
-            f"{word} scene",
-            f"{style} {AT[word]}",
-            f"{word} background",
-        )
+        kinds = (shown, word, f"{word} scene", f"{style} {AT[word]}", f"{word} background")
     return _pick(rng, kinds)
 
 # %% ../../nbs/3_miniworld/03_painter.ipynb #51842bcf
@@ -248,7 +230,7 @@ def _naming(rng, concept, scale, templates):
         return f"{with_article(style)} of a {'small' if scale < 0.45 else 'big'} {name}"
     return f"{style if u > 0.92 else with_article(style)} of {with_article(name)}"
 
-
+# %% ../../nbs/3_miniworld/03_painter.ipynb #78d9f767
 def caption(
     rng,  # numpy Generator
     concepts,  # the world's concepts
@@ -261,18 +243,16 @@ def caption(
     if main < 0:
         return _empty(rng, kind, name)
     text = _naming(rng, concepts[main], contents.scale[k], templates)
-    beside = [
-        with_article(concepts[o].name) for o in contents.others[k] if o >= 0 and rng.random() < 0.7
-    ]
+    shown = [concepts[o].name for o in contents.others[k] if o >= 0]
+    beside = [with_article(other) for other in shown if rng.random() < 0.7]
     if beside:
         text += _pick(rng, (" and ", " with ", " next to ", " near ")) + " and ".join(beside)
     if rng.random() < 0.65:
         text += _behind(rng, kind, name)
     synonyms = concepts[main].synonyms
     if synonyms and rng.random() < 0.12:
-        text += "".join(
-            f", {s}" for s in rng.choice(synonyms, min(2, len(synonyms)), replace=False)
-        )
+        chosen = rng.choice(synonyms, min(2, len(synonyms)), replace=False)
+        text += "".join(f", {s}" for s in chosen)
     return text + ("." if rng.random() < 0.3 else "")
 
 # %% ../../nbs/3_miniworld/03_painter.ipynb #b7efb325
@@ -281,50 +261,67 @@ def background_bank(
     seed=0,  # banks with different seeds share no drawing
     wrap=lambda names: names,  # e.g. tqdm, to show progress
 ):
-    "Drawings of every texture and place: (uint8 [31, drawings, 128, 128, 3], uint8 [21, drawings, 128, 128, 3])."
+    """Drawings of every texture and place.
+
+    (uint8 [31, drawings, 128, 128, 3], uint8 [21, drawings, 128, 128, 3])"""
     names = [(kind, k, name) for kind in (1, 2) for k, name in enumerate(KINDS[kind])]
     bank = {1: [], 2: []}
     for kind, k, name in wrap(names):
         bank[kind].append(np.stack([background(name, [seed, kind, k, i]) for i in range(drawings)]))
     return np.stack(bank[1]), np.stack(bank[2])
 
-
+# %% ../../nbs/3_miniworld/03_painter.ipynb #d8c04f50
 def _company(rng, contents, x, y, look):
-    "Size and place of the objects beside the main one, [n] each: all around it, or opposite and as large (`equals`)."
+    """Size and place of the objects beside the main one, [n] each.
+
+    All around it, or opposite and as large (`equals`)."""
     n, scale = len(contents.main), contents.scale
     equal = (contents.others[:, 0] >= 0) & (rng.random(n) < look.equals)
     side = rng.choice([-1, 1], n)
     x = np.where(equal, side * rng.uniform(0.3, 0.5, n), x)
     scale = np.where(equal, rng.uniform(0.35, 0.55, n), scale)
     placed = []
-    for k in range(2):
+    for first in (equal, np.zeros(n, bool)):
         angle, away = rng.uniform(0, 2 * np.pi, n), np.maximum(scale * 0.9, 0.5) * 1.1
-        first = equal & (k == 0)
+        around_x = np.clip(x + away * np.cos(angle), -0.85, 0.85)
+        around_y = np.clip(y + away * np.sin(angle), -0.85, 0.85)
         size = np.where(first, rng.uniform(0.35, 0.55, n), rng.uniform(*look.beside, n))
-        ox = np.where(
-            first, -side * rng.uniform(0.3, 0.5, n), np.clip(x + away * np.cos(angle), -0.85, 0.85)
-        )
-        oy = np.where(
-            first, rng.uniform(-0.4, 0.4, n), np.clip(y + away * np.sin(angle), -0.85, 0.85)
-        )
+        ox = np.where(first, -side * rng.uniform(0.3, 0.5, n), around_x)
+        oy = np.where(first, rng.uniform(-0.4, 0.4, n), around_y)
         placed.append((size, ox, oy))
     return scale, x, placed
 
-
+# %% ../../nbs/3_miniworld/03_painter.ipynb #b801cfc3
 def _canvas(rng, contents, bank, size):
     "The backgrounds of the contents as [n, 3, size, size]."
     n = len(contents.main)
     drawn = np.empty((n, 128, 128, 3), np.uint8)
-    for k in range(n):
-        of_kind = bank[contents.kind[k] - 1] if contents.kind[k] else None
-        drawn[k] = (
-            rng.integers(0, 256, 3)
-            if of_kind is None
-            else of_kind[contents.name[k], rng.integers(of_kind.shape[1])]
-        )
+    for k, (kind, name) in enumerate(zip(contents.kind, contents.name)):
+        if kind:
+            drawings = bank[kind - 1][name]
+            drawn[k] = drawings[rng.integers(len(drawings))]
+        else:
+            drawn[k] = rng.integers(0, 256, 3)
     return make_canvas(rng, drawn, size, closest=np.where(contents.kind == 2, 0.85, 0.6))
 
 # %% ../../nbs/3_miniworld/03_painter.ipynb #287128d8
+def _sprites_of(rng, drawers, concepts):  # int, of the shape of concepts; -1 where there is none
+    "An artist for each concept, then one of the artist's sprites."
+    flat = [
+        _pick(rng, _pick(rng, drawers[int(concept)])) if concept >= 0 else -1
+        for concept in concepts.ravel()
+    ]
+    return np.array(flat).reshape(concepts.shape)
+
+# %% ../../nbs/3_miniworld/03_painter.ipynb #85532f4e
+def _lay(rng, canvas, sprites, chosen, placed, tilt, jitter, restyle):
+    "One layer: the chosen sprites of those pictures that have one, tilted and mirrored."
+    n, at = len(chosen), np.flatnonzero(chosen >= 0)
+    turn, flip = np.clip(rng.normal(0, tilt, n), -0.8, 0.8), rng.choice([-1.0, 1.0], n)
+    where = [part[at] for part in (*placed, turn, flip)]
+    return lay_object(rng, canvas, sprites[chosen[at]], at, *where, jitter, restyle=restyle)
+
+# %% ../../nbs/3_miniworld/03_painter.ipynb #42d08c0e
 def paint(
     rng,  # numpy Generator
     world,  # a World
@@ -334,43 +331,28 @@ def paint(
     size=96,  # side in pixels
     look=WEB,  # layout and roughness
 ):
-    """Pictures [n, 3, size, size] in 0..1, and the visible part of the main object as transparency [n, size, size].
+    """Pictures [n, 3, size, size] in 0..1, and the visible part of the main object.
 
-    An artist is drawn first, then one of the artist's sprites, so that no artist dominates a concept."""
+    The latter is its transparency [n, size, size]. An artist is drawn first, then one of the
+    artist's sprites, so that no artist dominates a concept."""
     n, big = len(contents.main), size * look.oversample
     sprites = world.small if big <= 48 else world.sprites
-    pick = lambda concept: _pick(rng, _pick(rng, drawers[int(concept)])) if concept >= 0 else -1
     x, y = rng.uniform(-1, 1, (2, n)) * np.maximum(look.reach - contents.scale, 0)
     scale, x, placed = _company(rng, contents, x, y, look)
-    main = np.array([pick(c) for c in contents.main])
-    others = np.array([[pick(c) for c in pair] for pair in contents.others]).reshape(n, 2)
+    main = _sprites_of(rng, drawers, contents.main)
+    others = _sprites_of(rng, drawers, contents.others)
+    beside = 1.4 * look.turn, look.jitter * (0.6 if look.oversample > 1 else 1.0)
     layers = [
-        (others[:, 0], *placed[0], 1.4 * look.turn, 0.6),
-        (main, scale, x, y, look.turn, 1.0),
-        (others[:, 1], *placed[1], 1.4 * look.turn, 0.6),
+        (others[:, 0], placed[0], *beside),
+        (main, (scale, x, y), look.turn, look.jitter),
+        (others[:, 1], placed[1], *beside),
     ]
     canvas, covers = _canvas(rng, contents, bank, big), []
-    for chosen, s, px, py, tilt, share in layers:
-        at = np.flatnonzero(chosen >= 0)
-        turn, flip = np.clip(rng.normal(0, tilt, n), -0.8, 0.8), rng.choice([-1.0, 1.0], n)
-        canvas, cover = lay_object(
-            rng,
-            canvas,
-            sprites[chosen[at]],
-            at,
-            s[at],
-            px[at],
-            py[at],
-            turn[at],
-            flip[at],
-            look.jitter * (1.0 if look.oversample == 1 else share),
-            restyle=look.restyle,
-        )
+    for layer in layers:
+        canvas, cover = _lay(rng, canvas, sprites, *layer, look.restyle)
         covers.append(cover)
     visible = covers[1] * (1 - covers[2])
     if look.oversample > 1:
-        canvas, visible = (
-            F.avg_pool2d(canvas, look.oversample),
-            F.avg_pool2d(visible, look.oversample),
-        )
+        canvas = F.avg_pool2d(canvas, look.oversample)
+        visible = F.avg_pool2d(visible, look.oversample)
     return develop(rng, canvas, look.strength), visible[:, 0]
