@@ -33,7 +33,7 @@ def scaled_logits(
     "Logits as CLIP computes them; differentiable."
     return F.normalize(features, dim=-1) @ (logit_scale * F.normalize(text_features, dim=-1)).T
 
-# %% ../../nbs/6_locoop/01_coop.ipynb #66922e72
+# %% ../../nbs/6_locoop/01_coop.ipynb #182aa8af
 def coop_terms(
     logits,  # [N, K]
     local_logits,  # not read
@@ -59,7 +59,7 @@ def _batch_logits(context, batch, logit_scale):
     local_logits = None if local_features is None else logits_of(local_features)
     return logits_of(features), local_logits, labels
 
-# %% ../../nbs/6_locoop/01_coop.ipynb #ecec2347
+# %% ../../nbs/6_locoop/01_coop.ipynb #a2a83328
 def train_context(
     context,  # PromptContext with its initial vectors; changed in place
     # function: epoch -> iterable of (image_features [B, D], local_features [B, R, D] or None,
@@ -102,7 +102,7 @@ def _check_pictures(images, local, backbone):
             "a CLIP ViT or ResNet, or fit_coop."
         )
 
-# %% ../../nbs/6_locoop/01_coop.ipynb #464b595f
+# %% ../../nbs/6_locoop/01_coop.ipynb #100f3132
 def _names_in_order(images, class_names):
     "The names for the prompts, one for each class of the set."
     names = list(images.class_names if class_names is None else class_names)
@@ -125,7 +125,7 @@ def _names_in_order(images, class_names):
         )
     return names
 
-# %% ../../nbs/6_locoop/01_coop.ipynb #f36a8344
+# %% ../../nbs/6_locoop/01_coop.ipynb #657e6ae2
 def _check_labels(images):
     "Every picture has a class, and every class a picture."
     without = [name for name, count in images.class_counts().items() if not count]
@@ -155,7 +155,7 @@ def _in_precision(backbone, precision):
     other.precision = resolve_precision(precision or backbone.precision, backbone.device)
     return other
 
-
+# %% ../../nbs/6_locoop/01_coop.ipynb #fe1ab1a7
 def _about(backbone, precision, images, skipped, names):
     "What a context is learned with: towers, pictures and names."
     return {
@@ -190,7 +190,7 @@ def _kept_in(folder, settings):
         return home() / "contexts" / content_hash("context 1", settings)
     return folder
 
-# %% ../../nbs/6_locoop/01_coop.ipynb #e510ca79
+# %% ../../nbs/6_locoop/01_coop.ipynb #b8aec3fe
 def fit_coop(
     backbone,  # Backbone; stays frozen, may run in fp32, bf16 or fp16
     few_shot_set,  # ImageSet with labels, from `few_shot`
@@ -230,16 +230,9 @@ def fit_coop(
     context = PromptContext(learner, names, length, words, position, class_specific, generator)
     images, skipped = readable(few_shot_set, workers, progress)
     rates = learning_rates(epochs, lr)
-    context.settings = {
-        **_about(backbone, learner.precision, images, skipped, names),
-        "epochs": epochs,
-        **_form(context),
-        "batch_size": batch_size,
-        "lr": lr,
-        "views": views,
-        "seed": seed,
-        **(own or {}),
-    }
+    about = _about(backbone, learner.precision, images, skipped, names)
+    chosen = {"batch_size": batch_size, "lr": lr, "views": views, "seed": seed, **(own or {})}
+    context.settings = {**about, "epochs": epochs, **_form(context), **chosen}
     batches = feature_batches(learner, images, batch_size, seed, views, local, cache, workers)
     loop = {"stop_after": stop_after, "watch": watch, "progress": progress}
     loop |= {"folder": _kept_in(folder, context.settings), "settings": context.settings}
@@ -258,7 +251,7 @@ def _check_regions(backbone, detectors):
             "has no local features. Ask for scores=('mcm',), or take a CLIP ViT or ResNet."
         )
 
-# %% ../../nbs/6_locoop/01_coop.ipynb #dc694964
+# %% ../../nbs/6_locoop/01_coop.ipynb #59232f9b
 def prompt_detectors(
     backbone,  # Backbone that the context was learned with
     context,  # PromptContext
@@ -299,7 +292,7 @@ def save_context(
     }
     save_tensors(path, "oodnb_context", {"vectors": context.vectors.float()}, facts)
 
-# %% ../../nbs/6_locoop/01_coop.ipynb #4ab9da3c
+# %% ../../nbs/6_locoop/01_coop.ipynb #a28e0c74
 def _check_vectors(vectors, class_names, where):
     "Finite vectors of one shape or the other, as many as there are names."
     if vectors.ndim not in (2, 3):
@@ -315,7 +308,7 @@ def _check_vectors(vectors, class_names, where):
             f"{len(class_names)} class names; give the names it was learned with."
         )
 
-
+# %% ../../nbs/6_locoop/01_coop.ipynb #2e9b631e
 def _with_vectors(backbone, vectors, class_names, position, where):
     "A context with these vectors."
     _check_vectors(vectors, class_names, where)
@@ -332,7 +325,7 @@ def _with_vectors(backbone, vectors, class_names, position, where):
     context.vectors.data.copy_(vectors)
     return context
 
-# %% ../../nbs/6_locoop/01_coop.ipynb #3c805afc
+# %% ../../nbs/6_locoop/01_coop.ipynb #b0d0a418
 def _check_learned_with(path, facts, backbone):
     "Vectors mean something to the text tower that they were learned with, and to no other."
     settings = facts["settings"]
@@ -352,7 +345,7 @@ def _check_own_names(path, facts, names):
             "for other class names. Leave class_names out, or learn a shared context."
         )
 
-# %% ../../nbs/6_locoop/01_coop.ipynb #40e921b9
+# %% ../../nbs/6_locoop/01_coop.ipynb #2bda13b9
 def load_context(
     path,  # *.safetensors from `save_context`
     backbone,  # Backbone that it was learned with
@@ -389,7 +382,7 @@ def _foreign_vectors(path):
             f"({type(error).__name__}: {reason})."
         ) from None
 
-# %% ../../nbs/6_locoop/01_coop.ipynb #bf73cfbf
+# %% ../../nbs/6_locoop/01_coop.ipynb #dbd27779
 def import_context(
     path,  # model.pth.tar-50 of the original code
     backbone,  # Backbone that it was learned with
