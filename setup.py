@@ -16,7 +16,8 @@ readme = ROOT / "README.md"
 
 
 class BuildWithData(build_py):
-    """Puts what ships from data/ into the package as oodnb/shipped; an editable install reads data/ itself."""
+    """Puts what ships from data/ into the package as oodnb/shipped; an editable install reads data/
+    itself."""
 
     def run(self):
         super().run()

@@ -49,7 +49,8 @@ def some(images, n):
 
 
 def both_ways(backbone, id_set, ood_sets, detectors, cache):
-    """Seconds for one pass together and for one pass each, and the largest difference between their scores."""
+    """Seconds for one pass together and for one pass each, and the largest difference between their
+    scores."""
     together, scores = timed(
         lambda: run_benchmark(backbone, id_set, ood_sets, detectors, cache=cache, progress=False)
     )
@@ -68,7 +69,8 @@ def both_ways(backbone, id_set, ood_sets, detectors, cache):
 
 
 class StandIn:
-    """A backbone of the size of ViT-B/16 that sees nothing: features are noise around one direction, so that only scoring costs."""
+    """A backbone of the size of ViT-B/16 that sees nothing: features are noise around one
+    direction, so that only scoring costs."""
 
     name, pretrained, device, precision, embed_dim, grid, logit_scale, fingerprint = (
         "stand-in",

@@ -72,7 +72,8 @@ class Step:
         return F.normalize(yes, dim=1), F.normalize(no, dim=1)
 
     def loss(self, plain):
-        """The whole loss (plain) or the rank's share, and what is minimised: both have the same gradient for the rank's own texts."""
+        """The whole loss (plain) or the rank's share, and what is minimised: both have the same
+        gradient for the rank's own texts."""
         yes, no = self.texts(plain)
         if not plain:
             return clipn_terms(self.images, yes, no, self.backbone.logit_scale)["loss"]

@@ -31,7 +31,8 @@ def now(device):
 
 
 def straightforward(task, texts, words, start, batch_size, temperature=0.01):
-    """The loss as the paper writes it: one softmax over all K + N columns, for all texts, at every step."""
+    """The loss as the paper writes it: one softmax over all K + N columns, for all texts, at every
+    step."""
     outliers = start.clone().requires_grad_()
     optimizer = torch.optim.SGD([outliers], lr=1.0, momentum=0.9)
     for batch in words.split(batch_size):

@@ -139,7 +139,8 @@ def decode_alone(dataset, preprocess, threads):
 
 
 def reduced(path):
-    """The picture as JPEG decodes it at half, a quarter or an eighth of its size, if that still covers what the tower needs."""
+    """The picture as JPEG decodes it at half, a quarter or an eighth of its size, if that still
+    covers what the tower needs."""
     with Image.open(path) as image:
         image.draft("RGB", (TARGET, TARGET))
         return image.convert("RGB")

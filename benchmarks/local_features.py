@@ -19,7 +19,8 @@ from oodnb.backbones import Backbone
 
 
 def seconds(functions, device, repeats):
-    """Median time of each function, in turns: processor time on a CPU (a busy machine does not spoil it), wall time on a GPU."""
+    """Median time of each function, in turns: processor time on a CPU (a busy machine does not
+    spoil it), wall time on a GPU."""
     clock, times = (
         time.process_time if device.type == "cpu" else time.perf_counter,
         {name: [] for name in functions},

@@ -46,7 +46,8 @@ def interpolated_fpr95(id_scores, ood_scores):
 
 
 def nearest_fpr95(id_scores, ood_scores):
-    """Of the thresholds down to the first with recall 1 the one with the recall nearest to 95 %, the lower one of two."""
+    """Of the thresholds down to the first with recall 1 the one with the recall nearest to 95 %,
+    the lower one of two."""
     tpr, fpr = sklearn_curve(id_scores, ood_scores)
     full = np.argmax(tpr == 1)
     return fpr[full - np.abs(tpr[full:0:-1] - 0.95).argmin()]
@@ -64,7 +65,8 @@ def sklearn_row(id_scores, ood_scores, fpr95=interpolated_fpr95):
 
 
 def random_case(rng):
-    """Scores with more or fewer ties: rounded, from a few levels, probabilities next to 1, neighbours in float64, all equal."""
+    """Scores with more or fewer ties: rounded, from a few levels, probabilities next to 1,
+    neighbours in float64, all equal."""
     sizes, gap = np.exp(rng.uniform(0, np.log(300), 2)).astype(int), rng.normal(1, 1)
     id_scores, ood_scores = (
         rng.normal(gap, rng.uniform(0.2, 3), sizes[0]),
@@ -89,7 +91,8 @@ def random_case(rng):
 
 
 def disagreement(cases, seed=0):
-    """(largest difference to scikit-learn of each metric, share of cases with tied scores, share with ties between ID and OOD)."""
+    """(largest difference to scikit-learn of each metric, share of cases with tied scores, share
+    with ties between ID and OOD)."""
     rng, worst, tied, across = np.random.default_rng(seed), np.zeros(len(metrics._METRICS)), 0, 0
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
         for _ in range(cases):

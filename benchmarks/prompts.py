@@ -256,7 +256,8 @@ def whole_steps(backbone, text, options):
 
 
 def ensemble(backbone, classes, options):
-    """The zero-shot classifier of an ensemble, as the library builds it and with all 77 positions of every sentence."""
+    """The zero-shot classifier of an ensemble, as the library builds it and with all 77 positions
+    of every sentence."""
     names, templates = NAMES[:classes], TEMPLATES["openai7"]
 
     def plain():
@@ -288,7 +289,8 @@ def ensemble(backbone, classes, options):
 
 
 def mini_training(options):
-    """One line per seed and precision: milliseconds per step, crops not counted, and what the trained prompts detect."""
+    """One line per seed and precision: milliseconds per step, crops not counted, and what the
+    trained prompts detect."""
     model, pictures, found = (
         load_backbone("mini", device=options.device),
         load_dataset("mini", "fewshot"),
@@ -338,7 +340,8 @@ def mini_training(options):
 
 
 def compare_precisions(found):
-    """The two ways of every seed: how much faster, in how far the same direction, how far apart in AUROC."""
+    """The two ways of every seed: how much faster, in how far the same direction, how far apart in
+    AUROC."""
     pairs = [
         (found[seed, "fp32"], found[seed, "bf16"])
         for seed, precision in found

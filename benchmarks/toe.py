@@ -46,7 +46,8 @@ def timed(device, work):
 
 
 def encoding_each_step(model, pixels, tokens, labels, eps, start, flowing):
-    """Every step encodes its 32 pictures and 32 texts; `flowing`: with gradients for the towers, as released."""
+    """Every step encodes its 32 pictures and 32 texts; `flowing`: with gradients for the towers, as
+    released."""
     head = [tuple(part.clone().requires_grad_() for part in layer) for layer in start]
     optimizer, noise = (
         torch.optim.Adam([part for layer in head for part in layer], lr=1e-3),

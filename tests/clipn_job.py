@@ -1,4 +1,5 @@
-"""A CLIPN training small enough for two processes on a CPU: `python -m torch.distributed.run --nproc-per-node 2 clipn_job.py OUT FOLDER STOP`."""
+"""A CLIPN training small enough for two processes on a CPU: `python -m torch.distributed.run
+--nproc-per-node 2 clipn_job.py OUT FOLDER STOP`."""
 
 import json
 import sys

@@ -1,4 +1,5 @@
-"""A few-shot training of a second, in this process or in one that waits in the middle of an epoch until a test kills it."""
+"""A few-shot training of a second, in this process or in one that waits in the middle of an epoch
+until a test kills it."""
 
 import sys
 import time

@@ -1,4 +1,5 @@
-"""A backbone and a data set small enough for tests, without the heavy imports of the real ones: two processes start in a second each."""
+"""A backbone and a data set small enough for tests, without the heavy imports of the real ones: two
+processes start in a second each."""
 
 import sys
 import time
@@ -14,7 +15,8 @@ def to_tensor(picture):
 
 
 class Eye:
-    """Pictures of 8 x 8 pixels, four regions, three random directions; slow on demand, counts what it has seen."""
+    """Pictures of 8 x 8 pixels, four regions, three random directions; slow on demand, counts what
+    it has seen."""
 
     name, precision, device, embed_dim, grid, fingerprint = "eye", "fp32", "cpu", 3, (2, 2), "eye-0"
 

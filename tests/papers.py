@@ -1,4 +1,5 @@
-"""Paper notebooks of a few lines, and the command started from outside, for the tests of the runner."""
+"""Paper notebooks of a few lines, and the command started from outside, for the tests of the
+runner."""
 
 import os
 import signal
@@ -17,7 +18,10 @@ seed: int = 0  # seed
 rate: float = 0.5  # a number
 names: list = ["a", "b"]  # labels
 out: str = ""  # folder of the run"""
-ROWS = "from pathlib import Path\n(Path(out) / 'rows.csv').write_text(f'scale,seed,rate,names\\n{scale},{seed},{rate},{len(names)}\\n')"
+ROWS = (
+    "from pathlib import Path\n(Path(out) / "
+    "'rows.csv').write_text(f'scale,seed,rate,names\\n{scale},{seed},{rate},{len(names)}\\n')"
+)
 WAIT = """import os, time
 from pathlib import Path
 first = not (Path(out) / "begun").exists()

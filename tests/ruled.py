@@ -1,4 +1,5 @@
-"""Models of the CLIPN cases: weights follow from name, shape and seed (CASES.md, weight regeneration rule)."""
+"""Models of the CLIPN cases: weights follow from name, shape and seed (CASES.md, weight
+regeneration rule)."""
 
 import zlib
 

@@ -1,4 +1,5 @@
-"""Archives that try to write elsewhere, that are damaged, that are too large: nothing outside, nothing left."""
+"""Archives that try to write elsewhere, that are damaged, that are too large: nothing outside,
+nothing left."""
 
 import gzip
 import os

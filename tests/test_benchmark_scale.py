@@ -1,4 +1,5 @@
-"""The benchmarks of the big pass run at a small size, and streaming keeps few batches in memory however many there are."""
+"""The benchmarks of the big pass run at a small size, and streaming keeps few batches in memory
+however many there are."""
 
 import importlib
 import sys
@@ -38,7 +39,8 @@ def test_scores_from_cached_features(script, capsys):
 
 
 def test_streaming_keeps_few_batches(script):
-    """Local features of at most three batches live at once: the one that is scored, the one behind it, the one being made."""
+    """Local features of at most three batches live at once: the one that is scored, the one behind
+    it, the one being made."""
     module, alive, most = script("benchmark_pass"), weakref.WeakSet(), []
 
     class Watched(module.StandIn):

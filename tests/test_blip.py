@@ -1,4 +1,5 @@
-"""BLIP as a backbone: features of the published computation, folders, pictures, and what is refused."""
+"""BLIP as a backbone: features of the published computation, folders, pictures, and what is
+refused."""
 
 import sys
 

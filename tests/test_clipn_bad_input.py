@@ -1,4 +1,5 @@
-"""What can be wrong with the pairs of a CLIPN training: each ends in an error that names it, or is handled and counted, and nothing is lost."""
+"""What can be wrong with the pairs of a CLIPN training: each ends in an error that names it, or is
+handled and counted, and nothing is lost."""
 
 import gzip
 import io

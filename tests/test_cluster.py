@@ -1,4 +1,5 @@
-"""Runs and features on a Dask cluster of real processes: workers that are killed, that leave, that come late; nothing is lost or doubled."""
+"""Runs and features on a Dask cluster of real processes: workers that are killed, that leave, that
+come late; nothing is lost or doubled."""
 
 import os
 import re

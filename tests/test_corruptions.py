@@ -1,4 +1,5 @@
-"""Corruptions against another implementation (data/reference/corruptions/CASES.md), and what a corrupted image set promises."""
+"""Corruptions against another implementation (data/reference/corruptions/CASES.md), and what a
+corrupted image set promises."""
 
 from concurrent.futures import ThreadPoolExecutor
 

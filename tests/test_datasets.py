@@ -1,4 +1,5 @@
-"""Pictures as people really have them: every mode, damaged files, odd folders, the named benchmarks when they are absent or different."""
+"""Pictures as people really have them: every mode, damaged files, odd folders, the named benchmarks
+when they are absent or different."""
 
 import io
 import os

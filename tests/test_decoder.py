@@ -1,4 +1,5 @@
-"""Text decoders and captioners: what they write, how they are kept, the published layout, and every bad input."""
+"""Text decoders and captioners: what they write, how they are kept, the published layout, and every
+bad input."""
 
 import json
 import math

@@ -1,4 +1,5 @@
-"""The site of `make docs`: the reference agrees with the package, and a small project becomes pages whose links all lead somewhere."""
+"""The site of `make docs`: the reference agrees with the package, and a small project becomes pages
+whose links all lead somewhere."""
 
 import ast
 import importlib
@@ -161,7 +162,9 @@ def site(tmp_path_factory):
         dict(output_type="stream", name="stdout", text=["1 < 2\n"]),
     ]
     (root / "README.md").write_text(
-        '# oodnb\n\n> Small.\n\n[library](nbs/1_measure) [small](nbs/1_measure/10_small.ipynb#the-line) [index](nbs/index.ipynb)\n\n<img src="figures/paper_plot.png">\n'
+        "# oodnb\n\n> Small.\n\n[library](nbs/1_measure) "
+        "[small](nbs/1_measure/10_small.ipynb#the-line) [index](nbs/index.ipynb)\n\n<img "
+        'src="figures/paper_plot.png">\n'
     )
     (root / "oodnb").mkdir()
     (root / "oodnb" / "small.py").write_text(SOURCE)
@@ -170,7 +173,10 @@ def site(tmp_path_factory):
         cell(0, "#| default_exp small"),
         cell(
             1,
-            "# small\n\n> Few words.\n\nIt has `between` and `short(1)`, `oodnb.small`, and costs $5.",
+            (
+                "# small\n\n> Few words.\n\nIt has `between` and `short(1)`, `oodnb.small`, "
+                "and costs $5."
+            ),
             "markdown",
         ),
         cell(5, "## The line", "markdown"),
@@ -184,7 +190,10 @@ def site(tmp_path_factory):
         root / "nbs/tutorials/1_first.ipynb",
         cell(
             0,
-            "# First\n\n> Begin here.\n\n| a | b |\n|---|--:|\n| 1 | $k$ |\n\n[data](../../data/rows.csv)",
+            (
+                "# First\n\n> Begin here.\n\n| a | b |\n|---|--:|\n| 1 | $k$ "
+                "|\n\n[data](../../data/rows.csv)"
+            ),
             "markdown",
         ),
     )

@@ -1,4 +1,5 @@
-"""JupyterLab in a real browser: nbs/explore.ipynb is opened and run, controls are moved, and the page is read."""
+"""JupyterLab in a real browser: nbs/explore.ipynb is opened and run, controls are moved, and the
+page is read."""
 
 import importlib.util
 import json
@@ -103,7 +104,9 @@ def page(lab):
         page.get_by_text("Run", exact=True).first.click()
         page.get_by_text("Run All Cells", exact=True).click()
         page.wait_for_function(
-            "document.querySelectorAll('.oodnb-says').length == 4 || document.querySelector('[data-mime-type=\"application/vnd.jupyter.stderr\"] pre, .jp-RenderedText pre .ansi-red-fg')"
+            "document.querySelectorAll('.oodnb-says').length == 4 || "
+            'document.querySelector(\'[data-mime-type="application/vnd.jupyter.stderr"] '
+            "pre, .jp-RenderedText pre .ansi-red-fg')"
         )
         yield page
         if folder := os.environ.get("OODNB_SCREENSHOTS"):
@@ -163,7 +166,8 @@ def test_the_line_follows_the_slider(page):
     for _ in range(10):
         handle.press("ArrowLeft")
     page.wait_for_function(
-        "document.querySelectorAll('.oodnb-says')[0].innerText.includes('90.0 % of them are accepted')"
+        "document.querySelectorAll('.oodnb-says')[0].innerText.includes('90.0 % of them "
+        "are accepted')"
     )
     after = says(page, 0)
     price = r"accepted, and ([\d.]+) % of the OOD"

@@ -1,4 +1,5 @@
-"""What notebooks test badly: runs that are killed, two processes at once, damaged files, folders that cannot be written."""
+"""What notebooks test badly: runs that are killed, two processes at once, damaged files, folders
+that cannot be written."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""Everything that can be wrong with the inputs of class forgetting: each ends in an error that names it, or is handled and said."""
+"""Everything that can be wrong with the inputs of class forgetting: each ends in an error that
+names it, or is handled and said."""
 
 import copy
 import math

@@ -1,4 +1,5 @@
-"""The lists of the forgetting experiments on the mini world follow the rules that are written in them."""
+"""The lists of the forgetting experiments on the mini world follow the rules that are written in
+them."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""Everything that can be wrong when forgetting is measured: each ends in an error that names it, or in NaN instead of a wrong number."""
+"""Everything that can be wrong when forgetting is measured: each ends in an error that names it, or
+in NaN instead of a wrong number."""
 
 from dataclasses import replace
 

@@ -1,4 +1,5 @@
-"""HFTT's batch of runs: each is what it would be alone, stopped or not, and a misspelt option costs nothing."""
+"""HFTT's batch of runs: each is what it would be alone, stopped or not, and a misspelt option costs
+nothing."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""Every relative link of the sources leads somewhere, and tools/links.py finds each kind of link that does not."""
+"""Every relative link of the sources leads somewhere, and tools/links.py finds each kind of link
+that does not."""
 
 import json
 

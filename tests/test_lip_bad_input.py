@@ -1,4 +1,5 @@
-"""Everything that can be wrong with the inputs of Lip: each ends in an error that names it, or is handled and told."""
+"""Everything that can be wrong with the inputs of Lip: each ends in an error that names it, or is
+handled and told."""
 
 import math
 import warnings
@@ -200,7 +201,10 @@ def test_a_name_that_does_not_fit(tiny):
 def test_what_is_not_forgotten_is_told(tiny, dreams):
     with pytest.warns(
         UserWarning,
-        match="Lip has not forgotten 'platypus': 100% of its own pictures are still recognised after 0 epochs",
+        match=(
+            "Lip has not forgotten 'platypus': 100% of its own pictures are still recognised "
+            "after 0 epochs"
+        ),
     ):
         adapted = fit_lip(tiny, "platypus", NAMES, lip_recipe(tiny, epochs=0), dreams)
     assert not adapted.about["reached"] and adapted.fingerprint == tiny.fingerprint

@@ -1,4 +1,5 @@
-"""Metrics on generated scores: invariances, a literal reading of the definitions, and scikit-learn as oracle."""
+"""Metrics on generated scores: invariances, a literal reading of the definitions, and scikit-learn
+as oracle."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""Named benchmarks in each of their shapes: the right list is read, any other is refused, or says so in every row."""
+"""Named benchmarks in each of their shapes: the right list is read, any other is refused, or says
+so in every row."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""What leaves the repository: wheel and source distribution, what they hold and need, and that they work without the checkout."""
+"""What leaves the repository: wheel and source distribution, what they hold and need, and that they
+work without the checkout."""
 
 import ast
 import configparser
@@ -40,7 +41,8 @@ HEAVY = (
     "ipywidgets",
     "distributed",
 )
-# needed without being imported: the kernel of every run is started with `python -m`, JupyterLab is where the notebooks are read, torchvision reads PCAM with h5py
+# needed without being imported: the kernel of every run is started with `python -m`, JupyterLab is
+# where the notebooks are read, torchvision reads PCAM with h5py
 RUN_NOT_IMPORTED = {"ipykernel", "jupyterlab", "h5py"}
 # comes with another one that is asked for
 COMES_WITH = {
@@ -228,7 +230,8 @@ def all_extras():
 
 
 def imported(tree):
-    """Packages that code imports, by statement or with `importlib.import_module` and a written name."""
+    """Packages that code imports, by statement or with `importlib.import_module` and a written
+    name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
@@ -338,7 +341,11 @@ def test_the_code_is_python_3_11_without_warnings():
 
 
 def test_nothing_is_imported_that_left_the_standard_library():
-    left = "aifc asynchat asyncore audioop cgi cgitb chunk crypt distutils imghdr imp lib2to3 mailcap msilib nis nntplib ossaudiodev pipes smtpd sndhdr spwd sunau telnetlib uu xdrlib".split()
+    left = (
+        "aifc asynchat asyncore audioop cgi cgitb chunk crypt distutils imghdr imp "
+        "lib2to3 mailcap msilib nis nntplib ossaudiodev pipes smtpd sndhdr spwd sunau "
+        "telnetlib uu xdrlib"
+    ).split()
     trees = [
         *package_trees(),
         *(
@@ -372,7 +379,8 @@ print(oodnb.__file__, shipped("published"))
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """An environment with the wheel; what it requires is borrowed from the interpreter of the tests, the checkout is not."""
+    """An environment with the wheel; what it requires is borrowed from the interpreter of the
+    tests, the checkout is not."""
     folder = tmp_path_factory.mktemp("installed")
     python("-m", "venv", "--without-pip", folder / "venv")
     python(
@@ -458,7 +466,11 @@ def loaded_by(code):
         json.loads(
             python(
                 "-c",
-                f"import json, sys; before = set(sys.modules)\n{code}\nprint(json.dumps(sorted(set(sys.modules) - before)))",
+                (
+                    "import json, sys; before = "
+                    f"set(sys.modules)\n{code}\nprint(json.dumps(sorted(set(sys.modules) - "
+                    "before)))"
+                ),
                 cwd=ROOT,
             ).splitlines()[-1]
         )
@@ -509,7 +521,11 @@ def test_no_module_needs_the_development_tools():
         for path in modules()
         if not path.name.startswith("_")
     ]
-    code = f"import importlib, sys; sys.modules.update(dict.fromkeys(('nbdev', 'fastcore', 'execnb', 'pytest', 'sklearn', 'hypothesis'))); [importlib.import_module(name) for name in {names}]"
+    code = (
+        "import importlib, sys; sys.modules.update(dict.fromkeys(('nbdev', 'fastcore', "
+        "'execnb', 'pytest', 'sklearn', 'hypothesis'))); [importlib.import_module(name) "
+        f"for name in {names}]"
+    )
     python("-c", code, cwd=ROOT)
 
 

@@ -58,7 +58,10 @@ def test_parts_are_not_glued(a, b):
 
 
 def test_same_in_every_process():
-    code = "from oodnb.ground.hashing import content_hash; print(content_hash({'b': [1, 2.5, None], 'a': {'x': True, 'y': 'é'}}))"
+    code = (
+        "from oodnb.ground.hashing import content_hash; print(content_hash({'b': [1, "
+        "2.5, None], 'a': {'x': True, 'y': 'é'}}))"
+    )
     found = {
         subprocess.run(
             [sys.executable, "-c", code],
@@ -140,7 +143,10 @@ def test_new_files_follow_the_umask(tmp_path):
 
 def test_lock_between_processes(tmp_path):
     target = tmp_path / "features"
-    code = f"import time\nfrom oodnb.ground.files import locked\nwith locked({str(target)!r}):\n    print('held', flush=True)\n    time.sleep(60)"
+    code = (
+        "import time\nfrom oodnb.ground.files import locked\nwith "
+        f"locked({str(target)!r}):\n    print('held', flush=True)\n    time.sleep(60)"
+    )
     child = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

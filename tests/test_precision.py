@@ -1,4 +1,5 @@
-"""Half precision is measured before it is used: what is imitated is said, and auto takes what is faster."""
+"""Half precision is measured before it is used: what is imitated is said, and auto takes what is
+faster."""
 
 import warnings
 
@@ -38,7 +39,10 @@ def test_imitation_is_said_once(cpu_with, precision):
     cpu_with(69.4)
     with pytest.warns(
         UserWarning,
-        match=f"'cpu' has no units for {precision} .* takes 69 times as long as in fp32. Take precision='fp32'",
+        match=(
+            f"'cpu' has no units for {precision} .* takes 69 times as long as in fp32. Take "
+            "precision='fp32'"
+        ),
     ) as heard:
         for _ in range(2):
             assert tiny_clip("vit_a", device="cpu", precision=precision).precision == precision

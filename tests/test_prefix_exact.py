@@ -1,4 +1,5 @@
-"""Packing changes nothing but cost: features and gradients equal the plain computation in float64, whatever the names; and the cost is what the rows say."""
+"""Packing changes nothing but cost: features and gradients equal the plain computation in float64,
+whatever the names; and the cost is what the rows say."""
 
 import math
 import warnings
@@ -111,15 +112,15 @@ def test_any_names(double, names, length, position, class_specific):
     st.lists(st.lists(st.integers(1, 3), max_size=7), min_size=1, max_size=12), st.integers(1, 9)
 )
 def test_any_rows_on_any_shelf(double, texts, width):
-    """Few different tokens: many common beginnings, equal rows and rows that begin other rows; and no common token at all."""
+    """Few different tokens: many common beginnings, equal rows and rows that begin other rows; and
+    no common token at all."""
     tower, end = text_tower(double.model), 49407
     tokens = torch.zeros(len(texts), 9, dtype=torch.long)
     for row, text in zip(tokens, texts):
         row[: len(text) + 1] = torch.tensor([*text, end])
     packed = pack_tokens(tokens, tower.ends(tokens), width=width)
-    different = {tuple(text) for text in texts}
-    assert len(packed.tokens) == packed.prefix + sum(
-        len(text) + 1 - packed.prefix for text in different
+    assert len(packed.tokens) == len(
+        {(*text, end)[:count] for text in texts for count in range(1, len(text) + 2)}
     )
     plain = encode_tokens(double.model, tokens, share=False)
     for other in (packed, pack_tokens(tokens, tower.ends(tokens))):
@@ -295,7 +296,8 @@ def test_half_precision_towers(precision):
 
 @pytest.mark.parametrize("size", [1, 1e-4, 1e-8, 1e-30, 0])
 def test_small_gradients_keep_their_digits(size):
-    """A factor before float16 towers changes nothing but the size of the gradient; without care it underflows."""
+    """A factor before float16 towers changes nothing but the size of the gradient; without care it
+    underflows."""
     exact, half = (
         made(tiny_clip("vit_b", 0, device="cpu", precision=kind), NAMES["usual"], 16)
         for kind in ("fp32", "fp16")

@@ -1,4 +1,5 @@
-"""From a name to files in their place: mirrors, folders, killed commands, files of yours in the way, and the command line."""
+"""From a name to files in their place: mirrors, folders, killed commands, files of yours in the
+way, and the command line."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""CLIPN against numbers of the published implementation (data/reference/clipn/CASES.md says how they were made), and its bad inputs."""
+"""CLIPN against numbers of the published implementation (data/reference/clipn/CASES.md says how
+they were made), and its bad inputs."""
 
 import json
 import math

@@ -1,4 +1,5 @@
-"""CLIPN's training against numbers of the published implementation (data/reference/clipn/CASES.md), and one process against two."""
+"""CLIPN's training against numbers of the published implementation (data/reference/clipn/CASES.md),
+and one process against two."""
 
 import json
 import os

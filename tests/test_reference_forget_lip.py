@@ -1,4 +1,5 @@
-"""The baseline Lip against numbers of the published implementation (data/reference/forget/CASES.md, section 10), and where the equations get nasty."""
+"""The baseline Lip against numbers of the published implementation (data/reference/forget/CASES.md,
+section 10), and where the equations get nasty."""
 
 import copy
 

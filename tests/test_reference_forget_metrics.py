@@ -1,4 +1,5 @@
-"""What is counted after forgetting, against numbers of the published implementation (data/reference/forget/CASES.md, sections 7 and 8)."""
+"""What is counted after forgetting, against numbers of the published implementation
+(data/reference/forget/CASES.md, sections 7 and 8)."""
 
 import json
 

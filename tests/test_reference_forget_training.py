@@ -1,4 +1,5 @@
-"""Class forgetting against numbers of the published implementation (data/reference/forget/CASES.md), and against a plain one written here, with nastier inputs."""
+"""Class forgetting against numbers of the published implementation
+(data/reference/forget/CASES.md), and against a plain one written here, with nastier inputs."""
 
 from dataclasses import replace
 
@@ -306,7 +307,8 @@ def test_all_rows_are_drawn_until_no_class_is_its_own_nearest():
 
 
 def straightforward(P, problem, initial, recipe):
-    """The program as it is published: plain layer, plain norms, autograd, one problem, trial after trial."""
+    """The program as it is published: plain layer, plain norms, autograd, one problem, trial after
+    trial."""
     weight, weights, told = (
         P.T,
         [

@@ -1,4 +1,5 @@
-"""HFTT against numbers of the published implementation (data/reference/hftt/CASES.md says how they were made)."""
+"""HFTT against numbers of the published implementation (data/reference/hftt/CASES.md says how they
+were made)."""
 
 import math
 import warnings

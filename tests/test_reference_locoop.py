@@ -1,4 +1,5 @@
-"""Metrics and zero-shot scores against numbers of the published implementations (data/reference/*/CASES.md says how they were made)."""
+"""Metrics and zero-shot scores against numbers of the published implementations
+(data/reference/*/CASES.md says how they were made)."""
 
 import math
 

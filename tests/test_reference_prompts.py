@@ -1,4 +1,5 @@
-"""Learned prompts against the reference cases: tokens, embeddings, features and gradients, through the packed and the plain computation."""
+"""Learned prompts against the reference cases: tokens, embeddings, features and gradients, through
+the packed and the plain computation."""
 
 import numpy as np
 import pytest

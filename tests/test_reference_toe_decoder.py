@@ -1,4 +1,5 @@
-"""TOE's text decoder against numbers of the published implementation (data/reference/toe/CASES.md says how they were made)."""
+"""TOE's text decoder against numbers of the published implementation (data/reference/toe/CASES.md
+says how they were made)."""
 
 import zlib
 

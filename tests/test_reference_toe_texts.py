@@ -1,4 +1,5 @@
-"""Reference cases of TOE: scores, metrics, class statistics, and the making of outlier texts; and the same against plain numpy on nastier inputs."""
+"""Reference cases of TOE: scores, metrics, class statistics, and the making of outlier texts; and
+the same against plain numpy on nastier inputs."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""TOE's training against numbers of the published implementation (data/reference/toe/CASES.md says how they were made)."""
+"""TOE's training against numbers of the published implementation (data/reference/toe/CASES.md says
+how they were made)."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""Image and text towers against the reference cases, against an independent float64 oracle, and against what users do."""
+"""Image and text towers against the reference cases, against an independent float64 oracle, and
+against what users do."""
 
 import math
 import threading
@@ -80,7 +81,8 @@ def value(x, state, block):
 
 
 def vit_oracle(state, image):
-    """Global and local features of one image by the formulas of the papers, region by region, head by head."""
+    """Global and local features of one image by the formulas of the papers, region by region, head
+    by head."""
     patch = state["visual.conv1.weight"].shape[-1]
     rows = [
         image[:, y : y + patch, x : x + patch]
@@ -133,7 +135,8 @@ def test_vit_against_float64_oracle(config, backbones):
 
 @pytest.mark.parametrize("config", ["rn_a", "rn_b"])
 def test_resnet_local_is_the_pool_without_mixing(config, backbones):
-    """With one pixel, no position and the mean equal to it, the attention pool has nothing to mix: global equals local."""
+    """With one pixel, no position and the mean equal to it, the attention pool has nothing to mix:
+    global equals local."""
     backbone = backbones(config, 3)
     pool, channels = backbone.model.visual.attnpool, TINY_CONFIGS[config][1]["width"] * 32
     feature_map = torch.randn(2, channels, 1, 1, generator=torch.Generator().manual_seed(0))
@@ -313,7 +316,8 @@ def test_towers_without_local_features(tower, message):
 
 
 def test_class_token_with_late_norm_is_the_same(backbones):
-    """`final_ln_after_pool` moves the LayerNorm behind the pooling; for a class token that changes nothing."""
+    """`final_ln_after_pool` moves the LayerNorm behind the pooling; for a class token that changes
+    nothing."""
     model = tiny_model("vit_a", 0)
     model.visual.final_ln_after_pool = True
     pixels = random_pixels(backbones("vit_a"))

@@ -1,4 +1,5 @@
-"""Losses, schedules, few-shot draws and whole trainings against numbers of the published implementation (data/reference/locoop/CASES.md)."""
+"""Losses, schedules, few-shot draws and whole trainings against numbers of the published
+implementation (data/reference/locoop/CASES.md)."""
 
 from functools import partial
 

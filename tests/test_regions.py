@@ -1,4 +1,5 @@
-"""Region maps against the authors' painter, and the geometry against brute force on random pictures."""
+"""Region maps against the authors' painter, and the geometry against brute force on random
+pictures."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""The published numbers use one vocabulary, and numbers of different scales never meet in one column."""
+"""The published numbers use one vocabulary, and numbers of different scales never meet in one
+column."""
 
 import csv
 import json

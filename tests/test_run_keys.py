@@ -1,4 +1,5 @@
-"""What a result depends on, tried on a copy of the package: edits that rename no run, and edits that rename exactly those they reach."""
+"""What a result depends on, tried on a copy of the package: edits that rename no run, and edits
+that rename exactly those they reach."""
 
 import ast
 import json

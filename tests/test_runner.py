@@ -1,4 +1,5 @@
-"""The runner when things go wrong: killed at any point, a full disk, two runners on one folder, several runs at once."""
+"""The runner when things go wrong: killed at any point, a full disk, two runners on one folder,
+several runs at once."""
 
 import json
 import os
@@ -108,7 +109,8 @@ def test_a_file_that_cannot_be_written_is_named_and_the_next_run_is_whole(papers
 
 
 def test_a_full_disk(papers):
-    """A file system of 300 kB, in a name space of its own: the run fails in words, and ends well once there is room."""
+    """A file system of 300 kB, in a name space of its own: the run fails in words, and ends well
+    once there is room."""
     write(
         papers / "large.ipynb",
         "from pathlib import Path",

@@ -1,4 +1,5 @@
-"""Everything that can be wrong with what TOE makes its outlier texts and statistics of: each ends in an error that names it, or is handled and counted."""
+"""Everything that can be wrong with what TOE makes its outlier texts and statistics of: each ends
+in an error that names it, or is handled and counted."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""What notebooks test badly: trainings that are killed, that explode, that lose pictures; half precision; the view bank."""
+"""What notebooks test badly: trainings that are killed, that explode, that lose pictures; half
+precision; the view bank."""
 
 import os
 import signal

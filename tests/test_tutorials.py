@@ -1,4 +1,5 @@
-"""The tutorials: what "add a method" promises holds for the very cells it shows, and every page says where to go next."""
+"""The tutorials: what "add a method" promises holds for the very cells it shows, and every page
+says where to go next."""
 
 import json
 import os
@@ -49,7 +50,8 @@ def test_every_page_has_a_title_and_ends_with_where_next(page):
 
 
 def test_the_cells_of_add_a_method_become_a_module(tmp_path):
-    """One notebook in a chapter, an export, and nothing else: the module is there, keeps the rules, and its detector works downstream."""
+    """One notebook in a chapter, an export, and nothing else: the module is there, keeps the rules,
+    and its detector works downstream."""
     page = next(p for p in PAGES if p.stem == "5_add_a_method")
     wanted = [
         source

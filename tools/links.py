@@ -111,7 +111,8 @@ class Page(HTMLParser):
 
 
 def check_site(folder):
-    """Links of the pages that lead to no file or anchor, anchors used twice, and files that would come from the network."""
+    """Links of the pages that lead to no file or anchor, anchors used twice, and files that would
+    come from the network."""
     pages = {
         path.resolve(): Page(path.read_text("utf-8")) for path in sorted(folder.rglob("*.html"))
     }

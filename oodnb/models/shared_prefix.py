@@ -120,7 +120,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class PackedTokens:
-    "Texts as one line of rows: the common prefix, then what each text adds to it."
+    "Texts as one line of rows: the common prefix, then what each text adds to those before it."
 
     tokens: torch.Tensor  # ids of the rows [n]
     positions: torch.Tensor  # position of each row in its text [n]
@@ -131,40 +131,69 @@ class PackedTokens:
     texts: torch.Tensor  # which of the different texts each text is [K]
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #a09b081a
-def _fill_shelves(sizes, width):
-    "Shelf and first place of each text, in order: a text goes on the open shelf, or opens the next."
-    shelf, place, starts = 0, 0, []
-    for size in sizes:
-        if place + size > width:
+def _fill_shelves(lengths, begins, prefix, width):
+    "Shelf and first place of each text, in order, and the first position it lays down: a new shelf is open, or it needs all."
+    shelf, place, laid = 0, prefix, []
+    for length, begin in zip(lengths, begins):
+        if place + length - begin > width:
             shelf, place = shelf + 1, 0
-        starts.append((shelf, place))
-        place += size
-    return torch.tensor(starts).T.contiguous()
+        first = begin if place else prefix
+        laid.append((shelf, place, first))
+        place += length - first
+    return torch.tensor(laid).T.contiguous()
 
 
-def _who_sees_whom(sizes, prefix, width):
-    "Attention of all rows, and of the last row of each text; sizes[0] is the prefix."
-    shelf, place = _fill_shelves(sizes.tolist(), width)
-    text = torch.arange(len(sizes)).repeat_interleave(sizes)
-    row = torch.arange(len(text))
-    back = (shelf * width + place)[text] + row - (sizes.cumsum(0) - sizes)[text]
-    slots, owner = torch.zeros(2, (int(shelf[-1]) + 1) * width, dtype=torch.long)
-    slots[back], owner[back] = row, text + 1
-    owner = owner.reshape(-1, width)
-    own = (owner[:, :, None] == owner[:, None]) & torch.ones(width, width, dtype=torch.bool).tril()
-    allowed = torch.cat([(owner != 1)[:, :, None].expand(-1, -1, prefix), own], dim=2)
+def _rows_of(
+    begins, sizes, prefix, length
+):  # row of each position of each text [K, length]; before its beginning that of its neighbour
+    text, position = torch.arange(len(begins))[:, None], torch.arange(length)
+    owner = torch.where(position >= begins[:, None], text, 0).cummax(0).values
+    return (prefix + sizes.cumsum(0) - sizes - begins)[owner] + position
 
-    last, shelf = back[(sizes.cumsum(0) - 1)[1:]], shelf[1:]
+
+def _sees(depth, tree):
+    "Which places of a shelf [B, S] lie on the way to each [B, S, S]: since then, nothing stood as high in the same tree."
+    place = torch.arange(depth.shape[1])
+    since = depth[:, None].masked_fill(place <= place[:, None], depth.max() + 1).cummin(2).values
+    above = (
+        (since > depth[:, :, None])
+        & (place >= place[:, None])
+        & (tree[:, None] == tree[:, :, None])
+    )
+    return above.transpose(1, 2)
+
+
+def _who_sees_whom(lengths, begins, prefix, width):
+    "Attention of all rows, and of the last row of each text, of which positions from begins on are its own."
+    shelf, place, first = _fill_shelves(lengths.tolist(), begins.tolist(), prefix, width)
+    count, sizes = lengths - first, lengths - begins
+    text = torch.arange(len(lengths)).repeat_interleave(count)
+    position = torch.arange(len(text)) - (count.cumsum(0) - count - first)[text]
+    at = (shelf * width + place - first)[text] + position
+    row = _rows_of(begins, sizes, prefix, int(lengths.max()))[text, position]
+    own, back = position >= begins[text], torch.arange(prefix + int(sizes.sum()))
+    slots, depth, tree = torch.zeros(3, (int(shelf[-1]) + 1) * width, dtype=torch.long)
+    for values, of_texts, of_prefix in (
+        (slots, row, back[:prefix]),
+        (depth, position, back[:prefix]),
+        (tree, 2, 1),
+    ):
+        values[:prefix], values[at] = of_prefix, of_texts
+    back[row[own]] = at[own]
+    depth, tree = depth.reshape(-1, width), tree.reshape(-1, width)
+    allowed = torch.cat([(tree != 1)[:, :, None].expand(-1, -1, prefix), _sees(depth, tree)], dim=2)
+
+    last = back[prefix + sizes.cumsum(0) - 1]
     nth = torch.arange(len(last)) - torch.searchsorted(shelf, shelf)
     most = int(nth.max()) + 1
     queries, seen = (
-        torch.zeros(len(owner) * most, dtype=torch.long),
-        torch.ones(len(owner) * most, prefix + width, dtype=torch.bool),
+        torch.zeros(len(tree) * most, dtype=torch.long),
+        torch.ones(len(tree) * most, prefix + width, dtype=torch.bool),
     )
     ask = shelf * most + nth
     queries[ask], seen[ask] = torch.arange(len(last)), allowed.flatten(0, 1)[last]
     return Attention(slots, slots, allowed[:, None], back), Attention(
-        queries, slots, seen.reshape(len(owner), 1, most, -1), ask
+        queries, slots, seen.reshape(len(tree), 1, most, -1), ask
     )
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #318db0e1
@@ -174,29 +203,29 @@ def pack_tokens(
     device=None,  # where the plan is needed; None: where tokens are
     width=32,  # places on a shelf; changes speed, not the result
 ) -> PackedTokens:
-    "Share the longest common prefix, leave out what stands behind the end, and lay the rest in one line."
+    "Lay down what texts begin with alike once, leave out what stands behind the end, and all in one line."
     device, tokens, ends = device or tokens.device, tokens.cpu().long(), ends.cpu()
     cut = tokens.masked_fill(torch.arange(tokens.shape[1]) > ends[:, None], -1)
     rows, texts = cut.unique(dim=0, return_inverse=True)
-    lengths, order = (rows >= 0).sum(1).sort(descending=True, stable=True)
-    rows, texts = rows[order], order.argsort()[texts]
-    same = int((rows == rows[0]).all(0).cumprod(0).sum())
-    prefix = min(same, int(lengths[-1]) - 1)
-    sizes = torch.cat([torch.tensor([prefix]), lengths - prefix])
-    mine = rows[:, prefix:] >= 0
-    line = torch.cat([rows[0, :prefix], rows[:, prefix:][mine]])
-    positions = torch.cat(
-        [torch.arange(prefix), torch.arange(prefix, tokens.shape[1]).expand_as(mine)[mine]]
+    lengths = (rows >= 0).sum(1)
+    alike = (rows[1:] == rows[:-1]).cumprod(1).sum(1)
+    prefix = min([int(lengths.min()) - 1, *alike.tolist()])
+    begins = torch.cat([torch.tensor([prefix]), alike])
+    place = torch.arange(tokens.shape[1])
+    mine = (place >= begins[:, None]) & (rows >= 0)
+    line, positions = (
+        torch.cat([rows[0, :prefix], rows[mine]]),
+        torch.cat([place[:prefix], place.expand_as(mine)[mine]]),
     )
     everywhere, at_ends = _who_sees_whom(
-        sizes, prefix, max(int(sizes.max()), min(width, len(line)))
+        lengths, begins, prefix, max(int(lengths.max()) - prefix, prefix, min(width, len(line)))
     )
     move = lambda attention: Attention(*(tensor.to(device) for tensor in vars(attention).values()))
     return PackedTokens(
         line.to(device),
         positions.to(device),
         prefix,
-        (sizes.cumsum(0) - 1)[1:].to(device),
+        (prefix + mine.sum(1).cumsum(0) - 1).to(device),
         move(everywhere),
         move(at_ends),
         texts.to(device),

@@ -64,7 +64,7 @@ class Parameter:
     kind: str  # str, int, float, bool, list or dict
     optional: bool  # whether None is allowed too
     default: object
-    help: str  # the comment behind the line
+    help: str  # its comment
 
     def __str__(self):
         return (
@@ -92,6 +92,23 @@ def _kind(annotation):
         annotation = annotation.value
     return getattr(annotation, "id", None), False
 
+# %% ../../nbs/13_running/04_plan.ipynb #3e9a1c07
+def _meanings(source):  # number of a line → what its comment says
+    "A comment behind a line, or the comments that stand alone above it."
+    alone, found = [], {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            text = token.string.lstrip("# ")
+            if token.line.lstrip().startswith("#"):
+                alone.append(text)
+            else:
+                found[token.start[0]] = text
+        elif token.type == tokenize.NEWLINE:
+            if alone:
+                found.setdefault(token.start[0], " ".join(alone))
+            alone = []
+    return found
+
 # %% ../../nbs/13_running/04_plan.ipynb #558843a3
 def read_parameters(
     notebook,  # path of a paper notebook
@@ -104,11 +121,7 @@ def read_parameters(
         raise ValueError(
             f"{notebook} has {len(found)} cells tagged 'parameters' and needs exactly one: without it papermill's values would be overwritten by the notebook's own."
         )
-    comments = {
-        t.start[0]: t.string.lstrip("# ")
-        for t in tokenize.generate_tokens(io.StringIO(found[0]).readline)
-        if t.type == tokenize.COMMENT
-    }
+    meanings = _meanings(found[0])
     declared = {}
     for line in ast.parse(found[0]).body:
         try:
@@ -125,7 +138,7 @@ def read_parameters(
             kind,
             optional or default is None,
             default,
-            comments.get(line.end_lineno, ""),
+            meanings.get(line.end_lineno, ""),
         )
     return declared
 

@@ -81,7 +81,8 @@ class Site:
         self.template = environment.get_template("page.html")
 
     def _names(self):
-        """What may be written in backticks and leads somewhere: names that are defined once, modules, paper notebooks."""
+        """What may be written in backticks and leads somewhere: names that are defined once,
+        modules, paper notebooks."""
         homes = {}
         for name, module in self.modules.items():
             for entry in module.entries:
@@ -97,7 +98,8 @@ class Site:
         }
 
     def lookup(self, page):
-        """From the text in backticks to an address on this page, or None; short plain words are left alone."""
+        """From the text in backticks to an address on this page, or None; short plain words are
+        left alone."""
 
         def find(text):
             name = re.sub(r"\(.*\)$", "", text)
@@ -117,7 +119,8 @@ class Site:
         )
 
     def link(self, page):
-        """From an address in the repository to one in the site; files that are no pages are copied beside them."""
+        """From an address in the repository to one in the site; files that are no pages are copied
+        beside them."""
         folder = posixpath.dirname(page.source)
 
         def address(url):
@@ -291,7 +294,8 @@ class Site:
         return address
 
     def described(self, prose, entry):
-        """Signature, docstring, and the table of parameters; columns that are empty everywhere are left out."""
+        """Signature, docstring, and the table of parameters; columns that are empty everywhere are
+        left out."""
 
         def code(text):
             return f"<code>{html.escape(text)}</code>" if text else ""

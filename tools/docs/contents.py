@@ -1,4 +1,5 @@
-"""What there is to read, and in which order: found on disk, nothing is listed by hand but the headings of groups."""
+"""What there is to read, and in which order: found on disk, nothing is listed by hand but the
+headings of groups."""
 
 import re
 from dataclasses import dataclass, field
@@ -56,7 +57,8 @@ def paper_group(notebook):
 
 
 def chapters(root):
-    """The folders of nbs whose names begin with a number, in the order of these numbers: (number, folder, heading)."""
+    """The folders of nbs whose names begin with a number, in the order of these numbers: (number,
+    folder, heading)."""
     found = sorted(
         (int(path.name.split("_")[0]), path)
         for path in (root / "nbs").glob("[0-9]*_*")

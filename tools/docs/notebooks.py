@@ -1,4 +1,5 @@
-"""Notebooks as HTML: prose, code in colour, saved outputs; exported cells lead to the reference, paper notebooks show their accepted results."""
+"""Notebooks as HTML: prose, code in colour, saved outputs; exported cells lead to the reference,
+paper notebooks show their accepted results."""
 
 import ast
 import base64
@@ -49,7 +50,8 @@ def read_notebook(root, path):
 
 
 def need_of(notebook, cell_id, public):
-    """The Markdown before a cell: why it is there, with its formula. Cells that export helpers only (ids not in `public`) do not interrupt it."""
+    """The Markdown before a cell: why it is there, with its formula. Cells that export helpers only
+    (ids not in `public`) do not interrupt it."""
     at = next((i for i, c in enumerate(notebook.cells) if c.get("id") == cell_id), 0)
     found = []
     for cell in reversed(notebook.cells[:at]):
@@ -176,7 +178,8 @@ def figures_as_markdown(notebook, figures):
 
 
 def rows_as_html(blocks, prose):
-    """The numbers of an accepted run as `oodnb report` lays them out: headings of tables, tables, and what the run cost."""
+    """The numbers of an accepted run as `oodnb report` lays them out: headings of tables, tables,
+    and what the run cost."""
     parts, on = [], False
     for kind, *content in blocks:
         on = on or (kind, content[0]) == ("heading", 2)

@@ -1,4 +1,5 @@
-"""Markdown of the notebooks as HTML: headings with anchors, formulas as MathML (nothing is loaded to show them), code in colour, links rewritten."""
+"""Markdown of the notebooks as HTML: headings with anchors, formulas as MathML (nothing is loaded
+to show them), code in colour, links rewritten."""
 
 import html
 import re
@@ -61,7 +62,8 @@ def plain(markup):
 
 
 class Renderer(mistune.HTMLRenderer):
-    """One page: `link` turns an address of the repository into one of the site, `names` finds the page of a public name."""
+    """One page: `link` turns an address of the repository into one of the site, `names` finds the
+    page of a public name."""
 
     def __init__(self, link, names):
         super().__init__(escape=False)
