@@ -1418,6 +1418,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'oodnb/models/shared_prefix.py'),
                                             'oodnb.models.shared_prefix.TextTower.read': ( '2_models/shared_prefix.html#texttower.read',
                                                                                            'oodnb/models/shared_prefix.py'),
+                                            'oodnb.models.shared_prefix._at_ends': ( '2_models/shared_prefix.html#_at_ends',
+                                                                                     'oodnb/models/shared_prefix.py'),
                                             'oodnb.models.shared_prefix._at_unit_size': ( '2_models/shared_prefix.html#_at_unit_size',
                                                                                           'oodnb/models/shared_prefix.py'),
                                             'oodnb.models.shared_prefix._attend': ( '2_models/shared_prefix.html#_attend',
