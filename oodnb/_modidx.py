@@ -934,6 +934,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'oodnb.methods.hftt._encoded_whole': ('7_hftt/hftt.html#_encoded_whole', 'oodnb/methods/hftt.py'),
                                     'oodnb.methods.hftt._initial': ('7_hftt/hftt.html#_initial', 'oodnb/methods/hftt.py'),
                                     'oodnb.methods.hftt._protocol': ('7_hftt/hftt.html#_protocol', 'oodnb/methods/hftt.py'),
+                                    'oodnb.methods.hftt._runs_of': ('7_hftt/hftt.html#_runs_of', 'oodnb/methods/hftt.py'),
                                     'oodnb.methods.hftt._settings_of': ('7_hftt/hftt.html#_settings_of', 'oodnb/methods/hftt.py'),
                                     'oodnb.methods.hftt._task_odds': ('7_hftt/hftt.html#_task_odds', 'oodnb/methods/hftt.py'),
                                     'oodnb.methods.hftt._temperatures': ('7_hftt/hftt.html#_temperatures', 'oodnb/methods/hftt.py'),

@@ -167,7 +167,7 @@ def _temperatures(backbone, temperature):
             f"temperature is {', '.join(f'{t:g}' for t in other)}, but {backbone.name} has "
             f"learned {own:.4g}. Another backbone's value, or one that was not learned, may "
             "hurt; temperature=None takes the backbone's own.",
-            stacklevel=4,
+            stacklevel=5,
         )
     return chosen
 
@@ -179,6 +179,18 @@ def _check_count(count):
             f"outliers is {count!r}; give the number of trained vectors, 1 or more (10 in the "
             "paper)."
         )
+
+# %% ../../nbs/7_hftt/02_hftt.ipynb #480b59e2
+def _runs_of(backbone, name, crossed, outliers, focal, temperature, seed):
+    "One dict per run, of the choices that may be several."
+    return _combined(
+        name,
+        crossed,
+        outliers=_as_list(outliers),
+        focal=_as_list(focal),
+        temperature=_temperatures(backbone, temperature),
+        seed=_as_list(seed),
+    )
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #0246607c
 def _initial(runs, width):
@@ -270,14 +282,7 @@ def fit_hftt_runs(
     clean_names(class_names)
     if deduplicate:
         words = without_synonyms(words, class_names)
-    runs = _combined(
-        name,
-        crossed,
-        outliers=_as_list(outliers),
-        focal=_as_list(focal),
-        temperature=_temperatures(backbone, temperature),
-        seed=_as_list(seed),
-    )
+    runs = _runs_of(backbone, name, crossed, outliers, focal, temperature, seed)
     recipe = _settings_of(runs, recipe)
     embeddings, texts = task_features(backbone, class_names, templates, cache, progress)
     given = embeddings, texts, _word_rows(backbone, words, word_template, cache, progress)
