@@ -55,19 +55,28 @@ def _sibling(name):
     return other if other in open_clip.list_models() else None
 
 
-def _check_activation(name, trained_with, weights):
-    "Raise when `name` computes another activation than the `weights` were trained with; None is unknown."
-    computes = "quick_gelu" if get_model_config(name).get("quick_gelu", False) else "gelu"
+def _computed(name):
+    "The activation that an architecture computes."
+    return "quick_gelu" if get_model_config(name).get("quick_gelu", False) else "gelu"
+
+# %% ../nbs/2_models/07_backbones.ipynb #fc4a3dd5
+def _check_activation(
+    name,  # of an architecture
+    trained_with,  # "quick_gelu", "gelu", or None: unknown
+    weights,  # what they are called
+):
+    "Raise when an architecture computes another activation than its weights were trained with."
+    computes = _computed(name)
     if trained_with in (None, computes):
         return
     other = _sibling(name)
-    cure = (
-        f"Use load_backbone({other!r}, {weights!r})."
-        if other
-        else "open_clip has no such architecture with the other activation; use other weights."
-    )
+    cure = "open_clip has no such architecture with the other activation; use other weights."
+    if other:
+        cure = f"Use load_backbone({other!r}, {weights!r})."
     raise ValueError(
-        f"Activation mismatch: {name!r} computes {ACTIVATIONS[computes]}, but the weights {weights!r} were trained with {ACTIVATIONS[trained_with]}. The features would be wrong without any sign. {cure}"
+        f"Activation mismatch: {name!r} computes {ACTIVATIONS[computes]}, but the weights "
+        f"{weights!r} were trained with {ACTIVATIONS[trained_with]}. The features would be wrong "
+        f"without any sign. {cure}"
     )
 
 # %% ../nbs/2_models/07_backbones.ipynb #67a278e0
@@ -76,28 +85,25 @@ _OWN_NAMES = ("mini", *_TINY_NAMES, *BLIP_MODELS)
 
 
 def _tag_activation(name, tag):
-    "What open_clip's list says; a few architectures exist with one activation only, whatever their tags are marked with."
+    """What open_clip's list says.
+    A few architectures exist with one activation only, whatever their tags are marked with."""
     if open_clip.get_pretrained_cfg(name.removesuffix("-quickgelu"), tag).get("quick_gelu", False):
         return "quick_gelu"
     return "gelu" if _sibling(name) else None
 
 
 def _tags(name):
-    computes = "quick_gelu" if get_model_config(name).get("quick_gelu", False) else "gelu"
-    return tuple(
-        tag
-        for tag in open_clip.list_pretrained_tags_by_model(name)
-        if _tag_activation(name, tag) in (None, computes)
-    )
+    "The published weights that fit the activation of an architecture."
+    fitting = (None, _computed(name))
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    return tuple(tag for tag in tags if _tag_activation(name, tag) in fitting)
 
-
+# %% ../nbs/2_models/07_backbones.ipynb #ede1dbb9
 def list_backbones(
     contains="",  # only names that contain this, upper or lower case
 ) -> dict:  # name to its pretrained tags; the first five come without
     "Every name `load_backbone` knows, with the published weights that fit."
-    names = {name: () for name in _OWN_NAMES} | {
-        name: _tags(name) for name in open_clip.list_models()
-    }
+    names = dict.fromkeys(_OWN_NAMES, ()) | {name: _tags(name) for name in open_clip.list_models()}
     return {
         name: tags
         for name, tags in names.items()
@@ -113,10 +119,13 @@ def _check_name(name):
     if name in known:
         return name
     raise ValueError(
-        f"There is no model {name!r}.{did_you_mean(name, (*_OWN_NAMES, *known))} list_backbones() names all of them, for instance 'ViT-B-16-quickgelu' with the weights 'openai'; 'mini' ships with oodnb; a checkpoint is given by its path ({', '.join(_SUFFIXES)})."
+        f"There is no model {name!r}.{did_you_mean(name, (*_OWN_NAMES, *known))} "
+        "list_backbones() names all of them, for instance 'ViT-B-16-quickgelu' with the weights "
+        "'openai'; 'mini' ships with oodnb; a checkpoint is given by its path "
+        f"({', '.join(_SUFFIXES)})."
     )
 
-
+# %% ../nbs/2_models/07_backbones.ipynb #9c45c841
 def _offer(name):
     "Published weights of an architecture and of its twin, as text for errors."
     twin = _sibling(name)
@@ -131,7 +140,7 @@ def _places(name, tag):
     "Where weights may be put by hand, so that nothing has to be downloaded."
     return [home() / "weights" / f"{name}--{tag}{suffix}" for suffix in _SUFFIXES]
 
-
+# %% ../nbs/2_models/07_backbones.ipynb #b92d24f6
 def _weights_of(name, pretrained):
     "(file, tag) of the weights asked for; the file is None when open_clip has to fetch the tag."
     if pretrained is None:
@@ -145,42 +154,58 @@ def _weights_of(name, pretrained):
     if Path(pretrained).suffix in _SUFFIXES or Path(pretrained).expanduser().exists():
         return Path(pretrained).expanduser(), None
     raise ValueError(
-        f"{name!r} has no published weights {str(pretrained)!r}.{did_you_mean(tag, open_clip.list_pretrained_tags_by_model(family))} {_offer(name)}"
+        f"{name!r} has no published weights "
+        f"{str(pretrained)!r}.{did_you_mean(tag, open_clip.list_pretrained_tags_by_model(family))} "
+        f"{_offer(name)}"
     )
 
 # %% ../nbs/2_models/07_backbones.ipynb #55a17e6a
-def _missing_help(name, tag, error):
-    reason = (str(error).split("Last error: ")[-1].splitlines() or [type(error).__name__])[0]
+def _unloadable(name, reason):
+    "Why a model without a tag cannot be set up."
     if name.startswith("local-dir:"):
-        return f"The folder of {name!r} cannot be loaded: {reason:.200}. It needs open_clip_config.json and the weights beside it."
-    if tag is None:
-        return f"{name!r} cannot be set up: {reason:.200}. Files of it come from Hugging Face; let this machine reach the network once, or take a model that needs none: load_backbone('mini') ships with oodnb."
-    config = open_clip.get_pretrained_cfg(name, tag)
-    repository, file = (
-        "/".join(config["hf_hub"].split("/")[:2]),
-        config["hf_hub"].split("/")[-1] or HF_SAFE_WEIGHTS_NAME,
+        return (
+            f"The folder of {name!r} cannot be loaded: {reason:.200}. It needs "
+            "open_clip_config.json and the weights beside it."
+        )
+    return (
+        f"{name!r} cannot be set up: {reason:.200}. Files of it come from Hugging Face; let this "
+        "machine reach the network once, or take a model that needs none: load_backbone('mini') "
+        "ships with oodnb."
     )
+
+
+def _missing_help(name, tag, error):
+    "What is missing, where it is, and where it may be put."
+    reason = (str(error).split("Last error: ")[-1].splitlines() or [type(error).__name__])[0]
+    if tag is None or name.startswith("local-dir:"):
+        return _unloadable(name, reason)
+    address = open_clip.get_pretrained_cfg(name, tag)["hf_hub"].split("/")
+    repository, file = "/".join(address[:2]), address[-1] or HF_SAFE_WEIGHTS_NAME
     place = next(path for path in _places(name, tag) if path.suffix == Path(file).suffix)
     return (
-        f"The weights {tag!r} of {name!r} are not here and could not be downloaded ({reason:.160}). Missing is the file {file} of https://huggingface.co/{repository}. "
-        f"Let this machine reach the network, or fetch the file on another one and put it to {place} (an original .pt file by the same name is read too). "
+        f"The weights {tag!r} of {name!r} are not here and could not be downloaded "
+        f"({reason:.160}). Missing is the file {file} of https://huggingface.co/{repository}. "
+        "Let this machine reach the network, or fetch the file on another one and put it to "
+        f"{place} (an original .pt file by the same name is read too). "
         "Without any download: load_backbone('mini'), which ships with oodnb."
     )
 
-
+# %% ../nbs/2_models/07_backbones.ipynb #6d595791
 def _create(name, tag=None, weights=True):
-    "An open_clip model by name, with the weights of a tag or of its repository, or empty for `fill_model`; and its tokenizer."
+    """An open_clip model by name, and its tokenizer.
+    It has the weights of a tag or of its repository, or is empty, for `fill_model`."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        return open_clip.create_model(
+        model = open_clip.create_model(
             name,
             tag,
             device="cpu",
             require_pretrained=weights,
             pretrained_text=False,
             weights_only=True,
-        ), open_clip.get_tokenizer(name)
+        )
+        return model, open_clip.get_tokenizer(name)
     except Exception as error:
         raise RuntimeError(_missing_help(name, tag, error)) from error
     finally:
@@ -208,117 +233,153 @@ def mini_clip(
 def _agree(told, trained_with, path):
     if told not in (None, *ACTIVATIONS):
         raise ValueError(
-            f"activation is {told!r}; give one of {', '.join(ACTIVATIONS)}, or None if the file says it."
+            f"activation is {told!r}; give one of {', '.join(ACTIVATIONS)}, or None if the file "
+            "says it."
         )
     if told and trained_with and told != trained_with:
         raise ValueError(
-            f"Activation mismatch: asked for {ACTIVATIONS[told]}, but the weights in {path} were trained with {ACTIVATIONS[trained_with]}. Leave activation out."
+            f"Activation mismatch: asked for {ACTIVATIONS[told]}, but the weights in {path} were "
+            f"trained with {ACTIVATIONS[trained_with]}. Leave activation out."
         )
     return told or trained_with
 
-
-def _from_file(path, activation):
-    state, trained_with = read_checkpoint(path)
-    config, activation = infer_config(state, path), _agree(activation, trained_with, path)
+# %% ../nbs/2_models/07_backbones.ipynb #e0f71b9e
+def _check_told(path, config, activation):
+    "What tensors cannot tell must be known: the tokenizer, and the activation."
     if config["text_cfg"]["vocab_size"] != 49408:
         raise ValueError(
-            f"{path} has a vocabulary of {config['text_cfg']['vocab_size']} tokens instead of CLIP's 49408, so its tokenizer is unknown. Name its architecture: load_backbone('...', pretrained={str(path)!r})."
+            f"{path} has a vocabulary of {config['text_cfg']['vocab_size']} tokens instead of "
+            "CLIP's 49408, so its tokenizer is unknown. Name its architecture: "
+            f"load_backbone('...', pretrained={str(path)!r})."
         )
     if activation is None:
         raise ValueError(
-            f"{path} does not say which activation it was trained with, and its tensors cannot tell. Say activation='quick_gelu' (OpenAI, MetaCLIP, DFN) or activation='gelu' (most of LAION and DataComp), "
+            f"{path} does not say which activation it was trained with, and its tensors cannot "
+            "tell. Say activation='quick_gelu' (OpenAI, MetaCLIP, DFN) or activation='gelu' "
+            "(most of LAION and DataComp), "
             "or store it in the metadata of the safetensors file as activation."
         )
+
+# %% ../nbs/2_models/07_backbones.ipynb #fd960b75
+def _from_file(path, activation):
+    "(model, preprocessing, tokenizer) of a file alone."
+    state, trained_with = read_checkpoint(path)
+    config, activation = infer_config(state, path), _agree(activation, trained_with, path)
+    _check_told(path, config, activation)
     model = fill_model(open_clip.CLIP(**config, quick_gelu=activation == "quick_gelu"), state, path)
-    return (
-        model,
-        plain_preprocess(config["vision_cfg"]["image_size"]),
-        open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"]),
-    )
+    preprocess = plain_preprocess(config["vision_cfg"]["image_size"])
+    context_length = config["text_cfg"]["context_length"]
+    return model, preprocess, open_clip.SimpleTokenizer(context_length=context_length)
 
 # %% ../nbs/2_models/07_backbones.ipynb #9ac98a95
-def _named_preprocess(name, tag, size):
-    fields = ("mean", "std", "interpolation", "resize_mode")
-    tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(name)
-    found = {
-        repr(kept): kept
-        for kept in (
-            {key: config[key] for key in fields if key in config}
-            for config in (open_clip.get_pretrained_cfg(name, t) for t in tags)
-        )
-    }
-    if len(found) > 1:
-        warnings.warn(
-            f"The published weights of {name!r} were trained with different mean, std or resizing; your file is taken to use OpenAI's. If not, set backbone.preprocess.",
-            stacklevel=5,
-        )
-    return plain_preprocess(size, next(iter(found.values())) if len(found) == 1 else None)
-
-
 _SCHEMES = ("hf-hub:", "local-dir:")
 
 
-def _from_name(name, pretrained, activation):
-    if name.startswith(_SCHEMES):
-        if pretrained is not None:
-            raise ValueError(
-                f"{name!r} comes with its own weights; leave pretrained={str(pretrained)!r} out."
-            )
-        model, tokenizer = _create(name)
-        return (
-            model,
-            image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False),
-            tokenizer,
-            None,
+def _published_preprocess(name, tags):
+    "The different ways in which published weights want their pictures."
+    fields, found = ("mean", "std", "interpolation", "resize_mode"), {}
+    for tag in tags:
+        config = open_clip.get_pretrained_cfg(name, tag)
+        kept = {key: config[key] for key in fields if key in config}
+        found[repr(kept)] = kept
+    return list(found.values())
+
+
+def _named_preprocess(name, tag, size):
+    "The preprocessing of a tag, or the one that all tags of an architecture have."
+    tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(name)
+    found = _published_preprocess(name, tags)
+    if len(found) > 1:
+        warnings.warn(
+            f"The published weights of {name!r} were trained with different mean, std or "
+            "resizing; your file is taken to use OpenAI's. If not, set backbone.preprocess.",
+            stacklevel=5,
         )
+    return plain_preprocess(size, found[0] if len(found) == 1 else None)
+
+# %% ../nbs/2_models/07_backbones.ipynb #01fdb1ef
+def _check_alone(name, pretrained, more=""):
+    "Some models come with their own weights, and take no others."
+    if pretrained is not None:
+        raise ValueError(
+            f"{str(name)!r} comes with its own weights; leave pretrained={str(pretrained)!r} "
+            f"out.{more}"
+        )
+
+
+def _as_published(name, tag=None):
+    "(model, preprocessing, tokenizer, tag), all of it open_clip's."
+    model, tokenizer = _create(name, tag)
+    config = PreprocessCfg(**model.visual.preprocess_cfg)
+    return model, image_transform_v2(config, is_train=False), tokenizer, tag
+
+# %% ../nbs/2_models/07_backbones.ipynb #451f709f
+def _from_name(name, pretrained, activation):
+    "(model, preprocessing, tokenizer, label of the weights) of an architecture."
+    if name.startswith(_SCHEMES):
+        _check_alone(name, pretrained)
+        return _as_published(name)
     name = _check_name(name)
     file, tag = _weights_of(name, pretrained)
     if file is None:
         _check_activation(name, _agree(activation, None, tag), tag)
-        model, tokenizer = _create(name, tag)
-        return (
-            model,
-            image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False),
-            tokenizer,
-            tag,
-        )
+        return _as_published(name, tag)
     state, trained_with = read_checkpoint(file)
     _check_activation(name, _agree(activation, trained_with, file), tag or str(file))
     model, tokenizer = _create(name, weights=False)
-    return (
-        fill_model(model, state, file),
-        _named_preprocess(name, tag, model.visual.image_size),
-        tokenizer,
-        tag or file.name,
-    )
+    fill_model(model, state, file)
+    preprocess = _named_preprocess(name, tag, model.visual.image_size)
+    return model, preprocess, tokenizer, tag or file.name
 
 # %% ../nbs/2_models/07_backbones.ipynb #08dd5d0a
+def _always_there(name, pretrained, device, precision):
+    "The embedded model and the tiny ones."
+    _check_alone(name, pretrained)
+    if name == "mini":
+        return mini_clip(device, precision)
+    backbone = tiny_clip(_TINY_NAMES[name], 0, device, precision)
+    backbone.name = name
+    return backbone
+
+
 def _from_blip(name, pretrained, device, precision):
+    "A BLIP, whose pictures are squashed."
+    _check_alone(name, pretrained, " A folder with a BLIP is loaded by its path.")
+    place = home() / "weights" / name if name in BLIP_MODELS else None
+    model, tokenizer = load_blip(name, place=place)
+    preprocess = plain_preprocess(model.visual.image_size, {"resize_mode": "squash"})
+    shown = Path(name).name
+    label = BLIP_MODELS.get(name, shown)
+    return Backbone(model, preprocess, tokenizer, shown, label, device, precision)
+
+# %% ../nbs/2_models/07_backbones.ipynb #8340f855
+def _means_file(name):
+    path = Path(name).expanduser()
+    return (
+        isinstance(name, Path)
+        or path.suffix in _SUFFIXES
+        or name.startswith((".", "/", "~"))
+        or (path.exists() and name not in open_clip.list_models())
+    )
+
+
+def _check_bare(name, pretrained):
+    "A file is asked for alone, or as the weights of a name."
     if pretrained is not None:
         raise ValueError(
-            f"{str(name)!r} comes with its own weights; leave pretrained={str(pretrained)!r} out. A folder with a BLIP is loaded by its path."
+            f"{str(name)!r} is a file, so pretrained={str(pretrained)!r} has no meaning. To name "
+            f"the architecture of a file: load_backbone('ViT-B-16', pretrained={str(name)!r})."
         )
-    model, tokenizer = load_blip(
-        name, place=home() / "weights" / name if name in BLIP_MODELS else None
-    )
-    preprocess = plain_preprocess(model.visual.image_size, {"resize_mode": "squash"})
-    return Backbone(
-        model,
-        preprocess,
-        tokenizer,
-        Path(name).name,
-        BLIP_MODELS.get(name, Path(name).name),
-        device,
-        precision,
-    )
 
-
+# %% ../nbs/2_models/07_backbones.ipynb #d1a50e11
 def load_backbone(
-    # open_clip name ("ViT-B-16-quickgelu"), path of a checkpoint, "blip-base", "blip-large" or the folder of a BLIP, "mini", "tiny-vit" or "tiny-resnet"
+    # open_clip name ("ViT-B-16-quickgelu"), path of a checkpoint, "blip-base", "blip-large" or the
+    # folder of a BLIP, "mini", "tiny-vit" or "tiny-resnet"
     name,
     pretrained=None,  # tag of published weights ("openai"), or path of a file, for open_clip names
     device=None,  # torch.device or str; None takes CUDA if there is one, else the CPU
-    # "fp32", "bf16", "fp16" or "auto" inside the towers, see `resolve_precision`; features are float32 always
+    # "fp32", "bf16", "fp16" or "auto" inside the towers, see `resolve_precision`; features are
+    # float32 always
     precision="fp32",
     activation=None,  # "quick_gelu" or "gelu": what a silent file was trained with
 ) -> Backbone:
@@ -326,32 +387,17 @@ def load_backbone(
     device = find_device(device)
     precision = resolve_precision(precision, device)
     if name == "mini" or name in _TINY_NAMES:
-        if pretrained is not None:
-            raise ValueError(
-                f"{name!r} comes with its own weights; leave pretrained={str(pretrained)!r} out."
-            )
-        if name == "mini":
-            return mini_clip(device, precision)
-        backbone = tiny_clip(_TINY_NAMES[name], 0, device, precision)
-        backbone.name = name
-        return backbone
+        return _always_there(name, pretrained, device, precision)
     if not isinstance(name, (str, Path)):
         raise ValueError(
-            f"name is {name!r}; give the name of a model or the path of a checkpoint. list_backbones() shows names."
+            f"name is {name!r}; give the name of a model or the path of a checkpoint. "
+            "list_backbones() shows names."
         )
     if name in BLIP_MODELS or is_blip(name):
         return _from_blip(name, pretrained, device, precision)
-    path = Path(name).expanduser()
-    if (
-        isinstance(name, Path)
-        or path.suffix in _SUFFIXES
-        or name.startswith((".", "/", "~"))
-        or (path.exists() and name not in open_clip.list_models())
-    ):
-        if pretrained is not None:
-            raise ValueError(
-                f"{str(name)!r} is a file, so pretrained={str(pretrained)!r} has no meaning. To name the architecture of a file: load_backbone('ViT-B-16', pretrained={str(name)!r})."
-            )
+    if _means_file(name):
+        _check_bare(name, pretrained)
+        path = Path(name).expanduser()
         model, preprocess, tokenizer = _from_file(path, activation)
         return Backbone(model, preprocess, tokenizer, path.stem, path.name, device, precision)
     model, preprocess, tokenizer, label = _from_name(name, pretrained, activation)

@@ -31,51 +31,58 @@ TEMPLATES = {
 }
 
 # %% ../nbs/2_models/08_prompts.ipynb #d29287fb
+def _has_place(template):
+    "Whether a template says where the name goes."
+    return isinstance(template, str) and "{}" in template
+
+
+def _check_templates(chosen):
+    "At least one template, each with a place for the name."
+    if not chosen:
+        raise ValueError(
+            "The list of templates is empty; give at least one, or a name: "
+            f"{', '.join(map(repr, TEMPLATES))}."
+        )
+    wrong = next((i for i, template in enumerate(chosen) if not _has_place(template)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"Template number {wrong}, {chosen[wrong]!r}, has no {{}} where the class name goes; "
+            "all classes would look the same."
+        )
+
+# %% ../nbs/2_models/08_prompts.ipynb #c0c36250
 def resolve_templates(
     templates="photo",  # name in TEMPLATES, one template with {}, or a list of templates
 ) -> tuple:  # templates, each with {} where the class name goes
-    "Templates by name or written out. Raises `ValueError` for unknown names and for templates without {}."
+    """Templates by name or written out.
+    Raises `ValueError` for unknown names and for templates without {}."""
     if isinstance(templates, str) and templates in TEMPLATES:
         return TEMPLATES[templates]
     if isinstance(templates, str) and "{}" not in templates:
         raise ValueError(
-            f"There is no template {templates!r}.{did_you_mean(templates, TEMPLATES)} Known are {', '.join(map(repr, TEMPLATES))}; or write one with {{}} where the class name goes, such as 'a drawing of a {{}}'."
+            f"There is no template {templates!r}.{did_you_mean(templates, TEMPLATES)} Known are "
+            f"{', '.join(map(repr, TEMPLATES))}; or write one with {{}} where the class name "
+            "goes, such as 'a drawing of a {}'."
         )
     chosen = (templates,) if isinstance(templates, str) else tuple(templates)
-    if not chosen:
-        raise ValueError(
-            f"The list of templates is empty; give at least one, or a name: {', '.join(map(repr, TEMPLATES))}."
-        )
-    wrong = next(
-        (
-            i
-            for i, template in enumerate(chosen)
-            if not isinstance(template, str) or "{}" not in template
-        ),
-        None,
-    )
-    if wrong is not None:
-        raise ValueError(
-            f"Template number {wrong}, {chosen[wrong]!r}, has no {{}} where the class name goes; all classes would look the same."
-        )
+    _check_templates(chosen)
     return chosen
 
 # %% ../nbs/2_models/08_prompts.ipynb #57f8da4e
-def clean_names(
-    class_names,  # K class names
-) -> list:  # the names as they are put into sentences
-    "Underscores to spaces, blanks at the ends removed. Raises `ValueError` for an empty list or a blank name, warns of names that occur twice."
-    if isinstance(class_names, str):
-        raise ValueError(f"class_names is the single string {class_names!r}; give a list of names.")
-    class_names = list(class_names)
+def _check_strings(class_names):
+    "At least one name, and all of them strings."
     if not class_names:
         raise ValueError("The list of class names is empty; give at least one name.")
     wrong = next((i for i, name in enumerate(class_names) if not isinstance(name, str)), None)
     if wrong is not None:
         raise ValueError(
-            f"Class name number {wrong} is a {type(class_names[wrong]).__name__}, {class_names[wrong]!r:.60}; names are strings."
+            f"Class name number {wrong} is a {type(class_names[wrong]).__name__}, "
+            f"{class_names[wrong]!r:.60}; names are strings."
         )
-    names = [name.replace("_", " ").strip() for name in class_names]
+
+
+def _check_words(class_names, names):
+    "Every name, once cleaned, has something in it."
     blank = [i for i, name in enumerate(names) if not name]
     if blank:
         raise ValueError(
@@ -83,10 +90,24 @@ def clean_names(
             + (f", and {len(blank) - 1} more are" if blank[1:] else "")
             + "; every class needs a word."
         )
+
+# %% ../nbs/2_models/08_prompts.ipynb #45a4a1c3
+def clean_names(
+    class_names,  # K class names
+) -> list:  # the names as they are put into sentences
+    """Underscores to spaces, blanks at the ends removed.
+    Raises `ValueError` for an empty list or a blank name, warns of names that occur twice."""
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names is the single string {class_names!r}; give a list of names.")
+    class_names = list(class_names)
+    _check_strings(class_names)
+    names = [name.replace("_", " ").strip() for name in class_names]
+    _check_words(class_names, names)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         warnings.warn(
-            f"{len(twice)} class names occur more than once and cannot be told apart by their text: {', '.join(map(repr, twice[:5]))}{', ...' if twice[5:] else ''}.",
+            f"{len(twice)} class names occur more than once and cannot be told apart by their "
+            f"text: {', '.join(map(repr, twice[:5]))}{', ...' if twice[5:] else ''}.",
             stacklevel=3,
         )
     return names
@@ -109,6 +130,17 @@ def zero_shot_classifier(
 POSITIONS = ("end", "middle", "front")
 
 
+def _check_room(positions, length):
+    "What a context leaves for a name: how many tokens, at least one."
+    room = positions - length - 3
+    if room < 1:
+        raise ValueError(
+            f"A context of {length} tokens leaves no room for names: {positions} positions hold "
+            f"it, SOS, EOT and a full stop. At most {positions - 4} tokens can be learned."
+        )
+    return room
+
+# %% ../nbs/2_models/08_prompts.ipynb #b78f9319
 def _placeholder_prompts(
     backbone,  # a `Backbone`
     names,  # K cleaned class names
@@ -116,24 +148,24 @@ def _placeholder_prompts(
     length,  # M
 ):  # (ids [K, context length], tokens of each name alone [K])
     "Tokens of '<placeholder> <name>.'; every name must fit."
-    tokenizer, positions, counts = backbone.tokenizer, backbone.model.context_length, []
-    room = positions - length - 3
-    if room < 1:
-        raise ValueError(
-            f"A context of {length} tokens leaves no room for names: {positions} positions hold it, SOS, EOT and a full stop. At most {positions - 4} tokens can be learned."
-        )
-    for i, name in enumerate(names):
-        own, prompt = tokenizer.encode(name), tokenizer.encode(f"{placeholder} {name}.")
+    tokenizer, positions = backbone.tokenizer, backbone.model.context_length
+    room, counts = _check_room(positions, length), []
+    prompts = [f"{placeholder} {name}." for name in names]
+    for i, (name, prompt) in enumerate(zip(names, prompts)):
+        own = tokenizer.encode(name)
         if not own:
             raise ValueError(
-                f"Class name number {i}, {name!r}, has no token: CLIP's tokenizer reads nothing in it."
+                f"Class name number {i}, {name!r}, has no token: CLIP's tokenizer reads nothing "
+                "in it."
             )
-        if len(prompt) + 2 > positions:
+        if len(tokenizer.encode(prompt)) + 2 > positions:
             raise ValueError(
-                f"Class name number {i}, {name!r:.80}, has {len(own)} tokens; beside a context of {length} at most {room} fit into {positions} positions. Shorten the name or the context."
+                f"Class name number {i}, {name!r:.80}, has {len(own)} tokens; beside a context "
+                f"of {length} at most {room} fit into {positions} positions. Shorten the name or "
+                "the context."
             )
         counts.append(len(own))
-    return tokenizer([f"{placeholder} {name}." for name in names]), torch.tensor(counts)
+    return tokenizer(prompts), torch.tensor(counts)
 
 # %% ../nbs/2_models/08_prompts.ipynb #92c53504
 def _learned_rows(
@@ -155,12 +187,17 @@ def _learned_rows(
     return torch.stack(rows)
 
 # %% ../nbs/2_models/08_prompts.ipynb #9b19e885
-def _first_words(backbone, tower, words, length):
-    "Placeholder text and first vectors [M, W], float32 on the CPU."
+def _check_tokenizer(backbone):
     if not isinstance(backbone.tokenizer, open_clip.SimpleTokenizer):
         raise ValueError(
-            f"The backbone {backbone.name!r} has the tokenizer {type(backbone.tokenizer).__name__}; prompts are learned with CLIP's own."
+            f"The backbone {backbone.name!r} has the tokenizer "
+            f"{type(backbone.tokenizer).__name__}; prompts are learned with CLIP's own."
         )
+
+
+def _first_words(backbone, tower, words, length):
+    "Placeholder text and first vectors [M, W], float32 on the CPU."
+    _check_tokenizer(backbone)
     if words is None:
         if not isinstance(length, Integral) or length < 1:
             raise ValueError(f"length is {length!r}; a context has at least one word to learn.")
@@ -169,63 +206,41 @@ def _first_words(backbone, tower, words, length):
     ids = backbone.tokenizer.encode(placeholder)
     if not ids:
         raise ValueError(
-            f"words is {words!r}; give the words to start from, such as 'a photo of a', or None for noise."
+            f"words is {words!r}; give the words to start from, such as 'a photo of a', or None "
+            "for noise."
         )
     return placeholder, tower.token_embedding.weight[ids].detach().float().cpu()
 
 # %% ../nbs/2_models/08_prompts.ipynb #49cbfcfa
-class PromptContext(nn.Module):
-    "Learned words around class names. `vectors`, [M, W] or [K, M, W], is the only parameter; the backbone is frozen and no part of the state."
+def _check_position(position):
+    if position not in POSITIONS:
+        raise ValueError(
+            f"position is {position!r}; the class name stands at the "
+            f"{', '.join(map(repr, POSITIONS[:-1]))} or {POSITIONS[-1]!r}."
+        )
 
-    def __init__(
-        self,
-        backbone,  # a `Backbone` with a causal text tower
-        class_names,  # K class names
-        length=16,  # M learned words; with `words` their number of tokens
-        words=None,  # "a photo of a": the vectors start as the embeddings of these
-        position="end",  # of the class name: "end", "middle" or "front"
-        class_specific=False,  # every class has words of its own
-        generator=None,  # torch.Generator of the noise
-        std=0.02,  # of the noise
-    ):
-        super().__init__()
-        if position not in POSITIONS:
-            raise ValueError(
-                f"position is {position!r}; the class name stands at the {', '.join(map(repr, POSITIONS[:-1]))} or {POSITIONS[-1]!r}."
-            )
-        tower, names = text_tower(backbone.model), clean_names(class_names)
-        self.backbone, self.class_names, self.words, self.position, self.class_specific = (
-            backbone,
-            list(class_names),
-            words,
-            position,
-            bool(class_specific),
-        )
-        placeholder, vectors = _first_words(backbone, tower, words, length)
-        self.length = len(vectors)
-        self.tokens, self.name_lengths = _placeholder_prompts(
-            backbone, names, placeholder, self.length
-        )
-        self.eot_index = tower.ends(self.tokens)
-        self.rows = _learned_rows(
-            self.tokens,
-            self.name_lengths,
-            self.eot_index,
-            self.length,
-            position,
-            class_specific,
-            tower.token_embedding.num_embeddings,
-        )
-        vectors = vectors.expand(len(names), -1, -1).clone() if class_specific else vectors
-        if words is None:
-            vectors = std * torch.randn(vectors.shape, generator=generator)
-        self.vectors = nn.Parameter(vectors.to(backbone.device))
 
-    def extra_repr(self):
-        kind = "class-specific" if self.class_specific else "shared"
-        return (
-            f"{self.length} {kind} words, {len(self.class_names)} classes, name at {self.position}"
+def _first_vectors(vectors, count, class_specific, noise):
+    "What learning starts from: the vectors, or noise (std, generator); once, or for each class."
+    if class_specific:
+        vectors = vectors.expand(count, -1, -1).clone()
+    if noise:
+        std, generator = noise
+        vectors = std * torch.randn(vectors.shape, generator=generator)
+    return vectors
+
+
+def _check_shared(context):
+    "Words that belong to a class say nothing about others."
+    if context.class_specific:
+        raise ValueError(
+            f"This context has words of its own for each of its {len(context.class_names)} "
+            "classes, so it says nothing about other classes. Shared contexts do."
         )
+
+# %% ../nbs/2_models/08_prompts.ipynb #7633c43f
+class _PromptRows(nn.Module):
+    "Rows of tokens with learned words in them, as a text tower reads them."
 
     @cached_property
     def tower(self):
@@ -243,8 +258,45 @@ class PromptContext(nn.Module):
     ):  # token embeddings of the whole rows [K, L, W], without positions
         "What the text tower is given."
         vectors = self.vectors if vectors is None else vectors
-        return text_tower(self.backbone.model).embed(
-            self.rows.to(vectors.device), vectors.flatten(0, -2)
+        return self.tower.embed(self.rows.to(vectors.device), vectors.flatten(0, -2))
+
+# %% ../nbs/2_models/08_prompts.ipynb #cc27e5d2
+class PromptContext(_PromptRows):
+    """Learned words around class names.
+    `vectors`, [M, W] or [K, M, W], is the only parameter; the backbone is frozen and no part of
+    the state."""
+
+    def __init__(
+        self,
+        backbone,  # a `Backbone` with a causal text tower
+        class_names,  # K class names
+        length=16,  # M learned words; with `words` their number of tokens
+        words=None,  # "a photo of a": the vectors start as the embeddings of these
+        position="end",  # of the class name: "end", "middle" or "front"
+        class_specific=False,  # every class has words of its own
+        generator=None,  # torch.Generator of the noise
+        std=0.02,  # of the noise
+    ):
+        super().__init__()
+        _check_position(position)
+        tower, names = text_tower(backbone.model), clean_names(class_names)
+        self.backbone, self.class_names, self.words = backbone, list(class_names), words
+        self.position, self.class_specific = position, bool(class_specific)
+        placeholder, vectors = _first_words(backbone, tower, words, length)
+        self.length = len(vectors)
+        prompts = _placeholder_prompts(backbone, names, placeholder, self.length)
+        self.tokens, self.name_lengths = prompts
+        self.eot_index = tower.ends(self.tokens)
+        vocabulary, place = tower.token_embedding.num_embeddings, (position, class_specific)
+        self.rows = _learned_rows(*prompts, self.eot_index, self.length, *place, vocabulary)
+        noise = (std, generator) if words is None else None
+        vectors = _first_vectors(vectors, len(names), class_specific, noise)
+        self.vectors = nn.Parameter(vectors.to(backbone.device))
+
+    def extra_repr(self):
+        kind = "class-specific" if self.class_specific else "shared"
+        return (
+            f"{self.length} {kind} words, {len(self.class_names)} classes, name at {self.position}"
         )
 
     def for_classes(
@@ -252,18 +304,9 @@ class PromptContext(nn.Module):
         class_names,  # other class names
     ):  # PromptContext with the same `vectors`
         "The same words around other names."
-        if self.class_specific:
-            raise ValueError(
-                f"This context has words of its own for each of its {len(self.class_names)} classes, so it says nothing about other classes. Shared contexts do."
-            )
-        other = PromptContext(
-            self.backbone,
-            class_names,
-            self.length,
-            self.words,
-            self.position,
-            generator=torch.Generator(),
-        )
+        _check_shared(self)
+        given = self.backbone, class_names, self.length, self.words, self.position
+        other = PromptContext(*given, generator=torch.Generator())
         other.vectors = self.vectors
         return other
 
@@ -277,8 +320,6 @@ def encode_prompts(
     vectors = context.vectors if vectors is None else vectors
     words = vectors.flatten(0, -2)
     with context.backbone.running(grad=True):
-        return (
-            encode_packed(context.tower, context.packed, words)
-            if share
-            else encode_tokens(context.backbone.model, context.rows, words, share=False)
-        )
+        if share:
+            return encode_packed(context.tower, context.packed, words)
+        return encode_tokens(context.backbone.model, context.rows, words, share=False)

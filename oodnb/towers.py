@@ -40,15 +40,19 @@ TINY_CONFIGS = {
     ),
 }
 
+# %% ../nbs/2_models/02_towers.ipynb #c1fa0a6d
+def _is_norm(name):
+    "Whether a tensor is the weight of a norm."
+    owner = name.split(".")[-2] if "." in name else ""
+    of_a_norm = name.endswith(".weight") and owner.startswith(("ln_", "bn"))
+    return of_a_norm or name.endswith("downsample.1.weight")
+
 
 def _tiny_weight(name, shape, seed, resnet):
     "The tensor called `name`, from its name and the seed alone."
     generator = np.random.Generator(np.random.PCG64((zlib.crc32(name.encode()) + seed) % 2**32))
     z, small = generator.standard_normal(shape).astype(np.float32), np.float32(0.05)
-    owner = name.split(".")[-2] if "." in name else ""
-    if name.endswith("downsample.1.weight") or (
-        name.endswith(".weight") and owner.startswith(("ln_", "bn"))
-    ):
+    if _is_norm(name):
         return 1 + small * z
     if name.endswith("running_var"):
         return 1 + small * np.abs(z)
@@ -69,24 +73,21 @@ def tiny_model(
     embed_dim, vision, text = TINY_CONFIGS[config]
     model = open_clip.CLIP(embed_dim, vision_cfg=vision, text_cfg=text, quick_gelu=True)
     state = model.state_dict()
+    resnet = config.startswith("rn")
     for name, tensor in state.items():
         if name == "logit_scale":
             tensor.fill_(math.log(100))
         elif not name.endswith("num_batches_tracked"):
-            tensor.copy_(
-                torch.from_numpy(
-                    np.asarray(
-                        _tiny_weight(
-                            name, tuple(tensor.shape), weight_seed, config.startswith("rn")
-                        )
-                    )
-                )
-            )
+            weight = _tiny_weight(name, tuple(tensor.shape), weight_seed, resnet)
+            tensor.copy_(torch.from_numpy(np.asarray(weight)))
     return model.eval()
 
 # %% ../nbs/2_models/02_towers.ipynb #6ada44bd
-def _vit_local(visual, tokens):
-    "Value path of a vision transformer's last block: tokens entering it [N, 1+R, W] to local features [N, R, D]."
+def _vit_local(
+    visual,  # a vision transformer
+    tokens,  # entering its last block [N, 1+R, W]
+):  # local features [N, R, D]
+    "Value path of a vision transformer's last block."
     block, x = visual.transformer.resblocks[-1], tokens[:, 1:]
     weight, bias = block.attn.in_proj_weight.chunk(3)[2], block.attn.in_proj_bias.chunk(3)[2]
     x = x + block.ls_1(block.attn.out_proj(F.linear(block.ln_1(x), weight, bias)))
@@ -95,37 +96,52 @@ def _vit_local(visual, tokens):
     return x if visual.proj is None else x @ visual.proj
 
 # %% ../nbs/2_models/02_towers.ipynb #854d6808
-def _resnet_local(visual, feature_map):
-    "Value path of a CLIP ResNet's attention pool: feature map [N, C, H, W] to local features [N, H*W, D]."
+def _resnet_local(
+    visual,  # a CLIP ResNet
+    feature_map,  # [N, C, H, W]
+):  # local features [N, H*W, D]
+    "Value path of a CLIP ResNet's attention pool."
     pool = visual.attnpool
     return pool.c_proj(pool.v_proj(feature_map.flatten(2).transpose(1, 2)))
 
 # %% ../nbs/2_models/02_towers.ipynb #5c0d8dfe
+def _why_no_path(visual):
+    "What keeps an image tower from having local features, or None."
+    if isinstance(visual, ModifiedResNet) and isinstance(visual.attnpool, AttentionPool2d):
+        return None
+    if not isinstance(visual, VisionTransformer):
+        return "its architecture has no known value path into the joint space"
+    last = visual.transformer.resblocks[-1]
+    if visual.attn_pool is not None:
+        return "an attentional pooler mixes its tokens on the way to the joint space"
+    if visual.pool_type != "tok":
+        return f"it pools its tokens by {visual.pool_type!r} instead of reading a class token"
+    if not isinstance(last, ResidualAttentionBlock):
+        return f"its blocks are of the class {type(last).__name__}"
+    return None
+
+
+def _tower_name(visual):
+    "The class of a tower, and of what it wraps."
+    inside = hasattr(visual, "trunk") and not isinstance(visual, VisionTransformer)
+    return type(visual).__name__ + (f" ({type(visual.trunk).__name__})" if inside else "")
+
+# %% ../nbs/2_models/02_towers.ipynb #608422c5
 def value_path(
     visual,  # image tower of an open_clip model
-    # (module whose input carries the local features, function of (visual, that input) that reads them, (rows, columns))
+    # (module whose input carries the local features, function of (visual, that input) that reads
+    # them, (rows, columns))
 ):
     "How to read local features from an image tower. Raises `ValueError` for towers that have none."
-    name, why = (
-        type(visual).__name__,
-        "its architecture has no known value path into the joint space",
-    )
-    if isinstance(visual, ModifiedResNet) and isinstance(visual.attnpool, AttentionPool2d):
-        side = math.isqrt(visual.attnpool.positional_embedding.shape[0] - 1)
-        return visual.attnpool, _resnet_local, (side, side)
+    why = _why_no_path(visual)
+    if why:
+        raise ValueError(
+            f"The image tower {_tower_name(visual)} has no local features: {why}. CLIP's vision "
+            "transformers with a class token (ViT-B-16, ViT-L-14, mini, ...) "
+            "and CLIP's ResNets (RN50, ...) have them. Take one of those, or only global "
+            "features (local=False)."
+        )
     if isinstance(visual, VisionTransformer):
-        last = visual.transformer.resblocks[-1]
-        if visual.attn_pool is not None:
-            why = "an attentional pooler mixes its tokens on the way to the joint space"
-        elif visual.pool_type != "tok":
-            why = f"it pools its tokens by {visual.pool_type!r} instead of reading a class token"
-        elif not isinstance(last, ResidualAttentionBlock):
-            why = f"its blocks are of the class {type(last).__name__}"
-        else:
-            return last, _vit_local, tuple(visual.grid_size)
-    elif hasattr(visual, "trunk"):
-        name = f"{name} ({type(visual.trunk).__name__})"
-    raise ValueError(
-        f"The image tower {name} has no local features: {why}. CLIP's vision transformers with a class token (ViT-B-16, ViT-L-14, mini, ...) "
-        "and CLIP's ResNets (RN50, ...) have them. Take one of those, or only global features (local=False)."
-    )
+        return visual.transformer.resblocks[-1], _vit_local, tuple(visual.grid_size)
+    side = math.isqrt(visual.attnpool.positional_embedding.shape[0] - 1)
+    return visual.attnpool, _resnet_local, (side, side)

@@ -34,18 +34,30 @@ def task_side(
             found.append((sims / t).logsumexp(1))
     return torch.stack([torch.cat(each[t]) for t in temperatures])
 
-
+# %% ../../nbs/7_hftt/01_training.ipynb #e7577d5d
 def _log_odds(
-    texts, side, outliers, counts, temperatures
-):  # [S, b] from texts [b, D], side [S, b], outliers [sum of counts, D]
+    texts,  # unit rows [b, D]
+    side,  # of the task, for these texts [S, b]
+    outliers,  # vectors of all runs [sum of counts, D]
+    counts,  # vectors of each run [S]
+    temperatures,  # [S]
+):  # [S, b]
+    "Log-odds of task against outliers in each run."
     unit = F.normalize(outliers, dim=1) / temperatures.repeat_interleave(counts)[:, None]
     parts = (texts @ unit.T).split(counts.tolist(), dim=1)
     return side - torch.stack([part.logsumexp(1) for part in parts])
 
 # %% ../../nbs/7_hftt/01_training.ipynb #a4c3fdf8
+def _check_whole(name, value):
+    "A number that counts something: whole, from 1 up."
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} is {value!r}; give a whole number from 1 up.")
+
+# %% ../../nbs/7_hftt/01_training.ipynb #338a4b7a
 @dataclass(frozen=True)
 class HFTTSettings:
-    "How outliers are trained; the defaults are the paper's. Raises `ValueError` for impossible numbers."
+    """How outliers are trained; the defaults are the paper's.
+    Raises `ValueError` for impossible numbers."""
 
     batch_size: int = 256  # words per step; the last batch may be smaller
     epochs: int = 1  # passes over the words; the learning rate changes with each
@@ -56,13 +68,9 @@ class HFTTSettings:
     max_steps: int | None = None  # end every epoch after so many steps
 
     def __post_init__(self):
-        for name, value in (
-            ("batch_size", self.batch_size),
-            ("epochs", self.epochs),
-            ("max_steps", 1 if self.max_steps is None else self.max_steps),
-        ):
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name} is {value!r}; give a whole number from 1 up.")
+        _check_whole("batch_size", self.batch_size)
+        _check_whole("epochs", self.epochs)
+        _check_whole("max_steps", 1 if self.max_steps is None else self.max_steps)
         if not 0 < self.lr < math.inf:
             raise ValueError(
                 f"lr is {self.lr}; the learning rate is positive and finite (1.0 in the paper)."
@@ -82,7 +90,21 @@ class HFTTSettings:
             for first in range(0, steps, length)
         ]
 
+# %% ../../nbs/7_hftt/01_training.ipynb #e9031e53
+def _check_numbers(temperatures, focals):
+    "Temperatures divide, so they are positive; everything is finite."
+    wrong = [t for t in temperatures if not 0 < t < math.inf]
+    if wrong:
+        raise ValueError(
+            f"temperature is {wrong[0]}; it divides cosines and must be positive and finite "
+            "(0.01 for CLIP, 0.0174 and 0.0222 for BLIP)."
+        )
+    if not all(math.isfinite(focal) for focal in focals):
+        raise ValueError(
+            f"focal is {focals}; give finite numbers, 1 in the paper, 0 for the plain mean."
+        )
 
+# %% ../../nbs/7_hftt/01_training.ipynb #6788baf0
 def check_runs(
     counts,  # vectors of each run
     temperatures,  # one per run
@@ -91,22 +113,16 @@ def check_runs(
     "Refuse runs that cannot be trained, before anything is computed."
     if not counts or min(counts) < 1:
         raise ValueError(
-            "initial holds no vectors; every run needs at least one trained vector, [N, D] with N from 1 up (10 in the paper)."
+            "initial holds no vectors; every run needs at least one trained vector, [N, D] with "
+            "N from 1 up (10 in the paper)."
         )
     for name, values in (("temperature", temperatures), ("focal", focals)):
         if len(values) != len(counts):
             raise ValueError(
-                f"{name} has {len(values)} values for {len(counts)} runs; give one for all or one per run."
+                f"{name} has {len(values)} values for {len(counts)} runs; give one for all or "
+                "one per run."
             )
-    wrong = [t for t in temperatures if not 0 < t < math.inf]
-    if wrong:
-        raise ValueError(
-            f"temperature is {wrong[0]}; it divides cosines and must be positive and finite (0.01 for CLIP, 0.0174 and 0.0222 for BLIP)."
-        )
-    if not all(math.isfinite(focal) for focal in focals):
-        raise ValueError(
-            f"focal is {focals}; give finite numbers, 1 in the paper, 0 for the plain mean."
-        )
+    _check_numbers(temperatures, focals)
 
 # %% ../../nbs/7_hftt/01_training.ipynb #928bcaf8
 @dataclass
@@ -117,33 +133,100 @@ class TrainedOutliers:
     after_epoch: list  # the same after every finished epoch
     history: list  # one dict per finished piece: epoch, lr, losses (means of the S runs)
 
-
+# %% ../../nbs/7_hftt/01_training.ipynb #4d6ffe7a
 def _each(value, runs):
+    "One number for each run."
     return [float(v) for v in value] if isinstance(value, (list, tuple)) else [float(value)] * runs
 
 
 def _losses_of(task_embeddings, task_texts, word_features, outliers, counts, temperatures, focals):
     "Function of a batch of word positions: the sum of the losses, and each."
-    sides = [
-        task_side(texts, task_embeddings, temperatures) for texts in (task_texts, word_features)
-    ]
-    t, g, n = (
-        torch.tensor(v, dtype=d, device=outliers.device)
-        for v, d in ((temperatures, outliers.dtype), (focals, outliers.dtype), (counts, torch.long))
-    )
+    task_half = task_side(task_texts, task_embeddings, temperatures)
+    word_half = task_side(word_features, task_embeddings, temperatures)
+    kind = dict(dtype=outliers.dtype, device=outliers.device)
+    t, g = torch.tensor(temperatures, **kind), torch.tensor(focals, **kind)
+    n = torch.tensor(counts, dtype=torch.long, device=outliers.device)
 
     def loss_of(rows):
-        task_odds = _log_odds(task_texts, sides[0], outliers, n, t)
-        word_odds = _log_odds(word_features[rows], sides[1][:, rows], outliers, n, t)
+        task_odds = _log_odds(task_texts, task_half, outliers, n, t)
+        word_odds = _log_odds(word_features[rows], word_half[:, rows], outliers, n, t)
         losses = log_odds_loss(task_odds, word_odds, g)["loss"]
-        return {
-            "loss": losses.sum(),
-            **{f"loss_{i}": loss for i, loss in enumerate(losses.detach().tolist())},
-        }
+        each = {f"loss_{i}": loss for i, loss in enumerate(losses.detach().tolist())}
+        return {"loss": losses.sum(), **each}
 
     return loss_of
 
+# %% ../../nbs/7_hftt/01_training.ipynb #f2babce2
+class _Pieces:
+    "The training in pieces: the words of each, and where an epoch ends."
+
+    def __init__(self, pieces, order, batch_size):
+        self.pieces, self.order, self.batch_size = pieces, order, batch_size
+        following = [*pieces[1:], (math.inf, 0, 0)]
+        pairs = enumerate(zip(pieces, following))
+        self.last = {i for i, (piece, after) in pairs if after[0] > piece[0]}
+
+    def batches(self, i, device):
+        "The words of a piece, as positions."
+        epoch, start, stop = self.pieces[i]
+        rows = torch.as_tensor(self.order(epoch), dtype=torch.long, device=device)
+        return rows[start * self.batch_size : stop * self.batch_size].split(self.batch_size)
+
+    def at(self, i, step):
+        "(epoch, step in it, whether the epoch is over behind this step)."
+        epoch, start, stop = self.pieces[i]
+        return epoch, start + step, i in self.last and start + step + 1 == stop
+
+# %% ../../nbs/7_hftt/01_training.ipynb #24beac02
+class _Snapshots:
+    "The vectors after every epoch."
+
+    def __init__(self, folder):
+        self.folder, self.kept = folder, {}
+
+    def place(self, epoch):
+        return Path(self.folder).expanduser() / f"epoch-{epoch:03d}.safetensors"
+
+    def keep(self, epoch, vectors):
+        self.kept[epoch] = vectors.detach().clone()
+        if self.folder:
+            with atomic_path(self.place(epoch)) as temporary:
+                save_file({"outliers": self.kept[epoch].cpu()}, temporary)
+
+    def get(self, epoch, device):
+        if epoch in self.kept:
+            return self.kept[epoch]
+        return load_file(self.place(epoch))["outliers"].to(device)
+
 # %% ../../nbs/7_hftt/01_training.ipynb #3bc60851
+def _checked(task_embeddings, task_texts, word_features, initial):
+    "(task, texts, words, the vectors of all runs as one parameter) of one width and kind."
+    task = checked_texts(task_embeddings, "task_embeddings")
+    texts = checked_texts(task_texts, "task_texts", task)
+    words = checked_texts(word_features, "word_features", task)
+    vectors = checked_texts(torch.cat(list(initial)), "initial", task, unit=False)
+    return task, texts, words, torch.nn.Parameter(vectors.detach().clone())
+
+
+def _rates(recipe, pieces):
+    "The learning rate of every piece: that of its epoch."
+    falling = learning_rates(recipe.epochs, recipe.lr - recipe.lr_min, warmup_epochs=0)
+    rates = [recipe.lr_min + rate for rate in falling]
+    return [rates[epoch] for epoch, *_ in pieces]
+
+
+def _told(history, pieces, runs):
+    "The history, with the losses of the runs side by side."
+    return [
+        {
+            "epoch": pieces[i][0],
+            "lr": row["lr"],
+            "losses": [row[f"loss_{s}"] for s in range(runs)],
+        }
+        for i, row in enumerate(history)
+    ]
+
+# %% ../../nbs/7_hftt/01_training.ipynb #fb46d2bc
 def train_outliers(
     task_embeddings,  # unit rows [K, D]
     task_texts,  # unit rows, all read at every step [n, D]
@@ -160,72 +243,31 @@ def train_outliers(
     progress=True,  # show a bar
     **recipe,  # fields of `HFTTSettings`: batch_size, epochs, lr, ...
 ) -> TrainedOutliers:
-    "HFTT's training with everything given: S runs side by side. The inputs decide device and precision."
+    """HFTT's training with everything given: S runs side by side.
+    The inputs decide device and precision."""
     counts, recipe = [len(w) for w in initial], HFTTSettings(**recipe)
     temperatures, focals = _each(temperature, len(counts)), _each(focal, len(counts))
     check_runs(counts, temperatures, focals)
-    task = checked_texts(task_embeddings, "task_embeddings")
-    texts, words = (
-        checked_texts(task_texts, "task_texts", task),
-        checked_texts(word_features, "word_features", task),
-    )
-    outliers = torch.nn.Parameter(
-        checked_texts(torch.cat(list(initial)), "initial", task, unit=False).detach().clone()
-    )
-    rates = [
-        recipe.lr_min + rate
-        for rate in learning_rates(recipe.epochs, recipe.lr - recipe.lr_min, warmup_epochs=0)
-    ]
-    plan, kept = recipe.pieces(len(words), piece), {}
-    last = {i for i in range(len(plan)) if i + 1 == len(plan) or plan[i + 1][0] > plan[i][0]}
-    place = lambda epoch: Path(folder).expanduser() / f"epoch-{epoch:03d}.safetensors"
+    task, texts, words, outliers = _checked(task_embeddings, task_texts, word_features, initial)
+    plan = _Pieces(recipe.pieces(len(words), piece), order, recipe.batch_size)
+    snapshots = _Snapshots(folder)
 
     def batches(i):
-        epoch, start, stop = plan[i]
-        rows = torch.as_tensor(order(epoch), dtype=torch.long, device=words.device)[
-            start * recipe.batch_size : stop * recipe.batch_size
-        ]
-        return rows.split(recipe.batch_size)
+        return plan.batches(i, words.device)
 
     def after_step(row):
-        epoch, start, stop = plan[row["epoch"]]
-        if row["epoch"] in last and start + row["step"] + 1 == stop:
-            kept[epoch] = outliers.detach().clone()
-            if folder:
-                with atomic_path(place(epoch)) as temporary:
-                    save_file({"outliers": kept[epoch].cpu()}, temporary)
+        epoch, step, over = plan.at(row["epoch"], row["step"])
+        if over:
+            snapshots.keep(epoch, outliers)
         if watch:
-            watch(
-                {**row, "epoch": epoch, "step": start + row["step"], "outliers": outliers.detach()}
-            )
+            watch({**row, "epoch": epoch, "step": step, "outliers": outliers.detach()})
 
-    optimizer = torch.optim.SGD(
-        [outliers], lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    sgd = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
+    optimizer, rates = torch.optim.SGD([outliers], **sgd), _rates(recipe, plan.pieces)
     loss_of = _losses_of(task, texts, words, outliers, counts, temperatures, focals)
-    history = train(
-        optimizer,
-        [rates[epoch] for epoch, *_ in plan],
-        batches,
-        loss_of,
-        folder,
-        settings,
-        stop_after,
-        after_step,
-        progress,
-    )
-    finished = [plan[i][0] for i in range(len(history)) if i in last]
-    snapshots = [
-        kept[epoch] if epoch in kept else load_file(place(epoch))["outliers"].to(outliers.device)
-        for epoch in finished
-    ]
-    split = lambda rows: list(rows.detach().clone().split(counts))
-    told = [
-        {
-            "epoch": plan[i][0],
-            "lr": row["lr"],
-            "losses": [row[f"loss_{s}"] for s in range(len(counts))],
-        }
-        for i, row in enumerate(history)
-    ]
-    return TrainedOutliers(split(outliers), [split(rows) for rows in snapshots], told)
+    loop = folder, settings, stop_after, after_step, progress
+    history = train(optimizer, rates, batches, loss_of, *loop)
+    finished = [plan.pieces[i][0] for i in range(len(history)) if i in plan.last]
+    kept = [snapshots.get(epoch, outliers.device) for epoch in finished]
+    now, *after = (list(rows.detach().clone().split(counts)) for rows in (outliers, *kept))
+    return TrainedOutliers(now, after, _told(history, plan.pieces, len(counts)))

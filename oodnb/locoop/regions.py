@@ -22,49 +22,64 @@ from ..prompts import PromptContext, encode_prompts, zero_shot_classifier
 from ..scores import cosine_sims
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #4e0701ef
-def _finite_ranks(
-    local_logits, labels
-):  # int64 numpy [N, R]; a map of NaN would be a map of nothing
+def _finite_ranks(local_logits, labels):
+    "int64 numpy [N, R]; a map of NaN would be a map of nothing."
     values = torch.as_tensor(local_logits)
     if not values.isfinite().all():
         raise ValueError(
-            f"local_logits holds NaN or infinite values, the first in picture {int((~values.isfinite()).nonzero()[0, 0])}; look at its features."
+            "local_logits holds NaN or infinite values, the first in picture "
+            f"{int((~values.isfinite()).nonzero()[0, 0])}; look at its features."
         )
     return region_ranks(values, labels).cpu().numpy()
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #6a4df0c6
+def _cut_before(before, after):
+    "Pixels that centre cropping takes away on the left or above; fewer than none: it pads."
+    return round((before - after) / 2) if before >= after else -((after - before) // 2)
+
+
+def _followed(kind, before, after, start, scale):
+    "Where the picture begins, and its scale, behind a step that changed its size."
+    if "Crop" in kind:
+        sides = zip(start, scale, before, after)
+        return [s + r * _cut_before(b, a) for s, r, b, a in sides], scale
+    if "Resize" in kind:
+        return start, [r * b / a for r, b, a in zip(scale, before, after)]
+    raise ValueError(
+        f"The preprocessing step {kind} changes a picture of {before} pixels to {after}, and it "
+        "is unknown which part that is; only resizing and centre cropping can be followed."
+    )
+
+# %% ../../nbs/6_locoop/03_regions.ipynb #0c9c555a
 def seen_box(
     preprocess,  # the backbone's preprocessing, a torchvision Compose
     size,  # width, height of the original picture
-    # left, top, right, bottom in pixels of the original; beyond its border where the preprocessing pads
+    # left, top, right, bottom in pixels of the original; beyond its border where the preprocessing
+    # pads
 ) -> tuple:
-    "The part of a picture that reaches the model. `ValueError` when the preprocessing cannot be followed."
-    picture, start, scale = (
-        Image.new("RGB", size),
-        [0.0, 0.0],
-        [1.0, 1.0],
-    )  # scale: pixels of the original per pixel now
+    """The part of a picture that reaches the model.
+    `ValueError` when the preprocessing cannot be followed."""
+    # scale: pixels of the original per pixel now
+    picture, start, scale = Image.new("RGB", size), [0.0, 0.0], [1.0, 1.0]
     for step in getattr(preprocess, "transforms", [preprocess]):
-        before, picture, kind = picture.size, step(picture), type(step).__name__
+        before, picture = picture.size, step(picture)
         if not isinstance(picture, Image.Image):
             break
-        if picture.size == before:
-            continue
-        if "Crop" in kind:
-            start = [
-                s + r * (round((b - a) / 2) if b >= a else -((a - b) // 2))
-                for s, r, b, a in zip(start, scale, before, picture.size)
-            ]
-        elif "Resize" in kind:
-            scale = [r * b / a for r, b, a in zip(scale, before, picture.size)]
-        else:
-            raise ValueError(
-                f"The preprocessing step {kind} changes a picture of {before} pixels to {picture.size}, and it is unknown which part that is; only resizing and centre cropping can be followed."
-            )
+        if picture.size != before:
+            kind = type(step).__name__
+            start, scale = _followed(kind, before, picture.size, start, scale)
     size = picture.size if isinstance(picture, Image.Image) else before
     return (*start, *(s + r * n for s, r, n in zip(start, scale, size)))
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #548aa292
+def _check_top_k(top_k, classes, more=""):
+    if not 0 <= top_k <= classes:
+        raise ValueError(
+            f"top_k is {top_k}, but there are {classes} classes; it can be 0 (every region is "
+            f"OOD) to {classes} (none is).{more}"
+        )
+
+# %% ../../nbs/6_locoop/03_regions.ipynb #7d688f85
 @dataclass(frozen=True, eq=False)
 class RegionMap:
     "Which regions of one picture are OOD for one class."
@@ -80,13 +95,13 @@ class RegionMap:
     image_id: str = ""
 
     def __post_init__(self):
-        if not 0 <= self.top_k <= self.classes:
-            raise ValueError(
-                f"top_k is {self.top_k}, but there are {self.classes} classes; it can be 0 (every region is OOD) to {self.classes} (none is)."
-            )
+        _check_top_k(self.top_k, self.classes)
 
     def __repr__(self):
-        return f"RegionMap({self.class_name or self.label}: {int(self.ood.sum())} of {self.rank.size} regions are OOD at top_k={self.top_k} of {self.classes})"
+        return (
+            f"RegionMap({self.class_name or self.label}: {int(self.ood.sum())} of "
+            f"{self.rank.size} regions are OOD at top_k={self.top_k} of {self.classes})"
+        )
 
     @property
     def grid(self):
@@ -111,17 +126,15 @@ def regions_from_logits(
     **about,  # box, size, class_name, image_id of the RegionMap
 ) -> RegionMap:
     "The map of one picture from its local logits, row by row."
-    values, grid = (
-        torch.as_tensor(local_logits),
-        (grid, grid) if np.ndim(grid) == 0 else tuple(grid),
-    )
+    values = torch.as_tensor(local_logits)
+    grid = (grid, grid) if np.ndim(grid) == 0 else tuple(grid)
     if values.ndim != 2 or len(values) != grid[0] * grid[1]:
         raise ValueError(
-            f"local_logits has shape {list(values.shape)}; a grid of {grid[0]} x {grid[1]} needs [{grid[0] * grid[1]}, C]."
+            f"local_logits has shape {list(values.shape)}; a grid of {grid[0]} x {grid[1]} needs "
+            f"[{grid[0] * grid[1]}, C]."
         )
-    rank = _finite_ranks(values[None], [operator.index(label)])[0].reshape(
-        int(grid[0]), int(grid[1])
-    )
+    rank = _finite_ranks(values[None], [operator.index(label)])[0]
+    rank = rank.reshape(int(grid[0]), int(grid[1]))
     return RegionMap(rank, int(label), operator.index(top_k), values.shape[1], **about)
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #9591ed73
@@ -130,20 +143,23 @@ def _label_index(label, names, classes):
     if not isinstance(label, str):
         if not 0 <= operator.index(label) < classes:
             raise ValueError(
-                f"There is no class {label}; with {classes} classes they run from 0 to {classes - 1}."
+                f"There is no class {label}; with {classes} classes they run from 0 to "
+                f"{classes - 1}."
             )
         return operator.index(label)
     if not names:
         raise ValueError(
-            f"The class {label!r} is given by its name, but the text vectors have no names; give class_names as well, or the index."
+            f"The class {label!r} is given by its name, but the text vectors have no names; give "
+            "class_names as well, or the index."
         )
     if label in names:
         return names.index(label)
     raise ValueError(
-        f"There is no class {label!r} among the {classes}.{did_you_mean(label, names)} The first are {', '.join(map(repr, names[:5]))}."
+        f"There is no class {label!r} among the {classes}.{did_you_mean(label, names)} The first "
+        f"are {', '.join(map(repr, names[:5]))}."
     )
 
-
+# %% ../../nbs/6_locoop/03_regions.ipynb #0b9f6b53
 def _text_vectors(backbone, classes, class_names, templates):
     "(text vectors [C, D], their names) of names, vectors or a learned context."
     if isinstance(classes, PromptContext):
@@ -159,43 +175,81 @@ def _text_vectors(backbone, classes, class_names, templates):
     return classes.detach(), names
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #a400b0a9
-def _chunks(backbone, images, cache):
-    "(Features with regions, sizes of their pictures) batch by batch, for an ImageSet or a list of pictures."
-    if hasattr(images, "read"):
-        place = {name: i for i, name in enumerate(images.ids)}
-        for chunk in stream(backbone, images, cache=cache, batch_size=32, progress=False):
-            yield (
-                chunk.image_features,
-                chunk.local_features,
-                chunk.ids,
-                [images.read(place[i]).size for i in chunk.ids],
-            )
-        return
+def _chunks_of_a_set(backbone, images, cache):
+    place = {name: i for i, name in enumerate(images.ids)}
+    for chunk in stream(backbone, images, cache=cache, batch_size=32, progress=False):
+        sizes = [images.read(place[i]).size for i in chunk.ids]
+        yield chunk.image_features, chunk.local_features, chunk.ids, sizes
+
+
+def _chunks_of_a_list(backbone, images):
     for start in range(0, len(images), 32):
         part = images[start : start + 32]
-        whole, local = backbone.encode_images(
-            torch.stack([backbone.preprocess(image) for image in part]), local=True
-        )
+        pixels = torch.stack([backbone.preprocess(image) for image in part])
+        whole, local = backbone.encode_images(pixels, local=True)
         yield whole, local, [""] * len(part), [image.size for image in part]
 
+
+def _chunks(backbone, images, cache):
+    "(image features, local features, ids, sizes of the pictures) batch by batch."
+    if hasattr(images, "read"):
+        return _chunks_of_a_set(backbone, images, cache)
+    return _chunks_of_a_list(backbone, images)
+
 # %% ../../nbs/6_locoop/03_regions.ipynb #2f269230
+def _one_label(label, names, classes):
+    return _label_index(label if isinstance(label, str) else int(label), names, classes)
+
+
 def _chosen_labels(label, images, names, classes):
     "One class index per picture, or None for the predicted class."
     if label is None:
         return None
     if isinstance(label, str) or np.ndim(label) == 0:
-        return [
-            _label_index(label if isinstance(label, str) else int(label), names, classes)
-        ] * len(images)
+        return [_one_label(label, names, classes)] * len(images)
     if len(label) != len(images):
         raise ValueError(
-            f"{len(label)} labels for {len(images)} pictures; give one class for all of them, or one each."
+            f"{len(label)} labels for {len(images)} pictures; give one class for all of them, or "
+            "one each."
         )
+    return [_one_label(one, names, classes) for one in label]
+
+
+def _labels_by_id(images, labels):
+    "The classes of an image set's pictures, which may come in another order."
+    return dict(zip(images.ids, labels)) if hasattr(images, "ids") and labels else {}
+
+# %% ../../nbs/6_locoop/03_regions.ipynb #3d803119
+def _check_model(backbone):
+    if backbone.grid is None:
+        raise ValueError(
+            f"The backbone {backbone.name} has no local features, so it has no regions; use a "
+            "CLIP vision transformer or ResNet."
+        )
+
+
+def _chosen_top_k(top_k, classes):
+    "The cut, or LoCoOp's proportion of the classes."
+    proportion = default_top_k(classes)
+    top_k = proportion if top_k is None else operator.index(top_k)
+    _check_top_k(top_k, classes, f" LoCoOp's proportion would be {proportion}.")
+    return top_k
+
+
+def _maps_of(backbone, chunk, labels, vectors, names, top_k, boxes):
+    "The maps of a chunk of pictures; `boxes` keeps what is seen of each size."
+    whole, local, ids, sizes = chunk
+    if labels is None:
+        labels = cosine_sims(whole, vectors.to(whole.device)).argmax(-1).tolist()
+    ranks = _finite_ranks(cosine_sims(local, vectors.to(local.device)), labels)
+    for size in set(sizes) - boxes.keys():
+        boxes[size] = seen_box(backbone.preprocess, size)
     return [
-        _label_index(one if isinstance(one, str) else int(one), names, classes) for one in label
+        RegionMap(rank, y, top_k, len(vectors), boxes[size], size, names[y] if names else "", i)
+        for rank, y, size, i in zip(ranks.reshape(-1, *backbone.grid), labels, sizes, ids)
     ]
 
-
+# %% ../../nbs/6_locoop/03_regions.ipynb #b30bec42
 def region_map(
     backbone,  # Backbone with local features
     images,  # a PIL picture, a list of them, or an ImageSet
@@ -207,125 +261,122 @@ def region_map(
     templates="photo",  # prompts of the class names
     cache=True,  # feature cache for an ImageSet
 ):  # a RegionMap for one picture, else a list of them
-    "OOD regions of pictures. `ValueError` for a model without regions, an unknown class, or a `top_k` above the number of classes."
-    if backbone.grid is None:
-        raise ValueError(
-            f"The backbone {backbone.name} has no local features, so it has no regions; use a CLIP vision transformer or ResNet."
-        )
+    """OOD regions of pictures.
+    `ValueError` for a model without regions, an unknown class, or a `top_k` above the number of
+    classes."""
+    _check_model(backbone)
     single = isinstance(images, Image.Image)
     images = [images] if single else images
     vectors, names = _text_vectors(backbone, classes, class_names, templates)
-    top_k = default_top_k(len(vectors)) if top_k is None else operator.index(top_k)
-    if not 0 <= top_k <= len(vectors):
-        raise ValueError(
-            f"top_k is {top_k}, but there are {len(vectors)} classes; it can be 0 (every region is OOD) to {len(vectors)} (none is). LoCoOp's proportion would be {default_top_k(len(vectors))}."
-        )
+    top_k = _chosen_top_k(top_k, len(vectors))
     labels, maps, boxes = _chosen_labels(label, images, names, len(vectors)), [], {}
-    given = dict(zip(images.ids, labels)) if hasattr(images, "ids") and labels else {}
-    for whole, local, ids, sizes in _chunks(backbone, images, cache):
-        own = (
-            [given[i] for i in ids]
-            if given
-            else labels[len(maps) : len(maps) + len(ids)]
-            if labels
-            else cosine_sims(whole, vectors.to(whole.device)).argmax(-1).tolist()
-        )
-        ranks = _finite_ranks(cosine_sims(local, vectors.to(local.device)), own).reshape(
-            -1, *backbone.grid
-        )
-        for size in set(sizes) - boxes.keys():
-            boxes[size] = seen_box(backbone.preprocess, size)
-        maps += [
-            RegionMap(r, y, top_k, len(vectors), boxes[s], s, names[y] if names else "", i)
-            for r, y, s, i in zip(ranks, own, sizes, ids)
-        ]
+    given = _labels_by_id(images, labels)
+    for chunk in _chunks(backbone, images, cache):
+        ids, own = chunk[2], None
+        if given:
+            own = [given[i] for i in ids]
+        elif labels:
+            own = labels[len(maps) : len(maps) + len(ids)]
+        maps += _maps_of(backbone, chunk, own, vectors, names, top_k, boxes)
     return maps[0] if single else maps
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #60eed4ed
-def _overlaps(count, low, high, length):  # how much of each pixel lies in each cell [count, length]
+def _overlaps(count, low, high, length):
+    "How much of each pixel lies in each cell [count, length]."
     edges, pixel = np.linspace(low, high, count + 1), np.arange(length)
-    return np.clip(
-        np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel), 0, None
-    )
+    common = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    return np.clip(common, 0, None)
 
 
+def _check_mask(mask, size):
+    "An outline is as large as the picture."
+    if mask.ndim != 2 or (size and mask.shape != tuple(size)[::-1]):
+        raise ValueError(
+            f"The mask has shape {mask.shape}; the picture of this map needs "
+            f"{tuple(size)[::-1] if size else '[H, W]'}."
+        )
+
+# %% ../../nbs/6_locoop/03_regions.ipynb #ff8fe4eb
 def foreground_share(
     mask,  # true where the object is [H, W], in the original picture
     regions,  # RegionMap of that picture
-    # (share of each cell that is foreground, part of each cell that lies in the picture), both [rows, columns]
+    # (share of each cell that is foreground, part of each cell that lies in the picture), both
+    # [rows, columns]
 ) -> tuple:
     "The true outline, seen through the grid."
     mask = np.asarray(mask)
-    if mask.ndim != 2 or (regions.size and mask.shape != tuple(regions.size)[::-1]):
-        raise ValueError(
-            f"The mask has shape {mask.shape}; the picture of this map needs {tuple(regions.size)[::-1] if regions.size else '[H, W]'}."
-        )
+    _check_mask(mask, regions.size)
     box = regions.box or (0.0, 0.0, *map(float, mask.shape[::-1]))
-    down, across = (
-        _overlaps(n, low, high, length)
-        for n, low, high, length in zip(
-            regions.grid, (box[1], box[0]), (box[3], box[2]), mask.shape
-        )
-    )
+    down = _overlaps(regions.grid[0], box[1], box[3], mask.shape[0])
+    across = _overlaps(regions.grid[1], box[0], box[2], mask.shape[1])
     area = down.sum(1)[:, None] * across.sum(1)
     cell = (box[2] - box[0]) * (box[3] - box[1]) / regions.rank.size
     return (down @ (mask > 0) @ across.T) / np.where(area > 0, area, 1), area / cell
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #feff9cab
+def _outlines(maps, masks):
+    "One outline per map, of an image set or given."
+    if not hasattr(masks, "masks"):
+        if len(masks) != len(maps):
+            raise ValueError(f"{len(masks)} masks for {len(maps)} maps; each needs one.")
+        return masks
+    if masks.masks is None:
+        raise ValueError(
+            f"{masks!r} has no true outlines; of the mini world's sets those with a main object "
+            "have them."
+        )
+    place = {name: i for i, name in enumerate(masks.ids)}
+    lost = [m.image_id for m in maps if m.image_id not in place]
+    if lost:
+        raise ValueError(
+            f"{masks!r} has no picture {lost[0]!r}; make the maps with region_map(backbone, this "
+            "set, ...)."
+        )
+    return [masks.masks(place[m.image_id]) for m in maps]
+
+
+def _areas(regions, share, inside):
+    "Areas of all regions, of those that are OOD, of the background, and of both."
+    background, ood = (1 - share) * inside, regions.ood
+    return inside.sum(), (ood * inside).sum(), background.sum(), (ood * background).sum()
+
+# %% ../../nbs/6_locoop/03_regions.ipynb #8928aa77
 def region_counts(
     maps,  # RegionMaps
     masks,  # true outlines [N], bool [H, W] each; or an ImageSet that has them
     top_k=None,  # several K; None: the one of each map
 ) -> pd.DataFrame:  # one line per picture and K; areas in regions
     "What each picture contributes to the scores: areas of OOD regions, of background, and of both."
-    if hasattr(masks, "masks"):
-        if masks.masks is None:
-            raise ValueError(
-                f"{masks!r} has no true outlines; of the mini world's sets those with a main object have them."
-            )
-        place = {name: i for i, name in enumerate(masks.ids)}
-        lost = [m.image_id for m in maps if m.image_id not in place]
-        if lost:
-            raise ValueError(
-                f"{masks!r} has no picture {lost[0]!r}; make the maps with region_map(backbone, this set, ...)."
-            )
-        masks = [masks.masks(place[m.image_id]) for m in maps]
-    elif len(masks) != len(maps):
-        raise ValueError(f"{len(masks)} masks for {len(maps)} maps; each needs one.")
     rows = []
-    for i, (regions, mask) in enumerate(zip(maps, masks)):
+    for i, (regions, mask) in enumerate(zip(maps, _outlines(maps, masks))):
         share, inside = foreground_share(mask, regions)
-        background = (1 - share) * inside
+        about = regions.image_id or str(i), regions.class_name or str(regions.label)
         for k in (regions.top_k,) if top_k is None else top_k:
-            ood = regions.at(k).ood
-            rows.append(
-                (
-                    regions.image_id or str(i),
-                    regions.class_name or str(regions.label),
-                    k,
-                    inside.sum(),
-                    (ood * inside).sum(),
-                    background.sum(),
-                    (ood * background).sum(),
-                )
-            )
+            rows.append((*about, k, *_areas(regions.at(k), share, inside)))
     return pd.DataFrame(
         rows, columns=["image_id", "class", "top_k", "regions", "ood", "background", "both"]
     )
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #583b20ec
-def _ratios(ood, background, both):  # precision, recall, IoU in percent; NaN where undefined
+def _ratios(ood, background, both):
+    "Precision, recall and IoU in percent; NaN where undefined."
+    wholes = {"precision": ood, "recall": background, "iou": ood + background - both}
     with np.errstate(divide="ignore", invalid="ignore"):
-        return {
-            name: 100 * both / whole
-            for name, whole in (
-                ("precision", ood),
-                ("recall", background),
-                ("iou", ood + background - both),
-            )
-        }
+        return {name: 100 * both / whole for name, whole in wholes.items()}
 
 
+def _intervals(areas, n_boot, seed):
+    "Ends of the 95 % intervals, from pictures drawn anew: how often each one comes decides."
+    share = np.full(len(areas), 1 / len(areas))
+    times = np.random.default_rng(seed).multinomial(len(areas), share, size=n_boot)
+    row = {}
+    for name, values in _ratios(*(times @ areas).T).items():
+        known = values[np.isfinite(values)]
+        ends = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
+        row |= dict(zip((f"{name}_low", f"{name}_high"), ends))
+    return row
+
+# %% ../../nbs/6_locoop/03_regions.ipynb #debd124c
 def region_scores(
     maps,  # RegionMaps, or what `region_counts` made of them
     masks=None,  # true outlines, or an ImageSet that has them
@@ -333,35 +384,22 @@ def region_scores(
     by=("top_k",),  # one line per value of these: "top_k", "class", or columns added to the counts
     n_boot=0,  # bootstrap resamples of the pictures for 95 % intervals; 0 for none
     seed=0,  # fixes them
-    # by, pictures, regions, ood_share, background_share, precision, recall, iou (and _low, _high), in percent
+    # by, pictures, regions, ood_share, background_share, precision, recall, iou (and _low, _high),
+    # in percent
 ) -> pd.DataFrame:
-    "How well the OOD regions match the background. Areas are added up over the pictures of a line before dividing."
+    """How well the OOD regions match the background.
+    Areas are added up over the pictures of a line before dividing."""
     counts = maps if isinstance(maps, pd.DataFrame) else region_counts(maps, masks, top_k)
     rows, by = [], [by] if isinstance(by, str) else list(by)
     for key, part in counts.groupby(by, sort=False):
         areas = part[["ood", "background", "both"]].to_numpy()
-        total = areas.sum(0)
+        total, regions = areas.sum(0), part["regions"].sum()
         row = dict(zip(by, key)) | {
             "pictures": len(part),
-            "regions": part["regions"].sum(),
-            "ood_share": 100 * total[0] / part["regions"].sum(),
-            "background_share": 100 * total[1] / part["regions"].sum(),
+            "regions": regions,
+            "ood_share": 100 * total[0] / regions,
+            "background_share": 100 * total[1] / regions,
             **_ratios(*total),
         }
-        if n_boot:
-            drawn = (
-                np.random.default_rng(seed).multinomial(
-                    len(part), np.full(len(part), 1 / len(part)), size=n_boot
-                )
-                @ areas
-            )
-            for name, values in _ratios(*drawn.T).items():
-                known = values[np.isfinite(values)]
-                row |= dict(
-                    zip(
-                        (f"{name}_low", f"{name}_high"),
-                        np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan),
-                    )
-                )
-        rows.append(row)
+        rows.append(row | (_intervals(areas, n_boot, seed) if n_boot else {}))
     return pd.DataFrame(rows)

@@ -33,7 +33,7 @@ def scaled_logits(
     "Logits as CLIP computes them; differentiable."
     return F.normalize(features, dim=-1) @ (logit_scale * F.normalize(text_features, dim=-1)).T
 
-
+# %% ../../nbs/6_locoop/01_coop.ipynb #182aa8af
 def coop_terms(
     logits,  # [N, K]
     local_logits,  # not read
@@ -46,9 +46,24 @@ def coop_terms(
     }
 
 # %% ../../nbs/6_locoop/01_coop.ipynb #1f04603b
+def _batch_logits(context, batch, logit_scale):
+    "(logits, local logits or None, labels) of a batch of features, with the texts of this step."
+    device, text_features = context.vectors.device, encode_prompts(context)
+    features, local_features, labels = (
+        None if part is None else part.to(device, non_blocking=True) for part in batch
+    )
+
+    def logits_of(rows):
+        return scaled_logits(rows.to(text_features.dtype), text_features, logit_scale)
+
+    local_logits = None if local_features is None else logits_of(local_features)
+    return logits_of(features), local_logits, labels
+
+# %% ../../nbs/6_locoop/01_coop.ipynb #a2a83328
 def train_context(
     context,  # PromptContext with its initial vectors; changed in place
-    # function: epoch -> iterable of (image_features [B, D], local_features [B, R, D] or None, labels [B])
+    # function: epoch -> iterable of (image_features [B, D], local_features [B, R, D] or None,
+    # labels [B])
     batches,
     rates,  # learning rate of every epoch
     logit_scale=100.0,  # from cosines to logits
@@ -58,74 +73,124 @@ def train_context(
     **loop,  # folder, settings, stop_after, watch, progress: see `train`
 ) -> list:  # one dict per finished epoch
     "Stochastic gradient descent on the vectors of a context, everything else frozen."
-    device = context.vectors.device
     optimizer = torch.optim.SGD(
         [context.vectors], lr=rates[0], momentum=momentum, weight_decay=weight_decay
     )
 
     def loss_of(batch):
-        text_features = encode_prompts(context)
-        features, local_features, labels = (
-            None if part is None else part.to(device, non_blocking=True) for part in batch
-        )
-        local_logits = (
-            None
-            if local_features is None
-            else scaled_logits(local_features.to(text_features.dtype), text_features, logit_scale)
-        )
-        return terms_of(
-            scaled_logits(features.to(text_features.dtype), text_features, logit_scale),
-            local_logits,
-            labels,
-        )
+        return terms_of(*_batch_logits(context, batch, logit_scale))
 
     return train(optimizer, rates, batches, loss_of, **loop)
 
 # %% ../../nbs/6_locoop/01_coop.ipynb #8d34342d
-def _check_fit(images, class_names, local, backbone, **counts):  # class names
+def _check_counts(counts):
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more.")
+
+
+def _check_pictures(images, local, backbone):
+    "Pictures to learn from, and regions for a loss that reads them."
     if not hasattr(images, "read") or not len(images):
         raise ValueError(
-            f"few_shot_set must be an ImageSet with pictures, not {images!r:.80}; few_shot(load_dataset(...), shots=16) draws one."
+            f"few_shot_set must be an ImageSet with pictures, not {images!r:.80}; "
+            "few_shot(load_dataset(...), shots=16) draws one."
         )
     if local and backbone.grid is None:
         raise ValueError(
-            f"The backbone {backbone.name} has no local features, which LoCoOp learns from; take a CLIP ViT or ResNet, or fit_coop."
+            f"The backbone {backbone.name} has no local features, which LoCoOp learns from; take "
+            "a CLIP ViT or ResNet, or fit_coop."
         )
+
+# %% ../../nbs/6_locoop/01_coop.ipynb #100f3132
+def _names_in_order(images, class_names):
+    "The names for the prompts, one for each class of the set."
     names = list(images.class_names if class_names is None else class_names)
     if len(names) != len(images.class_names):
         raise ValueError(
-            f"{len(names)} class names for the {len(images.class_names)} classes of {images!r}; give one for each, in the order of its labels."
+            f"{len(names)} class names for the {len(images.class_names)} classes of {images!r}; "
+            "give one for each, in the order of its labels."
         )
+    pairs = zip(images.class_names, names)
     moved = [
         (own, name)
-        for own, name in zip(images.class_names, names)
+        for own, name in pairs
         if own != name and own in names and name in images.class_names
     ]
     if moved:
         raise ValueError(
-            f"class_names calls the class {moved[0][0]!r} of {images!r} {moved[0][1]!r}, which is another of its classes. Names are taken in the order of the labels: {', '.join(images.class_names[:5])}, ..."
-        )
-    without = [name for name, count in images.class_counts().items() if not count]
-    if (images.labels < 0).any():
-        raise ValueError(
-            f"{int((images.labels < 0).sum())} pictures of {images!r} have no label; few_shot leaves them out."
-        )
-    if without:
-        raise ValueError(
-            f"{len(without)} classes of {images!r} have no picture, such as {without[0]!r}; a context is learned from pictures of every class (few_shot checks that)."
+            f"class_names calls the class {moved[0][0]!r} of {images!r} {moved[0][1]!r}, which "
+            "is another of its classes. Names are taken in the order of the labels: "
+            f"{', '.join(images.class_names[:5])}, ..."
         )
     return names
 
+# %% ../../nbs/6_locoop/01_coop.ipynb #657e6ae2
+def _check_labels(images):
+    "Every picture has a class, and every class a picture."
+    without = [name for name, count in images.class_counts().items() if not count]
+    if (images.labels < 0).any():
+        raise ValueError(
+            f"{int((images.labels < 0).sum())} pictures of {images!r} have no label; few_shot "
+            "leaves them out."
+        )
+    if without:
+        raise ValueError(
+            f"{len(without)} classes of {images!r} have no picture, such as {without[0]!r}; a "
+            "context is learned from pictures of every class (few_shot checks that)."
+        )
+
+
+def _check_fit(images, class_names, local, backbone, **counts):  # class names
+    _check_counts(counts)
+    _check_pictures(images, local, backbone)
+    names = _names_in_order(images, class_names)
+    _check_labels(images)
+    return names
+
 # %% ../../nbs/6_locoop/01_coop.ipynb #df99f717
-def _in_precision(backbone, precision):  # the same towers, computing in another precision
+def _in_precision(backbone, precision):
+    "The same towers, computing in another precision."
     other = copy(backbone)
     other.precision = resolve_precision(precision or backbone.precision, backbone.device)
     return other
 
+# %% ../../nbs/6_locoop/01_coop.ipynb #fe1ab1a7
+def _about(backbone, precision, images, skipped, names):
+    "What a context is learned with: towers, pictures and names."
+    return {
+        "method": "coop",
+        "backbone": backbone.name,
+        "weights": str(backbone.pretrained),
+        "fingerprint": backbone.fingerprint,
+        "precision": precision,
+        "dataset": images.name,
+        "split": images.split,
+        "shots": images.about.get("shots"),
+        "pictures": len(images),
+        "skipped": [name for name, _ in skipped],
+        "drawn": content_hash(images.fingerprint, images.ids, images.labels),
+        "class_names": content_hash(names),
+    }
 
+
+def _form(context):
+    "What the learned words look like."
+    return {
+        "length": context.length,
+        "words": context.words,
+        "position": context.position,
+        "class_specific": context.class_specific,
+    }
+
+
+def _kept_in(folder, settings):
+    "The folder of a training; True: one named after its settings."
+    if folder is True:
+        return home() / "contexts" / content_hash("context 1", settings)
+    return folder
+
+# %% ../../nbs/6_locoop/01_coop.ipynb #b8aec3fe
 def fit_coop(
     backbone,  # Backbone; stays frozen, may run in fp32, bf16 or fp16
     few_shot_set,  # ImageSet with labels, from `few_shot`
@@ -140,7 +205,8 @@ def fit_coop(
     # encoded crops per picture, kept and reused; None: new crops in every epoch, as in the paper
     views=None,
     seed=1,  # of initial values, crops and order
-    # keeps the state after every epoch and goes on from it; True: a folder of $OODNB_HOME, named after the settings
+    # keeps the state after every epoch and goes on from it; True: a folder of $OODNB_HOME, named
+    # after the settings
     folder=None,
     progress=True,  # show bars
     words=None,  # start from these words instead of random vectors
@@ -152,74 +218,40 @@ def fit_coop(
     terms_of=coop_terms,  # what is minimised, see `train_context`
     local=False,  # whether terms_of reads local logits
     own=None,  # dict: settings of another loss, beginning with its name under "method"
-    # of the towers while training: "fp32", "bf16", "fp16" or "auto", see `resolve_precision`; None: that of the backbone
+    # of the towers while training: "fp32", "bf16", "fp16" or "auto", see `resolve_precision`; None:
+    # that of the backbone
     precision=None,
 ) -> PromptContext:  # trained; with .settings and .history
-    "CoOp with the published protocol. Its defaults are the paper's (16 shots come from `few_shot`)."
-    names = _check_fit(
-        few_shot_set,
-        class_names,
-        local,
-        backbone,
-        epochs=epochs,
-        batch_size=batch_size,
-        views=1 if views is None else views,
-    )
-    learner = _in_precision(backbone, precision)
-    context = PromptContext(
-        learner,
-        names,
-        length=length,
-        words=words,
-        position=position,
-        class_specific=class_specific,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    """CoOp with the published protocol.
+    Its defaults are the paper's (16 shots come from `few_shot`)."""
+    counts = {"epochs": epochs, "batch_size": batch_size, "views": 1 if views is None else views}
+    names = _check_fit(few_shot_set, class_names, local, backbone, **counts)
+    learner, generator = _in_precision(backbone, precision), torch.Generator().manual_seed(seed)
+    context = PromptContext(learner, names, length, words, position, class_specific, generator)
     images, skipped = readable(few_shot_set, workers, progress)
     rates = learning_rates(epochs, lr)
-    context.settings = {
-        "method": "coop",
-        "backbone": backbone.name,
-        "weights": str(backbone.pretrained),
-        "fingerprint": backbone.fingerprint,
-        "precision": learner.precision,
-        "dataset": images.name,
-        "split": images.split,
-        "shots": images.about.get("shots"),
-        "pictures": len(images),
-        "skipped": [name for name, _ in skipped],
-        "drawn": content_hash(images.fingerprint, images.ids, images.labels),
-        "class_names": content_hash(names),
-        "epochs": epochs,
-        "length": context.length,
-        "words": words,
-        "position": position,
-        "class_specific": bool(class_specific),
-        "batch_size": batch_size,
-        "lr": lr,
-        "views": views,
-        "seed": seed,
-        **(own or {}),
-    }
-    if folder is True:
-        folder = home() / "contexts" / content_hash("context 1", context.settings)
+    about = _about(backbone, learner.precision, images, skipped, names)
+    chosen = {"batch_size": batch_size, "lr": lr, "views": views, "seed": seed, **(own or {})}
+    context.settings = {**about, "epochs": epochs, **_form(context), **chosen}
     batches = feature_batches(learner, images, batch_size, seed, views, local, cache, workers)
-    context.history = train_context(
-        context,
-        batches,
-        rates,
-        backbone.logit_scale,
-        terms_of,
-        folder=folder,
-        settings=context.settings,
-        stop_after=stop_after,
-        watch=watch,
-        progress=progress,
-    )
+    loop = {"stop_after": stop_after, "watch": watch, "progress": progress}
+    loop |= {"folder": _kept_in(folder, context.settings), "settings": context.settings}
+    scale = backbone.logit_scale
+    context.history = train_context(context, batches, rates, scale, terms_of, **loop)
     context.backbone = backbone
     return context
 
 # %% ../../nbs/6_locoop/01_coop.ipynb #2dc95a74
+def _check_regions(backbone, detectors):
+    "Scores that compare regions need a backbone that has some."
+    local = [d.kind for d in detectors if d.needs_local]
+    if local and backbone.grid is None:
+        raise ValueError(
+            f"{' and '.join(local)} compares image regions, but the backbone {backbone.name!r} "
+            "has no local features. Ask for scores=('mcm',), or take a CLIP ViT or ResNet."
+        )
+
+# %% ../../nbs/6_locoop/01_coop.ipynb #59232f9b
 def prompt_detectors(
     backbone,  # Backbone that the context was learned with
     context,  # PromptContext
@@ -242,11 +274,7 @@ def prompt_detectors(
         f"{name}_",
         fingerprint=backbone.fingerprint,
     )
-    local = [d.kind for d in detectors if d.needs_local]
-    if local and backbone.grid is None:
-        raise ValueError(
-            f"{' and '.join(local)} compares image regions, but the backbone {backbone.name!r} has no local features. Ask for scores=('mcm',), or take a CLIP ViT or ResNet."
-        )
+    _check_regions(backbone, detectors)
     return detectors
 
 # %% ../../nbs/6_locoop/01_coop.ipynb #a59bcd3a
@@ -264,30 +292,60 @@ def save_context(
     }
     save_tensors(path, "oodnb_context", {"vectors": context.vectors.float()}, facts)
 
-
-def _with_vectors(backbone, vectors, class_names, position, where):  # PromptContext
-    specific = vectors.ndim == 3
+# %% ../../nbs/6_locoop/01_coop.ipynb #a28e0c74
+def _check_vectors(vectors, class_names, where):
+    "Finite vectors of one shape or the other, as many as there are names."
     if vectors.ndim not in (2, 3):
         raise ValueError(
-            f"The context in {where} has the shape {tuple(vectors.shape)}; [M, W] (shared) or [K, M, W] (class-specific) is needed."
+            f"The context in {where} has the shape {tuple(vectors.shape)}; [M, W] (shared) or "
+            "[K, M, W] (class-specific) is needed."
         )
     if not vectors.isfinite().all():
         raise ValueError(f"The context in {where} holds NaN or infinite numbers; it is useless.")
-    if specific and len(vectors) != len(class_names):
+    if vectors.ndim == 3 and len(vectors) != len(class_names):
         raise ValueError(
-            f"The context in {where} is class-specific for {len(vectors)} classes, but there are {len(class_names)} class names; give the names it was learned with."
+            f"The context in {where} is class-specific for {len(vectors)} classes, but there are "
+            f"{len(class_names)} class names; give the names it was learned with."
         )
+
+# %% ../../nbs/6_locoop/01_coop.ipynb #2e9b631e
+def _with_vectors(backbone, vectors, class_names, position, where):
+    "A context with these vectors."
+    _check_vectors(vectors, class_names, where)
+    specific, length = vectors.ndim == 3, vectors.shape[-2]
     context = PromptContext(
-        backbone, class_names, length=vectors.shape[-2], position=position, class_specific=specific
+        backbone, class_names, length=length, position=position, class_specific=specific
     )
     if context.vectors.shape != vectors.shape:
         raise ValueError(
-            f"The context in {where} has vectors of width {vectors.shape[-1]}, but the text tower of {backbone.name} takes {context.vectors.shape[-1]}; load it with the backbone it was learned with."
+            f"The context in {where} has vectors of width {vectors.shape[-1]}, but the text "
+            f"tower of {backbone.name} takes {context.vectors.shape[-1]}; load it with the "
+            "backbone it was learned with."
         )
     context.vectors.data.copy_(vectors)
     return context
 
+# %% ../../nbs/6_locoop/01_coop.ipynb #b0d0a418
+def _check_learned_with(path, facts, backbone):
+    "Vectors mean something to the text tower that they were learned with, and to no other."
+    settings = facts["settings"]
+    learned_with = settings.get("fingerprint")
+    if learned_with not in (None, backbone.fingerprint):
+        raise ValueError(
+            f"{path} was learned with {settings.get('backbone')} {settings.get('weights')} "
+            f"({learned_with}), not with {backbone.name} {backbone.pretrained} "
+            f"({backbone.fingerprint}); its vectors mean nothing to another text tower."
+        )
 
+
+def _check_own_names(path, facts, names):
+    if facts["class_specific"] and names != facts["class_names"]:
+        raise ValueError(
+            f"{path} is class-specific: every class has vectors of its own, so it cannot be read "
+            "for other class names. Leave class_names out, or learn a shared context."
+        )
+
+# %% ../../nbs/6_locoop/01_coop.ipynb #2bda13b9
 def load_context(
     path,  # *.safetensors from `save_context`
     backbone,  # Backbone that it was learned with
@@ -301,22 +359,30 @@ def load_context(
         "save_context writes one; import_context reads the format of the original code",
         ("vectors",),
     )
-    vectors = tensors["vectors"]
-    learned_with = facts["settings"].get("fingerprint")
-    if learned_with not in (None, backbone.fingerprint):
-        raise ValueError(
-            f"{path} was learned with {facts['settings'].get('backbone')} {facts['settings'].get('weights')} ({learned_with}), not with {backbone.name} {backbone.pretrained} ({backbone.fingerprint}); its vectors mean nothing to another text tower."
-        )
+    _check_learned_with(path, facts, backbone)
     names = facts["class_names"] if class_names is None else list(class_names)
-    if facts["class_specific"] and names != facts["class_names"]:
-        raise ValueError(
-            f"{path} is class-specific: every class has vectors of its own, so it cannot be read for other class names. Leave class_names out, or learn a shared context."
-        )
-    context = _with_vectors(backbone, vectors, names, facts["position"], path)
+    _check_own_names(path, facts, names)
+    context = _with_vectors(backbone, tensors["vectors"], names, facts["position"], path)
     context.settings = facts["settings"]
     return context
 
 # %% ../../nbs/6_locoop/01_coop.ipynb #f9284876
+def _foreign_vectors(path):
+    "(the tensor of a prompt learner, all that its checkpoint holds)."
+    try:
+        with foreign_as_shells(path):
+            kept = torch.load(path, map_location="cpu", weights_only=True)
+        state = kept.get("state_dict", kept)
+        names = ("ctx", "prompt_learner.ctx")
+        return next(state[name] for name in names if name in state), kept
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else "not found"
+        raise ValueError(
+            f"{path} is no checkpoint of a prompt learner with a tensor 'ctx' "
+            f"({type(error).__name__}: {reason})."
+        ) from None
+
+# %% ../../nbs/6_locoop/01_coop.ipynb #dbd27779
 def import_context(
     path,  # model.pth.tar-50 of the original code
     backbone,  # Backbone that it was learned with
@@ -328,19 +394,12 @@ def import_context(
     path = Path(path).expanduser()
     if path.is_dir():
         raise ValueError(
-            f"{path} is a folder; give the file, such as {path / 'prompt_learner' / 'model.pth.tar-50'}."
+            f"{path} is a folder; give the file, such as "
+            f"{path / 'prompt_learner' / 'model.pth.tar-50'}."
         )
     if not path.exists():
         raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        with foreign_as_shells(path):
-            kept = torch.load(path, map_location="cpu", weights_only=True)
-        state = kept.get("state_dict", kept)
-        vectors = next(state[name] for name in ("ctx", "prompt_learner.ctx") if name in state)
-    except Exception as error:
-        raise ValueError(
-            f"{path} is no checkpoint of a prompt learner with a tensor 'ctx' ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'not found'})."
-        ) from None
+    vectors, kept = _foreign_vectors(path)
     context = _with_vectors(backbone, vectors.float(), list(class_names), position, path)
     context.settings = {
         "method": "imported",

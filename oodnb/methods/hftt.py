@@ -27,39 +27,56 @@ from ..scores import cosine_sims, normalize, task_log_odds
 _all_ = ["HFTTSettings", "TrainedOutliers", "task_side", "train_outliers"]  # who fits trains
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #c4af709d
+def _encoded_whole(backbone, texts, cache, progress):
+    "Unit rows of texts; `ValueError` for a text that would be cut."
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*were cut")
+        try:
+            return normalize(encode_once(backbone, texts, cache, progress=progress))
+        except UserWarning as error:
+            raise ValueError(
+                f"A text of the task does not fit into the text tower of {backbone.name}: "
+                f"{error} Shorten the phrase, or take templates='name'."
+            ) from error
+
+# %% ../../nbs/7_hftt/02_hftt.ipynb #d25ba12a
 def task_features(
     backbone,  # Backbone
     class_names,  # K class names or phrases, or an object that has class_names (an image set)
-    # name in TEMPLATES, one template with {}, or a list; "name" for phrases that are whole sentences
+    # name in TEMPLATES, one template with {}, or a list; "name" for phrases that are whole
+    # sentences
     templates="openai80",
     cache=True,  # where text features are kept, see `words.encode_once`
     progress=True,  # show a bar
 ):  # (task_embeddings [K, D], task_texts [n, D]), unit rows, float32 on the CPU
     "Fixed embeddings of the task, and its single texts."
-    names, templates = (
-        clean_names(getattr(class_names, "class_names", class_names)),
-        resolve_templates(templates),
-    )
-    distinct = list(dict.fromkeys(names))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*were cut")
-        try:
-            texts = normalize(
-                encode_once(
-                    backbone,
-                    [template.replace("{}", name) for name in distinct for template in templates],
-                    cache,
-                    progress=progress,
-                )
-            )
-        except UserWarning as error:
-            raise ValueError(
-                f"A text of the task does not fit into the text tower of {backbone.name}: {error} Shorten the phrase, or take templates='name'."
-            ) from error
+    names = clean_names(getattr(class_names, "class_names", class_names))
+    distinct, templates = list(dict.fromkeys(names)), resolve_templates(templates)
+    sentences = [template.replace("{}", name) for name in distinct for template in templates]
+    texts = _encoded_whole(backbone, sentences, cache, progress)
     means = normalize(texts.unflatten(0, (len(distinct), -1)).mean(1))
     return means[[distinct.index(name) for name in names]], texts
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #434edae1
+def _task_odds(detector, features, probability):
+    "Log-odds of task against outliers, or the probability they stand for [N], float64."
+    task, outliers = detector.task_embeddings, detector.outliers
+    check_features(features, task.shape[1], detector.fingerprint, False, detector.name)
+    images = features.image_features.double()
+    with torch.no_grad():
+        sims = (cosine_sims(images, rows.double().to(images.device)) for rows in (task, outliers))
+        return task_log_odds(*sims, detector.temperature, probability)
+
+
+def _check_epoch(detector, epoch):
+    "An epoch that the detector was trained for."
+    if not 0 <= epoch < len(detector.after_epoch):
+        raise ValueError(
+            f"epoch is {epoch}; {detector.name!r} was trained for {len(detector.after_epoch)} "
+            "epochs, counted from 0."
+        )
+
+# %% ../../nbs/7_hftt/02_hftt.ipynb #a8fb0b05
 @dataclass(frozen=True, eq=False)
 class HFTTDetector:
     "Task embeddings against trained outlier embeddings."
@@ -87,32 +104,19 @@ class HFTTDetector:
             **self.trained,
         }
 
-    def _odds(self, features, probability):
-        check_features(features, self.task_embeddings.shape[1], self.fingerprint, False, self.name)
-        images = features.image_features.double()
-        with torch.no_grad():
-            return task_log_odds(
-                *(
-                    cosine_sims(images, rows.double().to(images.device))
-                    for rows in (self.task_embeddings, self.outliers)
-                ),
-                self.temperature,
-                probability,
-            )
-
     def score(
         self,
         features,  # Features of N images
     ) -> torch.Tensor:  # log-odds of being in-distribution [N], float64
         "One score per image; raises `ValueError` when the features do not fit."
-        return self._odds(features, False).round(decimals=9)
+        return _task_odds(self, features, False).round(decimals=9)
 
     def probability(
         self,
         features,  # Features of N images
     ) -> torch.Tensor:  # [N], float64; saturates at 1
         "Probability of being in-distribution."
-        return self._odds(features, True)
+        return _task_odds(self, features, True)
 
     @property
     def classifier(self):
@@ -125,10 +129,7 @@ class HFTTDetector:
         epoch,  # 0, 1, ...
     ):  # HFTTDetector
         "The detector as it was after an epoch, by a name that says so."
-        if not 0 <= epoch < len(self.after_epoch):
-            raise ValueError(
-                f"epoch is {epoch}; {self.name!r} was trained for {len(self.after_epoch)} epochs, counted from 0."
-            )
+        _check_epoch(self, epoch)
         return replace(
             self,
             name=f"{self.name}_epoch{epoch}",
@@ -142,35 +143,115 @@ def _as_list(value):
     return list(value) if isinstance(value, (list, tuple, range)) else [value]
 
 
-def _temperatures(backbone, temperature):
-    own = 1 / backbone.logit_scale
-    chosen = [own if t is None else t for t in _as_list(temperature)]
-    other = [t for t in chosen if abs(t - own) > 0.05 * own]
-    if other:
-        warnings.warn(
-            f"temperature is {', '.join(f'{t:g}' for t in other)}, but {backbone.name} has learned {own:.4g}. Another backbone's value, or one that was not learned, may hurt; temperature=None takes the backbone's own.",
-            stacklevel=4,
-        )
-    return chosen
-
-
 def _combined(name, crossed, **choices):
     "One dict per run, and a name that tells them apart."
     varied = [key for key, values in choices.items() if len(values) > 1]
     short = {"outliers": "n", "focal": "g", "temperature": "t", "seed": "seed"}
     runs = [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
     if not crossed:
-        runs = [
-            run
-            for run in runs
-            if sum(run[key] != choices[key][0] for key in choices if key != "seed") < 2
-        ]
+        others = [key for key in choices if key != "seed"]
+        runs = [run for run in runs if sum(run[key] != choices[key][0] for key in others) < 2]
     return [
         {**run, "name": "_".join([name, *(f"{short[key]}{run[key]:g}" for key in varied)])}
         for run in runs
     ]
 
+# %% ../../nbs/7_hftt/02_hftt.ipynb #b23ccab4
+def _temperatures(backbone, temperature):
+    "The temperatures asked for, None being the backbone's own; warns of others."
+    own = 1 / backbone.logit_scale
+    chosen = [own if t is None else t for t in _as_list(temperature)]
+    other = [t for t in chosen if abs(t - own) > 0.05 * own]
+    if other:
+        warnings.warn(
+            f"temperature is {', '.join(f'{t:g}' for t in other)}, but {backbone.name} has "
+            f"learned {own:.4g}. Another backbone's value, or one that was not learned, may "
+            "hurt; temperature=None takes the backbone's own.",
+            stacklevel=5,
+        )
+    return chosen
+
+
+def _check_count(count):
+    "The number of trained vectors of a run."
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+        raise ValueError(
+            f"outliers is {count!r}; give the number of trained vectors, 1 or more (10 in the "
+            "paper)."
+        )
+
+# %% ../../nbs/7_hftt/02_hftt.ipynb #480b59e2
+def _runs_of(backbone, name, crossed, outliers, focal, temperature, seed):
+    "One dict per run, of the choices that may be several."
+    return _combined(
+        name,
+        crossed,
+        outliers=_as_list(outliers),
+        focal=_as_list(focal),
+        temperature=_temperatures(backbone, temperature),
+        seed=_as_list(seed),
+    )
+
 # %% ../../nbs/7_hftt/02_hftt.ipynb #0246607c
+def _initial(runs, width):
+    "First vectors of every run, drawn from its seed."
+    vectors = []
+    for run in runs:
+        generator = torch.Generator().manual_seed(int(run["seed"]))
+        vectors.append(torch.randn(run["outliers"], width, generator=generator))
+    return vectors
+
+
+def _protocol(words, templates, word_template, order_seed, recipe):
+    "What all runs have in common, for their settings."
+    return {
+        "words": words.name,
+        "word_count": len(words),
+        "words_hash": words.fingerprint,
+        "templates": templates if isinstance(templates, str) else list(templates),
+        "word_template": word_template,
+        "order_seed": order_seed,
+        **asdict(recipe),
+    }
+
+# %% ../../nbs/7_hftt/02_hftt.ipynb #df338b0d
+def _detectors(runs, done, embeddings, class_names, fingerprint, common):
+    "A detector of every run, with the way it has gone."
+    return [
+        HFTTDetector(
+            run["name"],
+            embeddings,
+            done.outliers[i].cpu(),
+            run["temperature"],
+            tuple(class_names),
+            fingerprint,
+            {**common, "seed": run["seed"], "focal": run["focal"]},
+            tuple(rows[i].cpu() for rows in done.after_epoch),
+            tuple({**row, "losses": row["losses"][i]} for row in done.history),
+        )
+        for i, run in enumerate(runs)
+    ]
+
+# %% ../../nbs/7_hftt/02_hftt.ipynb #44afcddd
+def _column(runs, key):
+    return [run[key] for run in runs]
+
+
+def _settings_of(runs, recipe):
+    "The settings of the training, once they and the runs are known to be possible."
+    for run in runs:
+        _check_count(run["outliers"])
+    settings = HFTTSettings(**recipe)
+    check_runs(*(_column(runs, key) for key in ("outliers", "temperature", "focal")))
+    return settings
+
+
+def _word_rows(backbone, words, word_template, cache, progress):
+    "Unit rows of the words in their template."
+    texts = word_texts(words, word_template)
+    return normalize(encode_once(backbone, texts, cache, progress=progress))
+
+# %% ../../nbs/7_hftt/02_hftt.ipynb #c0688290
 def fit_hftt_runs(
     backbone,  # Backbone; stays frozen
     task,  # class names or phrases of what is in-distribution, or an image set
@@ -189,96 +270,50 @@ def fit_hftt_runs(
     progress=True,  # show bars
     stop_after=None,  # see `train_outliers`
     watch=None,  # function of a dict, called after every step
-    # False: outliers, focal and temperature are varied one at a time, the others keep their first value
+    # False: outliers, focal and temperature are varied one at a time, the others keep their first
+    # value
     crossed=True,
     **recipe,  # fields of `HFTTSettings`: epochs, batch_size, lr, ...
 ) -> list:  # HFTTDetectors, one per combination of outliers, focal, temperature and seed
-    "HFTT with the published protocol, several runs in one training. Raises `ValueError` before anything is encoded."
-    class_names, words = (
-        list(getattr(task, "class_names", task)) if not isinstance(task, str) else task,
-        load_words(words),
-    )
+    """HFTT with the published protocol, several runs in one training.
+    Raises `ValueError` before anything is encoded."""
+    class_names = task if isinstance(task, str) else list(getattr(task, "class_names", task))
+    words = load_words(words)
     clean_names(class_names)
     if deduplicate:
         words = without_synonyms(words, class_names)
-    runs = _combined(
-        name,
-        crossed,
-        outliers=_as_list(outliers),
-        focal=_as_list(focal),
-        temperature=_temperatures(backbone, temperature),
-        seed=_as_list(seed),
-    )
-    for run in runs:
-        if (
-            isinstance(run["outliers"], bool)
-            or not isinstance(run["outliers"], Integral)
-            or run["outliers"] < 1
-        ):
-            raise ValueError(
-                f"outliers is {run['outliers']!r}; give the number of trained vectors, 1 or more (10 in the paper)."
-            )
-    recipe, (counts, t, g) = (
-        HFTTSettings(**recipe),
-        ([run[key] for run in runs] for key in ("outliers", "temperature", "focal")),
-    )
-    check_runs(counts, t, g)
+    runs = _runs_of(backbone, name, crossed, outliers, focal, temperature, seed)
+    recipe = _settings_of(runs, recipe)
     embeddings, texts = task_features(backbone, class_names, templates, cache, progress)
-    features = normalize(
-        encode_once(backbone, word_texts(words, word_template), cache, progress=progress)
-    )
-    initial = [
-        torch.randn(
-            run["outliers"],
-            backbone.embed_dim,
-            generator=torch.Generator().manual_seed(int(run["seed"])),
-        )
-        for run in runs
-    ]
-    common = {
-        "words": words.name,
-        "word_count": len(words),
-        "words_hash": words.fingerprint,
-        "templates": templates if isinstance(templates, str) else list(templates),
-        "word_template": word_template,
-        "order_seed": order_seed,
-        **asdict(recipe),
-    }
-    state = {
-        **common,
-        "runs": runs,
-        "task": content_hash(embeddings, texts),
-        "backbone": backbone.fingerprint,
-    }
-    order = lambda epoch: chance_of("words", order_seed, epoch).permutation(len(words))
-    there = [rows.to(backbone.device) for rows in (embeddings, texts, features)]
+    given = embeddings, texts, _word_rows(backbone, words, word_template, cache, progress)
+    common = _protocol(words, templates, word_template, order_seed, recipe)
+    made_of = {"task": content_hash(embeddings, texts), "backbone": backbone.fingerprint}
     done = train_outliers(
-        *there,
-        [w.to(backbone.device) for w in initial],
-        order,
-        t,
-        g,
+        *(rows.to(backbone.device) for rows in given),
+        [rows.to(backbone.device) for rows in _initial(runs, backbone.embed_dim)],
+        lambda epoch: chance_of("words", order_seed, epoch).permutation(len(words)),
+        _column(runs, "temperature"),
+        _column(runs, "focal"),
         folder,
-        state,
+        {**common, "runs": runs, **made_of},
         stop_after=stop_after,
         watch=watch,
         progress=progress,
         **asdict(recipe),
     )
-    make = lambda i, run: HFTTDetector(
-        run["name"],
-        embeddings,
-        done.outliers[i].cpu(),
-        run["temperature"],
-        tuple(class_names),
-        backbone.fingerprint,
-        {**common, "seed": run["seed"], "focal": run["focal"]},
-        tuple(rows[i].cpu() for rows in done.after_epoch),
-        tuple({**row, "losses": row["losses"][i]} for row in done.history),
-    )
-    return [make(i, run) for i, run in enumerate(runs)]
+    return _detectors(runs, done, embeddings, class_names, backbone.fingerprint, common)
 
+# %% ../../nbs/7_hftt/02_hftt.ipynb #062b4ea2
+def _check_single(choices):
+    "Refuse what would give several detectors."
+    several = [key for key, value in choices.items() if isinstance(value, (list, tuple, range))]
+    if several:
+        raise ValueError(
+            f"{several[0]} holds several values; fit_hftt trains one detector, fit_hftt_runs as "
+            "many as you like."
+        )
 
+# %% ../../nbs/7_hftt/02_hftt.ipynb #9da260de
 def fit_hftt(
     backbone,  # Backbone; stays frozen
     task,  # class names or phrases of what is in-distribution, or an image set
@@ -287,15 +322,9 @@ def fit_hftt(
     **options,  # see `fit_hftt_runs`
 ) -> HFTTDetector:
     "HFTT with the published protocol: task phrases in, detector out."
-    several = [
-        key
-        for key in ("outliers", "focal", "temperature")
-        if isinstance(options.get(key), (list, tuple, range))
-    ] + ["seed"] * isinstance(seed, (list, tuple, range))
-    if several:
-        raise ValueError(
-            f"{several[0]} holds several values; fit_hftt trains one detector, fit_hftt_runs as many as you like."
-        )
+    _check_single(
+        {key: options.get(key) for key in ("outliers", "focal", "temperature")} | {"seed": seed}
+    )
     return fit_hftt_runs(backbone, task, words, seed, **options)[0]
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #1e27e92c
@@ -319,7 +348,7 @@ def save_hftt(
         about,
     )
 
-
+# %% ../../nbs/7_hftt/02_hftt.ipynb #5508aa35
 def load_hftt(
     path,  # file written by `save_hftt`
 ) -> HFTTDetector:
@@ -343,7 +372,8 @@ def load_hftt(
 def oracle_epoch(
     aurocs,  # AUROC after each epoch on each OOD test set [E, sets], 0 to 1 or percent
 ) -> int:  # the first epoch with the largest mean
-    "The epoch that looks best on the test data. Not a result: an upper bound that only an oracle reaches."
+    """The epoch that looks best on the test data.
+    Not a result: an upper bound that only an oracle reaches."""
     means = torch.as_tensor(aurocs, dtype=torch.float64).mean(1)
     if not len(means) or not float(means.max()) > 0:
         raise ValueError(

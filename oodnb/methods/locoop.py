@@ -53,26 +53,35 @@ def default_top_k(
     "A fifth of the classes: 200 of 1000, 20 of 100."
     return max(1, classes // 5)
 
+# %% ../../nbs/6_locoop/02_locoop.ipynb #a5f74463
+def _check_terms(top_k, weight, classes):
+    "Refuse a K that no class can reach, and a weight that is no weight."
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or not 0 <= top_k <= classes:
+        raise ValueError(
+            f"top_k is {top_k!r}, but there are {classes} classes; possible are 0 (every region "
+            f"is background) to {classes} (none is). top_k=None takes a fifth of the classes, "
+            f"{default_top_k(classes)}."
+        )
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"weight is {weight}; give a number from 0 (CoOp) up, LoCoOp takes 0.25.")
 
+# %% ../../nbs/6_locoop/02_locoop.ipynb #341116db
 def fit_locoop(
     backbone,  # Backbone with local features; stays frozen, may run in fp32, bf16 or fp16
     few_shot_set,  # ImageSet with labels, from `few_shot`
     # names for the prompts, in the order of the labels; None takes those of the set
     class_names=None,
-    # a region that ranks its class among the first top_k is in-distribution; None: a fifth of the classes
+    # a region that ranks its class among the first top_k is in-distribution; None: a fifth of the
+    # classes
     top_k=None,
     weight=0.25,  # lambda
     **options,  # epochs, length, views, seed, folder, ...: those of `fit_coop`
 ):  # PromptContext, trained; with .settings and .history
-    "LoCoOp with the published protocol. Its defaults are the paper's (16 shots come from `few_shot`)."
+    """LoCoOp with the published protocol.
+    Its defaults are the paper's (16 shots come from `few_shot`)."""
     classes = len(getattr(few_shot_set, "class_names", ()))
     top_k = default_top_k(classes) if top_k is None else top_k
-    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or not 0 <= top_k <= classes:
-        raise ValueError(
-            f"top_k is {top_k!r}, but there are {classes} classes; possible are 0 (every region is background) to {classes} (none is). top_k=None takes a fifth of the classes, {default_top_k(classes)}."
-        )
-    if not 0 <= weight < float("inf"):
-        raise ValueError(f"weight is {weight}; give a number from 0 (CoOp) up, LoCoOp takes 0.25.")
+    _check_terms(top_k, weight, classes)
     chosen = {"top_k": int(top_k), "weight": float(weight)}
     return fit_coop(
         backbone,

@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 import warnings
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from threading import get_ident
 from timeit import repeat
@@ -30,6 +30,13 @@ from ..towers import TINY_CONFIGS, tiny_model, value_path
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def _count_of(kind):
+    "How many devices of a kind PyTorch sees."
+    if kind == "cuda":
+        return torch.cuda.device_count()
+    return int(torch.backends.mps.is_available()) if kind == "mps" else 1
+
+
 def find_device(
     device,  # torch.device, str, or None for the best there is
 ) -> torch.device:
@@ -40,21 +47,18 @@ def find_device(
         device = torch.device(device)
     except RuntimeError as error:
         raise ValueError(
-            f"{device!r} is not a device; give 'cpu', 'cuda', 'cuda:1', 'mps' or None for the best one there is."
+            f"{device!r} is not a device; give 'cpu', 'cuda', 'cuda:1', 'mps' or None for the "
+            "best one there is."
         ) from error
-    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(
-        device.type, 1
-    )
+    there = _count_of(device.type)
     if there <= (device.index or 0):
         raise ValueError(
-            f"The device '{device}' is not available: PyTorch sees {there} of its kind. Use device='cpu', or install a PyTorch built for it."
+            f"The device '{device}' is not available: PyTorch sees {there} of its kind. Use "
+            "device='cpu', or install a PyTorch built for it."
         )
     return device
 
 # %% ../../nbs/2_models/06_backbone.ipynb #d60b2e94
-_IMITATED = 4  # times as long as fp32; measured: up to 2 with units for it, 40 and more without
-
-
 @cache
 def half_factor(
     precision,  # "bf16" or "fp16"
@@ -65,6 +69,9 @@ def half_factor(
     return min(repeat(lambda: half @ half, number=1, repeat=6)) / min(
         repeat(lambda: matrix @ matrix, number=1, repeat=6)
     )
+
+# %% ../../nbs/2_models/06_backbone.ipynb #3738a26e
+_IMITATED = 4  # times as long as fp32
 
 
 def is_native(
@@ -79,39 +86,39 @@ def is_native(
     with torch.cuda.device(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
-
+# %% ../../nbs/2_models/06_backbone.ipynb #c83db4af
 @cache
 def _warn_of_imitation(precision, device):  # once per process
-    factor = (
-        f": a product takes {half_factor(precision):.0f} times as long as in fp32"
-        if device.type == "cpu"
-        else ""
-    )
+    factor = ""
+    if device.type == "cpu":
+        factor = f": a product takes {half_factor(precision):.0f} times as long as in fp32"
     warnings.warn(
-        f"The device '{device}' has no units for {precision} and imitates it{factor}. Take precision='fp32', or 'auto' for the faster one.",
+        f"The device '{device}' has no units for {precision} and imitates it{factor}. Take "
+        "precision='fp32', or 'auto' for the faster one.",
         stacklevel=4,
     )
 
 
+def _faster_half(device):
+    "Whether bf16 is native to a device and not slower than fp32."
+    if device.type == "cpu":
+        return half_factor("bf16") <= 1
+    return device.type == "cuda" and is_native("bf16", device)
+
+# %% ../../nbs/2_models/06_backbone.ipynb #a9697f33
 def resolve_precision(
     precision,  # "fp32", "bf16", "fp16" or "auto"
     device,  # torch.device that will compute
 ) -> str:  # "fp32", "bf16" or "fp16": what to compute in, and to write down
-    'A checked precision; "auto" is bf16 where the device has it and is not slower with it, else fp32.'
+    """A checked precision.
+    "auto" is bf16 where the device has it and is not slower with it, else fp32."""
     if precision not in (*PRECISIONS, "auto"):
         raise ValueError(
-            f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}, or auto for the faster of fp32 and bf16 on this device."
+            f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}, or auto for the "
+            "faster of fp32 and bf16 on this device."
         )
     if precision == "auto":
-        return (
-            "bf16"
-            if (
-                half_factor("bf16") <= 1
-                if device.type == "cpu"
-                else device.type == "cuda" and is_native("bf16", device)
-            )
-            else "fp32"
-        )
+        return "bf16" if _faster_half(device) else "fp32"
     if precision != "fp32" and not is_native(precision, device):
         _warn_of_imitation(precision, device)
     return precision
@@ -122,11 +129,8 @@ def in_precision(
     precision,  # "fp32", "bf16" or "fp16"
 ):  # context
     "Inside, matrix products of float32 tensors run in this precision; weights stay as they are."
-    return (
-        torch.autocast(device.type, PRECISIONS[precision])
-        if PRECISIONS[precision]
-        else nullcontext()
-    )
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
 @contextmanager
@@ -138,6 +142,11 @@ def _exact_convolutions():
         torch.backends.cudnn.allow_tf32 = before
 
 
+def _computing(device, precision):
+    "Autocast for half precision, and no less than float32 without it."
+    return _exact_convolutions() if precision == "fp32" else in_precision(device, precision)
+
+# %% ../../nbs/2_models/06_backbone.ipynb #5d32ec24
 def _structure(model):
     return [
         (
@@ -154,26 +163,35 @@ def _describe(preprocess):
     return re.sub(r" at 0x[0-9a-f]+", "", repr(preprocess))
 
 
+def _fingerprint_of(backbone):
+    "The hash that a backbone keeps, made again when what it was made of has changed."
+    model, preprocess = backbone.model, _describe(backbone.preprocess)
+    tensors = list(itertools.chain(model.named_parameters(), model.named_buffers()))
+    structure = _structure(model)
+    versions = [(tensor.data_ptr(), tensor._version) for _, tensor in tensors]
+    stamp = versions, structure, preprocess
+    if stamp != backbone._stamp:
+        backbone._stamp = stamp
+        backbone._fingerprint = content_hash(dict(tensors), structure, preprocess)
+    return backbone._fingerprint
+
+# %% ../../nbs/2_models/06_backbone.ipynb #33b027bf
 def _check_pixels(pixels, size):
-    ok = (
-        isinstance(pixels, torch.Tensor)
-        and pixels.ndim == 4
-        and pixels.shape[1] == 3
-        and (size is None or tuple(pixels.shape[2:]) == size)
-    )
+    tensor = isinstance(pixels, torch.Tensor)
+    ok = tensor and pixels.ndim == 4 and pixels.shape[1] == 3
+    ok = ok and (size is None or tuple(pixels.shape[2:]) == size)
     if ok and pixels.is_floating_point():
         return
-    what = (
-        f"{pixels.dtype} of shape {tuple(pixels.shape)}"
-        if isinstance(pixels, torch.Tensor)
-        else type(pixels).__name__
-    )
+    what = type(pixels).__name__
+    if tensor:
+        what = f"{pixels.dtype} of shape {tuple(pixels.shape)}"
     wanted = f"[N, 3, {size[0]}, {size[1]}]" if size else "[N, 3, H, W]"
     raise ValueError(
-        f"encode_images takes a float tensor {wanted}, got {what}. Make it by torch.stack([backbone.preprocess(image) for image in images])."
+        f"encode_images takes a float tensor {wanted}, got {what}. Make it by "
+        "torch.stack([backbone.preprocess(image) for image in images])."
     )
 
-
+# %% ../../nbs/2_models/06_backbone.ipynb #5ee85922
 def _check_texts(texts):
     if isinstance(texts, str):
         raise ValueError(
@@ -183,12 +201,42 @@ def _check_texts(texts):
     wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
     if wrong is not None:
         raise ValueError(
-            f"encode_texts takes a list of strings; number {wrong} is a {type(texts[wrong]).__name__}: {texts[wrong]!r:.60}."
+            f"encode_texts takes a list of strings; number {wrong} is a "
+            f"{type(texts[wrong]).__name__}: {texts[wrong]!r:.60}."
         )
     return texts
 
 # %% ../../nbs/2_models/06_backbone.ipynb #26ac0aef
-class Backbone:
+class _Frozen:
+    "A model that is never trained, in evaluation mode on its device."
+
+    def __init__(self, model, device, precision):
+        self.device, self.precision = device, precision
+        self.model = model.to(device, torch.float32).eval().requires_grad_(False)
+        self._parts = tuple(self.model.modules())
+        self._stamp, self._fingerprint = None, None
+
+    @contextmanager
+    def running(
+        self,
+        grad=False,  # whether gradients may be recorded inside
+    ):
+        """Evaluation mode and this backbone's precision.
+        For code that goes through the towers itself."""
+        if any(part.training for part in self._parts):
+            self.model.eval()
+        grad = grad and torch.is_grad_enabled()
+        with torch.set_grad_enabled(grad), _computing(self.device, self.precision):
+            yield
+
+
+def _picture_size(visual):
+    "(height, width) that an image tower takes; None: any."
+    size = getattr(visual, "image_size", None)
+    return (size, size) if isinstance(size, int) else size and tuple(size)
+
+# %% ../../nbs/2_models/06_backbone.ipynb #b0f4c694
+class Backbone(_Frozen):
     "A frozen vision-language model: images and texts to vectors of one space."
 
     def __init__(
@@ -199,72 +247,41 @@ class Backbone:
         name,  # architecture, as in tables
         pretrained=None,  # label of the weights
         device=None,  # torch.device or str; None takes CUDA if there is one, else the CPU
-        # "fp32", "bf16", "fp16" or "auto" inside the towers, see `resolve_precision`; features are float32 always
+        # "fp32", "bf16", "fp16" or "auto" inside the towers, see `resolve_precision`; features are
+        # float32 always
         precision="fp32",
     ):
-        self.device = find_device(device)
-        self.precision = resolve_precision(precision, self.device)
-        self.model = model.to(self.device, torch.float32).eval().requires_grad_(False)
-        self.preprocess, self.tokenizer, self.name, self.pretrained = (
-            preprocess,
-            tokenizer,
-            name,
-            pretrained,
-        )
+        device = find_device(device)
+        super().__init__(model, device, resolve_precision(precision, device))
+        self.preprocess, self.tokenizer = preprocess, tokenizer
+        self.name, self.pretrained = name, pretrained
         self.logit_scale = float(model.logit_scale.exp())
-        size = getattr(model.visual, "image_size", None)
-        self.image_size = (size, size) if isinstance(size, int) else size and tuple(size)
-        self._stamp, self._fingerprint, self._parts = None, None, tuple(self.model.modules())
+        self.image_size = _picture_size(model.visual)
         try:
             (self._tap, self._read, self.grid), self._no_local = value_path(model.visual), None
         except ValueError as error:
             self.grid, self._no_local = None, str(error)
-        self.embed_dim = (
-            getattr(model.visual, "output_dim", None) or self.encode_texts([""]).shape[1]
-        )
+        width = getattr(model.visual, "output_dim", None)
+        self.embed_dim = width or self.encode_texts([""]).shape[1]
 
     def __repr__(self):
-        return f"Backbone({self.name!r}, pretrained={self.pretrained!r}, embed_dim={self.embed_dim}, grid={self.grid}, device='{self.device}', precision={self.precision!r})"
+        return (
+            f"Backbone({self.name!r}, pretrained={self.pretrained!r}, embed_dim={self.embed_dim}, "
+            f"grid={self.grid}, device='{self.device}', precision={self.precision!r})"
+        )
 
     @property
     def fingerprint(self):
-        "Hash of weights, structure and preprocessing; made when first asked for, and again when one of them has changed."
-        tensors = list(itertools.chain(self.model.named_parameters(), self.model.named_buffers()))
-        structure, preprocess = _structure(self.model), _describe(self.preprocess)
-        stamp = (
-            [(tensor.data_ptr(), tensor._version) for _, tensor in tensors],
-            structure,
-            preprocess,
-        )
-        if stamp != self._stamp:
-            self._stamp, self._fingerprint = (
-                stamp,
-                content_hash(dict(tensors), structure, preprocess),
-            )
-        return self._fingerprint
-
-    @contextmanager
-    def running(
-        self,
-        grad=False,  # whether gradients may be recorded inside
-    ):
-        "Evaluation mode and this backbone's precision, for code that goes through the towers itself."
-        if any(part.training for part in self._parts):
-            self.model.eval()
-        with ExitStack() as stack:
-            stack.enter_context(torch.set_grad_enabled(grad and torch.is_grad_enabled()))
-            stack.enter_context(
-                _exact_convolutions()
-                if self.precision == "fp32"
-                else in_precision(self.device, self.precision)
-            )
-            yield
+        """Hash of weights, structure and preprocessing.
+        Made when first asked for, and again when one of them has changed."""
+        return _fingerprint_of(self)
 
     def encode_images(
         self,
         pixels,  # preprocessed images [N, 3, H, W], on any device
         local=False,  # also one vector per region, from the same pass
-        # image_features [N, D], or (image_features, local_features [N, R, D]); float32, on the backbone's device
+        # image_features [N, D], or (image_features, local_features [N, R, D]); float32, on the
+        # backbone's device
     ):
         "Image features, not normalised. Regions run over `grid` line by line."
         return _encode_images(self, pixels, local)
@@ -278,29 +295,44 @@ class Backbone:
         return _encode_texts(self, texts, batch_size)
 
 # %% ../../nbs/2_models/06_backbone.ipynb #d1d085b3
+def _with_regions(backbone, pixels):
+    "(image features, local features) of one pass, heard on the way by this thread alone."
+    entering, thread = [], get_ident()
+
+    def hear(module, args):
+        if get_ident() == thread:
+            entering.append(args[0])
+
+    hook = backbone._tap.register_forward_pre_hook(hear)
+    try:
+        image_features = backbone.model.encode_image(pixels, normalize=False)
+    finally:
+        hook.remove()
+    return image_features.float(), backbone._read(backbone.model.visual, entering[0]).float()
+
+
+def _no_features(backbone, local):
+    "What no pictures give."
+    empty = torch.empty(0, backbone.embed_dim, device=backbone.device)
+    return (empty, empty[:, None].expand(0, math.prod(backbone.grid), -1)) if local else empty
+
+# %% ../../nbs/2_models/06_backbone.ipynb #3d1c3f93
 def _encode_images(backbone, pixels, local):
+    "Image features, in groups on a CPU, and local features beside them."
     _check_pixels(pixels, backbone.image_size)
     if local and backbone._no_local:
         raise ValueError(backbone._no_local)
     if not len(pixels):
-        empty = torch.empty(0, backbone.embed_dim, device=backbone.device)
-        return (empty, empty[:, None].expand(0, math.prod(backbone.grid), -1)) if local else empty
+        return _no_features(backbone, local)
     group = max(8, 2**20 // pixels[0].numel()) if backbone.device.type == "cpu" else len(pixels)
     if len(pixels) > group:
         parts = [_encode_images(backbone, part, local) for part in pixels.split(group)]
         return tuple(map(torch.cat, zip(*parts))) if local else torch.cat(parts)
-    pixels, entering, thread = pixels.to(backbone.device, torch.float32), [], get_ident()
+    pixels = pixels.to(backbone.device, torch.float32)
     with backbone.running():
-        if not local:
-            return backbone.model.encode_image(pixels, normalize=False).float()
-        hook = backbone._tap.register_forward_pre_hook(
-            lambda module, args: entering.append(args[0]) if get_ident() == thread else None
-        )
-        try:
-            image_features = backbone.model.encode_image(pixels, normalize=False)
-        finally:
-            hook.remove()
-        return image_features.float(), backbone._read(backbone.model.visual, entering[0]).float()
+        if local:
+            return _with_regions(backbone, pixels)
+        return backbone.model.encode_image(pixels, normalize=False).float()
 
 # %% ../../nbs/2_models/06_backbone.ipynb #9c5853b6
 _ROWS, _MOST = WeakKeyDictionary(), 2**16  # rows of each tokenizer, and how many are kept
@@ -322,7 +354,7 @@ def token_rows(
         known.update(zip(new, tokenizer(new)))
     return torch.stack([known[text] for text in texts])
 
-
+# %% ../../nbs/2_models/06_backbone.ipynb #cb24b601
 def cut_texts(
     tokenizer,  # of a backbone
     texts,  # n texts
@@ -338,11 +370,12 @@ def _warn_if_cut(backbone, texts, tokens):
     cut = cut_texts(backbone.tokenizer, texts, tokens)
     if cut:
         warnings.warn(
-            f"{len(cut)} of {len(texts)} texts are longer than {tokens.shape[1] - 2} tokens and were cut; the first is {texts[cut[0]]!r:.80}.",
+            f"{len(cut)} of {len(texts)} texts are longer than {tokens.shape[1] - 2} tokens and "
+            f"were cut; the first is {texts[cut[0]]!r:.80}.",
             stacklevel=4,
         )
 
-
+# %% ../../nbs/2_models/06_backbone.ipynb #237a8341
 def _text_encoder(model, device):
     "Tokens to features, without waste where the tower is causal."
     try:
@@ -378,21 +411,16 @@ def plain_preprocess(
         is_train=False,
     )
 
-
+# %% ../../nbs/2_models/06_backbone.ipynb #26479592
 def tiny_clip(
     config="vit_a",  # "vit_a", "vit_b", "rn_a" or "rn_b"
     weight_seed=0,  # another seed, other weights
     device=None,  # see `Backbone`
     precision="fp32",  # see `Backbone`
 ) -> Backbone:
-    "A small CLIP with reproducible random weights and CLIP's own tokenizer, for tests: no download, no knowledge."
+    """A small CLIP with reproducible random weights and CLIP's own tokenizer, for tests.
+    No download, no knowledge."""
     model = tiny_model(config, weight_seed)
-    return Backbone(
-        model,
-        plain_preprocess(TINY_CONFIGS[config][1]["image_size"]),
-        open_clip.SimpleTokenizer(),
-        f"tiny-{config}",
-        f"seed{weight_seed}",
-        device,
-        precision,
-    )
+    preprocess = plain_preprocess(TINY_CONFIGS[config][1]["image_size"])
+    tokenizer, label = open_clip.SimpleTokenizer(), f"seed{weight_seed}"
+    return Backbone(model, preprocess, tokenizer, f"tiny-{config}", label, device, precision)

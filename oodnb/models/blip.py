@@ -30,7 +30,19 @@ class BlipVisual(nn.Module):
     def forward(self, pixels):
         return self.projection(self.tower(pixel_values=pixels).last_hidden_state[:, 0])
 
+# %% ../../nbs/2_models/05_blip.ipynb #e59c16ca
+def _check_temperature(temperature):
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature is {temperature}; it divides cosines and must be positive and finite "
+            "(0.0174 for blip-base, 0.0222 for blip-large)."
+        )
 
+
+def _normalized(features, normalize):
+    return nn.functional.normalize(features, dim=-1) if normalize else features
+
+# %% ../../nbs/2_models/05_blip.ipynb #7c1cf5c2
 class Blip(nn.Module):
     "A BLIP for image-text retrieval with the interface of an open_clip model."
 
@@ -40,15 +52,9 @@ class Blip(nn.Module):
         temperature,  # cosines are divided by it: 0.0174 (base), 0.0222 (large)
     ):
         super().__init__()
-        if not 0 < temperature < math.inf:
-            raise ValueError(
-                f"temperature is {temperature}; it divides cosines and must be positive and finite (0.0174 for blip-base, 0.0222 for blip-large)."
-            )
-        self.visual, self.text, self.text_projection = (
-            BlipVisual(model.vision_model, model.vision_proj),
-            model.text_encoder,
-            model.text_proj,
-        )
+        _check_temperature(temperature)
+        self.visual = BlipVisual(model.vision_model, model.vision_proj)
+        self.text, self.text_projection = model.text_encoder, model.text_proj
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         config = model.config.text_config
         self.pad_id, self.context_length = config.pad_token_id, config.max_position_embeddings
@@ -59,8 +65,7 @@ class Blip(nn.Module):
         normalize=False,  # to length 1
     ):  # [N, D]
         "Class token behind the last layer norm, projected."
-        features = self.visual(pixels)
-        return nn.functional.normalize(features, dim=-1) if normalize else features
+        return _normalized(self.visual(pixels), normalize)
 
     def encode_text(
         self,
@@ -74,8 +79,7 @@ class Blip(nn.Module):
         hidden = self.text(
             input_ids=tokens[:, :longest], attention_mask=mask[:, :longest].long(), is_decoder=False
         ).last_hidden_state
-        features = self.text_projection(hidden[:, 0])
-        return nn.functional.normalize(features, dim=-1) if normalize else features
+        return _normalized(self.text_projection(hidden[:, 0]), normalize)
 
 # %% ../../nbs/2_models/05_blip.ipynb #2e631819
 def need_transformers(
@@ -86,59 +90,72 @@ def need_transformers(
         return importlib.import_module("transformers")
     except ImportError as error:
         raise ImportError(
-            f"{what} needs the library transformers, which is an extra of oodnb ({error}). Install it with: pip install 'oodnb[blip]'. CLIP backbones and 'mini' need no extra."
+            f"{what} needs the library transformers, which is an extra of oodnb ({error}). "
+            "Install it with: pip install 'oodnb[blip]'. CLIP backbones and 'mini' need no "
+            "extra."
         ) from error
 
 # %% ../../nbs/2_models/05_blip.ipynb #72c318cf
+_TINY_TEXT = dict(
+    vocab_size=200,
+    hidden_size=48,
+    encoder_hidden_size=32,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=40,
+    bos_token_id=197,
+    eos_token_id=2,
+    pad_token_id=0,
+    sep_token_id=102,
+)
+_TINY_VISION = dict(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    image_size=32,
+    patch_size=8,
+)
+_NORMS = (
+    "LayerNorm.weight",
+    "layer_norm1.weight",
+    "layer_norm2.weight",
+    "post_layernorm.weight",
+)
+
+# %% ../../nbs/2_models/05_blip.ipynb #884a8ce4
 def tiny_blip(
     weight_seed=0,  # another seed, other weights
     temperature=0.0174,  # see `Blip`
 ) -> Blip:
     "A small BLIP with reproducible random weights, for tests."
     library = need_transformers()
-    text = dict(
-        vocab_size=200,
-        hidden_size=48,
-        encoder_hidden_size=32,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=40,
-        bos_token_id=197,
-        eos_token_id=2,
-        pad_token_id=0,
-        sep_token_id=102,
+    config = library.BlipConfig(
+        text_config=_TINY_TEXT, vision_config=_TINY_VISION, image_text_hidden_size=16
     )
-    vision = dict(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-    )
-    model = library.BlipForImageTextRetrieval(
-        library.BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=16)
-    ).eval()
-    norms = (
-        "LayerNorm.weight",
-        "layer_norm1.weight",
-        "layer_norm2.weight",
-        "post_layernorm.weight",
-    )
+    model = library.BlipForImageTextRetrieval(config).eval()
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point():
             continue
-        generator = np.random.Generator(
-            np.random.PCG64((zlib.crc32(name.encode()) + weight_seed) % 2**32)
-        )
-        z = torch.from_numpy(
-            np.asarray(generator.standard_normal(tuple(tensor.shape)), dtype=np.float32)
-        )
-        tensor.copy_(1 + 0.05 * z if name.endswith(norms) else 0.15 * z)
+        seed = (zlib.crc32(name.encode()) + weight_seed) % 2**32
+        drawn = np.random.Generator(np.random.PCG64(seed)).standard_normal(tuple(tensor.shape))
+        z = torch.from_numpy(np.asarray(drawn, dtype=np.float32))
+        tensor.copy_(1 + 0.05 * z if name.endswith(_NORMS) else 0.15 * z)
     return Blip(model, temperature).eval().requires_grad_(False)
 
 # %% ../../nbs/2_models/05_blip.ipynb #1295b114
+def _check_lengths(texts, rows, most):
+    "Refuse a text of more tokens than the tower reads."
+    lengths = [len(row) for row in rows]
+    if lengths and max(lengths) > most:
+        i = lengths.index(max(lengths))
+        raise ValueError(
+            f"Text number {i} has {lengths[i]} tokens, but BLIP reads at most {most}: "
+            f"{texts[i]!r:.80}. Shorten it."
+        )
+
+# %% ../../nbs/2_models/05_blip.ipynb #840833ad
 class BlipTokenizer:
     "Strings to ids [K, longest], padded at the end."
 
@@ -162,17 +179,10 @@ class BlipTokenizer:
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]
-        lengths = [len(row) for row in rows]
-        if lengths and max(lengths) > self.context_length:
-            i = lengths.index(max(lengths))
-            raise ValueError(
-                f"Text number {i} has {lengths[i]} tokens, but BLIP reads at most {self.context_length}: {texts[i]!r:.80}. Shorten it."
-            )
-        return nn.utils.rnn.pad_sequence(
-            [torch.tensor(row) for row in rows],
-            batch_first=True,
-            padding_value=self.tokenizer.pad_token_id,
-        )
+        _check_lengths(texts, rows, self.context_length)
+        padding = self.tokenizer.pad_token_id
+        tensors = [torch.tensor(row) for row in rows]
+        return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding)
 
 # %% ../../nbs/2_models/05_blip.ipynb #6c1c3ad8
 BLIP_MODELS = {
@@ -180,7 +190,6 @@ BLIP_MODELS = {
     "blip-large": "Salesforce/blip-itm-large-coco",
 }
 BLIP_TEMPERATURES = {768: 0.0174, 1024: 0.0222}  # by the width of the image tower: base, large
-_FIRST_TEMPERATURE = 0.07
 
 
 def is_blip(
@@ -193,17 +202,37 @@ def is_blip(
     except (OSError, ValueError, AttributeError):
         return False
 
+# %% ../../nbs/2_models/05_blip.ipynb #4d112452
+_FIRST_TEMPERATURE = 0.07
+
 
 def _temperature_of(model, where):
+    "The published temperature of a model of this size, or the first one with a warning."
     width = model.config.vision_config.hidden_size
     if width not in BLIP_TEMPERATURES:
         warnings.warn(
-            f"The temperature of the BLIP in {where} is unknown (its image tower is {width} wide; known are 768 and 1024). It is taken to be {_FIRST_TEMPERATURE}, where training starts; give temperature=... if you know better.",
+            f"The temperature of the BLIP in {where} is unknown (its image tower is {width} "
+            f"wide; known are 768 and 1024). It is taken to be {_FIRST_TEMPERATURE}, where "
+            "training starts; give temperature=... if you know better.",
             stacklevel=4,
         )
     return BLIP_TEMPERATURES.get(width, _FIRST_TEMPERATURE)
 
+# %% ../../nbs/2_models/05_blip.ipynb #647683b4
+def _how_to_get(source, place):
+    "What to do about files that are missing."
+    if not place:
+        return (
+            "The folder needs config.json, model.safetensors and the tokenizer's files, as "
+            "save_pretrained writes them."
+        )
+    return (
+        "Let this machine reach the network, or fetch config.json, model.safetensors (or "
+        "pytorch_model.bin) and the tokenizer's files (vocab.txt, tokenizer_config.json) of "
+        f"https://huggingface.co/{source} on another one and put them into {place}."
+    )
 
+# %% ../../nbs/2_models/05_blip.ipynb #88297658
 def load_or_explain(
     make,  # function without arguments that loads
     source,  # folder, or name on Hugging Face
@@ -215,52 +244,58 @@ def load_or_explain(
         return make()
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        cure = (
-            f"Let this machine reach the network, or fetch config.json, model.safetensors (or pytorch_model.bin) and the tokenizer's files (vocab.txt, tokenizer_config.json) of https://huggingface.co/{source} on another one and put them into {place}."
-            if place
-            else "The folder needs config.json, model.safetensors and the tokenizer's files, as save_pretrained writes them."
-        )
         raise RuntimeError(
-            f"The {kind} {source!r} cannot be loaded: {reason:.200}. {cure} Without any download: load_backbone('mini'), which ships with oodnb."
+            f"The {kind} {source!r} cannot be loaded: {reason:.200}. "
+            f"{_how_to_get(source, place)} Without any download: load_backbone('mini'), which "
+            "ships with oodnb."
         ) from error
 
 # %% ../../nbs/2_models/05_blip.ipynb #0a4cc272
+def _check_source(source):
+    if source not in BLIP_MODELS and not is_blip(source):
+        raise ValueError(
+            f"{str(source)!r} is no BLIP; known are {', '.join(BLIP_MODELS)} and folders whose "
+            "config.json says model_type blip."
+        )
+
+
+def _check_complete(where, missing_keys):
+    "Refuse files that leave parts of a BLIP for retrieval empty; its matching head is not used."
+    missing = sorted(
+        name
+        for name in missing_keys
+        if not name.startswith(("itm_head.", "text_encoder.pooler")) and "position_ids" not in name
+    )
+    if missing:
+        raise ValueError(
+            f"{where} is a BLIP, but not one for retrieval: {len(missing)} tensors are missing, "
+            f"such as {missing[0]}. HFTT reads the models blip-itm-base-coco and "
+            "blip-itm-large-coco."
+        )
+
+# %% ../../nbs/2_models/05_blip.ipynb #47c3af25
 def load_blip(
     source,  # "blip-base", "blip-large", or a folder
     temperature=None,  # cosines are divided by it; None: that of the published models
     place=None,  # folder to look into before the network
 ):  # (Blip, BlipTokenizer)
     "A published BLIP for retrieval, or one from a folder."
-    if source not in BLIP_MODELS and not is_blip(source):
-        raise ValueError(
-            f"{str(source)!r} is no BLIP; known are {', '.join(BLIP_MODELS)} and folders whose config.json says model_type blip."
-        )
-    library, local = (
-        need_transformers(),
-        place if place and is_blip(place) else None if source in BLIP_MODELS else source,
-    )
+    _check_source(source)
+    library, hint = need_transformers(), place if source in BLIP_MODELS else None
+    local = place if place and is_blip(place) else None if source in BLIP_MODELS else source
     where = str(Path(local).expanduser()) if local else BLIP_MODELS[source]
-    hint = place if source in BLIP_MODELS else None
-    model, report = load_or_explain(
-        lambda: library.BlipForImageTextRetrieval.from_pretrained(
+
+    def towers():
+        return library.BlipForImageTextRetrieval.from_pretrained(
             where, dtype=torch.float32, output_loading_info=True
-        ),
-        where,
-        hint,
-    )
-    missing = sorted(
-        name
-        for name in report["missing_keys"]
-        if not name.startswith(("itm_head.", "text_encoder.pooler")) and "position_ids" not in name
-    )
-    if missing:
-        raise ValueError(
-            f"{where} is a BLIP, but not one for retrieval: {len(missing)} tensors are missing, such as {missing[0]}. HFTT reads the models blip-itm-base-coco and blip-itm-large-coco."
         )
-    tokenizer = load_or_explain(
-        lambda: library.BertTokenizerFast.from_pretrained(where), where, hint
-    )
+
+    def words():
+        return library.BertTokenizerFast.from_pretrained(where)
+
+    model, report = load_or_explain(towers, where, hint)
+    _check_complete(where, report["missing_keys"])
+    tokenizer = load_or_explain(words, where, hint)
     temperature = _temperature_of(model, where) if temperature is None else temperature
-    return Blip(model, temperature).eval(), BlipTokenizer(
-        tokenizer, model.config.text_config.max_position_embeddings
-    )
+    most = model.config.text_config.max_position_embeddings
+    return Blip(model, temperature).eval(), BlipTokenizer(tokenizer, most)

@@ -37,9 +37,9 @@ def _tensors(holder, prefix=""):
         elif isinstance(value, _Holder):
             yield from _tensors(value, f"{prefix}{name}.")
 
-
-def _archive_state(path):
-    "State dict of a TorchScript archive, read as weights only."
+# %% ../../nbs/2_models/01_checkpoints.ipynb #3b638f21
+def _without_code(path):
+    "The zip file of an archive, in memory, with the tree and its tensors only."
     data = io.BytesIO()
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(data, "w") as kept:
         for name in archive.namelist():
@@ -47,12 +47,17 @@ def _archive_state(path):
             if inside.startswith("data/") or inside in ("data.pkl", "version", "byteorder"):
                 kept.writestr(name, archive.read(name))
     data.seek(0)
+    return data
+
+
+def _archive_state(path):
+    "State dict of a TorchScript archive, read as weights only."
+    data = _without_code(path)
     names = get_unsafe_globals_in_checkpoint(data)
-    stand_ins = [(_Holder, n) for n in names if n.startswith("__torch__.")] + [
-        (_keep_value, n) for n in names if n.startswith("torch.jit._pickle.")
-    ]
+    holders = [(_Holder, n) for n in names if n.startswith("__torch__.")]
+    values = [(_keep_value, n) for n in names if n.startswith("torch.jit._pickle.")]
     data.seek(0)
-    with safe_globals(stand_ins):
+    with safe_globals(holders + values):
         tree = torch.load(data, map_location="cpu", weights_only=True)
     return dict(_tensors(tree))
 
@@ -62,23 +67,30 @@ _OPENAI_ENTRIES = ("input_resolution", "context_length", "vocab_size")
 
 
 def _read_safetensors(path):
+    "The tensors of a file, and the activation that its metadata names."
     with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, (file.metadata() or {}).get(
-            "activation"
-        )
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        return tensors, (file.metadata() or {}).get("activation")
+
+
+def _is_archive(path):
+    "Whether a file is a TorchScript archive; an ordinary file of torch.save is a zip, too."
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.split("/", 1)[-1] == "constants.pkl" for name in archive.namelist())
 
 
 def _read_torch(path):
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            scripted = any(name.split("/", 1)[-1] == "constants.pkl" for name in archive.namelist())
-        if scripted:
-            return _archive_state(path)
+    "What torch.save wrote, or the tensors of an archive."
+    if _is_archive(path):
+        return _archive_state(path)
     state = torch.load(path, map_location="cpu", weights_only=True)
     return state.get("state_dict", state) if isinstance(state, dict) else state
 
-
+# %% ../../nbs/2_models/01_checkpoints.ipynb #6c543a35
 def _read_any(path):
+    "(what a file holds, its activation or None), or what is wrong with the file."
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
@@ -86,41 +98,50 @@ def _read_any(path):
             + ("; it is a folder, give the file inside." if path.is_dir() else "; check the path.")
         )
     try:
-        return (
-            _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)
-        )
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        return _read_torch(path), None
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"{path} cannot be read as weights ({type(error).__name__}: {reason:.160}). Accepted are safetensors, state dicts saved by torch.save, and OpenAI's CLIP archives. "
-            "If it was downloaded, compare its size with the source; if it holds Python objects, save its state dict as safetensors where it was made."
+            f"{path} cannot be read as weights ({type(error).__name__}: {reason:.160}). Accepted "
+            "are safetensors, state dicts saved by torch.save, and OpenAI's CLIP archives. "
+            "If it was downloaded, compare its size with the source; if it holds Python objects, "
+            "save its state dict as safetensors where it was made."
         ) from error
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #9bb28222
-def read_checkpoint(
-    # safetensors file, state dict saved by torch.save (bare, or under "state_dict"), or TorchScript archive
-    path,
-):  # (state dict in float32, "quick_gelu" or "gelu" or None)
-    "Weights of a file and the activation they are known to be trained with. Raises `FileNotFoundError`, or `ValueError` for anything that is not weights."
-    state, activation = _read_any(path)
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(value, torch.Tensor) for value in state.values())
-    ):
+def _check_state(path, state, activation):
+    "Refuse what is no state dict, and activations that nobody knows."
+    tensors = isinstance(state, dict) and state.values()
+    if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors):
         raise ValueError(f"{path} holds no state dict: expected a dictionary of tensors.")
     if activation not in (None, *ACTIVATIONS):
         raise ValueError(
-            f"{path} says activation {activation!r} in its metadata; known are {', '.join(ACTIVATIONS)}."
+            f"{path} says activation {activation!r} in its metadata; known are "
+            f"{', '.join(ACTIVATIONS)}."
         )
+
+
+def _in_float32(tensor):
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+# %% ../../nbs/2_models/01_checkpoints.ipynb #192badea
+def read_checkpoint(
+    # safetensors file, state dict saved by torch.save (bare, or under "state_dict"), or TorchScript
+    # archive
+    path,
+):  # (state dict in float32, "quick_gelu" or "gelu" or None)
+    """Weights of a file and the activation they are known to be trained with.
+    Raises `FileNotFoundError`, or `ValueError` for anything that is not weights."""
+    state, activation = _read_any(path)
+    _check_state(path, state, activation)
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     if all(key in state for key in _OPENAI_ENTRIES):
         activation = "quick_gelu"
     keep = [key for key in state if key not in _OPENAI_ENTRIES and not key.endswith("attn_mask")]
-    return {
-        key: state[key].float() if state[key].is_floating_point() else state[key] for key in keep
-    }, activation
+    return {key: _in_float32(state[key]) for key in keep}, activation
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #9f37cd0d
 class _Shell:  # stands for a class that a file mentions and nobody needs
@@ -145,35 +166,46 @@ def foreign_as_shells(
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #3ecc8799
 def _count(state, prefix):
+    "How many layers there are under a prefix."
     return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
 
 
-def _shapes_config(state):
-    width, embed_dim = state["text_projection"].shape
-    text = dict(
+def _text_shapes(state):
+    width = state["text_projection"].shape[0]
+    return dict(
         context_length=len(state["positional_embedding"]),
         vocab_size=len(state["token_embedding.weight"]),
         width=width,
         heads=max(1, width // 64),
         layers=_count(state, "transformer.resblocks."),
     )
-    if "visual.proj" in state:
-        vision_width, _, _, patch = state["visual.conv1.weight"].shape
-        side = math.isqrt(len(state["visual.positional_embedding"]) - 1)
-        vision = dict(
-            width=vision_width,
-            patch_size=patch,
-            image_size=patch * side,
-            layers=_count(state, "visual.transformer.resblocks."),
-        )
-    else:
-        side = math.isqrt(len(state["visual.attnpool.positional_embedding"]) - 1)
-        vision = dict(
-            width=len(state["visual.layer1.0.conv1.weight"]),
-            image_size=32 * side,
-            layers=[_count(state, f"visual.layer{i}.") for i in (1, 2, 3, 4)],
-        )
-    return dict(embed_dim=embed_dim, vision_cfg=vision, text_cfg=text)
+
+
+def _transformer_shapes(state):
+    width, _, _, patch = state["visual.conv1.weight"].shape
+    side = math.isqrt(len(state["visual.positional_embedding"]) - 1)
+    return dict(
+        width=width,
+        patch_size=patch,
+        image_size=patch * side,
+        layers=_count(state, "visual.transformer.resblocks."),
+    )
+
+
+def _resnet_shapes(state):
+    side = math.isqrt(len(state["visual.attnpool.positional_embedding"]) - 1)
+    return dict(
+        width=len(state["visual.layer1.0.conv1.weight"]),
+        image_size=32 * side,
+        layers=[_count(state, f"visual.layer{i}.") for i in (1, 2, 3, 4)],
+    )
+
+# %% ../../nbs/2_models/01_checkpoints.ipynb #e6ba6a81
+def _shapes_config(state):
+    "The architecture as far as the shapes tell it, with CLIP's rule for the heads."
+    vision = _transformer_shapes(state) if "visual.proj" in state else _resnet_shapes(state)
+    embed_dim = state["text_projection"].shape[1]
+    return dict(embed_dim=embed_dim, vision_cfg=vision, text_cfg=_text_shapes(state))
 
 
 def _known_config(config):
@@ -208,23 +240,19 @@ def infer_config(
     if not missing:
         return _known_config(_shapes_config(state))
     raise ValueError(
-        f"{path} is not laid out like OpenAI's CLIP: {', '.join(missing)} missing; it begins with {', '.join(list(state)[:3])}. "
-        f"If it is a model of open_clip, name its architecture: load_backbone('ViT-B-16', pretrained={str(path)!r})."
+        f"{path} is not laid out like OpenAI's CLIP: {', '.join(missing)} missing; it begins "
+        f"with {', '.join(list(state)[:3])}. "
+        "If it is a model of open_clip, name its architecture: load_backbone('ViT-B-16', "
+        f"pretrained={str(path)!r})."
     )
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #25e6c0af
-def fill_model(
-    model,  # open_clip model to fill, in place
-    state,  # state dict of `read_checkpoint`
-    path="the state dict",  # where it came from, for the error
-):  # the model
-    "Load weights into a model. Raises `ValueError` naming what is missing, unknown or of another shape."
-    state = convert_state_dict(model, dict(state))
-    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
-        state = convert_to_custom_text_state_dict(state)
-    wanted, optional = model.state_dict(), ("num_batches_tracked", "position_ids")
-    for key in {"logit_scale", "logit_bias"} & state.keys() & wanted.keys():
-        state[key] = state[key].reshape(wanted[key].shape)
+def _misfits(
+    wanted,  # state dict of the model
+    state,  # state dict of the file
+):  # list of str, one per kind of misfit
+    "What keeps a state dict from filling a model."
+    optional = ("num_batches_tracked", "position_ids")
     problems = {
         "missing": [key for key in wanted if key not in state and not key.endswith(optional)],
         "unknown": [key for key in state if key not in wanted and not key.endswith(optional)],
@@ -234,16 +262,32 @@ def fill_model(
             if key in state and state[key].shape != value.shape
         ],
     }
-    found = [
+    return [
         f"{what}: {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
         for what, keys in problems.items()
         if keys
     ]
+
+# %% ../../nbs/2_models/01_checkpoints.ipynb #dcfa249f
+def fill_model(
+    model,  # open_clip model to fill, in place
+    state,  # state dict of `read_checkpoint`
+    path="the state dict",  # where it came from, for the error
+):  # the model
+    """Load weights into a model.
+    Raises `ValueError` naming what is missing, unknown or of another shape."""
+    state = convert_state_dict(model, dict(state))
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    wanted = model.state_dict()
+    for key in {"logit_scale", "logit_bias"} & state.keys() & wanted.keys():
+        state[key] = state[key].reshape(wanted[key].shape)
+    found = _misfits(wanted, state)
     if found:
         raise ValueError(
-            f"The weights in {path} do not fit the architecture; {'; '.join(found)}. Name the architecture they were trained with."
+            f"The weights in {path} do not fit the architecture; {'; '.join(found)}. Name the "
+            "architecture they were trained with."
         )
-    model.load_state_dict(
-        {key: value for key, value in state.items() if key in wanted}, strict=False
-    )
+    known = {key: value for key, value in state.items() if key in wanted}
+    model.load_state_dict(known, strict=False)
     return model

@@ -18,6 +18,8 @@ from ..ground.files import atomic_path
 
 # %% ../../nbs/2_models/03_mini_clip.ipynb #fdcba41d
 class _Residual(nn.Module):
+    "Two convolutions beside a shortcut."
+
     def __init__(self, before, after, stride=1):
         super().__init__()
         self.body = nn.Sequential(
@@ -27,18 +29,16 @@ class _Residual(nn.Module):
             nn.Conv2d(after, after, 3, 1, 1, bias=False),
             nn.BatchNorm2d(after),
         )
-        self.skip = (
-            nn.Conv2d(before, after, 1, stride, bias=False)
-            if (before, stride) != (after, 1)
-            else nn.Identity()
-        )
+        same = (before, stride) == (after, 1)
+        self.skip = nn.Identity() if same else nn.Conv2d(before, after, 1, stride, bias=False)
 
     def forward(self, x):
         return F.relu(self.body(x) + self.skip(x))
 
-
+# %% ../../nbs/2_models/03_mini_clip.ipynb #32567e35
 class ConvStem(nn.Sequential):
-    "Pixels [n, 3, S, S] to tokens [n, width, S/12, S/12]; takes the place of a vision transformer's patch embedding."
+    """Pixels [n, 3, S, S] to tokens [n, width, S/12, S/12].
+    Takes the place of a vision transformer's patch embedding."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class ConvStem(nn.Sequential):
             nn.Conv2d(b, width, 5, 3, 1),
         )
 
-
+# %% ../../nbs/2_models/03_mini_clip.ipynb #e27c9a24
 ARCHITECTURE = {
     "embed_dim": 128,
     "vision_cfg": {"layers": 4, "width": 192, "head_width": 64, "patch_size": 12, "image_size": 96},
@@ -77,12 +77,17 @@ def make_clip(
 
 # %% ../../nbs/2_models/03_mini_clip.ipynb #0d2aeb5d
 def compact_rows(ids, size=49408):
-    "For every token of CLIP the row of the compact table: 0 for tokens that were not trained, 1 + position for the others. The order stays, so that end-of-text is the largest."
+    """For every token of CLIP the row of the compact table.
+    0 for tokens that were not trained, 1 + position for the others. The order stays, so that
+    end-of-text is the largest."""
     rows = np.zeros(size, np.int64)
     rows[ids] = 1 + np.arange(len(ids))
     return torch.from_numpy(rows)
 
 # %% ../../nbs/2_models/03_mini_clip.ipynb #56d82126
+_MADE_ANEW = ("attn_mask", "num_batches_tracked")  # by the model itself, not kept
+
+
 def save_clip(
     model,  # a small CLIP with a compact token table
     ids,  # its token ids, from `vocabulary`
@@ -90,34 +95,27 @@ def save_clip(
     metadata=None,  # {str: str}, e.g. the seed and the number of pictures
 ):
     "Writes the weights as safetensors: half precision, norms and counts in full."
-    state = {
-        k: v.detach().cpu()
-        for k, v in model.state_dict().items()
-        if not k.endswith(("attn_mask", "num_batches_tracked"))
-    }
-    state = {k: (v.half() if v.ndim >= 2 else v).contiguous() for k, v in state.items()} | {
-        "token_ids": torch.as_tensor(ids)
-    }
+    kept = {k: v for k, v in model.state_dict().items() if not k.endswith(_MADE_ANEW)}
+    state = {k: v.detach().cpu() for k, v in kept.items()}
+    state = {k: (v.half() if v.ndim >= 2 else v).contiguous() for k, v in state.items()}
     with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata)
+        save_file(state | {"token_ids": torch.as_tensor(ids)}, temporary, metadata)
 
-
+# %% ../../nbs/2_models/03_mini_clip.ipynb #be3e86df
 def unfold_clip(
     path,  # *.safetensors from `save_clip`
 ):
     "The small CLIP with CLIP's full token table, in float32."
     state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
-    state["token_embedding.weight"] = state["token_embedding.weight"][
-        compact_rows(state.pop("token_ids").numpy())
-    ]
+    rows = compact_rows(state.pop("token_ids").numpy())
+    state["token_embedding.weight"] = state["token_embedding.weight"][rows]
     model = make_clip()
     missing, unexpected = model.load_state_dict(state, strict=False)
-    wrong = unexpected + [
-        k for k in missing if not k.endswith(("attn_mask", "num_batches_tracked"))
-    ]
+    wrong = unexpected + [k for k in missing if not k.endswith(_MADE_ANEW)]
     if wrong:
         raise ValueError(
-            f"{path} is not a checkpoint of the small CLIP: {', '.join(wrong[:5])} do not fit. Train one with nbs/papers/mini_clip.ipynb"
+            f"{path} is not a checkpoint of the small CLIP: {', '.join(wrong[:5])} do not fit. "
+            "Train one with nbs/papers/mini_clip.ipynb"
         )
     return model
 

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #ebfbcfd5
 @dataclass(frozen=True)
 class TextTower:
-    "The parts of a causal text transformer, and the two things that are particular to it: how words enter and where the feature is read."
+    """The parts of a causal text transformer.
+    And the two things that are particular to it: how words enter and where the feature is read."""
 
     token_embedding: nn.Embedding
     positional_embedding: torch.Tensor
@@ -59,18 +60,8 @@ class TextTower:
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #17142d3e
 def _why_not(text, pool):
     "What keeps a text tower from being encoded here, or None."
-    blocks, mask = (
-        getattr(getattr(text, "transformer", None), "resblocks", None),
-        getattr(text, "attn_mask", None),
-    )
-    other = next(
-        (
-            type(block).__name__
-            for block in blocks or ()
-            if type(block) is not ResidualAttentionBlock
-        ),
-        None,
-    )
+    blocks = getattr(getattr(text, "transformer", None), "resblocks", None)
+    mask = getattr(text, "attn_mask", None)
     if not blocks:
         return "it is not one of open_clip's own transformers"
     if getattr(text, "cls_emb", None) is not None:
@@ -79,9 +70,11 @@ def _why_not(text, pool):
         return "its tokens see those behind them"
     if pool not in ("argmax", "eos"):
         return f"its feature is pooled by {pool!r} instead of read at the end-of-text token"
+    kinds = (type(block) for block in blocks)
+    other = next((kind.__name__ for kind in kinds if kind is not ResidualAttentionBlock), None)
     return other and f"its blocks are of the class {other}"
 
-
+# %% ../../nbs/2_models/04_shared_prefix.ipynb #75c177e6
 def text_tower(
     model,  # open_clip model (CLIP, CustomTextCLIP)
 ) -> TextTower:
@@ -95,7 +88,9 @@ def text_tower(
     if why:
         name = type(model).__name__ + (f" ({type(text).__name__})" if inside else "")
         raise ValueError(
-            f"The text tower of {name} is not causal in the way that prompts need: {why}. Towers that are: ViT-B-16, RN50, ViT-L-14, EVA02-B-16, MobileCLIP-B and others of CLIP's kind, and 'mini'."
+            f"The text tower of {name} is not causal in the way that prompts need: {why}. Towers "
+            "that are: ViT-B-16, RN50, ViT-L-14, EVA02-B-16, MobileCLIP-B and others of CLIP's "
+            "kind, and 'mini'."
         )
     return TextTower(
         text.token_embedding,
@@ -110,14 +105,15 @@ def text_tower(
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #472ef9bc
 @dataclass(frozen=True)
 class Attention:
-    "Who looks at whom: B shelves with Q queries each. Keys are those of the prefix, then those on the shelf."
+    """Who looks at whom: B shelves with Q queries each.
+    Keys are those of the prefix, then those on the shelf."""
 
     queries: torch.Tensor  # row of each query [B * Q]
     slots: torch.Tensor  # row on each place of the shelves [B * S]; holes hold row 0
     allowed: torch.Tensor  # what a query may see [B, 1, Q, P + S], bool
     back: torch.Tensor  # for each row that asks, its place among all queries [n]
 
-
+# %% ../../nbs/2_models/04_shared_prefix.ipynb #0733dd82
 @dataclass(frozen=True)
 class PackedTokens:
     "Texts as one line of rows: the common prefix, then what each text adds to those before it."
@@ -132,7 +128,8 @@ class PackedTokens:
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #a09b081a
 def _fill_shelves(lengths, begins, prefix, width):
-    "Shelf and first place of each text, in order, and the first position it lays down: a new shelf is open, or it needs all."
+    """Shelf and first place of each text, in order, and the first position it lays down.
+    Where a shelf is new, a text needs all."""
     shelf, place, laid = 0, prefix, []
     for length, begin in zip(lengths, begins):
         if place + length - begin > width:
@@ -143,16 +140,17 @@ def _fill_shelves(lengths, begins, prefix, width):
     return torch.tensor(laid).T.contiguous()
 
 
-def _rows_of(
-    begins, sizes, prefix, length
-):  # row of each position of each text [K, length]; before its beginning that of its neighbour
+def _rows_of(begins, sizes, prefix, length):
+    """Row of each position of each text [K, length].
+    Before its beginning that of its neighbour."""
     text, position = torch.arange(len(begins))[:, None], torch.arange(length)
     owner = torch.where(position >= begins[:, None], text, 0).cummax(0).values
     return (prefix + sizes.cumsum(0) - sizes - begins)[owner] + position
 
-
+# %% ../../nbs/2_models/04_shared_prefix.ipynb #13c5c394
 def _sees(depth, tree):
-    "Which places of a shelf [B, S] lie on the way to each [B, S, S]: since then, nothing stood as high in the same tree."
+    """Which places of a shelf [B, S] lie on the way to each [B, S, S].
+    Since then, nothing stood as high in the same tree."""
     place = torch.arange(depth.shape[1])
     since = depth[:, None].masked_fill(place <= place[:, None], depth.max() + 1).cummin(2).values
     above = (
@@ -162,9 +160,22 @@ def _sees(depth, tree):
     )
     return above.transpose(1, 2)
 
+# %% ../../nbs/2_models/04_shared_prefix.ipynb #2cfafa6f
+def _at_ends(everywhere, last, shelf):
+    "The same shelves, where only the rows at these places ask, each on its shelf."
+    allowed = everywhere.allowed[:, 0]
+    nth = torch.arange(len(last)) - torch.searchsorted(shelf, shelf)
+    most = int(nth.max()) + 1
+    queries = torch.zeros(len(allowed) * most, dtype=torch.long)
+    seen = torch.ones(len(allowed) * most, allowed.shape[2], dtype=torch.bool)
+    ask = shelf * most + nth
+    queries[ask], seen[ask] = torch.arange(len(last)), allowed.flatten(0, 1)[last]
+    return Attention(queries, everywhere.slots, seen.reshape(len(allowed), 1, most, -1), ask)
 
+# %% ../../nbs/2_models/04_shared_prefix.ipynb #53500ee6
 def _who_sees_whom(lengths, begins, prefix, width):
-    "Attention of all rows, and of the last row of each text, of which positions from begins on are its own."
+    """Attention of all rows, and of the last row of each text.
+    Of a text the positions from begins on are its own."""
     shelf, place, first = _fill_shelves(lengths.tolist(), begins.tolist(), prefix, width)
     count, sizes = lengths - first, lengths - begins
     text = torch.arange(len(lengths)).repeat_interleave(count)
@@ -182,19 +193,9 @@ def _who_sees_whom(lengths, begins, prefix, width):
     back[row[own]] = at[own]
     depth, tree = depth.reshape(-1, width), tree.reshape(-1, width)
     allowed = torch.cat([(tree != 1)[:, :, None].expand(-1, -1, prefix), _sees(depth, tree)], dim=2)
-
+    everywhere = Attention(slots, slots, allowed[:, None], back)
     last = back[prefix + sizes.cumsum(0) - 1]
-    nth = torch.arange(len(last)) - torch.searchsorted(shelf, shelf)
-    most = int(nth.max()) + 1
-    queries, seen = (
-        torch.zeros(len(tree) * most, dtype=torch.long),
-        torch.ones(len(tree) * most, prefix + width, dtype=torch.bool),
-    )
-    ask = shelf * most + nth
-    queries[ask], seen[ask] = torch.arange(len(last)), allowed.flatten(0, 1)[last]
-    return Attention(slots, slots, allowed[:, None], back), Attention(
-        queries, slots, seen.reshape(len(tree), 1, most, -1), ask
-    )
+    return everywhere, _at_ends(everywhere, last, shelf)
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #318db0e1
 def pack_tokens(
@@ -203,7 +204,8 @@ def pack_tokens(
     device=None,  # where the plan is needed; None: where tokens are
     width=32,  # places on a shelf; changes speed, not the result
 ) -> PackedTokens:
-    "Lay down what texts begin with alike once, leave out what stands behind the end, and all in one line."
+    """Lay down what texts begin with alike once.
+    Leave out what stands behind the end, and all in one line."""
     device, tokens, ends = device or tokens.device, tokens.cpu().long(), ends.cpu()
     cut = tokens.masked_fill(torch.arange(tokens.shape[1]) > ends[:, None], -1)
     rows, texts = cut.unique(dim=0, return_inverse=True)
@@ -233,7 +235,8 @@ def pack_tokens(
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #e6f5b5c8
 def _attend(q, kv, heads, prefix, plan):
-    "Mixed values of the rows that ask: q [m, W] and kv [n, 2 W] to [len(plan.back), W]; mixed in float32 or better on a CPU."
+    """Mixed values of the rows that ask: q [m, W] and kv [n, 2 W] to [len(plan.back), W].
+    Mixed in float32 or better on a CPU."""
     shelves, _, _, seen = plan.allowed.shape
     given = q.dtype
     if q.device.type == "cpu":
@@ -248,7 +251,7 @@ def _attend(q, kv, heads, prefix, plan):
         )
     return F.embedding(plan.back, mixed.transpose(1, 2).reshape(-1, kv.shape[2] // 2)).to(given)
 
-
+# %% ../../nbs/2_models/04_shared_prefix.ipynb #6f739cf0
 _SMALL = 2**20  # numbers on the shelves that are rather kept than gathered again
 
 
@@ -268,7 +271,8 @@ def _mlp(mlp, x):
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #9f8b34e2
 def _at_unit_size(encode, words):
-    "encode(words), differentiable; the largest gradient travels as 1/32 to 1/16 and arrives as it is."
+    """encode(words), differentiable.
+    The largest gradient travels as 1/32 to 1/16 and arrives as it is."""
     if words is None or not (words.requires_grad and torch.is_grad_enabled()):
         return encode(words)
     words, factor = words.view_as(words), []
@@ -322,15 +326,18 @@ def _check_rows(tower, tokens, words):
     positions = len(tower.positional_embedding)
     if tokens.ndim != 2 or tokens.shape[1] > positions:
         raise ValueError(
-            f"tokens has the shape {tuple(tokens.shape)}; a row of up to {positions} ids per text is needed, [K, L]."
+            f"tokens has the shape {tuple(tokens.shape)}; a row of up to {positions} ids per "
+            "text is needed, [K, L]."
         )
     if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < known:
         raise ValueError(
-            f"tokens holds ids from {int(tokens.min())} to {int(tokens.max())}, but known are 0 to {known - 1}: the vocabulary and {known - tower.token_embedding.num_embeddings} learned words."
+            f"tokens holds ids from {int(tokens.min())} to {int(tokens.max())}, but known are 0 "
+            f"to {known - 1}: the vocabulary and {known - tower.token_embedding.num_embeddings} "
+            "learned words."
         )
     return tower, tower.ends(tokens) if tokens.numel() else tokens.new_zeros(len(tokens))
 
-
+# %% ../../nbs/2_models/04_shared_prefix.ipynb #93890654
 def encode_tokens(
     model,  # open_clip model with a causal text tower
     # ids [K, L], on any device; from the size of the vocabulary on, they count learned words
@@ -338,7 +345,8 @@ def encode_tokens(
     words=None,  # vectors of the learned words [M, W]
     share=True,  # False: the plain computation over all L positions
 ):  # text features [K, D], not normalised, float32 or better, on the device of the model
-    "Text features of token rows. Raises `ValueError` for towers that are not causal and for ids that mean nothing."
+    """Text features of token rows.
+    Raises `ValueError` for towers that are not causal and for ids that mean nothing."""
     tower, ends = _check_rows(text_tower(model), tokens, words)
     device = tower.positional_embedding.device
     if share and len(tokens):
