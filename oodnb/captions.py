@@ -35,41 +35,47 @@ from .models.backbone import cut_texts, token_rows
 from .pictures import open_rgb
 
 # %% ../nbs/4_data/06_captions.ipynb #fdc277fa
-SHARD_PICTURES = ("jpg", "jpeg", "png", "webp")
+def _caption_file(shard, member, suffix):  # bytes of a caption, None of everything else
+    is_caption = member.isfile() and suffix.lower() == "txt"
+    return shard.extractfile(member).read() if is_caption else None
 
 
-def _members(
-    path, complain
-):  # yields (key, suffix, offset, size, caption bytes or None) of what is complete
+def _end_is_whole(path, offset):
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(512) == bytes(512)
+
+
+def _read_members(shard, path, complain):
     length = path.stat().st_size
+    for member in shard:
+        if member.offset_data + member.size > length:
+            return complain(path.name, f"cut off in {member.name}, after {length:,} bytes")
+        key, _, suffix = member.name.rpartition("/")[2].partition(".")
+        folder = member.name[: -len(key + suffix) - 1]
+        text = _caption_file(shard, member, suffix)
+        if member.isfile():
+            yield folder + key, suffix.lower(), member.offset_data, member.size, text
+        shard.members = []
+    if not _end_is_whole(path, shard.offset):
+        why = f"damaged or cut off at byte {shard.offset:,}; the pairs before it are kept"
+        complain(path.name, why)
+
+# %% ../nbs/4_data/06_captions.ipynb #b4f2ec03
+# yields (key, suffix, offset, size, caption bytes or None) of what is complete
+def _members(path, complain):
     try:
         shard = tarfile.open(path, "r:")
     except (tarfile.TarError, EOFError) as error:
         return complain(path.name, f"no tar file that can be read: {error}")
     with shard:
         try:
-            for member in shard:
-                if member.offset_data + member.size > length:
-                    return complain(path.name, f"cut off in {member.name}, after {length:,} bytes")
-                key, _, suffix = member.name.rpartition("/")[2].partition(".")
-                folder = member.name[: -len(key + suffix) - 1]
-                text = (
-                    shard.extractfile(member).read()
-                    if member.isfile() and suffix.lower() == "txt"
-                    else None
-                )
-                if member.isfile():
-                    yield folder + key, suffix.lower(), member.offset_data, member.size, text
-                shard.members = []
-            with open(path, "rb") as file:
-                file.seek(shard.offset)
-                if file.read(512) != bytes(512):
-                    complain(
-                        path.name,
-                        f"damaged or cut off at byte {shard.offset:,}; the pairs before it are kept",
-                    )
+            yield from _read_members(shard, path, complain)
         except tarfile.TarError as error:
             complain(path.name, f"damaged: {error}; the pairs before it are kept")
+
+# %% ../nbs/4_data/06_captions.ipynb #fc89f678
+SHARD_PICTURES = ("jpg", "jpeg", "png", "webp")
 
 
 def _text(data):  # (caption, what is wrong with it or None)
@@ -80,11 +86,8 @@ def _text(data):  # (caption, what is wrong with it or None)
     return (caption, None) if caption else (None, "the caption is empty")
 
 
-def index_shard(
-    path,  # a tar file
-) -> pd.DataFrame:  # key, offset, size, caption; .attrs["skipped"] lists (what, why)
-    "The image-caption pairs of a shard."
-    path, pictures, texts, skipped = Path(path), {}, {}, []
+def _halves(path, skipped):  # ({key: (offset, size)} of pictures, {key: (caption, problem)})
+    pictures, texts = {}, {}
     for key, suffix, offset, size, text in _members(
         path, lambda name, why: skipped.append([name, why])
     ):
@@ -95,7 +98,15 @@ def index_shard(
             skipped.append([f"{key}.{suffix}", "a second one of this name"])
         else:
             kind[key] = (offset, size) if kind is pictures else _text(text)
-    rows = []
+    return pictures, texts
+
+# %% ../nbs/4_data/06_captions.ipynb #4b262d57
+def index_shard(
+    path,  # a tar file
+) -> pd.DataFrame:  # key, offset, size, caption; .attrs["skipped"] lists (what, why)
+    "The image-caption pairs of a shard."
+    skipped, rows = [], []
+    pictures, texts = _halves(Path(path), skipped)
     for key in dict.fromkeys([*pictures, *texts]):
         caption, why = texts.get(key, (None, "it has no caption (.txt)"))
         why = why if key in pictures else "the caption has no picture"
@@ -107,47 +118,52 @@ def index_shard(
     return table
 
 # %% ../nbs/4_data/06_captions.ipynb #1175da54
+def _inside_braces(pattern, text):  # what a pair of braces stands for
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+    if not numbers:
+        return text.split(",")
+    first, last = int(numbers[1]), int(numbers[2])
+    if first > last:
+        raise ValueError(f"{pattern!r} counts backwards, from {numbers[1]} to {numbers[2]}.")
+    return [f"{i:0{len(numbers[1])}d}" for i in range(first, last + 1)]
+
+
 def _expand_braces(pattern):  # every text that it stands for
     found = re.search(r"\{([^{}]*)\}", pattern)
     if not found:
         return [pattern]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
-    if numbers and int(numbers[1]) > int(numbers[2]):
-        raise ValueError(f"{pattern!r} counts backwards, from {numbers[1]} to {numbers[2]}.")
-    inside = (
-        [f"{i:0{len(numbers[1])}d}" for i in range(int(numbers[1]), int(numbers[2]) + 1)]
-        if numbers
-        else found[1].split(",")
-    )
+    before, after = pattern[: found.start()], pattern[found.end() :]
     return [
         text
-        for middle in inside
-        for text in _expand_braces(pattern[: found.start()] + middle + pattern[found.end() :])
+        for middle in _inside_braces(pattern, found[1])
+        for text in _expand_braces(before + middle + after)
     ]
 
+# %% ../nbs/4_data/06_captions.ipynb #1300c2fc
+def _matching(pattern):  # Paths: the file itself, or what *, ? and [...] stand for
+    path = Path(pattern).expanduser()
+    if path.is_file():
+        return [path]
+    if re.search(r"[*?\[]", pattern):
+        return [Path(name) for name in sorted(glob(str(path)))]
+    return []
 
+# %% ../nbs/4_data/06_captions.ipynb #4672909a
 def _find_files(source):  # existing Paths, each once
-    patterns = [
-        text
-        for part in ([source] if isinstance(source, (str, Path)) else source)
-        for text in _expand_braces(str(part))
-    ]
+    parts = [source] if isinstance(source, (str, Path)) else source
+    patterns = [text for part in parts for text in _expand_braces(str(part))]
     paths, missing = [], []
     for pattern in patterns:
-        path = Path(pattern).expanduser()
-        found = (
-            [path]
-            if path.is_file()
-            else [Path(name) for name in sorted(glob(str(path)))]
-            if re.search(r"[*?\[]", pattern)
-            else []
-        )
+        found = _matching(pattern)
         paths += [p for p in found if p.is_file()]
         if not found:
             missing.append(pattern)
     if missing or not paths:
+        shown = ", ".join(map(repr, missing[:5])) + (", ..." if missing[5:] else "")
         raise FileNotFoundError(
-            f"{len(missing)} of {len(patterns)} files or patterns name nothing: {', '.join(map(repr, missing[:5]))}{', ...' if missing[5:] else ''}. Looked from {Path.cwd()}; give paths, patterns ('cc3m/*.tar') or ranges ('cc3m/{{00000..00331}}.tar')."
+            f"{len(missing)} of {len(patterns)} files or patterns name nothing: {shown}. Looked "
+            f"from {Path.cwd()}; give paths, patterns ('cc3m/*.tar') or ranges "
+            "('cc3m/{00000..00331}.tar')."
         )
     return list(dict.fromkeys(paths))
 
@@ -156,11 +172,8 @@ def _kept_index(path, cache):
     if not cache:
         return index_shard(path)
     about = path.stat()
-    kept = (
-        home()
-        / "captions"
-        / f"{content_hash('index 1', str(path.absolute()), about.st_size, about.st_mtime_ns)}.parquet"
-    )
+    key = content_hash("index 1", str(path.absolute()), about.st_size, about.st_mtime_ns)
+    kept = home() / "captions" / f"{key}.parquet"
     if kept.is_file():
         try:
             return pd.read_parquet(kept)
@@ -171,13 +184,10 @@ def _kept_index(path, cache):
         table.to_parquet(temporary)
     return table
 
-
+# %% ../nbs/4_data/06_captions.ipynb #92a637e6
 def _reader(
-    paths,
-    ids,
-    # function that reads picture i; files are opened when it is asked for, so that processes can share it
-    places,
-):
+    paths, ids, places
+):  # function that reads picture i; places [N] are (shard, offset, size)
     def read(i):
         shard, offset, size = places[i].tolist()
         with open(paths[shard], "rb") as file:
@@ -188,50 +198,53 @@ def _reader(
 
     return read
 
-
+# %% ../nbs/4_data/06_captions.ipynb #0f6a9b7c
 def _unique(names):  # a number behind what was there before
     seen = {}
     for name in names:
         seen[name] = seen.get(name, 0) + 1
         yield name if seen[name] == 1 else f"{name}#{seen[name]}"
 
-
-def _pair_set(name, table, read, skipped):  # ImageSet, or an error when nothing is left
+# %% ../nbs/4_data/06_captions.ipynb #851a32c5
+def _say_skipped(name, pairs, skipped):  # an error when nothing is left, else a warning
     shown = "; ".join(f"{what}: {why}" for what, why in skipped[:3]) + (
         "; ..." if skipped[3:] else ""
     )
-    if not len(table):
+    if not pairs:
         raise ValueError(
             f"{name} has no image-caption pair. "
             + (f"{len(skipped)} things were left out: {shown}." if skipped else "It is empty.")
         )
     if skipped:
         warnings.warn(
-            f"{name}: {len(table):,} image-caption pairs; {len(skipped):,} things were left out: {shown}. about['skipped'] lists them.",
-            stacklevel=4,
+            (
+                f"{name}: {pairs:,} image-caption pairs; {len(skipped):,} things were left out: "
+                f"{shown}. about['skipped'] lists them."
+            ),
+            stacklevel=5,
         )
-    facts = content_hash(
-        "captions 1",
-        table.id.tolist(),
-        table.caption.tolist(),
-        table.drop(columns=["id", "caption"]).to_numpy().astype(np.int64),
-    )
+
+# %% ../nbs/4_data/06_captions.ipynb #8aaa8624
+def _pair_set(name, table, read, skipped):  # ImageSet, or an error when nothing is left
+    _say_skipped(name, len(table), skipped)
+    ids, captions = table.id.tolist(), table.caption.tolist()
+    places = table.drop(columns=["id", "caption"]).to_numpy().astype(np.int64)
     return ImageSet(
         name,
         "train",
-        table.id.tolist(),
+        ids,
         np.full(len(table), -1),
         [],
         read,
-        facts,
-        table.caption.tolist(),
+        content_hash("captions 1", ids, captions, places),
+        captions,
         about={"skipped": [tuple(row) for row in skipped]},
     )
 
-
-def _from_shards(paths, cache, progress):
+# %% ../nbs/4_data/06_captions.ipynb #18567569
+def _indices(paths, cache, progress):  # table of each shard
     with ThreadPoolExecutor(8) as pool:
-        tables = list(
+        return list(
             tqdm(
                 pool.map(lambda path: _kept_index(path, cache), paths),
                 total=len(paths),
@@ -241,30 +254,30 @@ def _from_shards(paths, cache, progress):
                 delay=1,
             )
         )
+
+
+def _shards_name(paths):
+    if len(paths) == 1:
+        return paths[0].stem
+    return f"{paths[0].parent.absolute().name} ({len(paths)} shards)"
+
+# %% ../nbs/4_data/06_captions.ipynb #83028670
+def _from_shards(paths, cache, progress):
+    tables = _indices(paths, cache, progress)
     skipped = [
         (what if what == path.name else f"{path.stem}/{what}", why)
         for path, table in zip(paths, tables)
         for what, why in table.attrs["skipped"]
     ]
-    table = pd.concat(
-        [
-            table.assign(shard=i, key=f"{path.stem}/" + table.key)
-            for i, (path, table) in enumerate(zip(paths, tables))
-        ],
-        ignore_index=True,
-    )
+    named = [
+        table.assign(shard=i, key=f"{path.stem}/" + table.key)
+        for i, (path, table) in enumerate(zip(paths, tables))
+    ]
+    table = pd.concat(named, ignore_index=True)
     table["id"] = list(_unique(table.pop("key")))
-    name = (
-        paths[0].stem
-        if len(paths) == 1
-        else f"{paths[0].parent.absolute().name} ({len(paths)} shards)"
-    )
-    return _pair_set(
-        name,
-        table,
-        _reader(paths, table.id.tolist(), table[["shard", "offset", "size"]].to_numpy()),
-        skipped,
-    )
+    places = table[["shard", "offset", "size"]].to_numpy()
+    read = _reader(paths, table.id.tolist(), places)
+    return _pair_set(_shards_name(paths), table, read, skipped)
 
 # %% ../nbs/4_data/06_captions.ipynb #b38dc2ac
 COLUMNS = {
@@ -278,34 +291,38 @@ def _column(columns, kind, wanted, path):
     if found and found[0] in columns:
         return found[0]
     raise ValueError(
-        f"{path} has no {kind} column{f' {wanted!r}' if wanted else ''}; it has {', '.join(map(repr, columns))}. Name it: {kind}_column=... (found without help: {', '.join(COLUMNS[kind])})."
+        f"{path} has no {kind} column{f' {wanted!r}' if wanted else ''}; it has "
+        f"{', '.join(map(repr, columns))}. Name it: {kind}_column=... (found without help: "
+        f"{', '.join(COLUMNS[kind])})."
     )
 
-
-def _from_table(path, image_column, caption_column):
+# %% ../nbs/4_data/06_captions.ipynb #7d612bd1
+def _read_table(path):  # all columns as text
+    tabs = path.suffix == ".tsv"
     try:
-        table = pd.read_csv(
-            path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str, keep_default_na=False
-        )
+        return pd.read_csv(path, sep="\t" if tabs else ",", dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path} is no table of paths and captions: {str(error).strip()}. Expected is a line of names, then {'tabs' if path.suffix == '.tsv' else 'commas'} between the columns and quotes around captions that hold one."
+            f"{path} is no table of paths and captions: {str(error).strip()}. Expected is a line "
+            f"of names, then {'tabs' if tabs else 'commas'} between the columns and quotes around "
+            "captions that hold one."
         ) from error
-    names = [
-        table[_column(table.columns, kind, wanted, path)]
-        for kind, wanted in (("image", image_column), ("caption", caption_column))
-    ]
+
+
+def _what_is_wrong(place, caption):  # with a row, or None
+    if not caption.strip():
+        return "the caption is empty"
+    return None if place.is_file() else "there is no such file"
+
+# %% ../nbs/4_data/06_captions.ipynb #7991fce4
+def _from_table(path, image_column, caption_column):
+    table = _read_table(path)
+    images = table[_column(table.columns, "image", image_column, path)]
+    captions = table[_column(table.columns, "caption", caption_column, path)]
     rows, skipped = [], []
-    for name, identity, caption in zip(names[0], _unique(names[0]), names[1]):
+    for name, identity, caption in zip(images, _unique(images), captions):
         place = path.parent / name
-        why = (
-            "the caption is empty"
-            if not caption.strip()
-            else None
-            if place.is_file()
-            else "there is no such file"
-        )
-        if why:
+        if why := _what_is_wrong(place, caption):
             skipped.append((identity, why))
             continue
         about = place.stat()
@@ -314,9 +331,28 @@ def _from_table(path, image_column, caption_column):
     places = table.pop("place").tolist()
     return _pair_set(path.stem, table, lambda i: open_rgb(places[i]), skipped)
 
+# %% ../nbs/4_data/06_captions.ipynb #4c2939c5
+def _from_set(source):  # its pictures whose caption is not blank
+    if source.captions is None:
+        raise ValueError(
+            f"{source!r} has no captions; load_captions('mini') has, or give shards (*.tar) or a "
+            "table (*.csv)."
+        )
+    blank = [i for i, caption in enumerate(source.captions) if not caption.strip()]
+    if not blank:
+        return source
+    table = pd.DataFrame({"id": source.ids, "caption": source.captions}).drop(index=blank)
+    return _pair_set(
+        source.name,
+        table.assign(row=table.index),
+        lambda i, rows=table.index: source.read(int(rows[i])),
+        [(source.ids[i], "the caption is empty") for i in blank],
+    )
 
+# %% ../nbs/4_data/06_captions.ipynb #7e0fcccc
 def load_captions(
-    # "mini", *.tar (path, list, 'cc3m/{00000..00331}.tar', 'cc3m/*.tar'), *.csv or *.tsv, or an ImageSet with captions
+    # "mini", *.tar (path, list, 'cc3m/{00000..00331}.tar', 'cc3m/*.tar'), *.csv or *.tsv, or an
+    # ImageSet with captions
     source,
     image_column=None,  # of a table; None finds it
     caption_column=None,  # of a table; None finds it
@@ -325,20 +361,7 @@ def load_captions(
 ) -> ImageSet:  # with captions; about["skipped"] lists (what, why)
     "Image-caption pairs. `FileNotFoundError` or `ValueError` when there are none."
     if isinstance(source, ImageSet):
-        if source.captions is None:
-            raise ValueError(
-                f"{source!r} has no captions; load_captions('mini') has, or give shards (*.tar) or a table (*.csv)."
-            )
-        blank = [i for i, caption in enumerate(source.captions) if not caption.strip()]
-        if not blank:
-            return source
-        table = pd.DataFrame({"id": source.ids, "caption": source.captions}).drop(index=blank)
-        return _pair_set(
-            source.name,
-            table.assign(row=table.index),
-            lambda i, rows=table.index: source.read(int(rows[i])),
-            [(source.ids[i], "the caption is empty") for i in blank],
-        )
+        return _from_set(source)
     if source == "mini":
         return load_split("mini-web", "train")
     paths = _find_files(source)
@@ -348,7 +371,9 @@ def load_captions(
     if len(paths) == 1 and kinds <= {".csv", ".tsv"}:
         return _from_table(paths[0], image_column, caption_column)
     raise ValueError(
-        f"Captions come from *.tar shards (not compressed), or from one *.csv or *.tsv; {source!r:.80} names {', '.join(sorted(path.name for path in paths)[:5])}. A compressed shard cannot be read at any place: unpack it first."
+        "Captions come from *.tar shards (not compressed), or from one *.csv or *.tsv; "
+        f"{source!r:.80} names {', '.join(sorted(path.name for path in paths)[:5])}. A compressed "
+        "shard cannot be read at any place: unpack it first."
     )
 
 # %% ../nbs/4_data/06_captions.ipynb #f9955cf2
@@ -365,6 +390,13 @@ def epoch_size(
     return batches, batches * batch_size * ranks
 
 # %% ../nbs/4_data/06_captions.ipynb #fbe84b6e
+def _blockwise(chance, count, block):  # blocks in random order, pairs within sixteen blocks
+    starts = chance.permutation(np.arange(0, count, block))
+    order = np.concatenate([np.arange(i, min(i + block, count)) for i in starts])
+    parts = np.split(order, range(16 * block, count, 16 * block))
+    return np.concatenate([chance.permutation(part) for part in parts])
+
+
 @lru_cache(2)
 def epoch_order(
     count,  # pairs
@@ -374,30 +406,13 @@ def epoch_order(
 ) -> np.ndarray:  # int64 positions [count]
     "The order of the pairs in an epoch."
     chance = chance_of("captions", seed, epoch)
-    order = (
-        chance.permutation(count)
-        if block is None
-        else np.concatenate(
-            [
-                np.arange(i, min(i + block, count))
-                for i in chance.permutation(np.arange(0, count, block))
-            ]
-        )
-    )
-    if block:
-        order = np.concatenate(
-            [
-                chance.permutation(part)
-                for part in np.split(order, range(16 * block, count, 16 * block))
-            ]
-        )
+    order = chance.permutation(count) if block is None else _blockwise(chance, count, block)
     order.flags.writeable = False
     return order
 
-
-def _step_rows(
-    count, batch_size, seed, step, steps_per_epoch=None, block=None
-):  # (epoch, positions [batch_size])
+# %% ../nbs/4_data/06_captions.ipynb #e1d9c93e
+# (epoch, positions [batch_size])
+def _step_rows(count, batch_size, seed, step, steps_per_epoch=None, block=None):
     epoch, place = divmod(step, steps_per_epoch or -(-count // batch_size))
     return epoch, epoch_order(count, seed, epoch, block)[
         np.arange(place * batch_size, (place + 1) * batch_size) % count
@@ -421,88 +436,115 @@ class CaptionBatch:
             self.pixels = self.pixels.pin_memory()
         return self
 
+# %% ../nbs/4_data/06_captions.ipynb #b15e17f6
+def _others(count, batch, chance):  # endless: rows that may stand in the place of one
+    taken = set(batch.tolist()) if count > len(batch) else set()
+    while True:
+        if (row := int(chance.integers(count))) not in taken:
+            yield row
 
+
+# (row, pixels, skipped): the row itself, or the first in its place that can be read
+def _crop(backbone, images, facts, epoch, row, batch):
+    pictures = random_crops(images, facts["size"], facts["seed"], epoch, facts["scale"], 0.0)
+    others = _others(len(images), batch, chance_of("instead", facts["seed"], epoch, int(row)))
+    skipped = []
+    for i in itertools.islice(itertools.chain([row], others), 1000):
+        try:
+            return i, backbone.preprocess(pictures.read(int(i))), skipped
+        except MemoryError:
+            raise
+        except Exception as error:
+            why = getattr(error, "reason", f"{type(error).__name__}: {error}")
+            skipped.append((images.ids[i], why))
+    raise RuntimeError(
+        f"In place of {images.ids[row]!r} 1000 other pictures of {images.name} were tried and "
+        f"none can be read; the last was {skipped[-1][0]!r} ({skipped[-1][1]}). Is the disk there?"
+    )
+
+# %% ../nbs/4_data/06_captions.ipynb #a84de216
+def _in_templates(captions, facts, step, batch_size, own):  # (texts, texts that say no)
+    yes, no = facts["templates"] or (("{}",), ("{}",))
+    chance = chance_of("templates", facts["seed"], step)
+    drawn = chance.integers(len(yes), size=batch_size)[own]
+    return (
+        [texts[k].replace("{}", caption) for k, caption in zip(drawn, captions)]
+        for texts in (yes, no)
+    )
+
+# %% ../nbs/4_data/06_captions.ipynb #30eb3ded
 class _Steps:  # step -> CaptionBatch; sent to worker processes
     def __init__(self, backbone, images, batch_size, own, facts):
-        self.backbone, self.images, self.batch_size, self.own, self.facts = (
-            backbone,
-            images,
-            batch_size,
-            own,
-            facts,
-        )
+        self.backbone, self.images, self.facts = backbone, images, facts
+        self.batch_size, self.own = batch_size, own
 
-    def crop(
-        self, epoch, row, batch
-    ):  # (row, pixels, skipped): the row itself, or the first in its place that can be read
-        pictures, skipped, count = (
-            random_crops(
-                self.images, self.facts["size"], self.facts["seed"], epoch, self.facts["scale"], 0.0
-            ),
-            [],
-            len(self.images),
-        )
-        taken, chance, asked = (
-            set(batch.tolist()) if count > len(batch) else set(),
-            chance_of("instead", self.facts["seed"], epoch, int(row)),
-            row,
-        )
-        for _ in range(1000):
-            try:
-                return row, self.backbone.preprocess(pictures.read(int(row))), skipped
-            except MemoryError:
-                raise
-            except Exception as error:
-                skipped.append(
-                    (
-                        self.images.ids[row],
-                        getattr(error, "reason", f"{type(error).__name__}: {error}"),
-                    )
-                )
-            row = next(i for i in iter(lambda: int(chance.integers(count)), None) if i not in taken)
-        raise RuntimeError(
-            f"In place of {self.images.ids[asked]!r} 1000 other pictures of {self.images.name} were tried and none can be read; the last was {skipped[-1][0]!r} ({skipped[-1][1]}). Is the disk there?"
-        )
-
-    def __getitem__(self, step):
-        epoch, batch = _step_rows(
+    def rows(self, step):  # (epoch, positions of the whole batch)
+        facts = self.facts
+        return _step_rows(
             len(self.images),
             self.batch_size,
-            self.facts["seed"],
+            facts["seed"],
             step,
-            self.facts["steps_per_epoch"],
-            self.facts["block"],
-        )
-        rows, pixels, skipped = batch[self.own], None, []
-        if self.facts["pixels"]:
-            rows, pixels, skipped = zip(*(self.crop(epoch, row, batch) for row in rows))
-            rows, pixels, skipped = (
-                np.array(rows),
-                torch.stack(pixels),
-                list(itertools.chain.from_iterable(skipped)),
-            )
-        captions = [self.images.captions[i] for i in rows]
-        yes, no = self.facts["templates"] or (("{}",), ("{}",))
-        drawn = chance_of("templates", self.facts["seed"], step).integers(
-            len(yes), size=self.batch_size
-        )[self.own]
-        texts, opposite = (
-            [texts[k].replace("{}", caption) for k, caption in zip(drawn, captions)]
-            for texts in (yes, no)
-        )
-        tokens = token_rows(self.backbone.tokenizer, texts)
-        cut = [self.images.ids[rows[i]] for i in cut_texts(self.backbone.tokenizer, texts, tokens)]
-        return CaptionBatch(
-            step,
-            rows,
-            tokens,
-            tokens if opposite == texts else token_rows(self.backbone.tokenizer, opposite),
-            pixels,
-            skipped,
-            cut,
+            facts["steps_per_epoch"],
+            facts["block"],
         )
 
+    def crops(self, epoch, rows, batch):  # (rows, pixels, skipped) of this rank
+        found = [_crop(self.backbone, self.images, self.facts, epoch, row, batch) for row in rows]
+        rows, pixels, skipped = zip(*found)
+        return np.array(rows), torch.stack(pixels), list(itertools.chain.from_iterable(skipped))
+
+    def __getitem__(self, step):
+        images, tokenizer = self.images, self.backbone.tokenizer
+        epoch, batch = self.rows(step)
+        rows, pixels, skipped = batch[self.own], None, []
+        if self.facts["pixels"]:
+            rows, pixels, skipped = self.crops(epoch, rows, batch)
+        captions = [images.captions[i] for i in rows]
+        texts, opposite = _in_templates(captions, self.facts, step, self.batch_size, self.own)
+        tokens = token_rows(tokenizer, texts)
+        no_tokens = tokens if opposite == texts else token_rows(tokenizer, opposite)
+        cut = [images.ids[rows[i]] for i in cut_texts(tokenizer, texts, tokens)]
+        return CaptionBatch(step, rows, tokens, no_tokens, pixels, skipped, cut)
+
 # %% ../nbs/4_data/06_captions.ipynb #1398e10b
+def _check_batch_size(images, batch_size, ranks):
+    if batch_size < 1 or batch_size % ranks:
+        raise ValueError(
+            f"batch_size is {batch_size} for {ranks} processes; give a number that they can share "
+            "equally."
+        )
+    if batch_size > len(images):
+        raise ValueError(
+            f"batch_size is {batch_size}, but {images!r} has only {len(images)} pairs; a pair "
+            "twice in a batch would count as a mismatch of itself."
+        )
+
+
+def _check_templates(templates):
+    if templates and (
+        len(templates) != 2 or len(templates[0]) != len(templates[1]) or not len(templates[0])
+    ):
+        raise ValueError(
+            "templates are two lists of the same length, one text with {} for each; these have "
+            f"the lengths {[len(part) for part in templates]}."
+        )
+
+# %% ../nbs/4_data/06_captions.ipynb #cf28dd62
+def _in_order(steps, start, workers, pin_memory):  # endless iterator of CaptionBatch
+    ahead = workers if "fork" in torch.multiprocessing.get_all_start_methods() else 0
+    return iter(
+        DataLoader(
+            steps,
+            batch_size=None,
+            sampler=itertools.count(start),
+            num_workers=ahead,
+            multiprocessing_context="fork" if ahead else None,
+            pin_memory=pin_memory,
+        )
+    )
+
+# %% ../nbs/4_data/06_captions.ipynb #64833507
 def caption_batches(
     backbone,  # Backbone: its tokenizer and preprocessing
     images,  # ImageSet with captions
@@ -520,20 +562,8 @@ def caption_batches(
     "What a training reads, step by step. `ValueError` for settings that cannot work."
     if images.captions is None:
         raise ValueError(f"{images!r} has no captions; load_captions makes sets that have.")
-    if batch_size < 1 or batch_size % ranks:
-        raise ValueError(
-            f"batch_size is {batch_size} for {ranks} processes; give a number that they can share equally."
-        )
-    if batch_size > len(images):
-        raise ValueError(
-            f"batch_size is {batch_size}, but {images!r} has only {len(images)} pairs; a pair twice in a batch would count as a mismatch of itself."
-        )
-    if templates and (
-        len(templates) != 2 or len(templates[0]) != len(templates[1]) or not len(templates[0])
-    ):
-        raise ValueError(
-            f"templates are two lists of the same length, one text with {{}} for each; these have the lengths {[len(part) for part in templates]}."
-        )
+    _check_batch_size(images, batch_size, ranks)
+    _check_templates(templates)
     if not 0 <= rank < ranks:
         raise ValueError(f"rank is {rank}; it counts from 0 to {ranks - 1}.")
     share = batch_size // ranks
@@ -549,16 +579,6 @@ def caption_batches(
     steps = _Steps(backbone, images, batch_size, slice(rank * share, (rank + 1) * share), facts)
 
     def batches(start=0):
-        ahead = workers if "fork" in torch.multiprocessing.get_all_start_methods() else 0
-        return iter(
-            DataLoader(
-                steps,
-                batch_size=None,
-                sampler=itertools.count(start),
-                num_workers=ahead,
-                multiprocessing_context="fork" if ahead else None,
-                pin_memory=torch.device(backbone.device).type == "cuda",
-            )
-        )
+        return _in_order(steps, start, workers, torch.device(backbone.device).type == "cuda")
 
     return batches

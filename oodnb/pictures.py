@@ -24,7 +24,7 @@ def _wide_to_grey(image):  # 16-bit, 32-bit or floating-point picture
         )
     return Image.fromarray(np.rint(values * (255.0 / top)).astype(np.uint8))
 
-
+# %% ../nbs/4_data/01_pictures.ipynb #b97d528d
 def _to_rgb(image):
     image.load()
     try:
@@ -38,11 +38,21 @@ def _to_rgb(image):
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
+# %% ../nbs/4_data/01_pictures.ipynb #f68579ec
+def _unreadable(name, reason):  # error that carries its reason
+    problem = ValueError(
+        f"Cannot read the picture {name}: {reason}. Replace the file or remove it from the set."
+    )
+    problem.reason = reason
+    return problem
 
+# %% ../nbs/4_data/01_pictures.ipynb #5d22d23b
 def open_rgb(
     path,  # file name, or a binary file object
 ) -> Image.Image:  # mode RGB, upright, first frame
-    "Any picture as 8-bit RGB; alpha on white, EXIF orientation applied, ICC profiles ignored. `ValueError` names a damaged file."
+    """Any picture as 8-bit RGB; alpha on white, EXIF orientation applied, ICC profiles ignored.
+
+    `ValueError` names a damaged file."""
     name = getattr(path, "name", "picture") if hasattr(path, "read") else path
     try:
         with Image.open(path) as image:
@@ -57,19 +67,30 @@ def open_rgb(
         reason = "no picture format is recognised"
     except Exception as error:
         reason = str(error) or type(error).__name__
-    problem = ValueError(
-        f"Cannot read the picture {name}: {reason}. Replace the file or remove it from the set."
-    )
-    problem.reason = reason
-    raise problem
+    raise _unreadable(name, reason)
 
 # %% ../nbs/4_data/01_pictures.ipynb #75c97900
 PICTURES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+    (
+        ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp"
+    ).split()
 )
+
+
 NOT_DECODED = frozenset(".arw .cr2 .cr3 .dng .eps .heic .heif .jxl .nef .psd .raw .svg".split())
 
+# %% ../nbs/4_data/01_pictures.ipynb #bcb3886f
+def _entries(folder):  # what lies directly in a folder, in the order of names
+    try:
+        with os.scandir(folder) as listing:
+            return sorted(listing, key=lambda entry: entry.name)
+    except PermissionError as error:
+        raise PermissionError(
+            f"Cannot list {folder}: {error.strerror}. Give yourself the right to read it, or move "
+            "it out of the set."
+        ) from None
 
+# %% ../nbs/4_data/01_pictures.ipynb #3b8d5af0
 def list_pictures(
     folder,  # folder to list
     other,  # Counter, filled with the suffixes of files that are no pictures
@@ -81,14 +102,7 @@ def list_pictures(
     real = os.path.realpath(folder)
     if real in above:
         return
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
-    except PermissionError as error:
-        raise PermissionError(
-            f"Cannot list {folder}: {error.strerror}. Give yourself the right to read it, or move it out of the set."
-        ) from None
-    for entry in entries:
+    for entry in _entries(folder):
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
         suffix = os.path.splitext(entry.name)[1].lower()
@@ -111,7 +125,7 @@ def readable_id(
         .decode("utf-8", "backslashreplace")
     )
 
-
+# %% ../nbs/4_data/01_pictures.ipynb #ed0c9a3e
 def nothing_found(
     folder,  # where no picture is
     other,  # Counter of suffixes, see list_pictures
@@ -122,13 +136,11 @@ def nothing_found(
         or "no file at all"
     )
     return ValueError(
-        f"{folder} holds no pictures, only: {kinds}. Pictures end in {' '.join(sorted(PICTURES))} (capitals too), in the folder or below it."
+        f"{folder} holds no pictures, only: {kinds}. Pictures end in {' '.join(sorted(PICTURES))} "
+        "(capitals too), in the folder or below it."
     )
 
 # %% ../nbs/4_data/01_pictures.ipynb #238a39af
-SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test", "fewshot")
-
-
 def folders(
     folder,  # existing folder
 ) -> list[str]:  # names of the folders in it, sorted
@@ -139,6 +151,9 @@ def folders(
             for e in listing
             if e.is_dir() and not e.name.startswith(".") and e.name != "__MACOSX"
         )
+
+# %% ../nbs/4_data/01_pictures.ipynb #bf335a8e
+SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test", "fewshot")
 
 
 def split_folder(
@@ -152,5 +167,6 @@ def split_folder(
     if split in found:
         return folder / split
     raise ValueError(
-        f"{folder} has no split {split!r}; it has: {', '.join(found)}. Say split={found[0]!r}, or give the path of one of them."
+        f"{folder} has no split {split!r}; it has: {', '.join(found)}. Say split={found[0]!r}, or "
+        "give the path of one of them."
     )

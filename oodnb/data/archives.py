@@ -39,9 +39,8 @@ def _shadow(path):
     return "__MACOSX" in path.parts or path.name.startswith("._") or path.name == ".DS_Store"
 
 # %% ../../nbs/4_data/10_archives.ipynb #5dac1e59
-def _tar_members(
-    archive, folder
-):  # yields (path, size, function that opens it, or why it is left out)
+# yields (path, size, function that opens it, or why it is left out)
+def _tar_members(archive, folder):
     with tarfile.open(archive) as tar:
         for member in tar:
             path = _inside(member.name) if member.name.strip("./") else None
@@ -56,26 +55,30 @@ def _tar_members(
             else:
                 yield path, member.size, lambda member=member: tar.extractfile(member)
 
+# %% ../../nbs/4_data/10_archives.ipynb #caf9d129
+_ZIPPED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
+
+def _check_zipped(member):
+    if member.flag_bits & 1:
+        raise ValueError(
+            f"the member {member.filename!r:.200} is encrypted; unpack the archive yourself, with "
+            "its password"
+        )
+    if member.compress_type not in _ZIPPED:
+        raise ValueError(
+            f"the member {member.filename!r:.200} is packed in way {member.compress_type}, which "
+            "Python does not know; unpack the archive with another program"
+        )
+
+# %% ../../nbs/4_data/10_archives.ipynb #6cc1964b
 def _zip_members(archive, folder):  # the same for a zip file
     with zipfile.ZipFile(archive) as packed:
         for member in packed.infolist():
             if member.is_dir():
                 continue
             path, kind = _inside(member.orig_filename), stat.S_IFMT(member.external_attr >> 16)
-            if member.flag_bits & 1:
-                raise ValueError(
-                    f"the member {member.filename!r:.200} is encrypted; unpack the archive yourself, with its password"
-                )
-            if member.compress_type not in (
-                zipfile.ZIP_STORED,
-                zipfile.ZIP_DEFLATED,
-                zipfile.ZIP_BZIP2,
-                zipfile.ZIP_LZMA,
-            ):
-                raise ValueError(
-                    f"the member {member.filename!r:.200} is packed in way {member.compress_type}, which Python does not know; unpack the archive with another program"
-                )
+            _check_zipped(member)
             if kind == stat.S_IFLNK:
                 yield path, 0, "a link"
             elif kind not in (0, stat.S_IFREG):
@@ -85,7 +88,7 @@ def _zip_members(archive, folder):  # the same for a zip file
             else:
                 yield path, member.file_size, lambda member=member: packed.open(member)
 
-
+# %% ../../nbs/4_data/10_archives.ipynb #0da8b899
 def _members(archive, folder):
     if zipfile.is_zipfile(archive):
         yield from _zip_members(archive, folder)
@@ -95,20 +98,11 @@ def _members(archive, folder):
         yield PurePosixPath(archive.stem), None, lambda: gzip.open(archive)
     else:
         raise ValueError(
-            "no archive is recognised; .zip, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz and .gz can be read"
+            "no archive is recognised; .zip, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz and .gz can "
+            "be read"
         )
 
 # %% ../../nbs/4_data/10_archives.ipynb #f8cb0b17
-_DAMAGE = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    EOFError,
-    zlib.error,
-    lzma.LZMAError,
-    gzip.BadGzipFile,
-)
-
-
 @dataclass
 class Unpacked:
     "What `unpack` wrote."
@@ -116,7 +110,7 @@ class Unpacked:
     files: list = field(default_factory=list)  # (path relative to the folder, bytes, sha256)
     skipped: list = field(default_factory=list)  # (name, why) of links; they are not made
 
-
+# %% ../../nbs/4_data/10_archives.ipynb #b1c6fb01
 def _write(opened, path, size):  # (bytes, sha256)
     sha, count = hashlib.sha256(), 0
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +123,18 @@ def _write(opened, path, size):  # (bytes, sha256)
     return count, sha.hexdigest()
 
 
+def _check_room(path, size, folder):
+    free = shutil.disk_usage(folder).free
+    if (size or 0) > free:
+        raise OSError(
+            errno.ENOSPC,
+            (
+                f"the member {path} takes {size:,} bytes and the disk of {folder} has {free:,} "
+                "left; make room and run the same command again"
+            ),
+        )
+
+# %% ../../nbs/4_data/10_archives.ipynb #2a014518
 def _unpack_into(archive, folder, progress):
     done = Unpacked()
     for path, size, opened in tqdm(
@@ -144,12 +150,7 @@ def _unpack_into(archive, folder, progress):
         if isinstance(opened, str):
             done.skipped.append((str(path), opened))
             continue
-        free = shutil.disk_usage(folder).free
-        if (size or 0) > free:
-            raise OSError(
-                errno.ENOSPC,
-                f"the member {path} takes {size:,} bytes and the disk of {folder} has {free:,} left; make room and run the same command again",
-            )
+        _check_room(path, size, folder)
         try:
             done.files.append((str(path), *_write(opened, folder / path, size)))
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
@@ -159,12 +160,35 @@ def _unpack_into(archive, folder, progress):
     return done
 
 # %% ../../nbs/4_data/10_archives.ipynb #b9ba06dd
+_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    gzip.BadGzipFile,
+)
+
+
+def _named(archive, error):  # the error with the name of its archive, or None when it has one
+    if isinstance(error, _DAMAGE):
+        return ValueError(
+            f"{archive} is damaged or not complete ({error or type(error).__name__}). Remove it "
+            "and fetch it again."
+        )
+    if type(error) is ValueError:
+        return ValueError(f"{archive} was not unpacked: {error}. Nothing of it was kept.")
+    return None
+
+# %% ../../nbs/4_data/10_archives.ipynb #33b84ad7
 def unpack(
     archive,  # .zip, .tar (plain, gz, bz2, xz) or a single .gz
     folder,  # a folder that does not exist yet, or is empty
     progress=True,  # show a bar when it takes longer than a second
 ) -> Unpacked:  # files with size and sha256; links that were left out
-    "Unpack into a new folder and nowhere else. `ValueError` names the member that is unsafe or damaged; then nothing is left of it."
+    """Unpack into a new folder and nowhere else.
+
+    `ValueError` names the member that is unsafe or damaged; then nothing is left of it."""
     archive, folder = Path(archive), Path(folder)
     if not archive.is_file():
         raise FileNotFoundError(f"There is no archive {archive}.")
@@ -177,12 +201,6 @@ def unpack(
         return _unpack_into(archive, folder, progress)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, _DAMAGE):
-            raise ValueError(
-                f"{archive} is damaged or not complete ({error or type(error).__name__}). Remove it and fetch it again."
-            ) from error
-        if type(error) is ValueError:
-            raise ValueError(
-                f"{archive} was not unpacked: {error}. Nothing of it was kept."
-            ) from None
+        if named := _named(archive, error):
+            raise named from (error if isinstance(error, _DAMAGE) else None)
         raise

@@ -34,7 +34,7 @@ class Archive:
     # archive with the labels by which the pictures are sorted into folders
     arrange: str | None = None
 
-
+# %% ../../nbs/4_data/08_catalogue.ipynb #4cb741cb
 @dataclass(frozen=True)
 class Split:
     "One list of pictures."
@@ -46,7 +46,7 @@ class Split:
     inside: str  # what the folder looks like
     options: dict  # for the reader
 
-
+# %% ../../nbs/4_data/08_catalogue.ipynb #c025c9dc
 @dataclass(frozen=True)
 class Entry:
     "A named data set."
@@ -55,7 +55,7 @@ class Entry:
     role: str  # "id", "ood", "captions", or "classes" (for class forgetting)
     licence: str
     homepage: str
-    layout: str  # which reader of `named`
+    layout: str  # which reader of `published_sets`
     archives: tuple
     splits: dict  # name -> Split
     note: str
@@ -65,16 +65,13 @@ class Entry:
 
     @property
     def access(
-        # "open": a program may fetch all of it; "by hand": at least one file needs a person; "part of": nothing to fetch
+        # "open": a program may fetch all of it; "by hand": at least one file needs a person;
+        # "part of": nothing to fetch
         self,
     ):
-        return (
-            "part of"
-            if self.part_of
-            else "open"
-            if all(a.url for a in self.archives)
-            else "by hand"
-        )
+        if self.part_of:
+            return "part of"
+        return "open" if all(archive.url for archive in self.archives) else "by hand"
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #829acf0e
 _SPLIT = ("images", "classes", "folders", "inside")
@@ -92,6 +89,10 @@ def _splits(raw):  # name -> Split
         for name in names.split()
     }
 
+# %% ../../nbs/4_data/08_catalogue.ipynb #a3d9591c
+def _archive(facts):
+    return Archive(**facts | {k: tuple(facts[k]) for k in ("checksums", "splits") if k in facts})
+
 
 @functools.cache
 def entries() -> dict:  # name -> Entry, in the order of the file
@@ -99,16 +100,13 @@ def entries() -> dict:  # name -> Entry, in the order of the file
     raw = json.loads(shipped("lists", "datasets.json").read_text("utf-8"))
     made = {}
     for name, facts in raw.items():
-        archives = tuple(
-            Archive(**a | {k: tuple(a[k]) for k in ("checksums", "splits") if k in a})
-            for a in facts["archives"]
-        )
+        archives = tuple(_archive(archive) for archive in facts["archives"])
         made[name] = Entry(
             name, **facts | {"archives": archives, "splits": _splits(facts["splits"])}
         )
     return made
 
-
+# %% ../../nbs/4_data/08_catalogue.ipynb #39a96ad7
 @functools.cache
 def class_lists(
     # name -> {"wnids": [...]} or {"class_names": [...], "test_counts": [...]}
@@ -125,7 +123,7 @@ def spelled(
         return None
     return next((known for known in entries() if known.casefold() == name.casefold()), None)
 
-
+# %% ../../nbs/4_data/08_catalogue.ipynb #7c75c8c2
 def entry(
     name,  # of a data set, in any case
 ) -> Entry:
@@ -133,9 +131,18 @@ def entry(
     known = spelled(name)
     if known is None:
         raise ValueError(
-            f"Unknown data set {name!r}.{did_you_mean(name, entries())} There are: {', '.join(entries())}."
+            f"Unknown data set {name!r}.{did_you_mean(name, entries())} There are: "
+            f"{', '.join(entries())}."
         )
     return entries()[known]
+
+# %% ../../nbs/4_data/08_catalogue.ipynb #36d65760
+def _shown(splits):  # their names for people, at most eight
+    if len(splits) == 1:
+        return f"only {splits[0]!r}"
+    if len(splits) == 2:
+        return " and ".join(map(repr, splits))
+    return ", ".join(splits[:8]) + (f", ... ({len(splits)} in all)" if splits[8:] else "")
 
 
 def split_of(
@@ -146,14 +153,7 @@ def split_of(
     found = entry(name)
     if split in found.splits:
         return found.splits[split]
-    shown = list(found.splits)
-    has = (
-        f"only {shown[0]!r}"
-        if len(shown) == 1
-        else " and ".join(map(repr, shown))
-        if len(shown) == 2
-        else ", ".join(shown[:8]) + (f", ... ({len(shown)} in all)" if shown[8:] else "")
-    )
+    has = _shown(list(found.splits))
     raise ValueError(f"{found.name} has no split {split!r}; it has {has}{found.split_note}.")
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #30f0853a
@@ -170,7 +170,7 @@ def find(
     ]
     return next((place for place in places if place.is_dir()), None), places
 
-
+# %% ../../nbs/4_data/08_catalogue.ipynb #bd50b5c8
 def archives_of(
     name,  # of a data set
     split=None,  # one split; None: all of them
@@ -180,7 +180,7 @@ def archives_of(
         split_of(name, split)
     return [a for a in entry(name).archives if split is None or not a.splits or split in a.splits]
 
-
+# %% ../../nbs/4_data/08_catalogue.ipynb #64bf6ba0
 def _bytes(size):  # text for people
     if size is None:
         return "size not published"
@@ -194,9 +194,24 @@ def describe(
 ) -> str:  # one or two lines
     "How to get one file, and where to put it."
     checks = ", ".join(archive.checksums) or "no checksum is published"
-    return f"{archive.name}: {_bytes(archive.size)}, {checks}\n    from {archive.url or archive.page}\n    to   {folder}/{archive.name}"
+    return (
+        f"{archive.name}: {_bytes(archive.size)}, {checks}\n"
+        f"    from {archive.url or archive.page}\n"
+        f"    to   {folder}/{archive.name}"
+    )
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #d259736c
+def _how_to_get(found, split):  # lines: the command, then each file
+    owner = found.part_of or found.name
+    does = (
+        "fetches it" if found.access == "open" else "says what to fetch, then checks and unpacks it"
+    )
+    yield f"Get it:     oodnb data prepare {owner} {does}"
+    for archive in archives_of(owner, split):
+        told = describe(archive, f"$OODNB_DATA/archives/{owner}")
+        yield "            " + told.replace("\n", "\n        ")
+
+# %% ../../nbs/4_data/08_catalogue.ipynb #ea6d786d
 def missing(
     name,  # of a data set
     split,  # of it
@@ -206,38 +221,29 @@ def missing(
     "The error that says everything about a set that is not there."
     found, part = entry(name), split_of(name, split)
     count = "" if part.images is None else f"; {part.images:,} images"
-    get = f"oodnb data prepare {found.part_of or found.name}" + (
-        " fetches it"
-        if found.access == "open"
-        else " says what to fetch, then checks and unpacks it"
-    )
     lines = [
         f"{found.name} is not there. {why}".rstrip(),
         f"Looked for: {looked or '$OODNB_DATA/' + part.folders[0]}",
         f"Layout:     {part.folders[0]}/{part.inside}{count}, below the data root",
-        f"Get it:     {get}",
-    ]
-    for archive in archives_of(found.part_of or found.name, split):
-        lines.append(
-            "            "
-            + describe(archive, f"$OODNB_DATA/archives/{found.part_of or found.name}").replace(
-                "\n", "\n        "
-            )
-        )
-    lines += [
+        *_how_to_get(found, split),
         f"Homepage:   {found.homepage}",
         f"Licence:    {found.licence}",
-        "The data root is root=... or the environment variable OODNB_DATA. Without any download: load_dataset('mini').",
+        (
+            "The data root is root=... or the environment variable OODNB_DATA. Without any "
+            "download: load_dataset('mini')."
+        ),
     ]
     return FileNotFoundError("\n".join(lines))
 
-
+# %% ../../nbs/4_data/08_catalogue.ipynb #dc1aace6
 def locate(
     name,  # of a data set
     split="test",  # of it
     root=None,  # data root; default $OODNB_DATA
 ) -> Path:  # existing folder
-    "The folder of a split. `FileNotFoundError` says what is missing, where it goes and how to get it."
+    """The folder of a split.
+
+    `FileNotFoundError` says what is missing, where it goes and how to get it."""
     part = split_of(name, split)
     if root is None:
         try:
@@ -254,6 +260,30 @@ def locate(
     return folder
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #567afd9e
+def _row(found, base):  # of `list_entries`; base is the data root or None
+    there = [
+        split
+        for split in found.splits
+        if base is not None and find(found.name, split, base)[0] is not None
+    ]
+    main = found.splits.get("test") or next(iter(found.splits.values()))
+    counts = [
+        f"{split} {part.images:,}" if part.images else f"{split} ?"
+        for split, part in found.splits.items()
+    ]
+    return {
+        "name": found.name,
+        "splits": ", ".join(counts[:4]) + (f", ... ({len(counts)})" if counts[4:] else ""),
+        "images": main.images,
+        "classes": main.classes,
+        "role": found.role,
+        "licence": found.licence,
+        "access": found.access,
+        "ready": main.name in there,
+        "splits_ready": there,
+    }
+
+# %% ../../nbs/4_data/08_catalogue.ipynb #243ab0e3
 def list_entries(
     root=None,  # data root; default $OODNB_DATA
 ) -> list:  # one dictionary per data set
@@ -262,29 +292,4 @@ def list_entries(
         base = data_root() if root is None else root
     except FileNotFoundError:
         base = None
-    rows = []
-    for name, found in entries().items():
-        there = [
-            split
-            for split in found.splits
-            if base is not None and find(name, split, base)[0] is not None
-        ]
-        main = found.splits.get("test") or next(iter(found.splits.values()))
-        counts = [
-            f"{split} {part.images:,}" if part.images else f"{split} ?"
-            for split, part in found.splits.items()
-        ]
-        rows.append(
-            {
-                "name": name,
-                "splits": ", ".join(counts[:4]) + (f", ... ({len(counts)})" if counts[4:] else ""),
-                "images": main.images,
-                "classes": main.classes,
-                "role": found.role,
-                "licence": found.licence,
-                "access": found.access,
-                "ready": main.name in there,
-                "splits_ready": there,
-            }
-        )
-    return rows
+    return [_row(found, base) for found in entries().values()]

@@ -58,9 +58,10 @@ CORRUPTIONS = {  # name -> (family, constants of severities 1 to 5)
     "gaussian_blur": ("spare", (1, 2, 3, 4, 6)),
     "saturate": ("spare", ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2))),
 }
-COMMON = tuple(
-    name for name, (family, _) in CORRUPTIONS.items() if family != "spare"
-)  # 14 of the 15 that ImageNet-C's mean is taken over
+
+# %% ../../nbs/4_data/07_corruptions.ipynb #f7033dd2
+# 14 of the 15 that ImageNet-C's mean is taken over
+COMMON = tuple(name for name, (family, _) in CORRUPTIONS.items() if family != "spare")
 
 # %% ../../nbs/4_data/07_corruptions.ipynb #f57e1bdb
 def _noise(x, kind, c, rng):
@@ -73,7 +74,7 @@ def _noise(x, kind, c, rng):
     struck, white = rng.random(x.shape) < c, rng.random(x.shape) < 0.5
     return np.where(struck, white.astype(float), x)
 
-
+# %% ../../nbs/4_data/07_corruptions.ipynb #359e6aab
 def _colour(x, kind, c):
     if kind == "contrast":
         return (x - x.mean((0, 1))) * c + x.mean((0, 1))
@@ -96,20 +97,18 @@ def _disk(radius):
     inside = np.clip(radius + 0.5 - np.hypot(reach[:, None], reach), 0, 1)
     return inside / inside.sum()
 
-
+# %% ../../nbs/4_data/07_corruptions.ipynb #8990dfb3
 def _streak(radius, sigma, angle):  # one side of a line, bell-shaped, degrees
     along = np.arange(max(2, round(2 * radius + 1)))
     weights, reach = np.exp(-(along**2) / (2 * sigma**2)), int(along[-1]) + 1
-    kernel, places = (
-        np.zeros((2 * reach + 1,) * 2),
-        [reach + along * f(np.deg2rad(angle)) for f in (np.sin, np.cos)],
-    )
-    for y, x, w in zip(*places, weights):
+    kernel = np.zeros((2 * reach + 1,) * 2)
+    ys, xs = (reach + along * f(np.deg2rad(angle)) for f in (np.sin, np.cos))
+    for y, x, w in zip(ys, xs, weights):
         i, j = int(y), int(x)
         kernel[i : i + 2, j : j + 2] += w * np.outer([i + 1 - y, y - i], [j + 1 - x, x - j])
     return kernel / kernel.sum()
 
-
+# %% ../../nbs/4_data/07_corruptions.ipynb #e32d6f69
 def _zoomed(x, factor):  # the middle, enlarged to the whole
     h, w = x.shape[:2]
     dy, dx = (h - h / factor) / 2, (w - w / factor) / 2
@@ -130,7 +129,7 @@ def _glass(x, sigma, reach, rounds, rng):
         x = x[there[0].clip(0, h - 1), there[1].clip(0, w - 1)]
     return gaussian_filter(x, (sigma, sigma, 0), mode="nearest")
 
-
+# %% ../../nbs/4_data/07_corruptions.ipynb #7667bb37
 def _blurred(x, kind, c, unit, rng):
     if kind == "gaussian_blur":
         return gaussian_filter(x, (c * unit, c * unit, 0), mode="nearest")
@@ -147,7 +146,10 @@ def _blurred(x, kind, c, unit, rng):
 def _cloud(rng, side, decay):  # fractal noise 0 to 1 [n, n], n the next power of two
     n = step = 1 << max(1, int(np.ceil(np.log2(side))))
     field, size = np.zeros((n, n)), 100.0
-    drawn = lambda total: total / 4 + size * rng.uniform(-size, size, total.shape)
+
+    def drawn(total):  # mean of four neighbours, and chance
+        return total / 4 + size * rng.uniform(-size, size, total.shape)
+
     while step >= 2:
         half = step // 2
         corners = field[::step, ::step]
@@ -163,20 +165,30 @@ def _cloud(rng, side, decay):  # fractal noise 0 to 1 [n, n], n the next power o
         step, size = half, size / decay
     return (field - field.min()) / np.ptp(field)
 
-
-def _weather(x, kind, c, unit, rng):
+# %% ../../nbs/4_data/07_corruptions.ipynb #64125737
+def _fog(x, c, rng):
     h, w = x.shape[:2]
-    if kind == "fog":
-        top = x.max()
-        return (x + c[0] * _cloud(rng, max(h, w), c[1])[:h, :w, None]) * top / (top + c[0])
+    top = x.max()
+    return (x + c[0] * _cloud(rng, max(h, w), c[1])[:h, :w, None]) * top / (top + c[0])
+
+
+def _snow(x, c, unit, rng):
+    h, w = x.shape[:2]
     mean, spread, grain, least, radius, sigma, rest = c
     flakes = _zoomed(rng.normal(mean, spread, (h, w, 1)), max(1, grain * unit))[..., 0]
     flakes = np.clip(np.where(flakes < least, 0, flakes), 0, 1)
-    flakes = _filtered(flakes, _streak(radius * unit, sigma * unit, rng.uniform(-135, -45)))[
-        ..., None
-    ]
+    falling = _streak(radius * unit, sigma * unit, rng.uniform(-135, -45))
+    flakes = _filtered(flakes, falling)[..., None]
     pale = np.maximum(x, (x @ [0.299, 0.587, 0.114])[..., None] * 1.5 + 0.5)
     return rest * x + (1 - rest) * pale + flakes + flakes[::-1, ::-1]
+
+# %% ../../nbs/4_data/07_corruptions.ipynb #d7043c76
+def _shaken(h, w, push, sigma, rng):  # where each pixel moves [2, h * w]
+    shake = [
+        push * gaussian_filter(rng.uniform(-1, 1, (h, w)), sigma, mode="reflect", truncate=3)
+        for _ in range(2)
+    ]
+    return np.c_[[(grid + field).ravel() for grid, field in zip(np.mgrid[:h, :w], shake)]]
 
 
 def _elastic(x, c, unit, rng):
@@ -186,19 +198,13 @@ def _elastic(x, c, unit, rng):
     corners = middle + third * np.array([[1, 1], [-1, 1], [-1, -1]])
     moved = corners + rng.uniform(-turn, turn, (3, 2))
     back = np.linalg.solve(np.c_[moved, np.ones(3)], corners)
-    shake = [
-        push * gaussian_filter(rng.uniform(-1, 1, (h, w)), sigma, mode="reflect", truncate=3)
-        for _ in range(2)
-    ]
-    places = np.c_[[(grid + field).ravel() for grid, field in zip(np.mgrid[:h, :w], shake)]]
+    places = _shaken(h, w, push, sigma, rng)
     source = back[:2].T @ places + back[2][:, None]
-    return np.stack(
-        [
-            map_coordinates(layer, source, order=1, mode="mirror").reshape(h, w)
-            for layer in np.moveaxis(x, -1, 0)
-        ],
-        -1,
-    )
+    layers = [
+        map_coordinates(layer, source, order=1, mode="mirror").reshape(h, w)
+        for layer in np.moveaxis(x, -1, 0)
+    ]
+    return np.stack(layers, -1)
 
 # %% ../../nbs/4_data/07_corruptions.ipynb #447a3072
 def _digital(picture, kind, c, unit):
@@ -212,18 +218,31 @@ def _digital(picture, kind, c, unit):
         picture.save(file, "JPEG", quality=c)
         return Image.open(file).convert("RGB")
 
-
+# %% ../../nbs/4_data/07_corruptions.ipynb #385f612c
 def _check_request(kind, severity):
     if kind not in CORRUPTIONS:
         raise ValueError(
-            f"There is no corruption {kind!r}.{did_you_mean(kind, CORRUPTIONS)} There are {', '.join(CORRUPTIONS)}."
+            f"There is no corruption {kind!r}.{did_you_mean(kind, CORRUPTIONS)} There are "
+            f"{', '.join(CORRUPTIONS)}."
         )
     if isinstance(severity, bool) or not isinstance(severity, Integral) or not 1 <= severity <= 5:
         raise ValueError(
             f"severity is {severity!r}; ImageNet-C has the severities 1, 2, 3, 4 and 5."
         )
 
+# %% ../../nbs/4_data/07_corruptions.ipynb #bc978d20
+def _corrupted(x, kind, c, unit, rng):  # float [H, W, 3], not yet clipped
+    if kind.endswith("noise"):
+        return _noise(x, kind, c, rng)
+    if kind in ("brightness", "contrast", "saturate"):
+        return _colour(x, kind, c)
+    if kind.endswith("blur"):
+        return _blurred(x, kind, c, unit, rng)
+    if kind == "elastic_transform":
+        return _elastic(x, c, unit, rng)
+    return _fog(x, c, rng) if kind == "fog" else _snow(x, c, unit, rng)
 
+# %% ../../nbs/4_data/07_corruptions.ipynb #14beffd7
 def corrupt_image(
     picture,  # PIL picture, any size from 16 pixels
     kind,  # name in CORRUPTIONS
@@ -235,26 +254,22 @@ def corrupt_image(
     picture, rng = picture.convert("RGB"), np.random.default_rng(rng)
     if min(picture.size) < 16:
         raise ValueError(
-            f"The picture has {picture.width} x {picture.height} pixels; corruptions need 16 or more on either side."
+            f"The picture has {picture.width} x {picture.height} pixels; corruptions need 16 or "
+            "more on either side."
         )
-    constants, unit = CORRUPTIONS[kind][1], min(picture.size) / 224
-    c, x = constants[severity - 1], np.asarray(picture, dtype=np.float64) / 255
+    c, unit = CORRUPTIONS[kind][1][severity - 1], min(picture.size) / 224
     if kind in ("pixelate", "jpeg_compression"):
         return _digital(picture, kind, c, unit)
-    if kind.endswith("noise"):
-        x = _noise(x, kind, c, rng)
-    elif kind in ("brightness", "contrast", "saturate"):
-        x = _colour(x, kind, c)
-    elif kind.endswith("blur"):
-        x = _blurred(x, kind, c, unit, rng)
-    elif kind == "elastic_transform":
-        x = _elastic(x, c, unit, rng)
-    else:
-        x = _weather(x, kind, c, unit, rng)
+    x = _corrupted(np.asarray(picture, dtype=np.float64) / 255, kind, c, unit, rng)
     return Image.fromarray((x.clip(0, 1) * 255).round().astype(np.uint8))
 
 # %% ../../nbs/4_data/07_corruptions.ipynb #e254bdc9
-_VERSION = 1  # of the pictures; part of the fingerprint
+def _check_crop(crop):
+    if crop is not None and (isinstance(crop, bool) or not isinstance(crop, Integral) or crop < 16):
+        raise ValueError(
+            f"crop is {crop!r}; give a side in pixels from 16 up, such as 224, or None to keep "
+            "the size."
+        )
 
 
 def _cropped(picture, side):  # short side to 256/224 of the crop, then the middle
@@ -265,6 +280,9 @@ def _cropped(picture, side):  # short side to 256/224 of the crop, then the midd
         (left, top, left + side, top + side)
     )
 
+# %% ../../nbs/4_data/07_corruptions.ipynb #eb82d369
+_VERSION = 1  # of the pictures; part of the fingerprint
+
 
 def corrupt(
     images,  # ImageSet
@@ -273,23 +291,18 @@ def corrupt(
     seed=0,  # of noise, clouds, directions
     crop=None,  # pixels; 224 as in ImageNet-C, None keeps the size
 ):  # ImageSet with the same ids and labels, called e.g. "mini-fog-3"
-    "The same pictures in low quality, made when they are read. Raises `ValueError` for an unknown corruption or severity."
+    """The same pictures in low quality, made when they are read.
+
+    Raises `ValueError` for an unknown corruption or severity."""
     _check_request(kind, severity)
-    if crop is not None and (isinstance(crop, bool) or not isinstance(crop, Integral) or crop < 16):
-        raise ValueError(
-            f"crop is {crop!r}; give a side in pixels from 16 up, such as 224, or None to keep the size."
-        )
+    _check_crop(crop)
 
     def read(i):
-        picture = images.read(i)
-        return corrupt_image(
-            _cropped(picture, crop) if crop else picture,
-            kind,
-            severity,
-            chance_of("corruption", seed, kind, images.ids[i]),
-        )
+        picture, chance = images.read(i), chance_of("corruption", seed, kind, images.ids[i])
+        return corrupt_image(_cropped(picture, crop) if crop else picture, kind, severity, chance)
 
     moves = crop or kind in ("elastic_transform", "zoom_blur")
+    facts = {"corruption": kind, "severity": severity, "corruption_seed": seed, "crop": crop}
     return replace(
         images,
         name=f"{images.name}-{kind.replace('_', '-')}-{severity}",
@@ -298,11 +311,5 @@ def corrupt(
         fingerprint=content_hash(
             "corrupted", _VERSION, images.fingerprint, kind, severity, seed, crop
         ),
-        about={
-            **images.about,
-            "corruption": kind,
-            "severity": severity,
-            "corruption_seed": seed,
-            "crop": crop,
-        },
+        about={**images.about, **facts},
     )

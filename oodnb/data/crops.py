@@ -26,18 +26,14 @@ def crop_box(
 ):  # (left, upper, right, lower)
     "Random part of a picture, as torchvision's RandomResizedCrop draws it."
     for _ in range(10):
-        area, aspect = (
-            width * height * chance.uniform(*scale),
-            math.exp(chance.uniform(*map(math.log, ratio))),
-        )
+        area = width * height * chance.uniform(*scale)
+        aspect = math.exp(chance.uniform(*map(math.log, ratio)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, upper = int(chance.integers(width - w + 1)), int(chance.integers(height - h + 1))
             return left, upper, left + w, upper + h
-    w, h = (
-        min(width, max(1, round(height * ratio[1]))),
-        min(height, max(1, round(width / ratio[0]))),
-    )
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
     left, upper = (width - w) // 2, (height - h) // 2
     return left, upper, left + w, upper + h
 
@@ -51,19 +47,15 @@ def random_crops(
     flip=0.5,  # probability of a mirrored picture
 ) -> ImageSet:  # same ids and labels; picture i depends on (seed, epoch, i) alone
     "One random crop of every picture."
+    rows, columns = size
 
     def read(i):
         picture, chance = images.read(i), chance_of("crop", seed, epoch, i)
-        picture = picture.crop(crop_box(*picture.size, chance, scale)).resize(
-            (size[1], size[0]), Image.Resampling.BICUBIC
-        )
-        return (
-            picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            if chance.random() < flip
-            else picture
-        )
+        picture = picture.crop(crop_box(*picture.size, chance, scale))
+        picture = picture.resize((columns, rows), Image.Resampling.BICUBIC)
+        mirrored = chance.random() < flip
+        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
 
-    fingerprint = content_hash("random crops 1", images.fingerprint, size, seed, epoch, scale, flip)
     return ImageSet(
         images.name,
         f"{images.split} crops {seed}.{epoch}",
@@ -71,24 +63,31 @@ def random_crops(
         images.labels,
         images.class_names,
         read,
-        fingerprint,
+        content_hash("random crops 1", images.fingerprint, size, seed, epoch, scale, flip),
         about={"crops_of": images.fingerprint},
     )
 
 # %% ../../nbs/4_data/04_crops.ipynb #cbc64236
+def _only_normalises(preprocess, rows, columns):  # a picture that has the size already
+    noise = chance_of("noise").integers(0, 256, (rows, columns, 3), dtype=np.uint8)
+    black, white, got = (
+        preprocess(Image.fromarray(picture)) for picture in (noise * 0, noise * 0 + 255, noise)
+    )
+    want = black + (white - black) * torch.from_numpy(noise).permute(2, 0, 1) / 255
+    return got.shape == want.shape and torch.allclose(got, want, atol=1e-3)
+
+# %% ../../nbs/4_data/04_crops.ipynb #aea39f74
 def input_size(
     backbone,  # has preprocess
 ):  # (rows, columns) of pictures that its preprocessing only normalises
-    "Size of a backbone's input. `ValueError` when its preprocessing does more than resize, crop and normalise."
+    """Size of a backbone's input.
+
+    `ValueError` when its preprocessing does more than resize, crop and normalise."""
     rows, columns = backbone.preprocess(Image.new("RGB", (64, 64))).shape[1:]
-    noise = chance_of("noise").integers(0, 256, (rows, columns, 3), dtype=np.uint8)
-    black, white, got = (
-        backbone.preprocess(Image.fromarray(picture))
-        for picture in (noise * 0, noise * 0 + 255, noise)
-    )
-    want = black + (white - black) * torch.from_numpy(noise).permute(2, 0, 1) / 255
-    if got.shape != want.shape or not torch.allclose(got, want, atol=1e-3):
+    if not _only_normalises(backbone.preprocess, rows, columns):
         raise ValueError(
-            f"The preprocessing of {getattr(backbone, 'name', backbone)} changes a picture of its own size {rows} x {columns}, so random crops cannot be put in its place: {backbone.preprocess!r:.300}"
+            f"The preprocessing of {getattr(backbone, 'name', backbone)} changes a picture of its "
+            f"own size {rows} x {columns}, so random crops cannot be put in its place: "
+            f"{backbone.preprocess!r:.300}"
         )
     return rows, columns

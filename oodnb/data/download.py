@@ -21,6 +21,25 @@ from urllib.parse import urlsplit
 from tqdm.auto import tqdm
 
 # %% ../../nbs/4_data/09_download.ipynb #eb1152cb
+def _digests(path, kinds, progress):  # {kind: hexadecimal digits}, all of them in one reading
+    hashes = {kind: hashlib.new(kind, usedforsecurity=False) for kind in kinds}
+    bar = tqdm(
+        total=path.stat().st_size,
+        desc=f"verify {path.name}",
+        unit="B",
+        unit_scale=True,
+        disable=not progress,
+        delay=1,
+        leave=False,
+    )
+    with open(path, "rb") as file, bar:
+        while block := file.read(1 << 20):
+            for one in hashes.values():
+                one.update(block)
+            bar.update(len(block))
+    return {kind: one.hexdigest() for kind, one in hashes.items()}
+
+# %% ../../nbs/4_data/09_download.ipynb #7fce52cb
 def verify(
     path,  # file to check
     size=None,  # bytes, where they are known
@@ -32,31 +51,13 @@ def verify(
     found = path.stat().st_size
     if size is not None and found != size:
         raise ValueError(f"{path} has {found:,} bytes, the published file has {size:,}.")
-    hashes = {
-        kind: hashlib.new(kind, usedforsecurity=False)
-        for kind in {"sha256", *(text.partition(":")[0] for text in checksums)}
-    }
-    with (
-        open(path, "rb") as file,
-        tqdm(
-            total=found,
-            desc=f"verify {path.name}",
-            unit="B",
-            unit_scale=True,
-            disable=not progress,
-            delay=1,
-            leave=False,
-        ) as bar,
-    ):
-        while block := file.read(1 << 20):
-            for one in hashes.values():
-                one.update(block)
-            bar.update(len(block))
-    digests = {kind: one.hexdigest() for kind, one in hashes.items()}
-    for kind, _, wanted in (text.partition(":") for text in checksums):
+    published = [text.partition(":")[::2] for text in checksums]
+    digests = _digests(path, {"sha256", *(kind for kind, _ in published)}, progress)
+    for kind, wanted in published:
         if not fnmatch.fnmatchcase(digests[kind], wanted.lower()):
             raise ValueError(
-                f"{path} has the {kind} {digests[kind]}, published is {wanted}: it is damaged, or another version."
+                f"{path} has the {kind} {digests[kind]}, published is {wanted}: it is damaged, or "
+                "another version."
             )
     return {"size": found, **digests}
 
@@ -73,20 +74,32 @@ class _NeverWeaker(urllib.request.HTTPRedirectHandler):
             )
         return super().redirect_request(request, answer, code, message, headers, url)
 
+# %% ../../nbs/4_data/09_download.ipynb #d264cccb
+def _size(path):
+    return path.stat().st_size if path.is_file() else 0
 
-def _ask(url, part, timeout):  # open response, and how many bytes are there already
-    version, have = (
-        part.with_name(part.name + ".version"),
-        part.stat().st_size if part.is_file() else 0,
-    )
+
+def _version_file(part):
+    return part.with_name(part.name + ".version")
+
+
+def _version(headers):  # what the server calls its file; a weak tag may stand for other bytes
+    tag = headers.get("ETag") or ""
+    return headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
+
+
+def _request(url, part):  # for all of the file, or for what is not in `part`
+    version, have = _version_file(part), _size(part)
     headers = {"User-Agent": "oodnb", "Accept-Encoding": "identity"}
     known = version.read_text("utf-8") if have and version.is_file() else ""
     if known:
         headers |= {"Range": f"bytes={have}-", "If-Range": known}
+    return urllib.request.Request(url, headers=headers)
+
+# %% ../../nbs/4_data/09_download.ipynb #ba3f45a2
+def _open(url, part, timeout):  # response, or an error that says whether to try again
     try:
-        answer = urllib.request.build_opener(_NeverWeaker).open(
-            urllib.request.Request(url, headers=headers), timeout=timeout
-        )
+        return urllib.request.build_opener(_NeverWeaker).open(_request(url, part), timeout=timeout)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
@@ -94,54 +107,94 @@ def _ask(url, part, timeout):  # open response, and how many bytes are there alr
         if error.code in (408, 416, 429) or error.code >= 500:
             raise _Again(f"the server answered {error.code} {error.reason}") from None
         raise ConnectionError(f"{url} answers {error.code} {error.reason}.") from None
+
+# %% ../../nbs/4_data/09_download.ipynb #741bebfa
+def _ask(url, part, timeout):  # open response, and how many bytes are there already
+    have = _size(part)
+    answer = _open(url, part, timeout)
     if "html" in answer.headers.get("Content-Type", ""):
         answer.close()
         raise ConnectionError(
-            f"{url} answers with a web page instead of a file: it asks for something (consent, a login), or has moved."
+            f"{url} answers with a web page instead of a file: it asks for something (consent, a "
+            "login), or has moved."
         )
-    tag = answer.headers.get("ETag") or ""
-    version.write_text(
-        answer.headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag, "utf-8"
-    )
-    return answer, have if answer.status == 206 and answer.headers.get(
-        "Content-Range", ""
-    ).startswith(f"bytes {have}-") else 0
+    _version_file(part).write_text(_version(answer.headers), "utf-8")
+    sent = answer.headers.get("Content-Range", "")
+    return answer, have if answer.status == 206 and sent.startswith(f"bytes {have}-") else 0
 
 # %% ../../nbs/4_data/09_download.ipynb #202459bd
-def _receive(
-    url, part, size, timeout, bar
-):  # one answer, written to its end; _Again when it was cut
+def _check_announced(url, part, total, have, size):
+    if size is not None and total != size:
+        raise ValueError(
+            f"{url} offers {total:,} bytes, the published file has {size:,}: it is another "
+            "version. Nothing was fetched."
+        )
+    free = shutil.disk_usage(part.parent).free
+    if total and total - have > free:
+        raise OSError(
+            errno.ENOSPC,
+            (
+                f"{part.name} needs {total - have:,} more bytes and the disk of {part.parent} "
+                f"has {free:,} left"
+            ),
+        )
+
+# %% ../../nbs/4_data/09_download.ipynb #5fc94add
+def _receive(url, part, size, timeout, bar):  # one answer, to its end; _Again when it was cut
     answer, have = _ask(url, part, timeout)
     with answer:
         if answer.status == 206 and not have:
             raise _Again("the server sent another part than it was asked for")
-        total = (
-            have + int(answer.headers["Content-Length"])
-            if answer.headers.get("Content-Length")
-            else size
-        )
-        if size is not None and total != size:
-            raise ValueError(
-                f"{url} offers {total:,} bytes, the published file has {size:,}: it is another version. Nothing was fetched."
-            )
-        free = shutil.disk_usage(part.parent).free
-        if total and total - have > free:
-            raise OSError(
-                errno.ENOSPC,
-                f"{part.name} needs {total - have:,} more bytes and the disk of {part.parent} has {free:,} left",
-            )
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length else size
+        _check_announced(url, part, total, have, size)
         bar.total, bar.n = total, have
         with open(part, "ab" if have else "wb") as file:
             while block := answer.read(1 << 20):
                 bar.update(file.write(block))
-    if total is not None and part.stat().st_size < total:
-        raise _Again(f"the connection ended after {part.stat().st_size:,} of {total:,} bytes")
-
-
-def _size(path):
-    return path.stat().st_size if path.is_file() else 0
+    if total is not None and _size(part) < total:
+        raise _Again(f"the connection ended after {_size(part):,} of {total:,} bytes")
 
 # %% ../../nbs/4_data/09_download.ipynb #de5dc84d
+_CUT = (
+    _Again,
+    http.client.HTTPException,
+    urllib.error.URLError,
+    ConnectionResetError,
+    BrokenPipeError,
+    TimeoutError,
+)
+
+
+def _receive_all(url, part, size, tries, wait, timeout, bar):
+    failed = 0
+    while True:
+        before = _size(part)
+        try:
+            return _receive(url, part, size, timeout, bar)
+        except _CUT as error:
+            failed = 1 if _size(part) > before else failed + 1
+            if failed >= tries:
+                why = getattr(error, "reason", error) or type(error).__name__
+                raise ConnectionError(
+                    f"{url}: {why}, after {failed} tries. {_size(part):,} bytes are kept in "
+                    f"{part}; the same command goes on from there."
+                ) from error
+            time.sleep(wait * 2 ** (failed - 1))
+
+# %% ../../nbs/4_data/09_download.ipynb #fd9919e5
+def _accept(part, path, url, size, checksums, progress):  # size and digests
+    try:
+        digests = verify(part, size, checksums, progress)
+    except ValueError as error:
+        os.replace(part, path.with_name(path.name + ".rejected"))
+        raise ValueError(
+            f"{error} It came from {url} and is kept as {path.name}.rejected."
+        ) from None
+    os.replace(part, path)
+    return digests
+
+# %% ../../nbs/4_data/09_download.ipynb #77eccf0e
 def download(
     url,  # http:// or https://
     path,  # file to make; its folder must exist
@@ -152,9 +205,11 @@ def download(
     timeout=60,  # seconds of silence after which the line counts as cut
     progress=True,  # show a bar
 ) -> dict:  # size and digests, as verify gives them
-    "Fetch a file, going on from `path`.part. `ConnectionError` and `ValueError` say what to do; only a verified file gets its name."
+    """Fetch a file, going on from `path`.part.
+
+    `ConnectionError` and `ValueError` say what to do; only a verified file gets its name."""
     path = Path(path)
-    part, failed = path.with_name(path.name + ".part"), 0
+    part = path.with_name(path.name + ".part")
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(f"{url!r} is no web address; http:// and https:// can be fetched.")
     if path.exists():
@@ -162,33 +217,6 @@ def download(
     with tqdm(
         desc=path.name, unit="B", unit_scale=True, disable=not progress, delay=1, leave=False
     ) as bar:
-        while True:
-            before = _size(part)
-            try:
-                _receive(url, part, size, timeout, bar)
-            except (
-                _Again,
-                http.client.HTTPException,
-                urllib.error.URLError,
-                ConnectionResetError,
-                BrokenPipeError,
-                TimeoutError,
-            ) as error:
-                failed = 1 if _size(part) > before else failed + 1
-                if failed >= tries:
-                    raise ConnectionError(
-                        f"{url}: {getattr(error, 'reason', error) or type(error).__name__}, after {failed} tries. {_size(part):,} bytes are kept in {part}; the same command goes on from there."
-                    ) from error
-                time.sleep(wait * 2 ** (failed - 1))
-            else:
-                break
-    part.with_name(part.name + ".version").unlink(missing_ok=True)
-    try:
-        digests = verify(part, size, checksums, progress)
-    except ValueError as error:
-        os.replace(part, path.with_name(path.name + ".rejected"))
-        raise ValueError(
-            f"{error} It came from {url} and is kept as {path.name}.rejected."
-        ) from None
-    os.replace(part, path)
-    return digests
+        _receive_all(url, part, size, tries, wait, timeout, bar)
+    _version_file(part).unlink(missing_ok=True)
+    return _accept(part, path, url, size, checksums, progress)

@@ -45,32 +45,49 @@ def sample_shots(
     return np.array(chosen, dtype=np.int64)
 
 # %% ../../nbs/4_data/03_fewshot.ipynb #c3eaf4b6
-def only_classes(
-    images,  # ImageSet
-    classes,  # names of the wanted classes, each once
-):  # ImageSet of their pictures, labels counted in the order of classes
-    "The pictures of some classes. `ValueError` for a name that the set does not have, or has twice."
+def _check_chosen(images, classes):
     names = images.class_names
     for name in classes:
         if name not in names:
             raise ValueError(
-                f"{images.name!r} has no class {name!r}.{did_you_mean(name, names)} There are: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}."
+                f"{images.name!r} has no class {name!r}.{did_you_mean(name, names)} There are: "
+                f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}."
             )
         if names.count(name) > 1:
             raise ValueError(
-                f"{names.count(name)} classes of {images!r} are called {name!r}, so the name does not choose one; use .subset(...) with their labels."
+                f"{names.count(name)} classes of {images!r} are called {name!r}, so the name does "
+                "not choose one; use .subset(...) with their labels."
             )
     if len(set(classes)) != len(classes):
         raise ValueError("classes names one class twice.")
-    new = {names.index(name): i for i, name in enumerate(classes)}
+
+# %% ../../nbs/4_data/03_fewshot.ipynb #67101bd3
+def only_classes(
+    images,  # ImageSet
+    classes,  # names of the wanted classes, each once
+):  # ImageSet of their pictures, labels counted in the order of classes
+    """The pictures of some classes.
+
+    `ValueError` for a name that the set does not have, or has twice."""
+    _check_chosen(images, classes)
+    new = {images.class_names.index(name): i for i, name in enumerate(classes)}
     part = images.subset(np.isin(images.labels, list(new)))
-    part.labels, part.class_names = (
-        np.array([new[label] for label in part.labels.tolist()], dtype=np.int64),
-        list(classes),
-    )
+    part.labels = np.array([new[label] for label in part.labels.tolist()], dtype=np.int64)
+    part.class_names = list(classes)
     return part
 
+# %% ../../nbs/4_data/03_fewshot.ipynb #cae79131
+def _check_enough(images, shots):
+    counts = images.class_counts()
+    short = [f"{name!r} ({have})" for name, have in counts.items() if have < shots]
+    if short:
+        raise ValueError(
+            f"{len(short)} of {len(counts)} classes of {images!r} have fewer than {shots} "
+            f"pictures: {', '.join(short[:5])}{', ...' if short[5:] else ''}. Ask for fewer "
+            "shots, add pictures, or say fewer='keep'."
+        )
 
+# %% ../../nbs/4_data/03_fewshot.ipynb #d2c2fc9a
 def few_shot(
     images,  # ImageSet with labels
     shots,  # pictures per class
@@ -78,24 +95,24 @@ def few_shot(
     classes=None,  # class names to draw from; None for all
     fewer="error",  # a class with fewer pictures: "error" or "keep" (all it has)
 ) -> ImageSet:
-    "The few-shot subset of a set. `ValueError` for unknown classes and for classes with too few pictures."
+    """The few-shot subset of a set.
+
+    `ValueError` for unknown classes and for classes with too few pictures."""
     if fewer not in ("error", "keep"):
         raise ValueError(
-            f"fewer is {fewer!r}; possible are 'error' and 'keep' (a class with too few pictures keeps all of them)."
+            f"fewer is {fewer!r}; possible are 'error' and 'keep' (a class with too few pictures "
+            "keeps all of them)."
         )
     if classes is not None:
         images = only_classes(images, list(classes))
     labelled = np.flatnonzero(images.labels >= 0)
     if not len(labelled):
         raise ValueError(
-            f"{images!r} has no picture with a label, so there is nothing to draw from; pictures need class folders."
+            f"{images!r} has no picture with a label, so there is nothing to draw from; pictures "
+            "need class folders."
         )
-    counts = images.class_counts()
-    short = [f"{name!r} ({have})" for name, have in counts.items() if have < shots]
-    if short and fewer == "error":
-        raise ValueError(
-            f"{len(short)} of {len(counts)} classes of {images!r} have fewer than {shots} pictures: {', '.join(short[:5])}{', ...' if short[5:] else ''}. Ask for fewer shots, add pictures, or say fewer='keep'."
-        )
+    if fewer == "error":
+        _check_enough(images, shots)
     part = images.subset(labelled[sample_shots(images.labels[labelled], shots, seed)])
     part.about |= {"shots": int(shots), "seed": int(seed)}
     return part
@@ -113,7 +130,8 @@ def save_few_shot(
     ]
     if absolute:
         raise ValueError(
-            f"The id {absolute[0]!r} is an absolute path and means nothing on another machine; give the ImageSet ids relative to its folder."
+            f"The id {absolute[0]!r} is an absolute path and means nothing on another machine; "
+            "give the ImageSet ids relative to its folder."
         )
     facts = {
         "dataset": images.name,
@@ -126,12 +144,8 @@ def save_few_shot(
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
-
-def load_few_shot(
-    path,  # *.json
-    images,  # ImageSet that holds these pictures
-) -> ImageSet:
-    "The subset that a list names, in its order."
+# %% ../../nbs/4_data/03_fewshot.ipynb #549678bf
+def _few_shot_list(path):  # dictionary as save_few_shot wrote it
     try:
         facts = json.loads(Path(path).expanduser().read_text("utf-8"))
     except ValueError as error:
@@ -140,32 +154,40 @@ def load_few_shot(
         raise ValueError(
             f"{path} is no few-shot list: it has no list 'ids'. save_few_shot writes one."
         )
-    position = {name: i for i, name in enumerate(images.ids)}
-    missing = [name for name in facts["ids"] if name not in position]
-    if missing:
+    return facts
+
+
+def _absent(ids, images):  # those that the set does not have
+    there = set(images.ids)
+    return [name for name in ids if name not in there]
+
+# %% ../../nbs/4_data/03_fewshot.ipynb #ed92b631
+def load_few_shot(
+    path,  # *.json
+    images,  # ImageSet that holds these pictures
+) -> ImageSet:
+    "The subset that a list names, in its order."
+    facts = _few_shot_list(path)
+    if missing := _absent(facts["ids"], images):
         raise ValueError(
-            f"{len(missing)} of {len(facts['ids'])} pictures of {path} (drawn from {facts.get('dataset')} {facts.get('split')}) are not in {images!r}; the first is {missing[0]!r}."
+            f"{len(missing)} of {len(facts['ids'])} pictures of {path} (drawn from "
+            f"{facts.get('dataset')} {facts.get('split')}) are not in {images!r}; the first is "
+            f"{missing[0]!r}."
         )
     if facts.get("class_names") not in (None, images.class_names):
         images = only_classes(images, facts["class_names"])
-    position = {name: i for i, name in enumerate(images.ids)}
-    lost = [name for name in facts["ids"] if name not in position]
-    if lost:
+    if lost := _absent(facts["ids"], images):
         raise ValueError(
-            f"{path} puts {lost[0]!r} into one of {facts['class_names'][:5]}, but it is in none of these classes now."
+            f"{path} puts {lost[0]!r} into one of {facts['class_names'][:5]}, but it is in none "
+            "of these classes now."
         )
+    position = {name: i for i, name in enumerate(images.ids)}
     part = images.subset([position[name] for name in facts["ids"]])
     part.about |= {"shots": facts.get("shots"), "seed": facts.get("seed")}
     return part
 
 # %% ../../nbs/4_data/03_fewshot.ipynb #98ffe587
-def readable(
-    images,  # ImageSet
-    workers=None,  # threads that decode; None for one per core (at most 16)
-    progress=True,  # show a bar when it takes longer than a second
-):  # (ImageSet without the pictures that cannot be read, list of (id, reason) of these)
-    "Open every picture once. `ValueError` when none can be read, or none of some class."
-
+def _reasons(images, workers, progress):  # why a picture cannot be read, or None [N]
     def reason(i):
         try:
             images.read(i)
@@ -175,7 +197,7 @@ def readable(
             return getattr(error, "reason", f"{type(error).__name__}: {error}")
 
     with ThreadPoolExecutor(workers or min(16, torch.get_num_threads() * 2)) as pool:
-        reasons = list(
+        return list(
             tqdm(
                 pool.map(reason, range(len(images))),
                 total=len(images),
@@ -185,6 +207,15 @@ def readable(
                 delay=1,
             )
         )
+
+# %% ../../nbs/4_data/03_fewshot.ipynb #ae6a2f30
+def readable(
+    images,  # ImageSet
+    workers=None,  # threads that decode; None for one per core (at most 16)
+    progress=True,  # show a bar when it takes longer than a second
+):  # (ImageSet without the pictures that cannot be read, list of (id, reason) of these)
+    "Open every picture once. `ValueError` when none can be read, or none of some class."
+    reasons = _reasons(images, workers, progress)
     skipped = [(images.ids[i], why) for i, why in enumerate(reasons) if why]
     if not skipped:
         return images, []
@@ -197,8 +228,7 @@ def readable(
     good = images.subset([i for i, why in enumerate(reasons) if not why])
     gone = sorted(set(images.labels.tolist()) - set(good.labels.tolist()))
     if gone:
-        raise ValueError(
-            f"{message} No picture is left of {len(gone)} classes ({', '.join(repr(images.class_names[k]) for k in gone[:5] if k >= 0)})."
-        )
+        names = ", ".join(repr(images.class_names[k]) for k in gone[:5] if k >= 0)
+        raise ValueError(f"{message} No picture is left of {len(gone)} classes ({names}).")
     warnings.warn(f"{message} Training goes on without them.", stacklevel=2)
     return good, skipped

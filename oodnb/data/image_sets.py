@@ -40,7 +40,9 @@ from oodnb.pictures import (
 # %% ../../nbs/4_data/02_image_sets.ipynb #af509f92
 @dataclass(repr=False)
 class ImageSet:
-    "Pictures with ids, labels and a reader; made by `load_dataset`. Labels index `class_names`; -1 means none."
+    """Pictures with ids, labels and a reader; made by `load_dataset`.
+
+    Labels index `class_names`; -1 means none."""
 
     name: str  # as it appears in tables
     split: str  # "test", "val", "fewshot", ...
@@ -86,26 +88,33 @@ class ImageSet:
         return _subset(self, indices)
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #9a644e3b
-def _check_set(images):
-    count, classes, where = len(images.ids), len(images.class_names), f"ImageSet {images.name!r}"
+def _check_lengths(images, where):
+    count = len(images.ids)
     if images.labels.shape != (count,):
         raise ValueError(
-            f"{where}: {count} ids but labels of shape {images.labels.shape}; give one label per picture, -1 where there is none."
+            f"{where}: {count} ids but labels of shape {images.labels.shape}; give one label per "
+            "picture, -1 where there is none."
         )
     if images.captions is not None and len(images.captions) != count:
         raise ValueError(f"{where}: {count} ids but {len(images.captions)} captions.")
+
+# %% ../../nbs/4_data/02_image_sets.ipynb #33c43235
+def _check_set(images):
+    where, classes = f"ImageSet {images.name!r}", len(images.class_names)
+    _check_lengths(images, where)
     repeated = [name for name, times in Counter(images.ids).items() if times > 1]
     if repeated:
         raise ValueError(
             f"{where}: ids must be unique, but {repeated[0]!r} and {len(repeated) - 1} more repeat."
         )
-    if count and (images.labels.min() < -1 or images.labels.max() >= classes):
+    if len(images.ids) and (images.labels.min() < -1 or images.labels.max() >= classes):
         raise ValueError(
-            f"{where}: labels run from {images.labels.min()} to {images.labels.max()}, but there are {classes} class names (0 to {classes - 1}, or -1 for none)."
+            f"{where}: labels run from {images.labels.min()} to {images.labels.max()}, but there "
+            f"are {classes} class names (0 to {classes - 1}, or -1 for none)."
         )
 
-
-def _subset(images, indices):
+# %% ../../nbs/4_data/02_image_sets.ipynb #c7d03209
+def _positions(images, indices):  # int64 [n], each in the set
     chosen = np.asarray(indices)
     if chosen.dtype == bool and chosen.shape != (len(images),):
         raise ValueError(
@@ -119,6 +128,11 @@ def _subset(images, indices):
         raise ValueError(
             f"{images!r} has no picture {outside[0]}; positions run from 0 to {len(images) - 1}."
         )
+    return chosen
+
+# %% ../../nbs/4_data/02_image_sets.ipynb #03eab671
+def _subset(images, indices):
+    chosen = _positions(images, indices)
     return ImageSet(
         images.name,
         images.split,
@@ -133,6 +147,21 @@ def _subset(images, indices):
     )
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #689425d1
+def _chosen_folders(classes, folders):  # dict folder -> class name, in the order of classes
+    if isinstance(classes, str) or not classes:
+        raise ValueError(
+            "classes is a list of folders, a dictionary folder -> class name, or False to ignore "
+            "the folders."
+        )
+    named = dict(classes) if isinstance(classes, dict) else {c: c for c in classes}
+    if len(named) != len(classes):
+        raise ValueError("classes names a folder twice.")
+    for folder in named:
+        if folder not in folders:
+            raise ValueError(unknown_name("class folder", folder, folders))
+    return named
+
+# %% ../../nbs/4_data/02_image_sets.ipynb #a1964406
 def _label(
     tops,  # first-level folder of each picture, None for a loose one
     classes=None,  # None, False, list of folders, or dict folder -> name
@@ -143,30 +172,13 @@ def _label(
     if classes is None:
         names, index = folders, {folder: i for i, folder in enumerate(folders)}
     else:
-        if isinstance(classes, str) or not classes:
-            raise ValueError(
-                "classes is a list of folders, a dictionary folder -> class name, or False to ignore the folders."
-            )
-        named = dict(classes) if isinstance(classes, dict) else {c: c for c in classes}
-        if len(named) != len(classes):
-            raise ValueError("classes names a folder twice.")
-        for folder in named:
-            if folder not in folders:
-                raise ValueError(unknown_name("class folder", folder, folders))
+        named = _chosen_folders(classes, folders)
         names = list(dict.fromkeys(named.values()))
         index = {folder: names.index(name) for folder, name in named.items()}
     absent = -1 if classes is None else -2
     return np.array([index.get(top, absent) for top in tops], dtype=np.int64), names
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #8ecf61a4
-def _stat(path):
-    try:
-        found = os.stat(path)
-    except OSError:
-        return -1, 0, 0
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
 def file_digest(
     path,  # a file
 ) -> str:  # sha256 in hexadecimal digits, or "unreadable: why"
@@ -177,27 +189,33 @@ def file_digest(
     except OSError as error:
         return f"unreadable: {error.strerror}"
 
+# %% ../../nbs/4_data/02_image_sets.ipynb #cb34322c
+def _stat(path):
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, 0, 0
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
-def fingerprint(
-    ids,  # relative names [N]
-    paths,  # where they are now [N]
-    contents=True,  # False: sizes and times of the files stand for their contents
-) -> str:  # hash over ids and contents
-    "Are these still the same pictures? Remembered below `home()`, so that the bytes are read once."
-    stats = np.array([_stat(path) for path in paths], dtype=np.int64)
-    if not contents:
-        return content_hash("sizes and times", ids, stats[:, :2])
-    memo = (
-        home()
-        / "fingerprints"
-        / f"{content_hash(list(map(os.path.abspath, paths)), ids, stats)}.json"
-    )
+
+def _remembered(memo):  # fingerprint, or None
     try:
         return json.loads(memo.read_text("utf-8"))["fingerprint"]
     except (OSError, ValueError, KeyError):
+        return None
+
+
+def _remember(memo, value):
+    try:
+        with atomic_path(memo) as temporary:
+            temporary.write_text(json.dumps({"fingerprint": value}), "utf-8")
+    except OSError:
         pass
+
+
+def _digests(paths):  # of all files, eight at a time
     with ThreadPoolExecutor(8) as pool:
-        digests = list(
+        return list(
             tqdm(
                 pool.map(file_digest, paths),
                 total=len(paths),
@@ -207,16 +225,44 @@ def fingerprint(
                 leave=False,
             )
         )
-    value = content_hash(ids, digests)
+
+# %% ../../nbs/4_data/02_image_sets.ipynb #9b8fa01b
+def fingerprint(
+    ids,  # relative names [N]
+    paths,  # where they are now [N]
+    contents=True,  # False: sizes and times of the files stand for their contents
+) -> str:  # hash over ids and contents
+    "Are these still the same pictures? Remembered below `home()`, so that the bytes are read once."
+    stats = np.array([_stat(path) for path in paths], dtype=np.int64)
+    if not contents:
+        return content_hash("sizes and times", ids, stats[:, :2])
+    key = content_hash(list(map(os.path.abspath, paths)), ids, stats)
+    memo = home() / "fingerprints" / f"{key}.json"
+    if (known := _remembered(memo)) is not None:
+        return known
+    value = content_hash(ids, _digests(paths))
     if time.time_ns() - stats[:, 1:].max() > 2_000_000_000:
-        try:
-            with atomic_path(memo) as temporary:
-                temporary.write_text(json.dumps({"fingerprint": value}), "utf-8")
-        except OSError:
-            pass
+        _remember(memo, value)
     return value
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #32d07e55
+def _left_out(about, classes):  # sentences about pictures that a caller may miss
+    other = about["other_files"]
+    if about["empty_folders"]:
+        yield (
+            f"{len(about['empty_folders'])} folders without pictures are no classes "
+            f"({', '.join(about['empty_folders'][:3])})"
+        )
+    if classes is None and about["loose_pictures"]:
+        yield f"{about['loose_pictures']} pictures lie beside the class folders and get no label"
+    undecoded = {suffix: times for suffix, times in other.items() if suffix in NOT_DECODED}
+    if undecoded:
+        yield (
+            f"{sum(undecoded.values())} files were left out because {' '.join(sorted(undecoded))} "
+            "cannot be decoded; convert them to PNG or JPEG"
+        )
+
+# %% ../../nbs/4_data/02_image_sets.ipynb #171eef4f
 def load_folder(
     folder,  # existing folder
     split,  # name of the split, see split_folder
@@ -239,21 +285,7 @@ def load_folder(
         "loose_pictures": tops.count(None) if class_names else 0,
         "not_chosen": int((labels == -2).sum()),
     }
-    notes = []
-    if about["empty_folders"]:
-        notes.append(
-            f"{len(about['empty_folders'])} folders without pictures are no classes ({', '.join(about['empty_folders'][:3])})"
-        )
-    if classes is None and about["loose_pictures"]:
-        notes.append(
-            f"{about['loose_pictures']} pictures lie beside the class folders and get no label"
-        )
-    undecoded = {suffix: times for suffix, times in other.items() if suffix in NOT_DECODED}
-    if undecoded:
-        notes.append(
-            f"{sum(undecoded.values())} files were left out because {' '.join(sorted(undecoded))} cannot be decoded; convert them to PNG or JPEG"
-        )
-    if notes:
+    if notes := list(_left_out(about, classes)):
         warnings.warn(f"{folder}: {'; '.join(notes)}.", stacklevel=3)
     kept = [i for i, label in enumerate(labels) if label != -2]
     ids, paths = [readable_id(files[i][0]) for i in kept], [files[i][1] for i in kept]

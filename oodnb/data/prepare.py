@@ -40,23 +40,17 @@ def prepared(
     "What `prepare` has put into its place."
     path = _record(name, root)
     done = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    files = (
-        pd.read_parquet(path.with_suffix(".parquet"))
-        if done and path.with_suffix(".parquet").is_file()
-        else pd.DataFrame(columns=_COLUMNS)
-    )
-    return done, files
+    listed = path.with_suffix(".parquet")
+    if done and listed.is_file():
+        return done, pd.read_parquet(listed)
+    return done, pd.DataFrame(columns=_COLUMNS)
 
-
+# %% ../../nbs/4_data/11_prepare.ipynb #7af3244f
 def _write_record(name, root, archive, facts, rows):
     done, files = prepared(name, root)
-    files = pd.concat(
-        [
-            files[files["archive"] != archive.name],
-            pd.DataFrame(rows, columns=_COLUMNS).astype({"size": "int64"}),
-        ],
-        ignore_index=True,
-    ).astype({"size": "int64"})
+    others = files[files["archive"] != archive.name]
+    own = pd.DataFrame(rows, columns=_COLUMNS).astype({"size": "int64"})
+    files = pd.concat([others, own], ignore_index=True).astype({"size": "int64"})
     path = _record(name, root)
     with atomic_path(path.with_suffix(".parquet")) as temporary:
         files.to_parquet(temporary)
@@ -70,82 +64,104 @@ def _stem(name):  # the name without .tar, .tar.gz, .tgz, ...
             return name.removesuffix(ending)
     return name
 
+# %% ../../nbs/4_data/11_prepare.ipynb #c8ec8408
+def _unpack_one_inner(staging, name, where):  # rows of Unpacked.files, and links left out
+    target = PurePosixPath(name).parent / where.format(stem=_stem(PurePosixPath(name).name))
+    found = unpack(staging / name, staging / ".inner", progress=False)
+    for path, *_ in found.files:
+        (staging / target / path).parent.mkdir(parents=True, exist_ok=True)
+        if (staging / target / path).exists():
+            raise ValueError(f"{name}: the member {path} is there already. Nothing of it was kept.")
+        os.rename(staging / ".inner" / path, staging / target / path)
+    shutil.rmtree(staging / ".inner")
+    (staging / name).unlink()
+    return [(str(target / path), *facts) for path, *facts in found.files], found.skipped
 
-def _unpack_inner(
-    staging, done, inner
-):  # Unpacked, with the archives inside replaced by their contents
+# %% ../../nbs/4_data/11_prepare.ipynb #211bba9e
+# Unpacked, with the archives inside replaced by their contents
+def _unpack_inner(staging, done, inner):
     for pattern, where in inner.items():
         for name in [name for name, *_ in done.files if fnmatch(name, pattern)]:
-            target = PurePosixPath(name).parent / where.format(stem=_stem(PurePosixPath(name).name))
-            found = unpack(staging / name, staging / ".inner", progress=False)
-            for path, *_ in found.files:
-                (staging / target / path).parent.mkdir(parents=True, exist_ok=True)
-                if (staging / target / path).exists():
-                    raise ValueError(
-                        f"{name}: the member {path} is there already. Nothing of it was kept."
-                    )
-                os.rename(staging / ".inner" / path, staging / target / path)
-            shutil.rmtree(staging / ".inner")
-            (staging / name).unlink()
-            done = Unpacked(
-                [f for f in done.files if f[0] != name]
-                + [(str(target / path), *facts) for path, *facts in found.files],
-                done.skipped + found.skipped,
-            )
+            files, skipped = _unpack_one_inner(staging, name, where)
+            others = [f for f in done.files if f[0] != name]
+            done = Unpacked(others + files, done.skipped + skipped)
     return done
 
-
-def _sort_by_class(
-    staging, done, kit
-):  # Unpacked, with flat pictures moved into WordNet id folders
+# %% ../../nbs/4_data/11_prepare.ipynb #5d307026
+def _kit_labels(kit):  # WordNet id of each validation picture
     imagenet = importlib.import_module("torchvision.datasets.imagenet")
     with tempfile.TemporaryDirectory() as folder:
         imagenet.parse_devkit_archive(folder, str(Path(kit).absolute()))
-        _, wnids = imagenet.load_meta_file(folder)
-    pictures = sorted(done.files)
+        return imagenet.load_meta_file(folder)[1]
+
+
+# Unpacked, with flat pictures moved into WordNet id folders
+def _sort_by_class(staging, done, kit):
+    wnids, pictures, moved = _kit_labels(kit), sorted(done.files), []
     if len(pictures) != len(wnids):
         raise ValueError(
-            f"{len(pictures):,} pictures were unpacked, and {kit} has labels of {len(wnids):,}; they do not belong together."
+            f"{len(pictures):,} pictures were unpacked, and {kit} has labels of {len(wnids):,}; "
+            "they do not belong together."
         )
-    for (name, *_), wnid in zip(pictures, wnids, strict=True):
+    for (name, *facts), wnid in zip(pictures, wnids, strict=True):
+        place = f"{wnid}/{PurePosixPath(name).name}"
         (staging / wnid).mkdir(exist_ok=True)
-        os.rename(staging / name, staging / wnid / PurePosixPath(name).name)
-    return Unpacked(
-        [
-            (f"{wnid}/{PurePosixPath(name).name}", *facts)
-            for (name, *facts), wnid in zip(pictures, wnids, strict=True)
-        ],
-        done.skipped,
-    )
+        os.rename(staging / name, staging / place)
+        moved.append((place, *facts))
+    return Unpacked(moved, done.skipped)
 
 # %% ../../nbs/4_data/11_prepare.ipynb #e6cdc70c
-def _clashes(staging, files, target):  # files of another content that are there
+def _check_links(target, name):  # between the folder and a file in it
+    there = target / name
+    for above in [there, *there.parents][: len(PurePosixPath(name).parts)]:
+        if above.is_symlink():
+            raise ValueError(
+                f"{above} is a link; nothing is written through links below {target}. Put the "
+                f"folder itself there, or link {target}."
+            )
+
+
+def _same_contents(path, size, sha):
+    return (
+        path.is_file()
+        and path.stat().st_size == size
+        and verify(path, progress=False)["sha256"] == sha
+    )
+
+
+def _clashes(files, target):  # files of another content that are there
     for name, size, sha in files:
-        there = target / name
-        for above in [there, *there.parents][: len(PurePosixPath(name).parts)]:
-            if above.is_symlink():
-                raise ValueError(
-                    f"{above} is a link; nothing is written through links below {target}. Put the folder itself there, or link {target}."
-                )
-        if there.exists() and not (
-            there.is_file()
-            and there.stat().st_size == size
-            and verify(there, progress=False)["sha256"] == sha
-        ):
+        _check_links(target, name)
+        if (target / name).exists() and not _same_contents(target / name, size, sha):
             yield name
 
-
+# %% ../../nbs/4_data/11_prepare.ipynb #b53fbf97
 def _move(staging, files, target):
-    clashes = list(_clashes(staging, files, target))
+    clashes = list(_clashes(files, target))
     if clashes:
         raise ValueError(
-            f"{len(clashes)} files are in {target} already, with other contents ({', '.join(clashes[:3])}{', ...' if clashes[3:] else ''}). Nothing was changed; move them away and run the same command again."
+            f"{len(clashes)} files are in {target} already, with other contents "
+            f"({', '.join(clashes[:3])}{', ...' if clashes[3:] else ''}). Nothing was changed; "
+            "move them away and run the same command again."
         )
     for name, *_ in files:
         if (target / name).exists():
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         os.rename(staging / name, target / name)
+
+# %% ../../nbs/4_data/11_prepare.ipynb #70123f13
+def _stage(archive, path, staging, kit, progress):  # Unpacked, in the scratch folder
+    if archive.unpack:
+        done = unpack(path, staging, progress)
+    else:
+        staging.mkdir()
+        shutil.copyfile(path, staging / archive.name)
+        facts = verify(path, progress=False)
+        done = Unpacked([(archive.name, facts["size"], facts["sha256"])])
+    if archive.inner:
+        done = _unpack_inner(staging, done, archive.inner)
+    return _sort_by_class(staging, done, kit) if kit else done
 
 
 def _place(archive, path, root, kit, progress):  # Unpacked, now in its place
@@ -156,49 +172,41 @@ def _place(archive, path, root, kit, progress):  # Unpacked, now in its place
         raise ValueError(f"{staging} is a link; remove it.")
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        if archive.unpack:
-            done = unpack(path, staging, progress)
-        else:
-            staging.mkdir()
-            shutil.copyfile(path, staging / archive.name)
-            facts = verify(path, progress=False)
-            done = Unpacked([(archive.name, facts["size"], facts["sha256"])])
-        if archive.inner:
-            done = _unpack_inner(staging, done, archive.inner)
-        if kit:
-            done = _sort_by_class(staging, done, kit)
+        done = _stage(archive, path, staging, kit, progress)
         _move(staging, done.files, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return done
 
 # %% ../../nbs/4_data/11_prepare.ipynb #fab3f1f6
+def _is_web(source):
+    return str(source).startswith(("http://", "https://"))
+
+
 def _at_hand(name, shelf, source):  # Path of an archive that somebody put there, or None
-    web = source is None or str(source).startswith(("http://", "https://"))
-    places = [shelf, shelf.parent, shelf.parent.parent] + (
-        [] if web else [Path(source).expanduser()]
-    )
+    places = [shelf, shelf.parent, shelf.parent.parent]
+    if source is not None and not _is_web(source):
+        places.append(Path(source).expanduser())
     return next((place / name for place in places if (place / name).is_file()), None)
 
 
+def _address(archive, source):  # None when a person must get it
+    if source is None:
+        return archive.url
+    return f"{str(source).rstrip('/')}/{archive.name}" if _is_web(source) else None
+
+
 def _fetch(archive, shelf, source, progress):  # (path or None when a person must get it, digests)
-    path, url = _at_hand(archive.name, shelf, source), archive.url
-    if path:
-        return path, verify(path, archive.size, archive.checksums, progress)
-    if source is not None:
-        url = (
-            f"{str(source).rstrip('/')}/{archive.name}"
-            if str(source).startswith(("http://", "https://"))
-            else None
-        )
-    if url is None:
+    size, checksums = archive.size, archive.checksums
+    if path := _at_hand(archive.name, shelf, source):
+        return path, verify(path, size, checksums, progress)
+    if (url := _address(archive, source)) is None:
         return None, {}
     shelf.mkdir(parents=True, exist_ok=True)
-    return shelf / archive.name, download(
-        url, shelf / archive.name, archive.size, archive.checksums, progress=progress
-    )
+    path = shelf / archive.name
+    return path, download(url, path, size, checksums, progress=progress)
 
-
+# %% ../../nbs/4_data/11_prepare.ipynb #b5014bc9
 def _there(found, archive, root):  # somebody else has unpacked it: every split of it has pictures
     folders = [find(found.name, split, root)[0] for split in archive.splits or found.splits]
     return archive.unpack and all(
@@ -215,31 +223,54 @@ def _to_do(found, split, root):  # archives that are not done, those first that 
     ]
     return sorted(left, key=lambda archive: archive.into is not None)
 
+# %% ../../nbs/4_data/11_prepare.ipynb #ab161712
+def _told(found, archive, digests, placed):  # the line that says what was done
+    checked = (
+        "verified"
+        if archive.checksums
+        else f"has no published checksum, its sha256 {digests['sha256'][:16]}… is kept"
+    )
+    links = f", {len(placed.skipped)} links left out" if placed.skipped else ""
+    return f"{found.name}: {archive.name} {checked}, {len(placed.files):,} files{links}"
 
-def _one(found, archive, path, facts, root, kit, progress):  # the line that says what was done
+
+def _one(found, archive, path, digests, root, kit, progress):  # the line that says what was done
     _write_record(found.name, root, archive, {"begun": True}, [])
     placed = Unpacked() if archive.into is None else _place(archive, path, root, kit, progress)
     rows = [
         (archive.name, (PurePosixPath(archive.into) / file).as_posix(), *rest)
         for file, *rest in placed.files
     ]
-    _write_record(
-        found.name,
-        root,
-        archive,
-        facts | {"published": list(archive.checksums), "links_left_out": placed.skipped},
-        rows,
-    )
-    checked = (
-        "verified"
-        if archive.checksums
-        else f"has no published checksum, its sha256 {facts['sha256'][:16]}… is kept"
-    )
-    return f"{found.name}: {archive.name} {checked}, {len(rows):,} files" + (
-        f", {len(placed.skipped)} links left out" if placed.skipped else ""
-    )
+    facts = {"published": list(archive.checksums), "links_left_out": placed.skipped}
+    _write_record(found.name, root, archive, digests | facts, rows)
+    return _told(found, archive, digests, placed)
 
 # %% ../../nbs/4_data/11_prepare.ipynb #6c0dbba5
+def _root_folder(root):  # the data root, which must be there
+    root = Path(data_root() if root is None else root).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"The root {root} is no folder. Create it, on a disk with room for the data sets."
+        )
+    return root
+
+
+def _prepare_left(found, left, root, source, say, progress):  # how to get the rest
+    shelf, waiting = root / "archives" / found.name, []
+    for archive in left:
+        why = ""
+        try:
+            path, digests = _fetch(archive, shelf, source, progress)
+        except ConnectionError as error:
+            path, why = None, f"\n    {error}"
+        kit = archive.arrange and _at_hand(archive.arrange, shelf, source)
+        if path is None:
+            waiting.append(describe(archive, shelf) + why)
+        elif not archive.arrange or kit:
+            say(_one(found, archive, path, digests, root, kit, progress))
+    return waiting
+
+# %% ../../nbs/4_data/11_prepare.ipynb #a96078eb
 def prepare(
     name,  # of a data set
     split=None,  # only what this split needs; None: everything
@@ -248,39 +279,32 @@ def prepare(
     say=print,  # receives one line per step
     progress=True,  # show bars
 ) -> Path:  # the data root
-    "Fetch, verify and unpack a data set. `FileNotFoundError` says which files a person must get, and where to put them; what is done stays done."
-    found, waiting, reasons = entry(name), [], {}
+    """Fetch, verify and unpack a data set.
+
+    `FileNotFoundError` says which files a person must get, and where to put them; what is done
+    stays done."""
+    found = entry(name)
     if split is not None:
         split_of(found.name, split)
     if found.part_of:
         say(f"{found.name} is a list of classes of {found.part_of}.")
         return prepare(found.part_of, split, root, source, say, progress)
-    root = Path(data_root() if root is None else root).expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"The root {root} is no folder. Create it, on a disk with room for the data sets."
-        )
-    shelf = root / "archives" / found.name
+    root = _root_folder(root)
     with locked(_record(found.name, root)):
         left = _to_do(found, split, root)
         if not left:
             say(
-                f"{found.name}: is there, nothing to fetch; oodnb data check {found.name} looks at every file."
+                f"{found.name}: is there, nothing to fetch; oodnb data check {found.name} looks "
+                "at every file."
             )
-        for archive in left:
-            try:
-                path, facts = _fetch(archive, shelf, source, progress)
-            except ConnectionError as error:
-                path, reasons[archive.name] = None, f"\n    {error}"
-            kit = archive.arrange and _at_hand(archive.arrange, shelf, source)
-            if path is None:
-                waiting.append(archive)
-            elif not archive.arrange or kit:
-                say(_one(found, archive, path, facts, root, kit, progress))
+        waiting = _prepare_left(found, left, root, source, say, progress)
     if waiting:
         raise FileNotFoundError(
-            f"{found.name}: {len(waiting)} files must be fetched by hand ({found.licence}; {found.homepage}).\n"
-            + "\n".join(describe(a, shelf) + reasons.get(a.name, "") for a in waiting)
+            (
+                f"{found.name}: {len(waiting)} files must be fetched by hand ({found.licence}; "
+                f"{found.homepage}).\n"
+            )
+            + "\n".join(waiting)
             + "\nThen run the same command again."
         )
     return root

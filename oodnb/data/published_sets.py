@@ -35,61 +35,54 @@ def imagenet_names(
     for wnid in wnids:
         if wnid not in named:
             raise ValueError(
-                f"{wnid!r} is no WordNet id of ImageNet-1k; its folders are called n01440764, n01443537, ..."
+                f"{wnid!r} is no WordNet id of ImageNet-1k; its folders are called n01440764, "
+                "n01443537, ..."
             )
     return [named[wnid] for wnid in wnids]
 
-
+# %% ../../nbs/4_data/12_published_sets.ipynb #7f836eb1
 def _from_folder(folder, found, part):  # flat, or one folder per class
-    return load_folder(
-        folder,
-        part.name,
-        None if part.classes else False,
-        found.name,
-        part.options.get("contents", True),
-    )
+    classes = None if part.classes else False
+    return load_folder(folder, part.name, classes, found.name, part.options.get("contents", True))
+
+
+def _listed_wnids(folder, found):  # those of a list that are there
+    return [w for w in sorted(class_lists()[found.name]["wnids"]) if (folder / w).is_dir()]
 
 
 def _from_wnids(folder, found, part):  # one folder per WordNet id
-    chosen = (
-        [w for w in sorted(class_lists()[found.name]["wnids"]) if (folder / w).is_dir()]
-        if part.options.get("chosen")
-        else None
-    )
+    chosen = _listed_wnids(folder, found) if part.options.get("chosen") else None
     images = load_folder(
         folder, part.name, chosen or None, found.name, part.options.get("contents", True)
     )
-    images.about["wnids"], images.class_names = (
-        images.class_names,
-        imagenet_names(images.class_names),
-    )
+    images.about["wnids"] = images.class_names
+    images.class_names = imagenet_names(images.class_names)
     return images
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #25fdd1de
-def _listed(
-    folder, found, part, names, labels, class_names, ids=None, captions=None
-):  # ImageSet of the named files that exist
-    outside = next(
-        (
-            name
-            for name in names
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
-        ),
-        None,
-    )
+def _leads_outside(name):
+    return PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+
+
+def _which_exist(folder, found, part, names):  # name -> is it a file
+    outside = next((name for name in names if _leads_outside(name)), None)
     if outside:
         raise ValueError(
-            f"{found.name}: the list names {outside!r}, which lies outside of {folder}; it is not read."
+            f"{found.name}: the list names {outside!r}, which lies outside of {folder}; it is not "
+            "read."
         )
     there = {name: (folder / name).is_file() for name in dict.fromkeys(names)}
+    if not any(there.values()):
+        first = names[0] if names else "of none"
+        why = f"None of the {len(there):,} pictures of its list is in {folder}, first {first}."
+        raise missing(found.name, part.name, folder, why)
+    return there
+
+# %% ../../nbs/4_data/12_published_sets.ipynb #c65133c8
+# ImageSet of the named files that exist
+def _listed(folder, found, part, names, labels, class_names, ids=None, captions=None):
+    there = _which_exist(folder, found, part, names)
     kept = [i for i, name in enumerate(names) if there[name]]
-    if not kept:
-        raise missing(
-            found.name,
-            part.name,
-            folder,
-            f"None of the {len(there):,} pictures of its list is in {folder}, first {names[0] if names else 'of none'}.",
-        )
     ids, paths = [(ids or names)[i] for i in kept], [folder / names[i] for i in kept]
     return ImageSet(
         found.name,
@@ -107,7 +100,7 @@ def _listed(
         },
     )
 
-
+# %% ../../nbs/4_data/12_published_sets.ipynb #1711d3c8
 def _list_file(folder, found, part):  # Path of the file that names the pictures
     path = Path(os.path.normpath(folder / part.options["list"]))
     if not path.is_file():
@@ -117,38 +110,28 @@ def _list_file(folder, found, part):  # Path of the file that names the pictures
     return path
 
 
-def _from_list(
-    folder, found, part
-):  # "openimage_o/images/1.jpg -1" per line, relative to the folder
+# "openimage_o/images/1.jpg -1" per line, relative to the folder
+def _from_list(folder, found, part):
     path = Path(folder).parent / part.options["list"]
     if not path.is_file():
-        raise missing(
-            found.name,
-            part.name,
-            path,
-            f"The folder {folder} is there, the list {path.name} is not.",
-        )
-    names = [
-        line.rsplit(" ", 1)[0] for line in path.read_text("utf-8").splitlines() if line.strip()
-    ]
+        why = f"The folder {folder} is there, the list {path.name} is not."
+        raise missing(found.name, part.name, path, why)
+    lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    names = [line.rsplit(" ", 1)[0] for line in lines]
     return _listed(folder, found, part, names, [-1] * len(names), [])
 
-
+# %% ../../nbs/4_data/12_published_sets.ipynb #fed9b099
 def _from_table(folder, found, part):  # a CSV with one column of 0 and 1 per class
     table = pd.read_csv(_list_file(folder, found, part))
     hot = table[part.options["columns"]].to_numpy()
-    if not ((hot == 1).sum(1) == 1).all():
+    one_class = (hot == 1).sum(1) == 1
+    if not one_class.all():
         raise ValueError(
-            f"{found.name}: line {int(np.flatnonzero((hot == 1).sum(1) != 1)[0]) + 2} of the table does not have exactly one class."
+            f"{found.name}: line {int(np.flatnonzero(~one_class)[0]) + 2} of the table does not "
+            "have exactly one class."
         )
-    return _listed(
-        folder,
-        found,
-        part,
-        [f"{name}.jpg" for name in table["image"]],
-        hot.argmax(1),
-        part.options["names"],
-    )
+    names = [f"{name}.jpg" for name in table["image"]]
+    return _listed(folder, found, part, names, hot.argmax(1), part.options["names"])
 
 
 def _from_coco(folder, found, part):  # one entry per caption, so a picture appears several times
@@ -157,16 +140,10 @@ def _from_coco(folder, found, part):  # one entry per caption, so a picture appe
     rows = sorted(
         (files[a["image_id"]], a["id"], a["caption"].strip()) for a in listed["annotations"]
     )
-    return _listed(
-        folder,
-        found,
-        part,
-        [name for name, *_ in rows],
-        [-1] * len(rows),
-        [],
-        [f"{name}#{number}" for name, number, _ in rows],
-        [caption for *_, caption in rows],
-    )
+    names = [name for name, *_ in rows]
+    ids = [f"{name}#{number}" for name, number, _ in rows]
+    captions = [caption for *_, caption in rows]
+    return _listed(folder, found, part, names, [-1] * len(rows), [], ids, captions)
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #e44dbffa
 def _same_name(listed, ours):  # is our name the listed one, or its beginning up to a hyphen
@@ -174,42 +151,41 @@ def _same_name(listed, ours):  # is our name the listed one, or its beginning up
     return listed == ours or listed.startswith(ours + "-")
 
 
-def _from_split_file(folder, found, part):
-    path, ours = _list_file(folder, found, part), class_lists()[found.name]["class_names"]
+def _check_names(path, found, rows, ours):
+    for _, label, said in rows:
+        known = 0 <= label < len(ours)
+        if known and _same_name(said, ours[label]):
+            continue
+        due = ours[label] if known else f"not there (0 to {len(ours) - 1})"
+        raise ValueError(
+            f"{path}: label {label} is called {said!r}, in the paper's runs it is {due!r}. This "
+            f"is another split; labels and names must be those of {found.name} in "
+            "data/lists/class_lists.json."
+        )
+
+# %% ../../nbs/4_data/12_published_sets.ipynb #314b949d
+def _split_rows(path, part):  # (path, label, name) of each picture
     try:
-        rows = [
-            (str(name), int(label), str(said))
-            for name, label, said in json.loads(path.read_text("utf-8"))[part.name]
-        ]
+        listed = json.loads(path.read_text("utf-8"))[part.name]
+        return [(str(name), int(label), str(said)) for name, label, said in listed]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f'{path} is no split file ({type(error).__name__}: {error}); expected is {{"{part.name}": [[path, label, name], ...]}}.'
+            f"{path} is no split file ({type(error).__name__}: {error}); expected is "
+            f'{{"{part.name}": [[path, label, name], ...]}}.'
         ) from None
-    wrong = next(
-        (
-            (label, said)
-            for _, label, said in rows
-            if not 0 <= label < len(ours) or not _same_name(said, ours[label])
-        ),
-        None,
-    )
-    if wrong:
-        raise ValueError(
-            f"{path}: label {wrong[0]} is called {wrong[1]!r}, in the paper's runs it is {ours[wrong[0]] if 0 <= wrong[0] < len(ours) else f'not there (0 to {len(ours) - 1})'!r}. This is another split; labels and names must be those of {found.name} in data/lists/class_lists.json."
-        )
+
+
+def _from_split_file(folder, found, part):
+    path, ours = _list_file(folder, found, part), class_lists()[found.name]["class_names"]
+    rows = _split_rows(path, part)
+    _check_names(path, found, rows, ours)
     tried = {
         base: sum((folder / base / name).is_file() for name, *_ in rows[:50])
         for base in part.options["bases"]
     }
     base = max(tried, key=tried.get)
-    return _listed(
-        folder,
-        found,
-        part,
-        [PurePosixPath(base, name).as_posix() for name, *_ in rows],
-        [label for _, label, _ in rows],
-        ours,
-    )
+    names = [PurePosixPath(base, name).as_posix() for name, *_ in rows]
+    return _listed(folder, found, part, names, [label for _, label, _ in rows], ours)
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #939581df
 def _torchvision(folder, found, **options):  # a torchvision data set, with its errors as ours
@@ -220,10 +196,11 @@ def _torchvision(folder, found, **options):  # a torchvision data set, with its 
         )
     except RuntimeError as error:
         raise ValueError(
-            f"{folder} cannot be read as {found.name}: {error}. oodnb data prepare {found.name} fetches or checks its files."
+            f"{folder} cannot be read as {found.name}: {error}. oodnb data prepare {found.name} "
+            "fetches or checks its files."
         ) from None
 
-
+# %% ../../nbs/4_data/12_published_sets.ipynb #080d0e09
 def _from_cifar(folder, found, part):
     data = _torchvision(folder, found, train=part.name == "train")
     return ImageSet(
@@ -237,7 +214,7 @@ def _from_cifar(folder, found, part):
         about={"folder": str(folder)},
     )
 
-
+# %% ../../nbs/4_data/12_published_sets.ipynb #ea392dfd
 def _from_pcam(folder, found, part):
     data = _torchvision(folder, found, split=part.name)
     files = [Path(folder) / data._FILES[part.name][kind][0] for kind in ("images", "targets")]
@@ -254,7 +231,7 @@ def _from_pcam(folder, found, part):
         about={"folder": str(folder)},
     )
 
-
+# %% ../../nbs/4_data/12_published_sets.ipynb #f624288d
 def _from_shards(folder, found, part):
     return load_captions(str(Path(folder) / part.options["list"]))
 
@@ -272,68 +249,77 @@ _READERS = {
 }
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #58b3476f
+def _per_class(images, part, known):  # a sentence about the first class that does not agree
+    counts, due = images.class_counts(), part.options.get("per_class")
+    if known is not None and counts.tolist() != known:
+        first = next(n for n, a, b in zip(images.class_names, counts, known) if a != b)
+        yield f"other counts per class than published, first {first!r}"
+    elif due and set(counts) != {due}:
+        yield f"{counts.min()} to {counts.max()} images per class instead of {due}"
+
+
 def _counts(images, part, known):  # sentences about numbers that do not agree
     total = images.about.get("pictures", len(images))
-    per_class = images.class_counts()
     if part.images not in (None, total):
         yield f"{total:,} images instead of {part.images:,}"
     if part.options.get("captions") not in (None, len(images)):
         yield f"{len(images):,} captions instead of {part.options['captions']:,}"
     if len(images.class_names) != part.classes:
         yield f"{len(images.class_names):,} class folders instead of {part.classes:,}"
-    elif part.images == total and known is not None and per_class.tolist() != known:
-        yield f"other counts per class than published, first {next(n for n, a, b in zip(images.class_names, per_class, known) if a != b)!r}"
-    elif (
-        part.images == total
-        and part.options.get("per_class")
-        and set(per_class) != {part.options["per_class"]}
-    ):
-        yield f"{per_class.min()} to {per_class.max()} images per class instead of {part.options['per_class']}"
+    elif part.images == total:
+        yield from _per_class(images, part, known)
 
-
+# %% ../../nbs/4_data/12_published_sets.ipynb #0d44e378
 def _names(images, part):  # {"missing": [...], "extra": [...]}
     if "missing" in images.about:
         return {"missing": images.about["missing"], "extra": []}
     if "numbered" not in part.options:
         return {"missing": [], "extra": []}
-    due, there = (
-        {part.options["numbered"].format(i) for i in range(1, part.images + 1)},
-        {PurePosixPath(name).name for name in images.ids},
-    )
+    due = {part.options["numbered"].format(i) for i in range(1, part.images + 1)}
+    there = {PurePosixPath(name).name for name in images.ids}
     return {"missing": sorted(due - there), "extra": sorted(there - due)}
 
+# %% ../../nbs/4_data/12_published_sets.ipynb #34ee496c
+def _is_picture(path):  # and not below a hidden folder
+    return os.path.splitext(path)[1].lower() in PICTURES and "/." not in f"/{path}"
 
-def _against_record(
-    images,
-    found,
-    # {"missing", "extra", "different"} names, or None without a record; about["recorded"] keeps the hashes for check_dataset
-    root,
-):
-    folder, (_, files) = Path(images.about["folder"]), prepared(found.part_of or found.name, root)
+
+def _recorded(folder, found, root):  # name -> (size, sha256); None without a record
+    _, files = prepared(found.part_of or found.name, root)
     inside = f"{folder.relative_to(root).as_posix()}/" if folder.is_relative_to(root) else None
     if inside is None or not files.path.str.startswith(inside).any() or found.part_of:
         return None
-    due = {
+    return {
         path.removeprefix(inside): (size, sha)
         for path, size, sha in zip(files.path, files["size"], files.sha256)
-        if path.startswith(inside)
-        and os.path.splitext(path)[1].lower() in PICTURES
-        and "/." not in f"/{path}"
+        if path.startswith(inside) and _is_picture(path)
     }
+
+
+# {"missing", "extra", "different"} names, or None without a record
+def _against_record(images, found, root):
+    folder = Path(images.about["folder"])
+    if (due := _recorded(folder, found, root)) is None:
+        return None
     there = set(images.ids)
-    changed = [
-        name
-        for name in sorted(due.keys() & there)
-        if os.path.getsize(folder / name) != due[name][0]
-    ]
-    images.about["recorded"] = {name: due[name][1] for name in due.keys() & there}
+    both = due.keys() & there
+    images.about["recorded"] = {name: due[name][1] for name in both}
     return {
         "missing": sorted(due.keys() - there),
         "extra": sorted(there - due.keys()),
-        "different": changed,
+        "different": [
+            name for name in sorted(both) if os.path.getsize(folder / name) != due[name][0]
+        ],
     }
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #0ec30256
+_DIFFERENCES = {
+    "missing": "are missing",
+    "extra": "do not belong to it",
+    "different": "have another size than when they were unpacked",
+}
+
+
 def compare(
     images,  # ImageSet of a named set
     split,  # its name
@@ -341,27 +327,34 @@ def compare(
 ) -> tuple:  # (sentences about what differs, {"missing", "extra", "different"} names)
     "What is not as published, or not as it was unpacked."
     found = entry(images.name)
-    part, known = (
-        split_of(found.name, split),
-        class_lists().get(found.name, {}).get("test_counts") if split == "test" else None,
-    )
+    part = split_of(found.name, split)
+    known = class_lists().get(found.name, {}).get("test_counts") if split == "test" else None
     wrong, files = list(_counts(images, part, known)), {**_names(images, part), "different": []}
     if found.layout in ("folder", "wnids"):
         files = _against_record(images, found, Path(root)) or files
-    words = {
-        "missing": "are missing",
-        "extra": "do not belong to it",
-        "different": "have another size than when they were unpacked",
-    }
     if not wrong or any(files["different"]):
         wrong += [
-            f"{len(names)} files {words[kind]} (first {names[0]})"
+            f"{len(names)} files {_DIFFERENCES[kind]} (first {names[0]})"
             for kind, names in files.items()
             if names
         ]
     return wrong, files
 
+# %% ../../nbs/4_data/12_published_sets.ipynb #08b0ee28
+def _not_published(images, folder, found, wrong):  # the error that says so
+    flat = ""
+    if found.layout == "wnids" and not images.class_names:
+        flat = (
+            " The pictures lie flat: oodnb data prepare ImageNet sorts them into WordNet id "
+            "folders with the development kit, as torchvision.datasets.ImageNet does."
+        )
+    return ValueError(
+        f"{folder} is not the {found.name} of the published tables: {', '.join(wrong)}.{flat} "
+        f"oodnb data check {found.name} lists what is wrong; allow_different=True uses it, and "
+        "its name then says so."
+    )
 
+# %% ../../nbs/4_data/12_published_sets.ipynb #c5a74969
 def load_published(
     name,  # of a data set, as the catalogue spells it
     split="test",  # see the catalogue
@@ -369,22 +362,16 @@ def load_published(
     # take a list that is not the published one; the name of the set then says so
     allow_different=False,
 ) -> ImageSet:
-    "Pictures of a named benchmark. `FileNotFoundError` says what is missing and how to get it, `ValueError` in what it differs."
+    """Pictures of a named benchmark.
+
+    `FileNotFoundError` says what is missing and how to get it, `ValueError` in what it differs."""
     found, folder = entry(name), locate(name, split, root)
-    images = replace(
-        _READERS[found.layout](folder, found, split_of(name, split)), name=found.name, split=split
-    )
+    images = _READERS[found.layout](folder, found, split_of(name, split))
+    images = replace(images, name=found.name, split=split)
     images.about = {"folder": str(folder), **images.about}
     wrong, files = compare(images, split, data_root() if root is None else Path(root).expanduser())
     if wrong and not allow_different:
-        flat = (
-            " The pictures lie flat: oodnb data prepare ImageNet sorts them into WordNet id folders with the development kit, as torchvision.datasets.ImageNet does."
-            if found.layout == "wnids" and not images.class_names
-            else ""
-        )
-        raise ValueError(
-            f"{folder} is not the {found.name} of the published tables: {', '.join(wrong)}.{flat} oodnb data check {found.name} lists what is wrong; allow_different=True uses it, and its name then says so."
-        )
+        raise _not_published(images, folder, found, wrong)
     images.about.update(
         homepage=found.homepage,
         licence=found.licence,
