@@ -37,8 +37,8 @@ def described(
     extra = sorted(known.keys() - {name.casefold() for name in names})
     if extra:
         raise ValueError(
-            f"{extra[0]!r} has a description but is no class; "
-            f"the classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."
+            f"{extra[0]!r} has a description but is no class; the classes are "
+            f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."
         )
     return [f"{name}{joint}{str(known[name.casefold()]).strip()}" for name in names]
 
@@ -122,7 +122,9 @@ def task_place(
         root, why = Path("$OODNB_DATA"), " " + str(error).split(". ")[0] + "."
     if why or not (root / place).exists():
         raise FileNotFoundError(
-            f"{place} is not there.{why}\nLooked for: {root / place}\nHolds:      {holds}\nGet it: "
-            f"    {source}"
+            f"{place} is not there.{why}\n"
+            f"Looked for: {root / place}\n"
+            f"Holds:      {holds}\n"
+            f"Get it:     {source}"
         )
     return root / place
