@@ -36,17 +36,16 @@ class _SharedList(_Shared, list):
     pass
 
 
+def _shared(value):
+    if isinstance(value, dict):
+        return _SharedDict(value)
+    return _SharedList(value) if isinstance(value, list) else value
+
+
 def _facts(attrs):
-    return {
-        name: _SharedDict(value)
-        if isinstance(value, dict)
-        else _SharedList(value)
-        if isinstance(value, list)
-        else value
-        for name, value in attrs.items()
-    }
+    return {name: _shared(value) for name, value in attrs.items()}
 
-
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #2161cc17
 _KEYS = ("dataset", "split", "role", "image_id", "label", "prediction")
 
 
@@ -55,15 +54,12 @@ def detector_names(
 ) -> list[str]:  # names in table order
     "The columns of a score table that hold scores."
     names = [c for c in scores.columns if c not in _KEYS and not str(c).startswith("prediction:")]
-    half = [
-        (c, dtype)
-        for c, dtype in scores.dtypes.items()
-        if c in names and dtype not in (np.float32, np.float64)
-    ]
-    if half:
-        raise ValueError(
-            f"Column {half[0][0]!r} holds {half[0][1]}; scores are float64 (float32 at least), and columns that are no scores must be dropped first."
-        )
+    for column, dtype in scores.dtypes.items():
+        if column in names and dtype not in (np.float32, np.float64):
+            raise ValueError(
+                f"Column {column!r} holds {dtype}; scores are float64 (float32 at least), and "
+                "columns that are no scores must be dropped first."
+            )
     return names
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #034e97a3
@@ -74,7 +70,9 @@ def by_role(
     missing = [c for c in ("dataset", "role") if c not in scores.columns]
     if missing:
         raise ValueError(
-            f"This is no score table: column {missing[0]!r} is missing, columns are {', '.join(map(str, scores.columns))}. Make one with run_benchmark, score_table or load_scores."
+            f"This is no score table: column {missing[0]!r} is missing, columns are "
+            f"{', '.join(map(str, scores.columns))}. Make one with run_benchmark, score_table or "
+            "load_scores."
         )
     strange = sorted(set(scores["role"]) - {"id", "ood"})
     if strange:
@@ -95,87 +93,104 @@ def by_role(
     return known, ood
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #101d5c8c
+def _columns(name, columns, detectors):  # {detector: scores [N]}, checked
+    if set(columns) != set(detectors):
+        raise ValueError(
+            f"{name!r} has scores of {', '.join(columns) or 'no detector'}, the ID set of "
+            f"{', '.join(detectors)}; every detector must score every set."
+        )
+    values = {d: np.asarray(columns[d], dtype=np.float64) for d in detectors}
+    sizes = {d: v.shape for d, v in values.items()}
+    if len(set(sizes.values())) != 1 or any(len(s) != 1 for s in sizes.values()):
+        raise ValueError(
+            f"The scores of {name!r} have shapes {sizes}; one number per image and the same images "
+            "for every detector are needed."
+        )
+    return values
+
+
 def score_table(
     id_scores,  # dict: detector -> scores of the ID images [N]
     ood_scores,  # dict: OOD set -> dict: detector -> scores [M]
     id_name="id",  # name of the ID set
 ) -> pd.DataFrame:  # score table without labels and predictions
     "A score table from plain arrays; raises `ValueError` when detectors or lengths disagree."
-    parts = []
-    for role, name, columns in [
-        ("id", id_name, id_scores),
-        *(("ood", name, columns) for name, columns in ood_scores.items()),
-    ]:
-        if set(columns) != set(id_scores):
-            raise ValueError(
-                f"{name!r} has scores of {', '.join(columns) or 'no detector'}, the ID set of {', '.join(id_scores)}; every detector must score every set."
-            )
-        values = {d: np.asarray(columns[d], dtype=np.float64) for d in id_scores}
-        sizes = {d: v.shape for d, v in values.items()}
-        if len({s for s in sizes.values()}) != 1 or any(len(s) != 1 for s in sizes.values()):
-            raise ValueError(
-                f"The scores of {name!r} have shapes {sizes}; one number per image and the same images for every detector are needed."
-            )
-        n = len(next(iter(values.values())))
-        parts.append(
-            pd.DataFrame(
-                {
-                    "dataset": name,
-                    "split": "",
-                    "role": role,
-                    "image_id": [f"{i:06d}" for i in range(n)],
-                    "label": np.int64(-1),
-                    "prediction": np.int64(-1),
-                    **values,
-                }
-            )
-        )
+    parts, unknown = [], np.int64(-1)
+    ood = [("ood", name, columns) for name, columns in ood_scores.items()]
+    for role, name, columns in [("id", id_name, id_scores), *ood]:
+        values = _columns(name, columns, id_scores)
+        ids = [f"{i:06d}" for i in range(len(next(iter(values.values()))))]
+        about = {"dataset": name, "split": "", "role": role, "image_id": ids}
+        parts.append(pd.DataFrame({**about, "label": unknown, "prediction": unknown, **values}))
     return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #c68cba00
-def _check_detectors(detectors, backbone):
-    if isinstance(detectors, Detector):
-        detectors = [detectors]
-    detectors = list(detectors)
+def _check_protocol(d):
+    missing = [a for a in ("name", "needs_local", "score") if not hasattr(d, a)]
+    if missing:
+        raise ValueError(
+            f"{d!r:.80} is no detector: it has no {missing[0]!r}. "
+            "A detector has .name, .needs_local and .score(features)."
+        )
+    word = isinstance(d.name, str) and d.name.strip()
+    if not word or d.name in _KEYS or d.name.startswith("prediction"):
+        raise ValueError(
+            f"{d.name!r} cannot be the name of a detector; give a word that is none of "
+            f"{', '.join(_KEYS)}."
+        )
+
+
+def _check_detectors(detectors, backbone):  # the list of them
+    detectors = [detectors] if isinstance(detectors, Detector) else list(detectors)
     if not detectors:
         raise ValueError("No detector was given; zero_shot(backbone, class_names) makes some.")
     for d in detectors:
-        missing = [a for a in ("name", "needs_local", "score") if not hasattr(d, a)]
-        if missing:
-            raise ValueError(
-                f"{d!r:.80} is no detector: it has no {missing[0]!r}. A detector has .name, .needs_local and .score(features)."
-            )
-        if (
-            not isinstance(d.name, str)
-            or not d.name.strip()
-            or d.name in _KEYS
-            or d.name.startswith("prediction")
-        ):
-            raise ValueError(
-                f"{d.name!r} cannot be the name of a detector; give a word that is none of {', '.join(_KEYS)}."
-            )
+        _check_protocol(d)
     names = [d.name for d in detectors]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ValueError(
-            f"Two detectors are called {twice[0]!r}; give one of them another name, as zero_shot(..., suffix='_t0.1') does."
+            f"Two detectors are called {twice[0]!r}; give one of them another name, as "
+            "zero_shot(..., suffix='_t0.1') does."
         )
     local = [d.name for d in detectors if d.needs_local]
     if local and backbone.grid is None:
         raise ValueError(
-            f"{local[0]!r} reads local features, but the backbone {backbone.name!r} has none. Leave it out, or take a CLIP ViT or ResNet."
+            f"{local[0]!r} reads local features, but the backbone {backbone.name!r} has none. "
+            "Leave it out, or take a CLIP ViT or ResNet."
         )
     return detectors
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #06475e46
-def _check_sets(id_set, ood_sets):
-    ood_sets = (
-        [ood_sets]
-        if hasattr(ood_sets, "read")
-        else list(ood_sets.values())
-        if isinstance(ood_sets, dict)
-        else list(ood_sets)
-    )
+def _check_new(s, seen):  # neither the name nor the images were there before
+    remedies = {
+        "name": "; rename one with dataclasses.replace(image_set, name=...).",
+        "images": " although one is ID and the other OOD or both are OOD; take each set once.",
+    }
+    for what, value in (("name", s.name), ("images", s.fingerprint)):
+        if (what, value) in seen:
+            raise ValueError(
+                f"{seen[what, value]!r} and {s.name!r} have the same {what}{remedies[what]}"
+            )
+        seen[what, value] = s.name
+
+
+def _warn_of_known_classes(ood_set, id_set):
+    lower = {str(c).casefold() for c in id_set.class_names}
+    both = sorted({str(c) for c in ood_set.class_names if str(c).casefold() in lower})
+    if both:
+        warnings.warn(
+            f"{len(both)} classes of the OOD set {ood_set.name!r} are also ID classes "
+            f"({', '.join(both[:5])}{', ...' if len(both) > 5 else ''}); "
+            "their images are counted as OOD.",
+            stacklevel=4,
+        )
+
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #076606fd
+def _check_sets(id_set, ood_sets):  # the list of OOD sets
+    if hasattr(ood_sets, "read"):
+        ood_sets = [ood_sets]
+    ood_sets = list(ood_sets.values() if isinstance(ood_sets, dict) else ood_sets)
     if not ood_sets:
         raise ValueError("No OOD set was given; load_dataset('mini-near') is one.")
     seen = {}
@@ -184,28 +199,9 @@ def _check_sets(id_set, ood_sets):
             raise ValueError(f"{s!r:.60} is no image set; load_dataset(name) makes one.")
         if len(s) == 0:
             raise ValueError(f"The image set {s.name!r} ({s.split}) is empty.")
-        for what, value in (("name", s.name), ("images", s.fingerprint)):
-            if (what, value) in seen:
-                raise ValueError(
-                    f"{seen[what, value]!r} and {s.name!r} have the same {what}"
-                    + (
-                        " although one is ID and the other OOD or both are OOD; take each set once."
-                        if what == "images"
-                        else "; rename one with dataclasses.replace(image_set, name=...)."
-                    )
-                )
-            seen[what, value] = s.name
-        lower = {str(c).casefold() for c in id_set.class_names}
-        both = (
-            sorted({str(c) for c in s.class_names if str(c).casefold() in lower})
-            if s is not id_set
-            else []
-        )
-        if both:
-            warnings.warn(
-                f"{len(both)} classes of the OOD set {s.name!r} are also ID classes ({', '.join(both[:5])}{', ...' if len(both) > 5 else ''}); their images are counted as OOD.",
-                stacklevel=3,
-            )
+        _check_new(s, seen)
+        if s is not id_set:
+            _warn_of_known_classes(s, id_set)
     return ood_sets
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #86e5d2c9
@@ -220,16 +216,21 @@ def _checked_scores(detector, chunk):
     scores = torch.as_tensor(scores).detach().cpu()
     if tuple(scores.shape) != (len(chunk),):
         raise ValueError(
-            f"The detector {detector.name!r} returned scores of shape {tuple(scores.shape)} for {len(chunk)} images of {chunk.dataset!r}; one number per image, [{len(chunk)}], is needed."
+            f"The detector {detector.name!r} returned scores of shape {tuple(scores.shape)} for "
+            f"{len(chunk)} images of {chunk.dataset!r}; one number per image, [{len(chunk)}], is "
+            "needed."
         )
     if scores.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"The detector {detector.name!r} returned {str(scores.dtype).removeprefix('torch.')}; scores must be float32 or float64, because half precision makes most of them equal."
+            f"The detector {detector.name!r} returned {str(scores.dtype).removeprefix('torch.')}; "
+            "scores must be float32 or float64, because half precision makes most of them equal."
         )
     bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
-            f"The detector {detector.name!r} gave {len(bad)} of {len(chunk)} images of {chunk.dataset!r} a score that is NaN or infinite, first {chunk.ids[bad[0]]!r}: {scores[bad[0]].item()}."
+            f"The detector {detector.name!r} gave {len(bad)} of {len(chunk)} images of "
+            f"{chunk.dataset!r} a score that is NaN or infinite, first {chunk.ids[bad[0]]!r}: "
+            f"{scores[bad[0]].item()}."
         )
     return scores.double().numpy()
 
@@ -260,6 +261,32 @@ def _merge_predictions(table, predictors):
     return table.drop(columns=[c for c in columns if (table[c] == table["prediction"]).all()])
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #f0904417
+def _rows_of(chunk, dataset, role, detectors, classes):  # DataFrame
+    columns = {
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "role": role,
+        "image_id": list(chunk.ids),
+        "label": np.asarray(chunk.labels, dtype=np.int64),
+    }
+    with shared_reading():
+        for d in detectors:
+            if hasattr(d, "predict"):
+                columns[f"prediction:{d.name}"] = _predictions(d, chunk, classes)
+        for d in detectors:
+            columns[d.name] = _checked_scores(d, chunk)
+    return pd.DataFrame(columns)
+
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #7ffe7fc1
+def _check_complete(dataset, rows, skipped):
+    if rows["image_id"].duplicated().any() or len(rows) + len(skipped) != len(dataset):
+        raise RuntimeError(
+            f"{dataset.name!r} has {len(dataset)} images, but {len(rows)} scores "
+            f"({rows['image_id'].nunique()} different images) and {len(skipped)} unreadable images "
+            "came back. Clear the feature cache of this set and run again."
+        )
+
+
 def _score_set(backbone, dataset, role, detectors, classes, **options):
     "Rows of one image set, its unit image features, and its unreadable images."
     parts, features, skipped = [], [], {}
@@ -267,65 +294,73 @@ def _score_set(backbone, dataset, role, detectors, classes, **options):
         skipped.update(chunk.skipped)
         if len(chunk) == 0:
             continue
-        columns = {
-            "dataset": dataset.name,
-            "split": dataset.split,
-            "role": role,
-            "image_id": list(chunk.ids),
-            "label": np.asarray(chunk.labels, dtype=np.int64),
-        }
-        with shared_reading():
-            columns |= {
-                f"prediction:{d.name}": _predictions(d, chunk, classes)
-                for d in detectors
-                if hasattr(d, "predict")
-            }
-            columns |= {d.name: _checked_scores(d, chunk) for d in detectors}
-        parts.append(pd.DataFrame(columns))
+        parts.append(_rows_of(chunk, dataset, role, detectors, classes))
         features.append(normalize(chunk.image_features))
     if not parts:
         raise RuntimeError(
-            f"No image of {dataset.name!r} ({dataset.split}) could be read; the first reason: {next(iter(skipped.values()), 'none given')}."
+            f"No image of {dataset.name!r} ({dataset.split}) could be read; the first reason: "
+            f"{next(iter(skipped.values()), 'none given')}."
         )
     rows = pd.concat(parts, ignore_index=True)
-    if rows["image_id"].duplicated().any() or len(rows) + len(skipped) != len(dataset):
-        raise RuntimeError(
-            f"{dataset.name!r} has {len(dataset)} images, but {len(rows)} scores ({rows['image_id'].nunique()} different images) and {len(skipped)} unreadable images came back. Clear the feature cache of this set and run again."
-        )
-    return (
-        rows,
-        torch.cat(features).numpy(),
-        [[str(i), str(reason)] for i, reason in skipped.items()],
-    )
+    _check_complete(dataset, rows, skipped)
+    lost = [[str(i), str(reason)] for i, reason in skipped.items()]
+    return rows, torch.cat(features).numpy(), lost
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #b3539ee8
-def _shared_images(tables, features, tolerance=1e-4):
-    "Pairs of an OOD and an ID image whose unit features are closer than the tolerance, per OOD set."
-    known, shared = features[0], {}
-    direction = np.random.default_rng(0).normal(size=known.shape[1]).astype(known.dtype)
+def _on_a_line(features):  # direction [D], sorted projections [N], the rows they are of [N]
+    direction = np.random.default_rng(0).normal(size=features.shape[1]).astype(features.dtype)
     direction /= np.linalg.norm(direction)
-    line, order = np.sort(known @ direction), np.argsort(known @ direction)
+    return direction, np.sort(features @ direction), np.argsort(features @ direction)
+
+
+def _equal_rows(known, on_a_line, found, tolerance):  # [(row of found, row of known)]
+    direction, line, order = on_a_line
+    place = found @ direction
+    first, end = (np.searchsorted(line, place + t) for t in (-tolerance, tolerance))
+    pairs = []
+    for j in np.flatnonzero(end > first):
+        near = order[first[j] : end[j]]
+        distances = np.linalg.norm(known[near] - found[j], axis=1)
+        pairs += [(j, i) for i in near[distances < tolerance][:1]]
+    return pairs
+
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #1f2b7edb
+def _shared_images(tables, features, tolerance=1e-4):
+    """Pairs of an OOD and an ID image whose unit features are closer than the tolerance, per OOD
+    set."""
+    known, ids, shared = features[0], tables[0]["image_id"], {}
+    on_a_line = _on_a_line(known)
     for table, found in zip(tables[1:], features[1:]):
-        place = found @ direction
-        ends = zip(
-            np.searchsorted(line, place - tolerance), np.searchsorted(line, place + tolerance)
-        )
-        near = [(j, order[a:b]) for j, (a, b) in enumerate(ends) if b > a]
-        pairs = [
-            [table["image_id"].iloc[j], tables[0]["image_id"].iloc[i]]
-            for j, c in near
-            for i in c[np.linalg.norm(known[c] - found[j], axis=1) < tolerance][:1]
-        ]
-        if not pairs:
+        rows = _equal_rows(known, on_a_line, found, tolerance)
+        if not rows:
             continue
-        shared[str(table["dataset"].iloc[0])] = pairs
+        name = table["dataset"].iloc[0]
+        pairs = [[table["image_id"].iloc[j], ids.iloc[i]] for j, i in rows]
+        shared[str(name)] = pairs
         warnings.warn(
-            f"{len(pairs)} images of {table['dataset'].iloc[0]!r} are also in the ID set (first {pairs[0][0]!r} = {pairs[0][1]!r}); they count as OOD. Remove them from the set for a fair number.",
+            f"{len(pairs)} images of {name!r} are also in the ID set (first {pairs[0][0]!r} = "
+            f"{pairs[0][1]!r}); they count as OOD. Remove them from the set for a fair number.",
             stacklevel=3,
         )
     return shared
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #36ea84c7
+def _run_facts(backbone, id_set, ood_sets, table, classes, detectors):
+    counts = {s.name: int((table["dataset"] == s.name).sum()) for s in (id_set, *ood_sets)}
+    return {
+        "version": oodnb.__version__,
+        "backbone": backbone.name,
+        "pretrained": str(backbone.pretrained or ""),
+        "fingerprint": backbone.fingerprint,
+        "precision": backbone.precision,
+        "id_set": id_set.name,
+        "images": counts,
+        "class_names": [str(c) for c in classes],
+        "id_class_names": [str(c) for c in id_set.class_names],
+        "detectors": {d.name: dict(getattr(d, "settings", {})) for d in detectors},
+    }
+
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #67579c6d
 def run_benchmark(
     backbone,  # Backbone that encodes the images
     id_set,  # ImageSet of in-distribution images
@@ -338,42 +373,18 @@ def run_benchmark(
     "Scores of all detectors on one ID set and several OOD sets, in one pass over the images."
     detectors, ood_sets = _check_detectors(detectors, backbone), _check_sets(id_set, ood_sets)
     classes, predictors = _class_list(detectors), [d for d in detectors if hasattr(d, "predict")]
+    options = dict(cache=cache, batch_size=batch_size, progress=progress)
     parts, features, skipped = [], [], {}
     for role, dataset in [("id", id_set), *(("ood", s) for s in ood_sets)]:
-        rows, unit, lost = _score_set(
-            backbone,
-            dataset,
-            role,
-            detectors,
-            classes,
-            cache=cache,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        rows, unit, lost = _score_set(backbone, dataset, role, detectors, classes, **options)
         parts.append(rows)
         features.append(unit)
         if lost:
             skipped[dataset.name] = lost
     shared = _shared_images(parts, features)
     table = _merge_predictions(pd.concat(parts, ignore_index=True), predictors)
-    table.attrs = _facts(
-        {
-            "version": oodnb.__version__,
-            "backbone": backbone.name,
-            "pretrained": str(backbone.pretrained or ""),
-            "fingerprint": backbone.fingerprint,
-            "precision": backbone.precision,
-            "id_set": id_set.name,
-            "images": {
-                s.name: int((table["dataset"] == s.name).sum()) for s in (id_set, *ood_sets)
-            },
-            "class_names": [str(c) for c in classes],
-            "id_class_names": [str(c) for c in id_set.class_names],
-            "detectors": {d.name: dict(getattr(d, "settings", {})) for d in detectors},
-            "skipped": skipped,
-            "shared_images": shared,
-        }
-    )
+    facts = _run_facts(backbone, id_set, ood_sets, table, classes, detectors)
+    table.attrs = _facts(facts | {"skipped": skipped, "shared_images": shared})
     return table
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #01e32753
@@ -386,61 +397,60 @@ def save_scores(
     plain = scores.copy()
     plain.attrs = {}
     table = pa.Table.from_pandas(plain, preserve_index=False)
-    facts = {
-        "format": 1,
-        "rows": len(scores),
-        "columns": list(map(str, scores.columns)),
-        "attrs": scores.attrs,
-    }
-    table = table.replace_schema_metadata(
-        {
-            **(table.schema.metadata or {}),
-            b"oodnb_scores": json.dumps(facts, ensure_ascii=False, default=str).encode(),
-        }
-    )
+    columns = list(map(str, scores.columns))
+    facts = {"format": 1, "rows": len(scores), "columns": columns, "attrs": scores.attrs}
+    told = json.dumps(facts, ensure_ascii=False, default=str).encode()
+    metadata = {**(table.schema.metadata or {}), b"oodnb_scores": told}
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
     return Path(path)
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #be734285
+def _read_parquet(path):
+    if not path.is_file():
+        folder = path.parent
+        beside = sorted(p.name for p in folder.glob("*.parquet")) if folder.is_dir() else []
+        found = f"the folder holds {', '.join(beside[:10])}."
+        write = "write one with save_scores(run_benchmark(...), path)."
+        raise FileNotFoundError(f"There is no score table {path}; {found if beside else write}")
+    try:
+        return pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{path} is no Parquet file or is damaged ({str(error).splitlines()[0]}); "
+            "run the benchmark again."
+        ) from None
+
+
+def _check_as_written(path, scores, facts):
+    if len(scores) != facts["rows"] or list(scores.columns) != facts["columns"]:
+        raise ValueError(
+            f"{path} should hold {facts['rows']} rows with the columns "
+            f"{', '.join(facts['columns'])}, but has {len(scores)} rows and "
+            f"{', '.join(scores.columns)}; run the benchmark again."
+        )
+    twice = scores[scores.duplicated(["dataset", "split", "image_id"])]
+    if len(twice):
+        raise ValueError(
+            f"{path} scores {len(twice)} images twice, first {twice['image_id'].iloc[0]!r} of "
+            f"{twice['dataset'].iloc[0]!r}; run the benchmark again."
+        )
+
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #605912dc
 def load_scores(
     path,  # file written by save_scores
 ) -> pd.DataFrame:  # score table with its attrs
     "Read a score table and check it against what was written."
     path = Path(path).expanduser()
-    if not path.is_file():
-        beside = (
-            sorted(p.name for p in path.parent.glob("*.parquet")) if path.parent.is_dir() else []
-        )
-        raise FileNotFoundError(
-            f"There is no score table {path}"
-            + (
-                f"; the folder holds {', '.join(beside[:10])}."
-                if beside
-                else "; write one with save_scores(run_benchmark(...), path)."
-            )
-        )
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"{path} is no Parquet file or is damaged ({str(error).splitlines()[0]}); run the benchmark again."
-        ) from None
+    table = _read_parquet(path)
     facts = json.loads((table.schema.metadata or {}).get(b"oodnb_scores", b"null"))
     if not facts:
         raise ValueError(
-            f"{path} is a Parquet file, but not a score table of oodnb (columns {', '.join(table.column_names[:8])}); score_table(...) makes one from plain arrays."
+            f"{path} is a Parquet file, but not a score table of oodnb (columns "
+            f"{', '.join(table.column_names[:8])}); score_table(...) makes one from plain arrays."
         )
     scores = table.to_pandas()
-    if len(scores) != facts["rows"] or list(scores.columns) != facts["columns"]:
-        raise ValueError(
-            f"{path} should hold {facts['rows']} rows with the columns {', '.join(facts['columns'])}, but has {len(scores)} rows and {', '.join(scores.columns)}; run the benchmark again."
-        )
-    twice = scores[scores.duplicated(["dataset", "split", "image_id"])]
-    if len(twice):
-        raise ValueError(
-            f"{path} scores {len(twice)} images twice, first {twice['image_id'].iloc[0]!r} of {twice['dataset'].iloc[0]!r}; run the benchmark again."
-        )
+    _check_as_written(path, scores, facts)
     scores.attrs = _facts(facts["attrs"])
     by_role(scores)
     return scores

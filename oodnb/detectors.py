@@ -298,7 +298,7 @@ def _check_regions(scores, backbone):
             f"no local features. Ask for scores={rest or ('mcm',)}, or take a CLIP ViT or ResNet."
         )
 
-
+# %% ../nbs/5_pipeline/07_detectors.ipynb #53e52427
 def zero_shot(
     backbone,  # Backbone
     class_names,  # K class names, or an object that has class_names (an image set)

@@ -280,10 +280,6 @@ def _compute(backbone, dataset, entry=None, spread=None, **options):  # one Piec
     return join(pieces + encode_range(backbone, dataset, start, len(dataset), entry, **options))
 
 # %% ../nbs/5_pipeline/02_features.ipynb #3f121ef5
-def _local_bytes(backbone, dataset):
-    return len(dataset) * backbone.grid[0] * backbone.grid[1] * backbone.embed_dim * 4
-
-
 # number of decoding threads
 def _check_request(backbone, dataset, local, batch_size, workers, on_error):
     if not hasattr(dataset, "read"):
@@ -310,6 +306,20 @@ def _check_request(backbone, dataset, local, batch_size, workers, on_error):
             "use local=False, or a CLIP vision transformer or ResNet."
         )
     return min(16, _cores()) if workers is None else workers
+
+# %% ../nbs/5_pipeline/02_features.ipynb #43b330b5
+def _local_bytes(backbone, dataset):
+    return len(dataset) * backbone.grid[0] * backbone.grid[1] * backbone.embed_dim * 4
+
+
+def _check_size(backbone, dataset, keep_bytes):
+    size = _local_bytes(backbone, dataset)
+    if size > keep_bytes:
+        raise ValueError(
+            f"Local features of {dataset!r} take {size / 1e9:.1f} GB, more than keep_bytes "
+            f"({keep_bytes / 1e9:.1f} GB). stream(...) gives them batch by batch without keeping "
+            "them; or raise keep_bytes."
+        )
 
 # %% ../nbs/5_pipeline/02_features.ipynb #5a53cf48
 def _features(backbone, dataset, piece, **about):  # Features of a piece
@@ -374,16 +384,6 @@ def _obtain(backbone, dataset, cache, kinds, options):
 
 # %% ../nbs/5_pipeline/02_features.ipynb #037ca067
 _log = logging.getLogger(__name__)
-
-
-def _check_size(backbone, dataset, keep_bytes):
-    size = _local_bytes(backbone, dataset)
-    if size > keep_bytes:
-        raise ValueError(
-            f"Local features of {dataset!r} take {size / 1e9:.1f} GB, more than keep_bytes "
-            f"({keep_bytes / 1e9:.1f} GB). stream(...) gives them batch by batch without keeping "
-            "them; or raise keep_bytes."
-        )
 
 
 def extract(

@@ -50,7 +50,7 @@ def _passing(backbone, crops, rows, batch_size, local, workers):
     for chunk in chunks:
         yield from chunk.batches(batch_size)
 
-
+# %% ../../nbs/5_pipeline/08_train.ipynb #0a9e2006
 def feature_batches(
     backbone,  # Backbone
     images,  # ImageSet, all readable
