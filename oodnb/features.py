@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,9 +22,7 @@ from .ground.files import locked
 from oodnb.pipeline.cache import (
     CacheEntry,
     Piece,
-    cache_info,
     cache_root,
-    clear_cache,
     join,
     keep,
     read_parts,
@@ -54,15 +52,12 @@ class Features:
         return len(self.ids)
 
     def __repr__(self):
-        shape = " x ".join(map(str, self.image_features.shape)) + (
-            ""
-            if self.local_features is None
-            else f", local {' x '.join(map(str, self.local_features.shape))}"
-        )
-        return (
-            f"Features({self.dataset} {self.split}: {shape}, {self.about.get('source', 'made by hand')}"
-            + (f", {len(self.skipped)} pictures skipped)" if self.skipped else ")")
-        )
+        shape = " x ".join(map(str, self.image_features.shape))
+        if self.local_features is not None:
+            shape += f", local {' x '.join(map(str, self.local_features.shape))}"
+        source = self.about.get("source", "made by hand")
+        lost = f", {len(self.skipped)} pictures skipped" if self.skipped else ""
+        return f"Features({self.dataset} {self.split}: {shape}, {source}{lost})"
 
     def subset(
         self,
@@ -73,18 +68,8 @@ class Features:
             ids = self.ids[rows]
         else:
             ids = [self.ids[i] for i in np.arange(len(self))[np.asarray(rows)].tolist()]
-        return Features(
-            self.image_features[rows],
-            self.labels[rows],
-            ids,
-            self.dataset,
-            self.split,
-            self.backbone,
-            local,
-            self.skipped,
-            self.class_names,
-            self.about,
-        )
+        x, labels = self.image_features[rows], self.labels[rows]
+        return replace(self, image_features=x, labels=labels, ids=ids, local_features=local)
 
     def batches(
         self,
@@ -127,9 +112,8 @@ def _in_order(
                 future.cancel()
 
 # %% ../nbs/5_pipeline/02_features.ipynb #8af91148
-def _pixels(
-    dataset, preprocess, i
-):  # (tensor [3, H, W], None), or (None, reason) when the picture cannot be read
+# (tensor [3, H, W], None), or (None, reason) when the picture cannot be read
+def _pixels(dataset, preprocess, i):
     try:
         picture = dataset.read(i)
     except MemoryError:
@@ -144,9 +128,23 @@ def _pixels(
         ) from error
 
 # %% ../nbs/5_pipeline/02_features.ipynb #418b2a3b
-def _encode(
-    backbone, pixels, local, ids
-):  # {"global": ..., "local": ...} float32 on the CPU; non-finite features are an error
+def _check_encoded(backbone, tensors, ids):
+    for kind, part in tensors.items():
+        if len(part) != len(ids):
+            raise RuntimeError(
+                f"{backbone.name} returned {len(part)} {kind} features for {len(ids)} pictures."
+            )
+        finite = part.flatten(1).isfinite().all(1).tolist()
+        bad = [name for name, good in zip(ids, finite) if not good]
+        if bad:
+            raise RuntimeError(
+                f"{kind} features of {len(bad)} pictures are not finite: {', '.join(bad[:10])}. "
+                "Half precision overflows on some towers: try precision='fp32' "
+                f"(now {backbone.precision}); else look at these pictures."
+            )
+
+
+def _encode(backbone, pixels, local, ids):  # {"global": ..., "local": ...} float32 on the CPU
     device = torch.device(backbone.device)
     if device.type == "cuda":
         pixels = pixels.pin_memory()
@@ -155,27 +153,39 @@ def _encode(
             result = backbone.encode_images(pixels.to(device, non_blocking=True), local=local)
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
-            f"{backbone.name} needs more memory than {device} has for {len(ids)} pictures at once; try a smaller batch_size. What is finished is kept."
+            f"{backbone.name} needs more memory than {device} has for {len(ids)} pictures at once; "
+            "try a smaller batch_size. What is finished is kept."
         ) from error
-    tensors = {
-        kind: part.float().cpu()
-        for kind, part in zip(("global", "local"), result if local else (result,))
-    }
-    for kind, part in tensors.items():
-        if len(part) != len(ids):
-            raise RuntimeError(
-                f"{backbone.name} returned {len(part)} {kind} features for {len(ids)} pictures."
-            )
-        bad = [
-            name for name, good in zip(ids, part.flatten(1).isfinite().all(1).tolist()) if not good
-        ]
-        if bad:
-            raise RuntimeError(
-                f"{kind} features of {len(bad)} pictures are not finite: {', '.join(bad[:10])}. Half precision overflows on some towers: try precision='fp32' (now {backbone.precision}); else look at these pictures."
-            )
+    kinds = zip(("global", "local"), result if local else (result,))
+    tensors = {kind: part.float().cpu() for kind, part in kinds}
+    _check_encoded(backbone, tensors, ids)
     return tensors
 
 # %% ../nbs/5_pipeline/02_features.ipynb #e9ab46ef
+def _decoded(pictures, count, dataset, on_error):  # ([(position, pixels)], [[position, reason]])
+    good, skipped = [], []
+    for _ in range(count):
+        i, pixels, reason = next(pictures)
+        if reason and on_error == "raise":
+            raise RuntimeError(
+                f"Picture {dataset.ids[i]!r} of {dataset.name} cannot be read ({reason}). "
+                "on_error='skip' goes on without it and lists it."
+            )
+        skipped.append([i, reason]) if reason else good.append((i, pixels))
+    return good, skipped
+
+
+def _rows(backbone, dataset, good, local):  # tensors of the pictures that could be read
+    if good:
+        pixels = torch.stack([p for _, p in good])
+        return _encode(backbone, pixels, local, [dataset.ids[i] for i, _ in good])
+    tensors = {"global": torch.zeros(0, backbone.embed_dim)}
+    if local:
+        regions = backbone.grid[0] * backbone.grid[1]
+        tensors["local"] = torch.zeros(0, regions, backbone.embed_dim)
+    return tensors
+
+# %% ../nbs/5_pipeline/02_features.ipynb #cc8d5348
 def _pieces(
     backbone,
     dataset,
@@ -187,7 +197,7 @@ def _pieces(
     stop=None,  # one after the last picture; None is the end
 ):  # yields one Piece per batch
     end = len(dataset) if stop is None else stop
-    decoded = _in_order(
+    pictures = _in_order(
         lambda i: (i, *_pixels(dataset, backbone.preprocess, i)),
         range(start, end),
         workers,
@@ -195,36 +205,46 @@ def _pieces(
     )
     try:
         for first in range(start, end, batch_size):
-            last, good, skipped = min(first + batch_size, end), [], []
-            for _ in range(first, last):
-                i, pixels, reason = next(decoded)
-                if reason and on_error == "raise":
-                    raise RuntimeError(
-                        f"Picture {dataset.ids[i]!r} of {dataset.name} cannot be read ({reason}). on_error='skip' goes on without it and lists it."
-                    )
-                skipped.append([i, reason]) if reason else good.append((i, pixels))
-            tensors = (
-                _encode(
-                    backbone,
-                    torch.stack([p for _, p in good]),
-                    local,
-                    [dataset.ids[i] for i, _ in good],
-                )
-                if good
-                else _empty(backbone, local)
-            )
-            yield Piece(first, last, tensors, skipped)
+            last = min(first + batch_size, end)
+            good, skipped = _decoded(pictures, last - first, dataset, on_error)
+            yield Piece(first, last, _rows(backbone, dataset, good, local), skipped)
     finally:
-        decoded.close()
-
-
-def _empty(backbone, local):  # tensors of a batch of which no picture could be read
-    regions = backbone.grid[0] * backbone.grid[1] if local else 0
-    return {"global": torch.zeros(0, backbone.embed_dim)} | (
-        {"local": torch.zeros(0, regions, backbone.embed_dim)} if local else {}
-    )
+        pictures.close()
 
 # %% ../nbs/5_pipeline/02_features.ipynb #4490fbeb
+class _Parts:
+    "Pieces of a range, of which every so many become a part."
+
+    def __init__(self, entry, local, chunk, patience):
+        self.entry, self.local, self.chunk, self.patience = entry, local, chunk, patience
+        self.pieces, self.fresh, self.last = [], [], time.monotonic()
+
+    def add(self, piece):
+        self.fresh.append(piece)
+        if self.entry and self.due(piece):
+            self.flush()
+            self.last = time.monotonic()
+
+    def due(self, piece):
+        size = sum(tensor.nbytes for p in self.fresh for tensor in p.tensors.values())
+        many = piece.stop - self.fresh[0].start >= self.chunk
+        return many or size > 2**28 or time.monotonic() - self.last > self.patience
+
+    def flush(self):
+        if self.fresh:
+            part = join(self.fresh)
+            if self.entry:
+                part = write_part(self.entry.parts(self.local), part)
+            self.pieces.append(part)
+        self.fresh.clear()
+
+
+def _bar(dataset, progress, start=0):  # pictures of a set that have been encoded
+    about = f"{dataset.name} {dataset.split}"
+    hidden = dict(disable=not progress, delay=1)
+    return tqdm(total=len(dataset), initial=start, desc=about, unit="img", **hidden)
+
+# %% ../nbs/5_pipeline/02_features.ipynb #bdeeb595
 def encode_range(
     backbone,  # Backbone
     dataset,  # ImageSet
@@ -240,62 +260,32 @@ def encode_range(
     patience=60.0,  # seconds after which a part is written early
 ) -> list[Piece]:  # they follow each other
     "Encode some pictures of a set, and keep them as parts of its entry."
-    pieces, fresh, last = [], [], time.monotonic()
-
-    def flush():
-        if fresh:
-            pieces.append(write_part(entry.parts(local), join(fresh)) if entry else join(fresh))
-        fresh.clear()
-
-    with tqdm(
-        total=len(dataset),
-        initial=start,
-        desc=f"{dataset.name} {dataset.split}",
-        unit="img",
-        disable=not progress,
-        delay=1,
-    ) as bar:
+    parts = _Parts(entry, local, chunk, patience)
+    batches = _pieces(backbone, dataset, start, local, batch_size, workers, on_error, stop)
+    with _bar(dataset, progress, start) as bar:
         try:
-            for piece in _pieces(
-                backbone, dataset, start, local, batch_size, workers, on_error, stop
-            ):
-                fresh.append(piece)
+            for piece in batches:
+                parts.add(piece)
                 bar.update(piece.stop - piece.start)
-                size = sum(tensor.nbytes for p in fresh for tensor in p.tensors.values())
-                if entry and (
-                    piece.stop - fresh[0].start >= chunk
-                    or size > 2**28
-                    or time.monotonic() - last > patience
-                ):
-                    flush()
-                    last = time.monotonic()
         finally:
-            flush()
-    return pieces
+            parts.flush()
+    return parts.pieces
 
-
+# %% ../nbs/5_pipeline/02_features.ipynb #cdb2b20a
 def _compute(backbone, dataset, entry=None, spread=None, **options):  # one Piece for the whole set
     if entry and spread:
         spread(entry, options)
     pieces = read_parts(entry.parts(options["local"]), dataset) if entry else []
-    return join(
-        pieces
-        + encode_range(
-            backbone, dataset, pieces[-1].stop if pieces else 0, len(dataset), entry, **options
-        )
-    )
+    start = pieces[-1].stop if pieces else 0
+    return join(pieces + encode_range(backbone, dataset, start, len(dataset), entry, **options))
 
 # %% ../nbs/5_pipeline/02_features.ipynb #3f121ef5
-def _local_bytes(backbone, dataset):
-    return len(dataset) * backbone.grid[0] * backbone.grid[1] * backbone.embed_dim * 4
-
-
-def _check_request(
-    backbone, dataset, local, batch_size, workers, on_error
-):  # number of decoding threads
+# number of decoding threads
+def _check_request(backbone, dataset, local, batch_size, workers, on_error):
     if not hasattr(dataset, "read"):
         raise ValueError(
-            f"dataset must be an ImageSet, not {dataset!r:.60}; load_dataset({dataset!r:.60}) makes one."
+            f"dataset must be an ImageSet, not {dataset!r:.60}; "
+            f"load_dataset({dataset!r:.60}) makes one."
         )
     if not len(dataset):
         raise ValueError(f"{dataset!r} has no pictures.")
@@ -307,18 +297,31 @@ def _check_request(
         )
     if on_error not in ("skip", "raise"):
         raise ValueError(
-            f"on_error is {on_error!r}; possible are 'skip' (list unreadable pictures and go on) and 'raise'."
+            f"on_error is {on_error!r}; possible are 'skip' (list unreadable pictures and go on) "
+            "and 'raise'."
         )
     if local and backbone.grid is None:
         raise ValueError(
-            f"The backbone {backbone.name} has no local features (its grid is None); use local=False, or a CLIP vision transformer or ResNet."
+            f"The backbone {backbone.name} has no local features (its grid is None); "
+            "use local=False, or a CLIP vision transformer or ResNet."
         )
     return min(16, _cores()) if workers is None else workers
 
+# %% ../nbs/5_pipeline/02_features.ipynb #43b330b5
+def _local_bytes(backbone, dataset):
+    return len(dataset) * backbone.grid[0] * backbone.grid[1] * backbone.embed_dim * 4
+
+
+def _check_size(backbone, dataset, keep_bytes):
+    size = _local_bytes(backbone, dataset)
+    if size > keep_bytes:
+        raise ValueError(
+            f"Local features of {dataset!r} take {size / 1e9:.1f} GB, more than keep_bytes "
+            f"({keep_bytes / 1e9:.1f} GB). stream(...) gives them batch by batch without keeping "
+            "them; or raise keep_bytes."
+        )
+
 # %% ../nbs/5_pipeline/02_features.ipynb #5a53cf48
-_log = logging.getLogger(__name__)
-
-
 def _features(backbone, dataset, piece, **about):  # Features of a piece
     kept = piece.kept
     return Features(
@@ -334,13 +337,12 @@ def _features(backbone, dataset, piece, **about):  # Features of a piece
         about,
     )
 
-
+# %% ../nbs/5_pipeline/02_features.ipynb #afb80384
 def _report_skipped(dataset, skipped, on_error, where=None):
     if not skipped:
         return
-    shown = "; ".join(f"{dataset.ids[i]} ({reason})" for i, reason in skipped[:3]) + (
-        "; ..." if len(skipped) > 3 else ""
-    )
+    shown = "; ".join(f"{dataset.ids[i]} ({reason})" for i, reason in skipped[:3])
+    shown += "; ..." if len(skipped) > 3 else ""
     message = (
         f"{len(skipped)} of {len(dataset)} pictures of {dataset.name} could not be read: {shown}."
     )
@@ -348,15 +350,15 @@ def _report_skipped(dataset, skipped, on_error, where=None):
         raise ValueError(message)
     if on_error == "raise":
         raise RuntimeError(message + " on_error='skip' goes on without them.")
+    also = f", and so does {where}" if where else ""
     warnings.warn(
-        f"{message} They have no features; Features.skipped lists them{f', and so does {where}' if where else ''}.",
+        f"{message} They have no features; Features.skipped lists them{also}.",
         stacklevel=4,
     )
 
-
-def _obtain(
-    backbone, dataset, cache, kinds, options
-):  # (Piece, "cache" or "computed", entry or None)
+# %% ../nbs/5_pipeline/02_features.ipynb #62cd73db
+# (Piece, "cache" or "computed", entry or None)
+def _obtain(backbone, dataset, cache, kinds, options):
     if cache_root(cache) is None:
         return _compute(backbone, dataset, **options), "computed", None
     entry = CacheEntry(cache_root(cache), backbone, dataset)
@@ -375,11 +377,15 @@ def _obtain(
         piece = stored(entry, kinds)
     if piece is None:
         raise RuntimeError(
-            f"The features just written to {entry.folder} cannot be read back; check the disk, or use cache=False."
+            f"The features just written to {entry.folder} cannot be read back; "
+            "check the disk, or use cache=False."
         )
     return piece, "computed", entry
 
 # %% ../nbs/5_pipeline/02_features.ipynb #037ca067
+_log = logging.getLogger(__name__)
+
+
 def extract(
     backbone,  # Backbone
     dataset,  # ImageSet
@@ -391,66 +397,39 @@ def extract(
     keep_bytes=2_000_000_000,  # largest size of the local features, in bytes
     on_error="skip",  # unreadable picture: "skip" (list it) or "raise"
     chunk=2048,  # pictures per part that survives a crash
-    # spread(entry, options), called before anything is computed; it may make parts elsewhere, as in shards
+    # spread(entry, options), called before anything is computed; it may make parts elsewhere,
+    # as in shards
     spread=None,
 ) -> Features:
-    "Features of a data set, from the cache or computed. `ValueError` before the work, `RuntimeError` for non-finite features."
+    """Features of a data set, from the cache or computed.
+    `ValueError` before the work, `RuntimeError` for non-finite features."""
     workers = _check_request(backbone, dataset, local, batch_size, workers, on_error)
-    if local and _local_bytes(backbone, dataset) > keep_bytes:
-        raise ValueError(
-            f"Local features of {dataset!r} take {_local_bytes(backbone, dataset) / 1e9:.1f} GB, more than keep_bytes ({keep_bytes / 1e9:.1f} GB). "
-            "stream(...) gives them batch by batch without keeping them; or raise keep_bytes."
-        )
-    options = dict(
-        local=local,
-        batch_size=batch_size,
-        workers=workers,
-        progress=progress,
-        on_error=on_error,
-        chunk=chunk,
-        spread=spread,
-    )
-    piece, source, entry = _obtain(
-        backbone, dataset, cache, ("global", "local") if local else ("global",), options
-    )
-    _log.info(
-        "%s %s with %s: %d features %s",
-        dataset.name,
-        dataset.split,
-        backbone.name,
-        len(piece.kept),
-        f"read from {entry.folder}" if source == "cache" else "computed",
-    )
+    if local:
+        _check_size(backbone, dataset, keep_bytes)
+    options = dict(local=local, batch_size=batch_size, workers=workers, progress=progress)
+    options |= dict(on_error=on_error, chunk=chunk, spread=spread)
+    kinds = ("global", "local") if local else ("global",)
+    piece, source, entry = _obtain(backbone, dataset, cache, kinds, options)
+    came = f"read from {entry.folder}" if source == "cache" else "computed"
+    told = (dataset.name, dataset.split, backbone.name, len(piece.kept), came)
+    _log.info("%s %s with %s: %d features %s", *told)
     _report_skipped(dataset, piece.skipped, on_error, entry and entry.folder / "quarantine.json")
-    return _features(
-        backbone,
-        dataset,
-        piece,
-        source=source,
-        **({"key": entry.key, "path": str(entry.folder)} if entry else {}),
-    )
+    about = {"key": entry.key, "path": str(entry.folder)} if entry else {}
+    return _features(backbone, dataset, piece, source=source, **about)
 
 # %% ../nbs/5_pipeline/02_features.ipynb #f0e143e1
-def _stream(
-    backbone, dataset, cache, progress, options
-):  # yields Features; keeps the global ones at the end
+# yields Features; keeps the global ones at the end
+def _stream(backbone, dataset, cache, progress, options):
     entry = None if cache_root(cache) is None else CacheEntry(cache_root(cache), backbone, dataset)
     known = entry and stored(entry, ("global",))
     row = {i: r for r, i in enumerate(known.kept)} if known else {}
     seen, lost, waiting = [], [], None
-    with tqdm(
-        total=len(dataset),
-        desc=f"{dataset.name} {dataset.split}",
-        unit="img",
-        disable=not progress,
-        delay=1,
-    ) as bar:
+    with _bar(dataset, progress) as bar:
         for piece in _pieces(backbone, dataset, 0, True, **options):
             if known and all(i in row for i in piece.kept):
                 piece.tensors["global"] = known.tensors["global"][[row[i] for i in piece.kept]]
-            seen.append(
-                Piece(piece.start, piece.stop, {"global": piece.tensors["global"]}, piece.skipped)
-            )
+            rows = {"global": piece.tensors["global"]}
+            seen.append(Piece(piece.start, piece.stop, rows, piece.skipped))
             bar.update(piece.stop - piece.start)
             lost += [(dataset.ids[i], reason) for i, reason in piece.skipped]
             if not piece.kept:
@@ -467,7 +446,7 @@ def _stream(
     waiting.skipped += lost
     yield waiting
 
-
+# %% ../nbs/5_pipeline/02_features.ipynb #39616265
 def stream(
     backbone,  # Backbone
     dataset,  # ImageSet
@@ -486,10 +465,5 @@ def stream(
         return extract(
             backbone, dataset, cache, local, batch_size, workers, progress, keep_bytes, on_error
         ).batches(batch_size)
-    return _stream(
-        backbone,
-        dataset,
-        cache,
-        progress,
-        dict(batch_size=batch_size, workers=workers, on_error=on_error),
-    )
+    options = dict(batch_size=batch_size, workers=workers, on_error=on_error)
+    return _stream(backbone, dataset, cache, progress, options)

@@ -30,9 +30,6 @@ from ..ground.hashing import content_hash
 from ..ground.places import home
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #c9873dcd
-FEATURES_VERSION = 1  # raised when a change of the code changes features or their files
-
-
 def _probe():  # a small picture with edges, ramps and colour, 61 x 47
     y, x, c = np.ogrid[:47, :61, :3]
     return Image.fromarray(
@@ -43,17 +40,23 @@ def _probe():  # a small picture with edges, ramps and colour, 61 x 47
 def preprocess_hash(
     preprocess,  # picture -> tensor [3, H, W]
 ) -> str:  # hash of what it says about itself and of what it does
-    "Fingerprint of a preprocessing function. `ValueError` when it is random or returns no picture tensor."
+    """Fingerprint of a preprocessing function.
+    `ValueError` when it is random or returns no picture tensor."""
     first, second = preprocess(_probe()), preprocess(_probe())
     if not isinstance(first, torch.Tensor) or first.ndim != 3:
         raise ValueError(
-            f"preprocess must turn a picture into a tensor [3, H, W], but returned {type(first).__name__} of shape {tuple(getattr(first, 'shape', ()))}."
+            "preprocess must turn a picture into a tensor [3, H, W], but returned "
+            f"{type(first).__name__} of shape {tuple(getattr(first, 'shape', ()))}."
         )
     if not torch.equal(first, second):
         raise ValueError(
-            "preprocess gives another result at each call, so it contains random augmentation; features are kept only for deterministic preprocessing."
+            "preprocess gives another result at each call, so it contains random augmentation; "
+            "features are kept only for deterministic preprocessing."
         )
     return content_hash(re.sub(r" at 0x[0-9a-fA-F]+", "", repr(preprocess)), first)
+
+# %% ../../nbs/5_pipeline/01_cache.ipynb #38d6404c
+FEATURES_VERSION = 1  # raised when a change of the code changes features or their files
 
 
 def feature_key(backbone, dataset) -> str:  # name of the cache entry, 16 hexadecimal digits
@@ -82,7 +85,7 @@ def save_tensors(
             {kind: json.dumps(facts)},
         )
 
-
+# %% ../../nbs/5_pipeline/01_cache.ipynb #f7f84c2d
 def load_tensors(
     path,  # file from `save_tensors`
     kind,  # key of the facts in the header
@@ -96,10 +99,8 @@ def load_tensors(
         raise FileNotFoundError(f"There is no file {path}; {hint}.")
     try:
         with safe_open(path, "pt") as file:
-            facts, tensors = (
-                json.loads(file.metadata()[kind]),
-                {name: file.get_tensor(name) for name in (*file.keys(), *needs)},
-            )
+            facts = json.loads(file.metadata()[kind])
+            tensors = {name: file.get_tensor(name) for name in (*file.keys(), *needs)}
     except Exception as error:
         raise ValueError(
             f"{path} holds no {holds} ({type(error).__name__}: {str(error):.160}); {hint}."
@@ -121,20 +122,15 @@ class Piece:
         gone = {i for i, _ in self.skipped}
         return [i for i in range(self.start, self.stop) if i not in gone]
 
-
+# %% ../../nbs/5_pipeline/01_cache.ipynb #2e9ddfea
 def join(
     pieces,  # pieces that follow each other
 ) -> Piece:
     "One piece out of several."
-    tensors = {
-        kind: torch.cat([piece.tensors[kind] for piece in pieces]) for kind in pieces[0].tensors
-    }
-    return Piece(
-        pieces[0].start,
-        pieces[-1].stop,
-        tensors,
-        [pair for piece in pieces for pair in piece.skipped],
-    )
+    kinds = pieces[0].tensors
+    tensors = {kind: torch.cat([piece.tensors[kind] for piece in pieces]) for kind in kinds}
+    skipped = [pair for piece in pieces for pair in piece.skipped]
+    return Piece(pieces[0].start, pieces[-1].stop, tensors, skipped)
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #b7a52ab0
 def _sha256(path):
@@ -142,8 +138,51 @@ def _sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _facts_of(entry, kind, piece, size, digest):  # what the JSON file says about a finished file
+    ids = entry.dataset.ids
+    return {
+        "key": entry.key,
+        "kind": kind,
+        "count": len(piece.kept),
+        "shape": list(piece.tensors[kind].shape),
+        "bytes": size,
+        "sha256": digest,
+        "dataset": entry.dataset.name,
+        "split": entry.dataset.split,
+        "backbone": entry.backbone.name,
+        "fingerprint": entry.backbone.fingerprint,
+        "precision": str(entry.backbone.precision),
+        "device": str(entry.backbone.device),
+        "version": FEATURES_VERSION,
+        "skipped": [[ids[i], reason] for i, reason in piece.skipped],
+        "ids": [ids[i] for i in piece.kept],
+    }
+
+# %% ../../nbs/5_pipeline/01_cache.ipynb #c4d38ed0
+def _check_file(facts, path, entry):
+    gone = {name for name, _ in facts["skipped"]}
+    if facts["key"] != entry.key:
+        raise ValueError("it belongs to another key")
+    if facts["ids"] != [name for name in entry.dataset.ids if name not in gone]:
+        raise ValueError("its list of pictures is another one")
+    if path.stat().st_size != facts["bytes"]:
+        raise ValueError(f"it has {path.stat().st_size} bytes instead of {facts['bytes']}")
+    if _sha256(path) != facts["sha256"]:
+        raise ValueError("its bytes have changed")
+
+
+def _finished_piece(facts, path, kind, dataset):  # the whole set, as the file holds it
+    tensor = load_file(path)[kind].clone() if kind == "global" else load_file(path)[kind]
+    if list(tensor.shape) != facts["shape"] or len(tensor) != len(facts["ids"]):
+        raise ValueError(f"it has the shape {list(tensor.shape)}")
+    position = {name: i for i, name in enumerate(dataset.ids)}
+    skipped = [[position[name], reason] for name, reason in facts["skipped"]]
+    return Piece(0, len(dataset), {kind: tensor}, skipped)
+
+# %% ../../nbs/5_pipeline/01_cache.ipynb #98ea8f8a
 class CacheEntry:
-    "The features of one data set through one backbone, on disk: `<root>/<key>/global.safetensors`, `global.json`, the same for local, and parts."
+    """The features of one data set through one backbone, on disk.
+    `<root>/<key>/global.safetensors`, `global.json`, the same for local, and parts."""
 
     def __init__(self, root, backbone, dataset):
         self.backbone, self.dataset, self.key = backbone, dataset, feature_key(backbone, dataset)
@@ -155,33 +194,15 @@ class CacheEntry:
     def parts(self, local):
         return self.folder / ("parts-local" if local else "parts-global")
 
-    def read(
-        self, kind
-    ):  # Piece of one kind; None when there is none; ValueError says what is wrong with it
+    # Piece of one kind; None when there is none; ValueError says what is wrong with it
+    def read(self, kind):
         path, described = self.path(kind), self.folder / f"{kind}.json"
         if not described.exists() or not path.exists():
             return None
         try:
             facts = json.loads(described.read_text("utf-8"))
-            gone = {name for name, _ in facts["skipped"]}
-            if facts["key"] != self.key:
-                raise ValueError("it belongs to another key")
-            if facts["ids"] != [name for name in self.dataset.ids if name not in gone]:
-                raise ValueError("its list of pictures is another one")
-            if path.stat().st_size != facts["bytes"]:
-                raise ValueError(f"it has {path.stat().st_size} bytes instead of {facts['bytes']}")
-            if _sha256(path) != facts["sha256"]:
-                raise ValueError("its bytes have changed")
-            tensor = load_file(path)[kind].clone() if kind == "global" else load_file(path)[kind]
-            if list(tensor.shape) != facts["shape"] or len(tensor) != len(facts["ids"]):
-                raise ValueError(f"it has the shape {list(tensor.shape)}")
-            position = {name: i for i, name in enumerate(self.dataset.ids)}
-            return Piece(
-                0,
-                len(self.dataset),
-                {kind: tensor},
-                [[position[name], reason] for name, reason in facts["skipped"]],
-            )
+            _check_file(facts, path, self)
+            return _finished_piece(facts, path, kind, self.dataset)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"its description is incomplete ({error})") from error
 
@@ -189,24 +210,7 @@ class CacheEntry:
         with atomic_path(self.path(kind)) as temporary:
             save_file({kind: piece.tensors[kind].contiguous()}, temporary)
             size, digest = temporary.stat().st_size, _sha256(temporary)
-        ids = self.dataset.ids
-        facts = {
-            "key": self.key,
-            "kind": kind,
-            "count": len(piece.kept),
-            "shape": list(piece.tensors[kind].shape),
-            "bytes": size,
-            "sha256": digest,
-            "dataset": self.dataset.name,
-            "split": self.dataset.split,
-            "backbone": self.backbone.name,
-            "fingerprint": self.backbone.fingerprint,
-            "precision": str(self.backbone.precision),
-            "device": str(self.backbone.device),
-            "version": FEATURES_VERSION,
-            "skipped": [[ids[i], reason] for i, reason in piece.skipped],
-            "ids": [ids[i] for i in piece.kept],
-        }
+        facts = _facts_of(self, kind, piece, size, digest)
         with atomic_path(self.folder / f"{kind}.json") as temporary:
             temporary.write_text(json.dumps(facts, indent=1), "utf-8")
 
@@ -227,22 +231,19 @@ def write_part(
     save_tensors(path, "piece", piece.tensors, facts)
     return Piece(piece.start, piece.stop, load_file(path), piece.skipped)
 
-
+# %% ../../nbs/5_pipeline/01_cache.ipynb #6606f038
 def read_part(path):  # Piece, or None when the file is missing or damaged
     "A piece that was kept, checked."
     try:
         with safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["piece"])
         tensors = load_file(path)
-        return (
-            Piece(facts["start"], facts["stop"], tensors, facts["skipped"])
-            if content_hash(tensors) == facts["hash"]
-            else None
-        )
+        whole = content_hash(tensors) == facts["hash"]
+        return Piece(facts["start"], facts["stop"], tensors, facts["skipped"]) if whole else None
     except Exception:
         return None
 
-
+# %% ../../nbs/5_pipeline/01_cache.ipynb #0bf8acf7
 def _opens(dataset, i):
     try:
         dataset.read(i)
@@ -259,18 +260,24 @@ def read_parts(folder, dataset) -> list[Piece]:
     "The pieces of an unfinished run, from the first picture on without a gap; others are removed."
     pieces = []
     for path in sorted(folder.glob("[0-9]*.safetensors")):
-        piece = read_part(path)
-        if (
-            piece
-            and piece.start == (pieces[-1].stop if pieces else 0)
-            and not _healed(dataset, piece.skipped)
-        ):
+        piece, end = read_part(path), pieces[-1].stop if pieces else 0
+        if piece and piece.start == end and not _healed(dataset, piece.skipped):
             pieces.append(piece)
         else:
             path.unlink()
     return pieces
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #c449fecc
+def _set_aside(path, kind, problem):
+    aside = path.with_name(f"{kind}.damaged")
+    os.replace(path, aside)
+    warnings.warn(
+        f"The cached features {path} are damaged: {problem}. They were moved to {aside.name} "
+        "and are computed again.",
+        stacklevel=5,
+    )
+
+
 def stored(
     entry,
     kinds,  # ("global",) or ("global", "local")
@@ -287,22 +294,13 @@ def stored(
                 raise ValueError("it was made from other pictures than the global features")
         except (OSError, ValueError) as problem:
             if repair:
-                aside = entry.path(kind).with_name(f"{kind}.damaged")
-                os.replace(entry.path(kind), aside)
-                warnings.warn(
-                    f"The cached features {entry.path(kind)} are damaged: {problem}. They were moved to {aside.name} and are computed again.",
-                    stacklevel=4,
-                )
+                _set_aside(entry.path(kind), kind, problem)
             return None
         pieces.append(piece)
-    return Piece(
-        0,
-        pieces[0].stop,
-        {kind: t for piece in pieces for kind, t in piece.tensors.items()},
-        pieces[0].skipped,
-    )
+    tensors = {kind: tensor for piece in pieces for kind, tensor in piece.tensors.items()}
+    return Piece(0, pieces[0].stop, tensors, pieces[0].skipped)
 
-
+# %% ../../nbs/5_pipeline/01_cache.ipynb #8834b529
 def keep(entry, piece):
     "Write a whole set: each kind that is not there yet, the quarantine list; then drop the parts."
     for kind in piece.tensors:
@@ -326,11 +324,12 @@ def cache_root(
         return None
     return home() / "features" if cache is True else Path(cache).expanduser()
 
-
+# %% ../../nbs/5_pipeline/01_cache.ipynb #4567f1e8
 def writable(
     cache,  # as in cache_root, not False
 ) -> bool:
-    "Can the cache be written? A folder that was asked for must be (`ValueError`); for the default one a warning is enough."
+    """Can the cache be written?
+    A folder that was asked for must be (`ValueError`); for the default one a warning is enough."""
     root = cache_root(cache)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -339,24 +338,22 @@ def writable(
     except OSError as error:
         if cache is not True:
             raise ValueError(
-                f"The cache folder {root} cannot be written: {error.strerror}. Give another one, or cache=False to keep nothing."
+                f"The cache folder {root} cannot be written: {error.strerror}. "
+                "Give another one, or cache=False to keep nothing."
             ) from None
         warnings.warn(
-            f"The cache folder {root} cannot be written ({error.strerror}), so features are computed and not kept. Set OODNB_HOME to a folder of yours, or pass cache=...",
+            f"The cache folder {root} cannot be written ({error.strerror}), so features are "
+            "computed and not kept. Set OODNB_HOME to a folder of yours, or pass cache=...",
             stacklevel=4,
         )
         return False
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #db5f6a6a
-def _described(
-    root,
-):  # yields (entry folder, description of one finished kind, or None when nothing is finished)
+def _described(root):
+    "Yields (entry folder, what describes one finished kind, or None when nothing is finished)."
     for folder in sorted(root.glob("[0-9a-f]" * 16)) if root and root.is_dir() else []:
-        found = [
-            folder / f"{kind}.json"
-            for kind in ("global", "local")
-            if (folder / f"{kind}.json").exists()
-        ]
+        files = [folder / f"{kind}.json" for kind in ("global", "local")]
+        found = [path for path in files if path.exists()]
         for path in found:
             yield folder, json.loads(path.read_text("utf-8"))
         if not found and folder.is_dir():
@@ -366,6 +363,11 @@ def _described(
 def _bytes(folder):
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
+# %% ../../nbs/5_pipeline/01_cache.ipynb #572eb002
+def _unfinished(folder):  # facts in place of those of a finished kind
+    nothing = dict.fromkeys(("dataset", "split", "backbone", "count"))
+    return nothing | {"kind": "unfinished", "skipped": [], "bytes": _bytes(folder)}
+
 
 def cache_info(
     cache=True,  # as in cache_root
@@ -373,26 +375,16 @@ def cache_info(
     "What is kept. Runs that were interrupted show as kind 'unfinished'."
     rows = []
     for folder, facts in _described(cache_root(cache)):
-        facts = facts or {
-            "dataset": None,
-            "split": None,
-            "backbone": None,
-            "kind": "unfinished",
-            "count": None,
-            "skipped": [],
-            "bytes": _bytes(folder),
-        }
-        rows.append(
-            [
-                *(facts[name] for name in ("dataset", "split", "backbone", "kind", "count")),
-                len(facts["skipped"]),
-                facts["bytes"] / 1e6,
-                folder.name,
-            ]
-        )
-    return pd.DataFrame(
-        rows, columns=["dataset", "split", "backbone", "kind", "images", "skipped", "MB", "key"]
-    ).astype({"images": "Int64"})
+        facts = facts or _unfinished(folder)
+        told = [facts[name] for name in ("dataset", "split", "backbone", "kind", "count")]
+        rows.append([*told, len(facts["skipped"]), facts["bytes"] / 1e6, folder.name])
+    columns = ["dataset", "split", "backbone", "kind", "images", "skipped", "MB", "key"]
+    return pd.DataFrame(rows, columns=columns).astype({"images": "Int64"})
+
+# %% ../../nbs/5_pipeline/01_cache.ipynb #16422681
+def _is_of(facts, name, eye):  # is a finished kind of this data set and this backbone?
+    eyes = (None, facts["backbone"], facts["fingerprint"])
+    return name in (None, facts["dataset"]) and eye in eyes
 
 
 def clear_cache(
@@ -400,22 +392,14 @@ def clear_cache(
     backbone=None,  # name, fingerprint or Backbone; None for all
     cache=True,  # as in cache_root
 ) -> float:  # megabytes freed
-    "Delete kept features; unfinished ones only when neither name is given. What another process is writing stays."
-    name, eye, freed = (
-        getattr(dataset, "name", dataset),
-        getattr(backbone, "fingerprint", backbone),
-        0,
-    )
-    chosen = {
-        folder
-        for folder, facts in _described(cache_root(cache))
-        if name is eye is None
-        or (
-            facts
-            and name in (None, facts["dataset"])
-            and eye in (None, facts["backbone"], facts["fingerprint"])
-        )
-    }
+    """Delete kept features; unfinished ones only when neither name is given.
+    What another process is writing stays."""
+    name = getattr(dataset, "name", dataset)
+    eye = getattr(backbone, "fingerprint", backbone)
+    chosen, freed = set(), 0
+    for folder, facts in _described(cache_root(cache)):
+        if name is eye is None or (facts and _is_of(facts, name, eye)):
+            chosen.add(folder)
     for folder in sorted(chosen):
         try:
             with locked(folder, timeout=0):

@@ -24,18 +24,21 @@ def described(
     descriptions,  # dict: class name -> what one sees
     joint=", ",  # between the two
 ) -> list:  # K texts
-    "Class names with their descriptions. Raises `ValueError` when a class has none, or a description no class."
+    """Class names with their descriptions.
+    Raises `ValueError` when a class has none, or a description no class."""
     names = clean_names(class_names)
     known = {name.replace("_", " ").strip().casefold(): text for name, text in descriptions.items()}
     missing = [name for name in names if not str(known.get(name.casefold(), "")).strip()]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(names)} classes have no description, first {missing[0]!r}; give one for each."
+            f"{len(missing)} of {len(names)} classes have no description, first {missing[0]!r}; "
+            "give one for each."
         )
     extra = sorted(known.keys() - {name.casefold() for name in names})
     if extra:
         raise ValueError(
-            f"{extra[0]!r} has a description but is no class; the classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."
+            f"{extra[0]!r} has a description but is no class; the classes are "
+            f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."
         )
     return [f"{name}{joint}{str(known[name.casefold()]).strip()}" for name in names]
 
@@ -80,7 +83,8 @@ def score_texts(
     "What a detector says about texts. Raises `ValueError` for detectors of local features."
     if detector.needs_local:
         raise ValueError(
-            f"{detector.name!r} reads image regions, which texts do not have; take a detector of global features."
+            f"{detector.name!r} reads image regions, which texts do not have; "
+            "take a detector of global features."
         )
     sentences = word_texts(list(texts), template)
     if not sentences:
@@ -96,7 +100,8 @@ def of_classes(
     class_names,  # the wanted classes
     name=None,  # of the new set; None keeps the old one
 ):  # ImageSet of these classes, labels in their order
-    "The pictures of some classes of a set. Raises `ValueError` for a class that the set does not have."
+    """The pictures of some classes of a set.
+    Raises `ValueError` for a class that the set does not have."""
     wanted = list(class_names)
     if not wanted:
         raise ValueError("No class was named; give at least one.")
@@ -109,13 +114,17 @@ def task_place(
     holds,  # what has to be there
     source,  # where to get it
 ) -> Path:  # existing file or folder
-    "A file or folder that only the user can provide. Raises `FileNotFoundError` with what it must hold and where it comes from."
+    """A file or folder that only the user can provide.
+    Raises `FileNotFoundError` with what it must hold and where it comes from."""
     try:
         root, why = data_root(), ""
     except FileNotFoundError as error:
         root, why = Path("$OODNB_DATA"), " " + str(error).split(". ")[0] + "."
     if why or not (root / place).exists():
         raise FileNotFoundError(
-            f"{place} is not there.{why}\nLooked for: {root / place}\nHolds:      {holds}\nGet it:     {source}"
+            f"{place} is not there.{why}\n"
+            f"Looked for: {root / place}\n"
+            f"Holds:      {holds}\n"
+            f"Get it:     {source}"
         )
     return root / place

@@ -48,24 +48,54 @@ class _Recipe:
 def _made(recipe):
     return recipe.make()
 
+# %% ../../nbs/5_pipeline/03_shards.ipynb #4c070b8c
+def _checked_entry(root, key, backbone, dataset, host):  # CacheEntry of what the worker made
+    entry = CacheEntry(root, backbone, dataset)
+    if entry.key != key:
+        raise RuntimeError(
+            f"The machine {host} would make other features of {dataset.name} (key {entry.key}, not "
+            f"{key}): its weights, precision, preprocessing or pictures differ from those of the "
+            "machine that asked."
+        )
+    return entry
+
 
 def _encode_part(backbone, dataset, root, key, start, stop, options):
     "Make the parts of a range on a worker. Returns the number of pictures."
     host = socket.gethostname()
     if not Path(f"{root / key}.lock").is_file():
         raise RuntimeError(
-            f"The machine {host} does not see the cache folder {root}. Give one that all machines share: cache=FOLDER, or OODNB_HOME."
+            f"The machine {host} does not see the cache folder {root}. "
+            "Give one that all machines share: cache=FOLDER, or OODNB_HOME."
         )
     eye, pictures = _made(backbone), _made(dataset)
-    entry = CacheEntry(root, eye, pictures)
-    if entry.key != key:
-        raise RuntimeError(
-            f"The machine {host} would make other features of {pictures.name} (key {entry.key}, not {key}): its weights, precision, preprocessing or pictures differ from those of the machine that asked."
-        )
+    entry = _checked_entry(root, key, eye, pictures, host)
     encode_range(eye, pictures, start, stop, entry, **options)
     return stop - start
 
 # %% ../../nbs/5_pipeline/03_shards.ipynb #69193b29
+def _submitted(client, recipes, entry, ranges, asked, needs):  # a future for each range
+    root = entry.folder.parent.absolute()
+    asked, where = asked | {"progress": False}, dict(resources=needs, pure=False)
+    return [
+        client.submit(_encode_part, *recipes, root, entry.key, *one, asked, **where)
+        for one in ranges
+    ]
+
+
+def _waited_for(client, futures, dataset, done, progress):
+    "Until all ranges are encoded. Whatever ends the wait, no range is left with a worker."
+    about = f"{dataset.name} {dataset.split}"
+    hidden = dict(disable=not progress, delay=1)
+    with tqdm(total=len(dataset), initial=done, desc=about, unit="img", **hidden) as bar:
+        try:
+            as_completed = importlib.import_module("distributed").as_completed
+            for future in as_completed(futures, loop=client.loop):
+                bar.update(future.result())
+        finally:
+            client.cancel(futures)
+
+# %% ../../nbs/5_pipeline/03_shards.ipynb #9833dc9e
 def extract_on_workers(
     client,  # from cluster.connect
     # function without arguments that gives a Backbone: partial(load_backbone, "ViT-B-16", "openai")
@@ -76,45 +106,21 @@ def extract_on_workers(
     # of extract: cache, local, batch_size, workers, progress, keep_bytes, on_error, chunk
     **options,
 ) -> Features:
-    "Features of a data set, its ranges of `chunk` pictures encoded by the workers of a cluster; cache is a folder that all of them share."
+    """Features of a data set, its ranges of `chunk` pictures encoded by the workers of a
+    cluster; cache is a folder that all of them share."""
     backbone, dataset = make_backbone(), make_dataset()
     if cache_root(options.get("cache", True)) is None:
         raise ValueError(
-            "Workers hand over features through the cache, and cache is False. Give a folder that all machines share."
+            "Workers hand over features through the cache, and cache is False. "
+            "Give a folder that all machines share."
         )
 
     def spread(entry, asked):
         recipes = _Recipe(backbone.fingerprint, make_backbone), _Recipe(entry.key, make_dataset)
         size = max(1, asked["chunk"] // asked["batch_size"]) * asked["batch_size"]
         ranges = missing_ranges(entry.parts(asked["local"]), len(dataset), size)
-        futures = [
-            client.submit(
-                _encode_part,
-                *recipes,
-                entry.folder.parent.absolute(),
-                entry.key,
-                start,
-                stop,
-                asked | {"progress": False},
-                resources=needs,
-                pure=False,
-            )
-            for start, stop in ranges
-        ]
-        with tqdm(
-            total=len(dataset),
-            initial=len(dataset) - sum(stop - start for start, stop in ranges),
-            desc=f"{dataset.name} {dataset.split}",
-            unit="img",
-            disable=not asked["progress"],
-            delay=1,
-        ) as bar:
-            try:
-                for future in importlib.import_module("distributed").as_completed(
-                    futures, loop=client.loop
-                ):
-                    bar.update(future.result())
-            finally:
-                client.cancel(futures)
+        futures = _submitted(client, recipes, entry, ranges, asked, needs)
+        done = len(dataset) - sum(stop - start for start, stop in ranges)
+        _waited_for(client, futures, dataset, done, asked["progress"])
 
     return extract(backbone, dataset, spread=spread, **options)

@@ -37,10 +37,12 @@ def split_lines(
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ValueError(
-            f"byte {error.start} (line {line}) is no UTF-8: {data[max(0, error.start - 10) : error.end]!r}. Save the file as UTF-8, for instance with: iconv -f latin1 -t utf-8."
+            f"byte {error.start} (line {line}) is no UTF-8: "
+            f"{data[max(0, error.start - 10) : error.end]!r}. "
+            "Save the file as UTF-8, for instance with: iconv -f latin1 -t utf-8."
         ) from error
 
-
+# %% ../../nbs/5_pipeline/04_words.ipynb #8110d370
 def word_texts(
     words,  # words
     template="hftt",  # name of a single template, or one with {}
@@ -49,7 +51,8 @@ def word_texts(
     templates = resolve_templates(template)
     if len(templates) > 1:
         raise ValueError(
-            f"{template!r} has {len(templates)} templates; words are put into a single one, such as 'This is a photo of a {{}}.'."
+            f"{template!r} has {len(templates)} templates; words are put into a single one, such "
+            f"as 'This is a photo of a {{}}.'."
         )
     return [templates[0].replace("{}", word) for word in words]
 
@@ -74,6 +77,22 @@ class WordList:
         "Hash of the words in their order."
         return content_hash(list(self.words))
 
+# %% ../../nbs/5_pipeline/04_words.ipynb #71358b5b
+def _check_lines(lines):  # the list of them
+    if isinstance(lines, str):
+        raise ValueError(
+            f"The words are the single string {lines!r:.60}; "
+            "give a list of words, or the path of a file as a Path or with its ending."
+        )
+    lines = list(lines)
+    wrong = next((i for i, line in enumerate(lines) if not isinstance(line, str)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"Word number {wrong} is a {type(lines[wrong]).__name__}, {lines[wrong]!r:.60}; "
+            "words are strings."
+        )
+    return lines
+
 
 def make_list(
     lines,  # strings
@@ -81,61 +100,33 @@ def make_list(
     as_published=False,  # keep blank and repeated lines, and blanks around words
 ) -> WordList:
     "A list of words from lines. Raises `ValueError` when no word is left."
-    if isinstance(lines, str):
-        raise ValueError(
-            f"The words are the single string {lines!r:.60}; give a list of words, or the path of a file as a Path or with its ending."
-        )
-    lines = list(lines)
-    wrong = next((i for i, line in enumerate(lines) if not isinstance(line, str)), None)
-    if wrong is not None:
-        raise ValueError(
-            f"Word number {wrong} is a {type(lines[wrong]).__name__}, {lines[wrong]!r:.60}; words are strings."
-        )
-    clean = [line.strip().removeprefix("\ufeff") for line in lines]
-    full = [word for word in clean if word]
-    words = lines if as_published else list(dict.fromkeys(full))
+    lines = _check_lines(lines)
+    full = [word for line in lines if (word := line.strip().removeprefix("\ufeff"))]
     if not full:
         raise ValueError(
             f"{name} holds no word ({len(lines)} lines, all blank); one word per line is needed."
         )
-    return WordList(
-        name,
-        tuple(words),
-        {
-            "lines": len(lines),
-            "blank": len(lines) - len(full),
-            "repeated": len(full) - len(set(full)),
-        },
-    )
+    words = lines if as_published else dict.fromkeys(full)
+    blank, repeated = len(lines) - len(full), len(full) - len(set(full))
+    counts = {"lines": len(lines), "blank": blank, "repeated": repeated}
+    return WordList(name, tuple(words), counts)
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #a4e25798
-_DWYL_LINES, _DWYL_SHA256 = (
-    370_099,
-    ("2d8cf232", "f6a34d"),
-)  # of 2019; beginning and end of the hash
-_DWYL_PLACES = ("words_alpha.txt", "english-words/words_alpha.txt", "dwyl/words_alpha.txt")
-
-
 def clip_words() -> WordList:  # about 33,000
     "Whole words of CLIP's own vocabulary: lower-case letters only, two or more."
     entries = open_clip.SimpleTokenizer().encoder
-    words = sorted(entry.removesuffix("</w>") for entry in entries if entry.endswith("</w>"))
-    return make_list(
-        [
-            word
-            for word in words
-            if word.isascii() and word.isalpha() and word.islower() and len(word) > 1
-        ],
-        "clip",
-    )
+    ends = sorted(entry.removesuffix("</w>") for entry in entries if entry.endswith("</w>"))
+    words = [word for word in ends if word.isascii() and word.isalpha() and word.islower()]
+    return make_list([word for word in words if len(word) > 1], "clip")
 
-
+# %% ../../nbs/5_pipeline/04_words.ipynb #5f8f9683
 def _read_list(path, name, as_published):
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the text file inside, one word per line.")
     if not path.exists():
         raise FileNotFoundError(
-            f"There is no word list {path}. Give a UTF-8 text file with one word per line, or take words='clip', which needs none."
+            f"There is no word list {path}. Give a UTF-8 text file with one word per line, or take "
+            "words='clip', which needs none."
         )
     data = path.read_bytes()
     try:
@@ -143,20 +134,34 @@ def _read_list(path, name, as_published):
     except ValueError as error:
         raise ValueError(f"The word list {path} cannot be used: {error}") from error
 
+# %% ../../nbs/5_pipeline/04_words.ipynb #7ea60791
+_DWYL_LINES, _DWYL_SHA256 = 370_099, ("2d8cf232", "f6a34d")  # of 2019
+_DWYL_PLACES = ("words_alpha.txt", "english-words/words_alpha.txt", "dwyl/words_alpha.txt")
+
+
+def _check_dwyl(data, words, path):
+    digest = hashlib.sha256(data).hexdigest()
+    if not (digest.startswith(_DWYL_SHA256[0]) and digest.endswith(_DWYL_SHA256[1])):
+        raise ValueError(
+            f"{path} is another version of the list: {words.counts['lines']:,} lines and sha256 "
+            f"{digest[:8]}...{digest[-6:]} instead of {_DWYL_LINES:,} lines and "
+            f"{_DWYL_SHA256[0]}...{_DWYL_SHA256[1]}. To use it all the same, give its path: "
+            f"words={str(path)!r}."
+        )
+
 
 def _dwyl(root, as_published):
     root = Path(root).expanduser() if root else data_root()
     path = next((root / place for place in _DWYL_PLACES if (root / place).is_file()), None)
     if path is None:
         raise FileNotFoundError(
-            f"The word list of dwyl/english-words is not in {root}; looked for {', '.join(_DWYL_PLACES)}. Download words_alpha.txt from https://github.com/dwyl/english-words into that folder, or take words='clip', which needs no file."
+            f"The word list of dwyl/english-words is not in {root}; "
+            f"looked for {', '.join(_DWYL_PLACES)}. Download words_alpha.txt from "
+            "https://github.com/dwyl/english-words into that folder, or take words='clip', which "
+            "needs no file."
         )
     data, words = _read_list(path, "dwyl", as_published)
-    digest = hashlib.sha256(data).hexdigest()
-    if not (digest.startswith(_DWYL_SHA256[0]) and digest.endswith(_DWYL_SHA256[1])):
-        raise ValueError(
-            f"{path} is another version of the list: {words.counts['lines']:,} lines and sha256 {digest[:8]}...{digest[-6:]} instead of {_DWYL_LINES:,} lines and {_DWYL_SHA256[0]}...{_DWYL_SHA256[1]}. To use it all the same, give its path: words={str(path)!r}."
-        )
+    _check_dwyl(data, words, path)
     return words
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #06e474f8
@@ -179,13 +184,22 @@ def load_words(
         if path.suffix or "/" in source or path.exists():
             return _read_list(path, path.stem, as_published)[1]
         raise ValueError(
-            f"There is no word source {source!r}; take 'clip' (comes with CLIP's tokenizer), 'dwyl' (the paper's list, from $OODNB_DATA), the path of a text file, or a list of words."
+            f"There is no word source {source!r}; take 'clip' (comes with CLIP's tokenizer), "
+            "'dwyl' (the paper's list, from $OODNB_DATA), the path of a text file, or a list of "
+            "words."
         )
     return make_list(source, as_published=as_published)
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #07e8d3d9
 def _plain(name):
     return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
+
+
+def _known_names(class_names, synonyms):  # all spellings of the classes, plain
+    names = list(class_names)
+    for more in (synonyms or {}).values():
+        names += [more] if isinstance(more, str) else more
+    return {_plain(part) for name in names for part in (name, *name.split(","))} - {""}
 
 
 def without_synonyms(
@@ -199,25 +213,15 @@ def without_synonyms(
         raise ValueError(
             f"synonyms names {unknown[0]!r}, which is no class; its keys are class names."
         )
-    names = [
-        *class_names,
-        *(
-            name
-            for more in (synonyms or {}).values()
-            for name in ([more] if isinstance(more, str) else more)
-        ),
-    ]
-    known = {_plain(part) for name in names for part in (name, *name.split(","))} - {""}
+    known = _known_names(class_names, synonyms)
     left = [word for word in words if _plain(word) not in known]
     if not left:
         raise ValueError(
-            f"All {len(words)} words of {words.name!r} are names of classes; nothing is left to learn from."
+            f"All {len(words)} words of {words.name!r} are names of classes; "
+            "nothing is left to learn from."
         )
-    return WordList(
-        f"{words.name}-deduplicated",
-        tuple(left),
-        {**words.counts, "synonyms": len(words) - len(left)},
-    )
+    counts = {**words.counts, "synonyms": len(words) - len(left)}
+    return WordList(f"{words.name}-deduplicated", tuple(left), counts)
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #b5wd0002
 def share_or_count(
@@ -233,6 +237,29 @@ def share_or_count(
     return count
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #a438b942
+def _encoded(backbone, texts, batch_size):  # features [n, D], checked
+    part = backbone.encode_texts(texts, batch_size=batch_size).float().cpu().contiguous()
+    bad = (~part.isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise RuntimeError(
+            f"{backbone.name} gives {len(bad)} texts features that are not finite, first "
+            f"{texts[bad[0]]!r:.60}. Try precision='fp32' (now {backbone.precision})."
+        )
+    return part
+
+
+def _read_or_encoded(backbone, texts, root, batch_size):  # one file's worth; no root keeps nothing
+    if root is None:
+        return _encoded(backbone, texts, batch_size)
+    name = content_hash(FEATURES_VERSION, backbone.fingerprint, str(backbone.precision), texts)
+    kept = read_part(root / f"{name}.safetensors")
+    if kept:
+        return kept.tensors["features"]
+    part = _encoded(backbone, texts, batch_size)
+    write_part(root, Piece(0, len(texts), {"features": part}, []), name)
+    return part
+
+# %% ../../nbs/5_pipeline/04_words.ipynb #c4b5d449
 def encode_once(
     backbone,  # Backbone
     texts,  # list of strings
@@ -244,34 +271,13 @@ def encode_once(
     "Features of texts; each different text is encoded once, now and later."
     texts = list(texts)
     different = list(dict.fromkeys(texts))
-    root = (
-        cache_root(cache) / "texts"
-        if cache is not False and cache is not None and writable(cache)
-        else None
-    )
-    parts = []
-    for first in tqdm(
-        range(0, len(different), chunk),
-        desc="texts",
-        unit="file",
-        delay=5,
-        leave=False,
-        disable=not progress,
-    ):
+    keeps = cache is not False and cache is not None and writable(cache)
+    root, parts = cache_root(cache) / "texts" if keeps else None, []
+    starts = range(0, len(different), chunk)
+    about = dict(desc="texts", unit="file", delay=5, leave=False)
+    for first in tqdm(starts, **about, disable=not progress):
         some = different[first : first + chunk]
-        name = content_hash(FEATURES_VERSION, backbone.fingerprint, str(backbone.precision), some)
-        kept = read_part(root / f"{name}.safetensors") if root else None
-        part = kept and kept.tensors["features"]
-        if part is None:
-            part = backbone.encode_texts(some, batch_size=batch_size).float().cpu().contiguous()
-            bad = (~part.isfinite().all(1)).nonzero().flatten().tolist()
-            if bad:
-                raise RuntimeError(
-                    f"{backbone.name} gives {len(bad)} texts features that are not finite, first {some[bad[0]]!r:.60}. Try precision='fp32' (now {backbone.precision})."
-                )
-            if root:
-                write_part(root, Piece(0, len(some), {"features": part}, []), name)
-        parts.append(part)
+        parts.append(_read_or_encoded(backbone, some, root, batch_size))
     row = {text: i for i, text in enumerate(different)}
     together = torch.cat(parts) if parts else torch.empty(0, backbone.embed_dim)
     return together if len(different) == len(texts) else together[[row[text] for text in texts]]
