@@ -57,6 +57,20 @@ def _check_keep(keep):
         )
 
 # %% ../../nbs/10_forget/02_training.ipynb #f1ccc63d
+_SHARED = (
+    "rank",
+    "alpha",
+    "lr",
+    "steps",
+    "max_trials",
+    "threshold",
+    "increment",
+    "squared",
+    "keep",
+    "either_way",
+)
+
+# %% ../../nbs/10_forget/02_training.ipynb #f8efaa80
 @dataclass(frozen=True)
 class ForgetSettings:
     """How an update is trained; the defaults are the published ones.
@@ -87,6 +101,10 @@ class ForgetSettings:
     @property
     def scale(self) -> float:
         return self.alpha / self.rank  # s
+
+    @property
+    def shared(self) -> dict:
+        return {name: getattr(self, name) for name in _SHARED}  # by all problems of a batch
 
 # %% ../../nbs/10_forget/02_training.ipynb #ac07f277
 @dataclass(frozen=True, eq=False)
