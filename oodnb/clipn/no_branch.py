@@ -20,8 +20,26 @@ from ..models.shared_prefix import TextTower, encode_packed, pack_tokens, text_t
 from ..pipeline.cache import load_tensors, save_tensors
 
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #b8e21930
-class NoBranch(nn.Module):
-    "A trainable copy of a backbone's text tower with learned prompts. Its parameters are named as in the authors' checkpoints."
+def _check_prompts(prompts):
+    if isinstance(prompts, bool) or not isinstance(prompts, int) or prompts < 0:
+        raise ValueError(
+            f"prompts is {prompts!r}; give a whole number: 16 as in the paper, "
+            "0 for hand-written no texts."
+        )
+
+
+def _copied(part):  # a parameter or module of its own
+    if isinstance(part, torch.Tensor):
+        return nn.Parameter(part.detach().clone())
+    return copy.deepcopy(part)
+
+
+def _trainable(part):  # the same, to be trained; None where the tower has none
+    return None if part is None else _copied(part).requires_grad_(True)
+
+# %% ../../nbs/8_clipn/01_no_branch.ipynb #9ecdc819
+class _CopiedTower(nn.Module):
+    "The weights of a text tower, copied, and prompts for it."
 
     def __init__(
         self,
@@ -29,40 +47,111 @@ class NoBranch(nn.Module):
         prompts=16,  # learned prompts P; 0: the variant with hand-written texts
     ):
         super().__init__()
-        if isinstance(prompts, bool) or not isinstance(prompts, int) or prompts < 0:
-            raise ValueError(
-                f"prompts is {prompts!r}; give a whole number: 16 as in the paper, 0 for hand-written no texts."
-            )
+        _check_prompts(prompts)
         tower = text_tower(backbone.model)
-        free = lambda part: (
-            nn.Parameter(part.detach().clone())
-            if isinstance(part, torch.Tensor)
-            else part and copy.deepcopy(part).requires_grad_(True)
-        )
-        self.positional_embedding_no, self.text_projection_no = (
-            free(tower.positional_embedding),
-            free(tower.text_projection),
-        )
-        self.transformer_no, self.token_embedding_no, self.ln_final_no = (
-            free(tower.transformer),
-            free(tower.token_embedding),
-            free(tower.ln_final),
-        )
-        self.prompt_no = (
-            nn.Parameter(
-                torch.zeros(prompts, *tower.positional_embedding.shape, device=backbone.device)
-            )
-            if prompts
-            else None
-        )
+        self.positional_embedding_no = _trainable(tower.positional_embedding)
+        self.text_projection_no = _trainable(tower.text_projection)
+        self.transformer_no = _trainable(tower.transformer)
+        self.token_embedding_no = _trainable(tower.token_embedding)
+        self.ln_final_no = _trainable(tower.ln_final)
+        self.prompt_no = None
+        if prompts:
+            shape = (prompts, *tower.positional_embedding.shape)
+            self.prompt_no = nn.Parameter(torch.zeros(shape, device=backbone.device))
         self.register_buffer("attn_mask", tower.attn_mask.detach().clone(), persistent=False)
-        self.prompts, self.eos_id, self.others, self.settings, self.history = (
-            prompts,
-            tower.eos_id,
-            (),
-            {},
-            [],
+        self.prompts, self.eos_id, self.others = prompts, tower.eos_id, ()
+        self.settings, self.history = {}, []
+
+# %% ../../nbs/8_clipn/01_no_branch.ipynb #d81b748e
+def _outside(ids, last):  # whether some are not in 0..last; on other devices it is not asked
+    if ids.device.type != "cpu" or not ids.numel():
+        return False
+    return not 0 <= int(ids.min()) <= int(ids.max()) <= last
+
+# %% ../../nbs/8_clipn/01_no_branch.ipynb #2256f342
+def _checked_tokens(branch, tokens):
+    tokens, positions = torch.as_tensor(tokens), len(branch.positional_embedding_no)
+    if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= positions or tokens.is_floating_point():
+        raise ValueError(
+            f"tokens are {tokens.dtype} of shape {list(tokens.shape)}; a row of 1 to {positions} "
+            "ids per text is needed, as backbone.tokenizer makes it."
         )
+    last = branch.token_embedding_no.num_embeddings - 1
+    if _outside(tokens, last):
+        raise ValueError(
+            f"tokens hold ids from {int(tokens.min())} to {int(tokens.max())}; the tower knows "
+            f"0 to {last}. Use the tokenizer of its backbone."
+        )
+    return tokens.long()
+
+# %% ../../nbs/8_clipn/01_no_branch.ipynb #f2648449
+def _checked_index(branch, tokens, index):
+    if index is None:
+        return None
+    index = torch.as_tensor(index)
+    if index.shape != tokens.shape[:1] or index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(
+            f"index is {index.dtype} of shape {list(index.shape)}; one whole number per text is "
+            f"needed, [{len(tokens)}]."
+        )
+    if _outside(index, branch.prompts):
+        raise ValueError(
+            f"index runs from {int(index.min())} to {int(index.max())}, but this branch has "
+            f"{branch.prompts} prompts: 0 to {branch.prompts} are possible, {branch.prompts} is "
+            "their mean."
+        )
+    return index.long()
+
+# %% ../../nbs/8_clipn/01_no_branch.ipynb #db3a6baf
+def _in_one_line(branch, tokens, index, ends):  # features of the end of each text
+    words, length = branch.token_embedding_no.num_embeddings, int(ends.max()) + 1
+    own = branch.prompts if index is None else index.cpu()[:, None]
+    packed = pack_tokens(tokens.cpu()[:, :length] + words * own, ends, branch.attn_mask.device)
+    positions = packed.positions + length * (packed.tokens // words)
+    tower = branch.tower(branch.positions(length).flatten(0, 1))
+    return encode_packed(tower, replace(packed, tokens=packed.tokens % words, positions=positions))
+
+# %% ../../nbs/8_clipn/01_no_branch.ipynb #05e22d70
+def _over_all_positions(branch, tokens, index, ends):  # the same, with all that stands behind
+    device, length = branch.attn_mask.device, tokens.shape[1]
+    table = branch.positions(length)
+    tower, tokens, ends = branch.tower(table[-1]), tokens.to(device), ends.to(device)
+    x = tower.embed(tokens)
+    x = x + (table[-1] if index is None else table[index.to(device)]).to(x.dtype)
+    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+    return tower.read(x[torch.arange(len(tokens), device=device), ends])
+
+# %% ../../nbs/8_clipn/01_no_branch.ipynb #8aad6b1a
+_PARTS = (
+    "token_embedding",
+    "positional_embedding",
+    "transformer",
+    "ln_final",
+    "text_projection",
+)
+
+
+def _as_backbone(branch, backbone):
+    old, new = text_tower(backbone.model), branch.tower()
+    pairs = [(getattr(old, part), getattr(new, part)) for part in _PARTS]
+    visual = backbone.model.visual
+    instead = {id(before): _copied(after) for before, after in pairs if before is not None}
+    model = copy.deepcopy(backbone.model, {id(visual): visual} | instead)
+    return Backbone(
+        model,
+        backbone.preprocess,
+        backbone.tokenizer,
+        f"{backbone.name}-no",
+        backbone.pretrained,
+        backbone.device,
+        backbone.precision,
+    )
+
+# %% ../../nbs/8_clipn/01_no_branch.ipynb #221b2299
+class NoBranch(_CopiedTower):
+    """A trainable copy of a backbone's text tower with learned prompts.
+
+    Its parameters are named as in the authors' checkpoints."""
 
     def extra_repr(self):
         return f"{self.prompts} prompts"
@@ -70,7 +159,8 @@ class NoBranch(nn.Module):
     def positions(
         self,
         length=None,  # of the texts; None: all positions
-        # what is added to the tokens for every choice 0..P [P+1, L, W]; P, the last, is the mean prompt
+        # what is added to the tokens for every choice 0..P [P+1, L, W]; P, the last, is the mean
+        # prompt
     ):
         "Positions and prompts in one table."
         added = self.positional_embedding_no[None, :length]
@@ -104,106 +194,18 @@ class NoBranch(nn.Module):
         "Features of texts that say no, differentiable."
         tokens, index = _checked_tokens(self, tokens), _checked_index(self, tokens, index)
         ends = self.tower(self.positional_embedding_no).ends(tokens)
-        if trim and len(tokens):
-            return encode_packed(*_packed(self, tokens, index, ends))
-        device, length = self.attn_mask.device, tokens.shape[1]
-        table = self.positions(length)
-        tower, tokens, ends = self.tower(table[-1]), tokens.to(device), ends.to(device)
-        x = tower.embed(tokens)
-        x = x + (table[-1] if index is None else table[index.to(device)]).to(x.dtype)
-        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        return tower.read(x[torch.arange(len(tokens), device=device), ends])
+        road = _in_one_line if trim and len(tokens) else _over_all_positions
+        return road(self, tokens, index, ends)
 
     def as_backbone(
         self,
         backbone,  # the Backbone it was made from
     ):  # Backbone that shares the image tower
-        "The branch with its mean prompt in place of the text tower: everything that takes a Backbone reads no texts. A copy: later training does not change it."
+        """The branch with its mean prompt in place of the text tower.
+
+        Everything that takes a Backbone reads no texts. A copy: later training does not change
+        it."""
         return _as_backbone(self, backbone)
-
-# %% ../../nbs/8_clipn/01_no_branch.ipynb #8b2af1ca
-def _checked_tokens(branch, tokens):
-    tokens, known, positions = (
-        torch.as_tensor(tokens),
-        branch.token_embedding_no.num_embeddings,
-        len(branch.positional_embedding_no),
-    )
-    if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= positions or tokens.is_floating_point():
-        raise ValueError(
-            f"tokens are {tokens.dtype} of shape {list(tokens.shape)}; a row of 1 to {positions} ids per text is needed, as backbone.tokenizer makes it."
-        )
-    if (
-        tokens.device.type == "cpu"
-        and tokens.numel()
-        and not 0 <= int(tokens.min()) <= int(tokens.max()) < known
-    ):
-        raise ValueError(
-            f"tokens hold ids from {int(tokens.min())} to {int(tokens.max())}; the tower knows 0 to {known - 1}. Use the tokenizer of its backbone."
-        )
-    return tokens.long()
-
-
-def _checked_index(branch, tokens, index):
-    if index is None:
-        return None
-    index = torch.as_tensor(index)
-    if index.shape != tokens.shape[:1] or index.is_floating_point() or index.dtype == torch.bool:
-        raise ValueError(
-            f"index is {index.dtype} of shape {list(index.shape)}; one whole number per text is needed, [{len(tokens)}]."
-        )
-    if (
-        index.device.type == "cpu"
-        and len(index)
-        and not 0 <= int(index.min()) <= int(index.max()) <= branch.prompts
-    ):
-        raise ValueError(
-            f"index runs from {int(index.min())} to {int(index.max())}, but this branch has {branch.prompts} prompts: 0 to {branch.prompts} are possible, {branch.prompts} is their mean."
-        )
-    return index.long()
-
-
-def _packed(
-    branch, tokens, index, ends
-):  # (tower whose positions are those of all prompts, one behind the other; its texts in one line)
-    words, length = branch.token_embedding_no.num_embeddings, int(ends.max()) + 1
-    own = branch.prompts if index is None else index.cpu()[:, None]
-    packed = pack_tokens(tokens.cpu()[:, :length] + words * own, ends, branch.attn_mask.device)
-    prompt = packed.tokens // words
-    return branch.tower(branch.positions(length).flatten(0, 1)), replace(
-        packed, tokens=packed.tokens % words, positions=packed.positions + length * prompt
-    )
-
-
-def _as_backbone(branch, backbone):
-    old, new = text_tower(backbone.model), branch.tower()
-    parts = (
-        "token_embedding",
-        "positional_embedding",
-        "transformer",
-        "ln_final",
-        "text_projection",
-    )
-    pairs = [
-        (getattr(old, part), getattr(new, part)) for part in parts if getattr(old, part) is not None
-    ]
-    own = lambda part: (
-        nn.Parameter(part.detach().clone())
-        if isinstance(part, torch.Tensor)
-        else copy.deepcopy(part)
-    )
-    visual = backbone.model.visual
-    model = copy.deepcopy(
-        backbone.model, {id(visual): visual} | {id(before): own(after) for before, after in pairs}
-    )
-    return Backbone(
-        model,
-        backbone.preprocess,
-        backbone.tokenizer,
-        f"{backbone.name}-no",
-        backbone.pretrained,
-        backbone.device,
-        backbone.precision,
-    )
 
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #53a78da2
 @contextmanager
@@ -211,7 +213,9 @@ def only_words(
     branch,  # NoBranch
     words,  # ids of the words that its texts hold, ascending [n]
 ):
-    "Inside, the table holds these words alone, and tokens count them from 0; `branch.others` are the other rows and their factor."
+    """Inside, the table holds these words alone, and tokens count them from 0.
+
+    `branch.others` are the other rows and their factor."""
     whole, end = branch.token_embedding_no, branch.eos_id
     rows, words = whole.weight.detach(), words.to(whole.weight.device)
     rest = torch.ones(len(rows), dtype=torch.bool, device=rows.device).index_fill(0, words, False)
@@ -222,10 +226,8 @@ def only_words(
     try:
         yield
     finally:
-        rows[words], rows[rest] = (
-            branch.token_embedding_no.weight.detach(),
-            branch.others[0] * branch.others[1],
-        )
+        rows[words] = branch.token_embedding_no.weight.detach()
+        rows[rest] = branch.others[0] * branch.others[1]
         branch.token_embedding_no, branch.eos_id, branch.others = whole, end, ()
 
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #525d271c
@@ -246,7 +248,7 @@ def save_no_branch(
     }
     save_tensors(path, "oodnb_no_branch", branch.state_dict(), about)
 
-
+# %% ../../nbs/8_clipn/01_no_branch.ipynb #945c6876
 def _filled(branch, state, path, backbone):
     bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
@@ -257,10 +259,11 @@ def _filled(branch, state, path, backbone):
         return fill_model(branch, state, path)
     except ValueError as error:
         raise ValueError(
-            f"{path} does not fit beside {backbone.name} {backbone.pretrained}, whose text tower has width {branch.positional_embedding_no.shape[1]}. {error}"
+            f"{path} does not fit beside {backbone.name} {backbone.pretrained}, whose text tower "
+            f"has width {branch.positional_embedding_no.shape[1]}. {error}"
         ) from None
 
-
+# %% ../../nbs/8_clipn/01_no_branch.ipynb #84e0cbb1
 def load_no_branch(
     path,  # *.safetensors from `save_no_branch`
     backbone,  # the Backbone it was trained with
@@ -274,53 +277,75 @@ def load_no_branch(
     )
     if about["fingerprint"] != backbone.fingerprint:
         raise ValueError(
-            f"{path} was trained with {about['backbone']} {about['weights']} ({about['fingerprint']}), not with {backbone.name} {backbone.pretrained} ({backbone.fingerprint}); beside another model its texts mean nothing."
+            f"{path} was trained with {about['backbone']} {about['weights']} "
+            f"({about['fingerprint']}), not with {backbone.name} {backbone.pretrained} "
+            f"({backbone.fingerprint}); beside another model its texts mean nothing."
         )
     branch = _filled(NoBranch(backbone, about["prompts"]), state, path, backbone)
     branch.settings, branch.history = about["settings"], about["history"]
     return branch.eval()
 
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #0fafed2c
+_FROZEN = (
+    "visual.conv1.weight",
+    "visual.proj",
+    "token_embedding.weight",
+    "positional_embedding",
+    "text_projection",
+)
+
+
 def _check_same_clip(state, backbone, path):
     own = backbone.model.state_dict()
-    for name in (
-        "visual.conv1.weight",
-        "visual.proj",
-        "token_embedding.weight",
-        "positional_embedding",
-        "text_projection",
-    ):
+    for name in _FROZEN:
         if name not in state or name not in own:
             continue
         before, now = state[name], own[name].cpu()
         if before.shape != now.shape or float((before - now).norm()) > 0.01 * float(now.norm()):
             raise ValueError(
-                f"{path} was trained beside another CLIP than {backbone.name} {backbone.pretrained}: {name} differs ({list(before.shape)} there, {list(now.shape)} here). The authors' files belong to load_backbone('ViT-B-16', 'laion2b_s34b_b88k')."
+                f"{path} was trained beside another CLIP than {backbone.name} "
+                f"{backbone.pretrained}: {name} differs ({list(before.shape)} there, "
+                f"{list(now.shape)} here). The authors' files belong to "
+                "load_backbone('ViT-B-16', 'laion2b_s34b_b88k')."
             )
 
+# %% ../../nbs/8_clipn/01_no_branch.ipynb #dfe57f0b
+def _branch_part(state, path, prompts):  # the tensors of the branch; an error says what else it is
+    own = {name: tensor for name, tensor in state.items() if name.split(".")[0].endswith("_no")}
+    if not own and "text_projection" in state:
+        raise ValueError(
+            f"{path} is a plain CLIP without a no branch; NoBranch(load_backbone(...)) starts one "
+            "from its weights."
+        )
+    if not own:
+        raise ValueError(
+            f"{path} is neither a no branch nor a CLIP (its tensors begin with "
+            f"{', '.join(list(state)[:3])})."
+        )
+    count = len(own["prompt_no"]) if "prompt_no" in own else 0
+    if count != prompts:
+        held = f"{count} prompts"
+        if not count:
+            held = "no prompts (prompt_no), as the hand-crafted variant"
+        raise ValueError(
+            f"{path} has {held}, but {prompts} were asked for; "
+            f"import_no_branch(..., prompts={count}) reads it."
+        )
+    return own
 
+# %% ../../nbs/8_clipn/01_no_branch.ipynb #17b11a11
 def import_no_branch(
     path,  # checkpoint of the CLIPN repository (*.pt), or its state dict as safetensors
     backbone,  # Backbone it was trained with
     prompts=16,  # prompts it should have; 0: the hand-crafted variant
 ) -> NoBranch:
-    "A branch from a checkpoint of the original code. Raises `ValueError` that says what the file holds instead."
+    """A branch from a checkpoint of the original code.
+
+    Raises `ValueError` that says what the file holds instead."""
     path = Path(path).expanduser()
     with foreign_as_shells(path):
         state, _ = read_checkpoint(path)
-    own = {name: tensor for name, tensor in state.items() if name.split(".")[0].endswith("_no")}
-    if not own:
-        what = (
-            "a plain CLIP without a no branch; NoBranch(load_backbone(...)) starts one from its weights"
-            if "text_projection" in state
-            else f"neither a no branch nor a CLIP (its tensors begin with {', '.join(list(state)[:3])})"
-        )
-        raise ValueError(f"{path} is {what}.")
-    count = len(own["prompt_no"]) if "prompt_no" in own else 0
-    if count != prompts:
-        raise ValueError(
-            f"{path} has {f'{count} prompts' if count else 'no prompts (prompt_no), as the hand-crafted variant'}, but {prompts} were asked for; import_no_branch(..., prompts={count}) reads it."
-        )
+    own = _branch_part(state, path, prompts)
     branch = _filled(NoBranch(backbone, prompts), own, path, backbone)
     _check_same_clip(state, backbone, path)
     branch.settings = {"method": "imported", "file": path.name}

@@ -12,6 +12,7 @@ import math
 import time
 import warnings
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +64,14 @@ def step_rates(
     "Linear warm-up and cosine."
     if steps < 1 or not 0 <= warmup < max(1, steps):
         raise ValueError(
-            f"steps is {steps} and warmup {warmup}; at least one step must remain after the warm-up."
+            f"steps is {steps} and warmup {warmup}; at least one step must remain after the "
+            "warm-up."
         )
-    return [lr * (m + 1) / warmup for m in range(warmup)] + learning_rates(
-        steps - warmup, lr, warmup_epochs=0
-    )
+    rising = [lr * (m + 1) / warmup for m in range(warmup)]
+    return rising + learning_rates(steps - warmup, lr, warmup_epochs=0)
+
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #a4643e15
+_UNDECAYED = ("bn", "ln", "bias", "logit_scale")  # parts of names
 
 
 def parameter_groups(
@@ -75,18 +79,31 @@ def parameter_groups(
     weight_decay=0.2,  # of the second group
 ):  # two parameter groups for AdamW: without decay, with decay
     "Which tensors are decayed."
-    named = [(name, p) for name, p in branch.named_parameters() if p.requires_grad]
-    free = {
-        name
-        for name, p in named
-        if p.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
-    }
+    free, decayed = [], []
+    for name, p in branch.named_parameters():
+        if p.requires_grad:
+            spared = p.ndim < 2 or any(part in name for part in _UNDECAYED)
+            (free if spared else decayed).append(p)
     return [
-        {"params": [p for name, p in named if name in free], "weight_decay": 0.0},
-        {"params": [p for name, p in named if name not in free], "weight_decay": weight_decay},
+        {"params": free, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
     ]
 
 # %% ../../nbs/8_clipn/02_pretrain.ipynb #09505d62
+def _common_draws(prompts, batch_size, seed, share, step):  # of the whole batch; a slice of it
+    for now in itertools.count(step):
+        drawn = chance_of("prompts", seed, now).integers(prompts + 1, size=batch_size)
+        yield torch.from_numpy(drawn[share])
+
+
+def _released_draws(prompts, size, seed, step):  # of this rank alone, from the first step on
+    own = np.random.RandomState(seed)
+    for _ in range(step):
+        own.randint(0, prompts + 1, size)
+    while True:
+        yield torch.from_numpy(own.randint(0, prompts + 1, size))
+
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #eeecac8d
 def prompt_draws(
     prompts,  # P of the branch; 0: nothing to draw
     batch_size,  # of all ranks
@@ -94,39 +111,26 @@ def prompt_draws(
     rank=0,  # of this process
     ranks=1,  # processes
     released=False,  # draw as the published code does
-    # function: first step -> endless iterator of index [n] (0..P, P is the mean prompt), or of None without prompts
+    # function: first step -> endless iterator of index [n] (0..P, P is the mean prompt), or of None
+    # without prompts
 ):
     "The prompts of every step."
-    share = batch_size // ranks
+    size = batch_size // ranks
 
     def draws(start=0):
         if not prompts:
-            while True:
-                yield None
-        own, step = np.random.RandomState(seed + rank), start
-        for _ in range(start if released else 0):
-            own.randint(0, prompts + 1, share)
-        while True:
-            drawn = (
-                own.randint(0, prompts + 1, share)
-                if released
-                else chance_of("prompts", seed, step).integers(prompts + 1, size=batch_size)[
-                    rank * share : (rank + 1) * share
-                ]
-            )
-            yield torch.from_numpy(drawn)
-            step += 1
+            return itertools.repeat(None)
+        if released:
+            return _released_draws(prompts, size, seed + rank, start)
+        share = slice(rank * size, (rank + 1) * size)
+        return _common_draws(prompts, batch_size, seed, share, start)
 
     return draws
 
 # %% ../../nbs/8_clipn/02_pretrain.ipynb #fbf3b78e
-def _one_step(
-    model, batch, scale, optimizer, scaler, grad_scale, clip, precision, loss
-):  # dict of numbers, summed over ranks
-    images, yes, tokens, index, *notes = batch
+def _unit_rows(model, batch, precision):  # pictures of all ranks, yes and no texts of this one
+    images, yes, tokens, index = batch[:4]
     weight = next(model.parameters())
-    rank, ranks = rank_and_ranks()
-    optimizer.zero_grad()
     with in_precision(weight.device, precision):
         no = model(tokens, index)
     images, yes, no = (
@@ -135,41 +139,65 @@ def _one_step(
     images = gathered(images)
     if len(images) < 2:
         raise ValueError(
-            "A batch of one pair has no mismatch, and CLIPN's loss is not defined for it; take a batch of two or more."
+            "A batch of one pair has no mismatch, and CLIPN's loss is not defined for it; take a "
+            "batch of two or more."
         )
     bad = summed((~no.isfinite().all() | ~images.isfinite().all() | ~yes.isfinite().all()).float())
     if bad:
         raise FloatingPointError("features are not finite")
-    terms = clipn_terms(images, yes, no, scale, rank * len(no), **loss)
-    scaler.scale(terms["loss"] * (grad_scale * ranks)).backward()
+    return images, yes, no
+
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #86f1c645
+def _gradient_norm(loss, model, optimizer, scaler, clip):  # before clipping
+    scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(
-        model.parameters(), math.inf if clip is None else clip
-    ).item()
+    most = math.inf if clip is None else clip
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), most).item()
     if not scaler.is_enabled() and not math.isfinite(norm):
         raise FloatingPointError(f"the gradient has the norm {norm}")
+    return norm
+
+
+def _over_all_ranks(terms, notes):  # dict of numbers
+    values = [term.detach().double() for term in terms.values()]
+    device = values[0].device
+    for note in notes.values():
+        values.append(torch.tensor(note, dtype=torch.float64, device=device))
+    return dict(zip([*terms, *notes], summed(torch.stack(values)).tolist()))
+
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #ffcac520
+def _scaling(scaler):  # what a resumed training must know of it
+    if not scaler.is_enabled():
+        return {}
+    state = scaler.state_dict()
+    return {"amp_scale": scaler.get_scale(), "amp_growth": state["_growth_tracker"]}
+
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #84750cd2
+def _one_step(model, batch, step, rate, optimizer, scaler, recipe):  # row of the history
+    rank, ranks = rank_and_ranks()
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    scale = recipe["logit_scale"]
+    if step > 0:
+        scale = min(max(scale, 1.0), 100.0)
+    optimizer.zero_grad()
+    images, yes, no = _unit_rows(model, batch, recipe["precision"])
+    first = rank * len(no)
+    terms = clipn_terms(images, yes, no, scale, first, recipe["kind"], recipe["weights"])
+    loss = terms["loss"] * (recipe["grad_scale"] * ranks)
+    norm = _gradient_norm(loss, model, optimizer, scaler, recipe["clip"])
     scaler.step(optimizer)
     scaler.update()
-    notes = {name: float(value) for note in notes for name, value in note.items()}
-    numbers = torch.stack(
-        [term.detach().double() for term in terms.values()]
-        + [
-            torch.tensor(value, dtype=torch.float64, device=weight.device)
-            for value in notes.values()
-        ]
-    )
-    row = dict(zip([*terms, *notes], summed(numbers).tolist())) | {"grad_norm": norm}
-    return row | (
-        {"amp_scale": scaler.get_scale(), "amp_growth": scaler.state_dict()["_growth_tracker"]}
-        if scaler.is_enabled()
-        else {}
-    )
+    notes = {name: float(value) for note in batch[4:] for name, value in note.items()}
+    row = {"step": step, "lr": rate, "scale": scale, **_over_all_ranks(terms, notes)}
+    return row | {"grad_norm": norm} | _scaling(scaler)
 
 # %% ../../nbs/8_clipn/02_pretrain.ipynb #05a84b0c
 def _check_pretraining(steps, grad_scale, clip, weights, save_every):
     if not 0 < grad_scale < math.inf:
         raise ValueError(
-            f"grad_scale is {grad_scale}; 1 applies the gradient of the loss, 1/4 what the authors' four GPUs did."
+            f"grad_scale is {grad_scale}; 1 applies the gradient of the loss, 1/4 what the "
+            "authors' four GPUs did."
         )
     if clip is not None and not clip > 0:
         raise ValueError(f"clip is {clip}; give the largest norm of the gradient, or None.")
@@ -182,39 +210,142 @@ def _check_pretraining(steps, grad_scale, clip, weights, save_every):
             f"save_every is {save_every}; a state is written after so many steps, 1 or more."
         )
 
-
-def _adamw(
-    branch, lr, betas, eps, weight_decay
-):  # rows of the table that no text reads are decayed by a number of their own
-    on_cpu = next(branch.parameters()).device.type == "cpu"
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #0d63700c
+def _adamw(branch, recipe):
+    decay = recipe["weight_decay"]
     optimizer = torch.optim.AdamW(
-        parameter_groups(branch, weight_decay), lr, betas, eps, fused=on_cpu
+        parameter_groups(branch, decay),
+        recipe["lr"],
+        recipe["betas"],
+        recipe["eps"],
+        fused=next(branch.parameters()).device.type == "cpu",
     )
     if branch.others:
-        optimizer.add_param_group({"params": branch.others, "weight_decay": weight_decay})
+        optimizer.add_param_group({"params": branch.others, "weight_decay": decay})
         group, factor = optimizer.param_groups[-1], branch.others[1]
-        optimizer.register_step_post_hook(lambda *_: factor.mul_(1 - group["lr"] * weight_decay))
+        optimizer.register_step_post_hook(lambda *_: factor.mul_(1 - group["lr"] * decay))
     return optimizer
 
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #b3745d11
+def _over_ranks(branch):  # the branch as it is trained: alone, or together with other processes
+    branch.train()
+    if rank_and_ranks()[1] == 1:
+        return branch
+    device = next(branch.parameters()).device
+    return DistributedDataParallel(
+        branch,
+        [device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
 
-def _resumed(path, optimizer, settings, scaler):  # history; the same on all ranks
-    history = load_state(path, optimizer, settings) if path else []
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #46101ff7
+@dataclass(frozen=True)
+class _Saving:
+    "Where a training keeps its state, and how often."
+
+    path: Path | None  # None: nothing is kept
+    given: dict  # what must agree with a kept state
+    every: int  # steps
+
+    def locked(self):
+        mine = self.path and rank_and_ranks()[0] == 0
+        return locked(self.path) if mine else nullcontext()
+
+    def save(self, optimizer, history, last):  # when it is time
+        due = len(history) == last or len(history) % self.every == 0
+        if due and self.path and rank_and_ranks()[0] == 0:
+            save_state(self.path, optimizer, self.given, history)
+
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #3456c7e8
+def _resumed(saving, optimizer, scaler):  # history; the same on all ranks
+    history = load_state(saving.path, optimizer, saving.given) if saving.path else []
     found = on_all_ranks(len(history), optimizer.param_groups[0]["params"][0].device)
     if len(set(found)) > 1:
         raise RuntimeError(
-            f"The processes find {', '.join(map(str, found))} finished steps in {path}. All machines must see the same folder."
+            f"The processes find {', '.join(map(str, found))} finished steps in {saving.path}. "
+            "All machines must see the same folder."
         )
     if history and scaler.is_enabled():
-        scaler.load_state_dict(
-            scaler.state_dict()
-            | {"scale": history[-1]["amp_scale"], "_growth_tracker": history[-1]["amp_growth"]}
-        )
+        then = {"scale": history[-1]["amp_scale"], "_growth_tracker": history[-1]["amp_growth"]}
+        scaler.load_state_dict(scaler.state_dict() | then)
+    return history
+
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #ac07d831
+class _Bar:
+    "Progress of a training: steps, pairs per second, loss."
+
+    def __init__(self, steps, shown, watch):
+        self.steps, self.shown, self.watch = steps, shown, watch
+
+    def __enter__(self):
+        hidden = not self.shown or rank_and_ranks()[0] > 0
+        self.bar = tqdm(total=self.steps, desc="pre-training", unit="step", disable=hidden, delay=1)
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def start(self, done):
+        self.bar.update(done)
+        self.before = time.perf_counter()
+
+    def step(self, row, pairs):
+        seconds, self.before = time.perf_counter() - self.before, time.perf_counter()
+        if self.watch:
+            self.watch(row | {"seconds": seconds, "pairs": pairs})
+        self.bar.update(1)
+        rate = pairs * (self.bar.format_dict["rate"] or 1 / seconds)
+        self.bar.set_postfix(loss=f"{row['loss']:.4f}", pairs=f"{rate:,.0f}/s", refresh=False)
+
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #9f7d7140
+def _next(source, step, steps):  # batch
+    try:
+        return next(source)
+    except StopIteration:
+        raise ValueError(
+            f"batches ended at step {step} of {steps}; it must give one batch for each."
+        ) from None
+
+
+def _failed(error, step, rate, precision, saving):  # what to do when numbers are not finite
+    kept = f" The last state is in {saving.path}." if saving.path and step >= saving.every else ""
+    return RuntimeError(
+        f"Pre-training failed in step {step} (learning rate {rate:g}, {precision}): {error}. "
+        f"Try a smaller learning rate, clip=1.0, or precision='fp32'.{kept}"
+    )
+
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #8d594c82
+def _train(branch, batches, recipe, saving, last, bar):  # history
+    device, ranks = next(branch.parameters()).device, rank_and_ranks()[1]
+    optimizer = _adamw(branch, recipe)
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe["precision"] == "fp16")
+    rates = step_rates(recipe["steps"], recipe["lr"], recipe["warmup"])
+    with saving.locked(), bar:
+        history = _resumed(saving, optimizer, scaler)
+        bar.start(len(history))
+        if len(history) >= last:
+            return history
+        model, source = _over_ranks(branch), iter(batches(len(history)))
+        for step in range(len(history), last):
+            try:
+                batch = _next(source, step, recipe["steps"])
+                row = _one_step(model, batch, step, rates[step], optimizer, scaler, recipe)
+            except FloatingPointError as error:
+                raise _failed(error, step, rates[step], recipe["precision"], saving) from error
+            history.append(row)
+            bar.step(row, ranks * len(batch[0]))
+            saving.save(optimizer, history, last)
+    branch.eval()
+    if ranks > 1:
+        dist.barrier()
     return history
 
 # %% ../../nbs/8_clipn/02_pretrain.ipynb #4c3f67d6
 def pretrain_no(
     branch,  # NoBranch; trained in place
-    # function: first step -> iterator of (image_features [n, D], yes_features [n, D], tokens [n, L], index [n] or None), and perhaps a dict of numbers for the history
+    # function: first step -> iterator of (image_features [n, D], yes_features [n, D], tokens
+    # [n, L], index [n] or None), and perhaps a dict of numbers for the history
     batches,
     steps,  # in all
     logit_scale=100.0,  # CLIP's own, backbone.logit_scale
@@ -227,7 +358,8 @@ def pretrain_no(
     weights=(1.0, 1.0, 1.0),  # of match, mismatch and opposite
     grad_scale=1.0,  # the full gradient is multiplied with it; 1/4: as the authors' four GPUs
     clip=None,  # largest norm of the applied gradient
-    # of the branch: "fp32", "bf16", "fp16" (with a gradient scaler) or "auto", see `resolve_precision`
+    # of the branch: "fp32", "bf16", "fp16" (with a gradient scaler) or "auto", see
+    # `resolve_precision`
     precision="fp32",
     folder=None,  # keeps the state, and goes on from it
     settings=None,  # dict (JSON) of what else must agree with a kept state
@@ -235,157 +367,203 @@ def pretrain_no(
     stop_after=None,  # stop when so many steps are finished; a later call goes on
     watch=None,  # function of a dict, called after every step
     progress=True,  # show a bar: steps, pairs per second, loss
-    # one dict per step: step, lr, scale, match, mismatch, opposite, loss, grad_norm (before clipping)
+    # one dict per step: step, lr, scale, match, mismatch, opposite, loss, grad_norm (before
+    # clipping)
 ) -> list:
-    "Train a no branch. `RuntimeError` when numbers are not finite; branch and state are then those of the last good step."
+    """Train a no branch.
+
+    `RuntimeError` when numbers are not finite; branch and state are then those of the last good
+    step."""
     _check_pretraining(steps, grad_scale, clip, weights, save_every)
-    rank, ranks = rank_and_ranks()
-    path, device = (
-        Path(folder).expanduser() / "pretraining.safetensors" if folder else None,
-        next(branch.parameters()).device,
-    )
-    precision = resolve_precision(precision, device)
-    given = {
-        "steps": steps,
-        "logit_scale": logit_scale,
-        "lr": lr,
-        "warmup": warmup,
-        "betas": betas,
-        "eps": eps,
-        "weight_decay": weight_decay,
-        "kind": kind,
-        "weights": weights,
-        "grad_scale": grad_scale,
-        "clip": clip,
-        "precision": precision,
-    }
-    if branch.others:
-        given["words"] = branch.token_embedding_no.num_embeddings
-    given = json.loads(json.dumps(given | (settings or {})))
-    optimizer, scaler = (
-        _adamw(branch, lr, betas, eps, weight_decay),
-        torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
-    )
-    rates, last = (
-        step_rates(steps, lr, warmup),
-        steps if stop_after is None else min(steps, stop_after),
-    )
-    with (
-        locked(path) if path and rank == 0 else nullcontext(),
-        tqdm(
-            total=steps, desc="pre-training", unit="step", disable=not progress or rank > 0, delay=1
-        ) as bar,
-    ):
-        history = _resumed(path, optimizer, given, scaler)
-        bar.update(len(history))
-        if len(history) >= last:
-            return history
-        model = (
-            DistributedDataParallel(
-                branch.train(),
-                [device] if device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
-            if ranks > 1
-            else branch.train()
-        )
-        source, before = iter(batches(len(history))), time.perf_counter()
-        for step in range(len(history), last):
-            for group in optimizer.param_groups:
-                group["lr"] = rates[step]
-            scale = logit_scale if step == 0 else min(max(logit_scale, 1.0), 100.0)
-            try:
-                batch = next(source)
-                row = _one_step(
-                    model,
-                    batch,
-                    scale,
-                    optimizer,
-                    scaler,
-                    grad_scale,
-                    clip,
-                    precision,
-                    {"kind": kind, "weights": weights},
-                )
-            except StopIteration:
-                raise ValueError(
-                    f"batches ended at step {step} of {steps}; it must give one batch for each."
-                ) from None
-            except FloatingPointError as error:
-                raise RuntimeError(
-                    f"Pre-training failed in step {step} (learning rate {rates[step]:g}, {precision}): {error}. Try a smaller learning rate, clip=1.0, or precision='fp32'."
-                    + (f" The last state is in {path}." if path and step >= save_every else "")
-                ) from error
-            history.append({"step": step, "lr": rates[step], "scale": scale, **row})
-            seconds, before = time.perf_counter() - before, time.perf_counter()
-            if watch:
-                watch(history[-1] | {"seconds": seconds, "pairs": ranks * len(batch[0])})
-            bar.update(1)
-            bar.set_postfix(
-                loss=f"{row['loss']:.4f}",
-                pairs=f"{ranks * len(batch[0]) * (bar.format_dict['rate'] or 1 / seconds):,.0f}/s",
-                refresh=False,
-            )
-            if path and rank == 0 and (step + 1 == last or (step + 1) % save_every == 0):
-                save_state(path, optimizer, given, history)
-    branch.eval()
-    if ranks > 1:
-        dist.barrier()
-    return history
+    recipe = {"steps": steps, "logit_scale": logit_scale, "lr": lr, "warmup": warmup}
+    recipe |= {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+    recipe |= {"kind": kind, "weights": weights, "grad_scale": grad_scale, "clip": clip}
+    recipe["precision"] = resolve_precision(precision, next(branch.parameters()).device)
+    words = {"words": branch.token_embedding_no.num_embeddings} if branch.others else {}
+    path = Path(folder).expanduser() / "pretraining.safetensors" if folder else None
+    given = json.loads(json.dumps(recipe | words | (settings or {})))
+    last = steps if stop_after is None else min(steps, stop_after)
+    saving, bar = _Saving(path, given, save_every), _Bar(steps, progress, watch)
+    return _train(branch, batches, recipe, saving, last, bar)
 
 # %% ../../nbs/8_clipn/02_pretrain.ipynb #89b5e6b7
 def _view_bank(
     backbone, images, views, scale, cache, progress
 ):  # (features per view [count, D], pictures that can be read)
     size, whole = input_size(backbone), min(scale) == 1
-    bank = [
-        extract(
-            backbone,
-            images if whole else random_crops(images, size, 0, view, scale, 0.0),
-            cache,
-            progress=progress,
-        )
-        for view in range(1 if whole else views)
-    ]
+    bank = []
+    for view in range(1 if whole else views):
+        seen = images if whole else random_crops(images, size, 0, view, scale, 0.0)
+        bank.append(extract(backbone, seen, cache, progress=progress))
     if not bank[0].skipped:
         return [view.image_features for view in bank], images
     lost = {name for view in bank for name, _ in view.skipped}
-    pick = lambda ids: [i for i, name in enumerate(ids) if name not in lost]
-    return [view.image_features[pick(view.ids)] for view in bank], images.subset(pick(images.ids))
 
+    def readable(ids):
+        return [i for i, name in enumerate(ids) if name not in lost]
 
+    features = [view.image_features[readable(view.ids)] for view in bank]
+    return features, images.subset(readable(images.ids))
+
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #8f2655df
 def _words_of(batches, steps, known):  # ids that the texts of all steps hold, ascending
     seen = torch.zeros(known, dtype=torch.bool)
     for batch in itertools.islice(batches(0), steps):
         seen[batch.no_tokens] = True
     return seen.nonzero().flatten()
 
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #b7bb343b
+def _kept_names(seen, folder, rank):  # file with the names, those of earlier calls among them
+    path = Path(folder).expanduser() / f"skipped-{rank}.json"
+    before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(before | seen, indent=1, ensure_ascii=False), "utf-8")
+    return path
 
-def _encoded(backbone, tokens):  # yes features of token rows
-    with backbone.running():
-        return encode_tokens(backbone.model, tokens)
-
-
-def _report(
-    seen, folder, rank, captions
-):  # names of what was replaced or cut: a warning, and a file beside the state
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #6f46ac21
+def _report(seen, folder, rank, captions):
     if not seen:
         return
-    shown = "; ".join(f"{name} ({why})" for name, why in list(seen.items())[:3]) + (
-        "; ..." if len(seen) > 3 else ""
-    )
-    path = Path(folder).expanduser() / f"skipped-{rank}.json" if folder else None
-    if path:
-        before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(before | seen, indent=1, ensure_ascii=False), "utf-8")
+    shown = "; ".join(f"{name} ({why})" for name, why in list(seen.items())[:3])
+    shown += "; ..." if len(seen) > 3 else ""
+    where = f"; all names are in {_kept_names(seen, folder, rank)}" if folder else ""
     warnings.warn(
-        f"{len(seen)} of {captions} pairs could not be read as they are: {shown}. Another picture took the place of each that was damaged, and captions were cut to the context{f'; all names are in {path}' if path else ''}.",
-        stacklevel=3,
+        f"{len(seen)} of {captions} pairs could not be read as they are: {shown}. Another picture "
+        "took the place of each that was damaged, and captions were cut to the context"
+        f"{where}.",
+        stacklevel=4,
     )
 
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #e960046d
+@dataclass(eq=False)
+class _Encoded:
+    "Turns batches of pairs into batches of features."
+
+    backbone: object
+    per_epoch: int  # steps
+    bank: list | None  # features per view [count, D]; None: pictures are encoded step by step
+    texts: torch.Tensor | None  # yes features of all captions; None: encoded step by step
+    words: torch.Tensor | None  # ids of the table, see `only_words`; None: the whole table
+    seen: dict  # names of what was replaced or cut -> why
+
+    def images(self, batch):
+        if self.bank is None:
+            return self.backbone.encode_images(batch.pixels)
+        return self.bank[batch.step // self.per_epoch % len(self.bank)][batch.rows]
+
+    def yes(self, batch):
+        if self.texts is not None:
+            return self.texts[batch.rows]
+        with self.backbone.running():
+            return encode_tokens(self.backbone.model, batch.tokens)
+
+    def tokens(self, batch):
+        if self.words is None:
+            return batch.no_tokens
+        return torch.searchsorted(self.words, batch.no_tokens)
+
+    def __call__(self, batch, index):  # see `pretrain_no`
+        self.seen.update(batch.skipped, **{name: "the caption was cut" for name in batch.cut})
+        notes = {"replaced": len(batch.skipped), "cut": len(batch.cut)}
+        return self.images(batch), self.yes(batch), self.tokens(batch), index, notes
+
 # %% ../../nbs/8_clipn/02_pretrain.ipynb #6cd41c5f
+_NOT_LEARNED = ("watch", "save_every", "stop_after")  # options that change nothing of a branch
+
+
+def _check_views(views):
+    if views is not None and views < 1:
+        raise ValueError(
+            f"views is {views}; give the number of encoded crops per picture, or None for a new "
+            "one at every look."
+        )
+
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #31311f5a
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    "The pairs of a training; fields as in `pretrain_on_captions`."
+
+    backbone: object
+    images: object
+    batch_size: int
+    epochs: int
+    seed: int
+    per_epoch: int  # steps
+    views: int | None
+    scale: tuple
+    templates: tuple | None
+    block: int | None
+    workers: int
+
+    def batches(self, pixels, rank, ranks):  # function, see `caption_batches`
+        return caption_batches(
+            self.backbone,
+            self.images,
+            self.batch_size,
+            self.seed,
+            rank,
+            ranks,
+            self.scale,
+            self.templates,
+            self.per_epoch,
+            self.block,
+            pixels,
+            self.workers,
+        )
+
+    def settings(self, prompts, released):  # JSON
+        return {
+            "method": "clipn",
+            "backbone": self.backbone.fingerprint,
+            "images": self.images.fingerprint,
+            "prompts": prompts,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "epochs": self.epochs,
+            "steps_per_epoch": self.per_epoch,
+            "views": self.views,
+            "scale": list(self.scale),
+            "templates": self.templates and content_hash(self.templates),
+            "block": self.block,
+            "released_draws": released,
+        }
+
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #8607c1df
+def _encoded_ahead(
+    reading, branch, cached_texts, cache, progress
+):  # (_Encoded, the reading without pictures that are damaged)
+    rank, ranks = rank_and_ranks()
+    reading.batches(False, rank, ranks)  # refuses what cannot be read
+    progress = progress and rank == 0
+    bank = texts = words = None
+    backbone, views = reading.backbone, reading.views
+    if views:
+        bank, images = _view_bank(backbone, reading.images, views, reading.scale, cache, progress)
+        reading = replace(reading, images=images)
+    if (views or cached_texts) and not reading.templates:
+        texts = encode_once(backbone, reading.images.captions, cache, progress=progress)
+    if views:
+        steps, known = reading.epochs * reading.per_epoch, branch.token_embedding_no.num_embeddings
+        words = _words_of(reading.batches(False, 0, 1), steps, known)
+    return _Encoded(backbone, reading.per_epoch, bank, texts, words, {}), reading
+
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #6ba8f53f
+def _pretrained(branch, reading, encoded, draws, folder, **options):  # history
+    rank, ranks = rank_and_ranks()
+    read = reading.batches(not reading.views, rank, ranks)
+    try:
+        with only_words(branch, encoded.words) if reading.views else nullcontext():
+            return pretrain_no(
+                branch,
+                lambda start: map(encoded, read(start), draws(start)),
+                reading.epochs * reading.per_epoch,
+                folder=folder,
+                **{"logit_scale": reading.backbone.logit_scale} | options,
+            )
+    finally:
+        _report(encoded.seen, folder, rank, len(reading.images))
+
+# %% ../../nbs/8_clipn/02_pretrain.ipynb #a4a012ef
 def pretrain_on_captions(
     backbone,  # Backbone; stays frozen
     branch,  # NoBranch of it; trained in place, and told its settings
@@ -394,7 +572,8 @@ def pretrain_on_captions(
     epochs=10,  # passes over the pairs
     seed=0,  # of order, crops, templates and prompts
     steps_per_epoch=None,  # None: as many as fill an epoch, rounded up
-    # None: a new crop at every look, as published; k: k encoded crops per picture, kept and used in turn
+    # None: a new crop at every look, as published; k: k encoded crops per picture, kept and used in
+    # turn
     views=None,
     # share of the area that a crop keeps; with views, (1, 1) encodes the pictures as they are
     scale=(0.9, 1.0),
@@ -407,97 +586,25 @@ def pretrain_on_captions(
     cache=True,
     folder=None,  # keeps the state, and goes on from it
     progress=True,  # show bars
-    # of `pretrain_no`: lr, warmup, grad_scale, clip, precision, kind, weights, save_every, stop_after, watch, ...
+    # of `pretrain_no`: lr, warmup, grad_scale, clip, precision, kind, weights, save_every,
+    # stop_after, watch, ...
     **options,
-    # one dict per step, see `pretrain_no`; also replaced and cut: how many pictures and captions of the step
+    # one dict per step, see `pretrain_no`; also replaced and cut: how many pictures and captions of
+    # the step
 ) -> list:
-    "CLIPN's pre-training with the published settings, in one process or in each of those that torchrun started."
-    if views is not None and views < 1:
-        raise ValueError(
-            f"views is {views}; give the number of encoded crops per picture, or None for a new one at every look."
-        )
+    """CLIPN's pre-training with the published settings.
+
+    In one process or in each of those that torchrun started."""
+    _check_views(views)
     options["precision"] = resolve_precision(options.get("precision", "fp32"), backbone.device)
     rank, ranks = rank_and_ranks()
-    reader = lambda pixels, *share: caption_batches(
-        backbone,
-        images,
-        batch_size,
-        seed,
-        *share or (rank, ranks),
-        scale,
-        templates,
-        per_epoch,
-        block,
-        pixels,
-        workers,
-    )
-    per_epoch = steps_per_epoch or -(-len(images) // batch_size)
-    reader(False)
-    bank = None
-    if views:
-        bank, images = _view_bank(backbone, images, views, scale, cache, progress and rank == 0)
-    texts = (
-        encode_once(backbone, images.captions, cache, progress=progress and rank == 0)
-        if (views or cached_texts) and not templates
-        else None
-    )
-    steps = epochs * per_epoch
-    words = (
-        _words_of(reader(False, 0, 1), steps, branch.token_embedding_no.num_embeddings)
-        if views
-        else None
-    )
-    draws, seen = prompt_draws(branch.prompts, batch_size, seed, rank, ranks, released_draws), {}
-
-    def batches(start):
-        for batch, index in zip(reader(not views)(start), draws(start)):
-            seen.update(batch.skipped, **{name: "the caption was cut" for name in batch.cut})
-            features = (
-                bank[batch.step // per_epoch % len(bank)][batch.rows]
-                if views
-                else backbone.encode_images(batch.pixels)
-            )
-            yes = _encoded(backbone, batch.tokens) if texts is None else texts[batch.rows]
-            tokens = torch.searchsorted(words, batch.no_tokens) if views else batch.no_tokens
-            yield (
-                features,
-                yes,
-                tokens,
-                index,
-                {"replaced": len(batch.skipped), "cut": len(batch.cut)},
-            )
-
-    settings = {
-        "method": "clipn",
-        "backbone": backbone.fingerprint,
-        "images": images.fingerprint,
-        "prompts": branch.prompts,
-        "batch_size": batch_size,
-        "seed": seed,
-        "epochs": epochs,
-        "steps_per_epoch": per_epoch,
-        "views": views,
-        "scale": list(scale),
-        "templates": templates and content_hash(templates),
-        "block": block,
-        "released_draws": ranks if released_draws else False,
-    }
-    try:
-        with only_words(branch, words) if views else nullcontext():
-            history = pretrain_no(
-                branch,
-                batches,
-                steps,
-                folder=folder,
-                settings=settings,
-                progress=progress,
-                **{"logit_scale": backbone.logit_scale} | options,
-            )
-    finally:
-        _report(seen, folder, rank, len(images))
-    branch.settings = settings | {
-        name: value
-        for name, value in options.items()
-        if name not in ("watch", "save_every", "stop_after")
-    }
+    steps = steps_per_epoch or -(-len(images) // batch_size)
+    order = (batch_size, epochs, seed, steps, views, scale, templates, block, workers)
+    reading = _Reading(backbone, images, *order)
+    encoded, reading = _encoded_ahead(reading, branch, cached_texts, cache, progress)
+    draws = prompt_draws(branch.prompts, batch_size, seed, rank, ranks, released_draws)
+    settings = reading.settings(branch.prompts, ranks if released_draws else False)
+    given = {"settings": settings, "progress": progress}
+    history = _pretrained(branch, reading, encoded, draws, folder, **given, **options)
+    branch.settings = settings | {k: v for k, v in options.items() if k not in _NOT_LEARNED}
     return history

@@ -30,76 +30,83 @@ def recall_by_text(
     own = normalize(hidden.to(seen.projection) @ seen.projection)
     rivals = seen.text_features[np.arange(len(seen.class_names)) != at]
     images = seen.image_features[torch.from_numpy(seen.labels == at)].to(own)
-    best = (
-        (images @ rivals.T).amax(1, keepdim=True)
-        if len(rivals)
-        else -images.new_ones(len(images), 1)
-    )
+    best = -images.new_ones(len(images), 1)
+    if len(rivals):
+        best = (images @ rivals.T).amax(1, keepdim=True)
     return (images @ own.T > best).double().mean(0).numpy()
 
 # %% ../../nbs/10_forget/04_attacks.ipynb #0acdc662
+def _one_query(sims, hits, top):  # row of `retrieval`; bool [N] of what it is after
+    if not hits.any():
+        return {"average_precision": np.nan, "precision_at_top": np.nan, "first": np.nan}
+    order = hits[np.argsort(-sims, kind="stable")]
+    return {
+        "average_precision": 1.0 if hits.all() else aupr(sims[hits], sims[~hits]),
+        "precision_at_top": order[:top].mean(),
+        "first": order.argmax() + 1,
+    }
+
+# %% ../../nbs/10_forget/04_attacks.ipynb #ca69b7da
 def retrieval(
     queries,  # features of texts or pictures [Q, D]
     gallery,  # features of pictures [N, D]
     relevant,  # which pictures each query is after, bool [Q, N]
     top=10,  # length of the list that a user looks at
     skip=None,  # a gallery position per query to leave out, such as the query's own [Q]
-    # per query: average_precision, precision_at_top (0 to 1), first (rank of the first hit, from 1); NaN without a relevant picture
+    # per query: average_precision, precision_at_top (0 to 1), first (rank of the first hit, from
+    # 1); NaN without a relevant picture
 ) -> pd.DataFrame:
     "How well pictures are found by similarity to each query."
-    sims, relevant = (
-        cosine_sims(torch.as_tensor(queries), torch.as_tensor(gallery)).double().numpy(),
-        np.asarray(relevant, bool),
-    )
+    sims = cosine_sims(torch.as_tensor(queries), torch.as_tensor(gallery)).double().numpy()
+    relevant = np.asarray(relevant, bool)
     if relevant.shape != sims.shape:
         raise ValueError(
-            f"relevant has shape {list(relevant.shape)}; {list(sims.shape)} is needed, one entry per query and picture."
+            f"relevant has shape {list(relevant.shape)}; {list(sims.shape)} is needed, one entry "
+            "per query and picture."
         )
     rows = []
     for q, (own, hits) in enumerate(zip(sims, relevant)):
         if skip is not None:
             own, hits = np.delete(own, skip[q]), np.delete(hits, skip[q])
-        order = hits[np.argsort(-own, kind="stable")]
-        average = np.nan if not hits.any() else 1.0 if hits.all() else aupr(own[hits], own[~hits])
-        rows.append(
-            {
-                "average_precision": average,
-                "precision_at_top": order[:top].mean() if hits.any() else np.nan,
-                "first": order.argmax() + 1 if hits.any() else np.nan,
-            }
-        )
+        rows.append(_one_query(own, hits, top))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/10_forget/04_attacks.ipynb #a23d3b9f
+def _check_probe(x, y, n_classes, decay, scale):
+    if len(x) != len(y) or not len(y):
+        raise ValueError(
+            f"{len(x)} features with {len(y)} labels; give one label per picture, and at least one "
+            "picture."
+        )
+    if y.min() < 0 or y.max() >= n_classes:
+        raise ValueError(
+            f"labels run from {int(y.min())} to {int(y.max())}; with {n_classes} classes they must "
+            f"lie between 0 and {n_classes - 1}."
+        )
+    if not (decay > 0 and scale > 0):
+        raise ValueError(
+            f"decay is {decay} and scale {scale}; both must be above 0, without decay there may be "
+            "no solution."
+        )
+
+# %% ../../nbs/10_forget/04_attacks.ipynb #71c0209b
 def linear_probe(
     image_features,  # of labelled pictures [n, D]
     labels,  # [n]
     n_classes,  # K
     start=None,  # weights W0 that it is drawn to [K, D]; None is zero
     scale=100.0,  # s, from products to logits
-    # lambda; on validation pictures of the embedded world anything below 1 does as well from zero, and small values do best from texts
+    # lambda; on validation pictures of the embedded world anything below 1 does as well from zero,
+    # and small values do best from texts
     decay=0.01,
     steps=300,  # at most, of LBFGS
 ) -> torch.Tensor:  # weights [K, D], float64
     "The linear classifier of image features that has the least regularised cross-entropy."
     x, y = normalize(image_features).double(), torch.as_tensor(labels)
-    if len(x) != len(y) or not len(y):
-        raise ValueError(
-            f"{len(x)} features with {len(y)} labels; give one label per picture, and at least one picture."
-        )
-    if y.min() < 0 or y.max() >= n_classes:
-        raise ValueError(
-            f"labels run from {int(y.min())} to {int(y.max())}; with {n_classes} classes they must lie between 0 and {n_classes - 1}."
-        )
-    if not (decay > 0 and scale > 0):
-        raise ValueError(
-            f"decay is {decay} and scale {scale}; both must be above 0, without decay there may be no solution."
-        )
-    centre = (
-        torch.zeros(n_classes, x.shape[1], dtype=torch.float64)
-        if start is None
-        else torch.as_tensor(start).detach().double()
-    )
+    _check_probe(x, y, n_classes, decay, scale)
+    centre = torch.zeros(n_classes, x.shape[1], dtype=torch.float64)
+    if start is not None:
+        centre = torch.as_tensor(start).detach().double()
     weights = centre.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weights],
@@ -111,17 +118,15 @@ def linear_probe(
 
     def loss():
         optimizer.zero_grad()
-        value = (
-            F.cross_entropy(scale * x @ weights.T, y)
-            + decay / 2 * (weights - centre).square().sum()
-        )
+        wrong = F.cross_entropy(scale * x @ weights.T, y)
+        value = wrong + decay / 2 * (weights - centre).square().sum()
         value.backward()
         return value
 
     optimizer.step(loss)
     return weights.detach()
 
-
+# %% ../../nbs/10_forget/04_attacks.ipynb #32447626
 def _probe_once(known, *given, **options):  # linear_probe, or what is known of it
     if known is None:
         return linear_probe(*given, **options)
@@ -131,14 +136,25 @@ def _probe_once(known, *given, **options):  # linear_probe, or what is known of 
     return known[key]
 
 
+def _learned(known, images, K, texts, count, seed, options):  # weights [K, D]; None without any
+    if not count:
+        return texts
+    drawn = sample_shots(images.labels, count, seed)
+    return _probe_once(
+        known, images.image_features[drawn], images.labels[drawn], K, texts, **options
+    )
+
+# %% ../../nbs/10_forget/04_attacks.ipynb #b96bf39c
 def relearn(
-    # dict: name of a start -> Recognition whose texts W0 are, or None for a probe from zero; at least one Recognition
+    # dict: name of a start -> Recognition whose texts W0 are, or None for a probe from zero; at
+    # least one Recognition
     seen,
     images,  # Features of labelled pictures to learn from, labels as in the Recognitions
     names,  # the forgotten classes
     shots=(0, 1, 2, 4, 8, 16),  # pictures per class
     seeds=(1, 2, 3),  # of the draws
-    # dict of classifiers, filled and read: calls that share starts, pictures and seeds learn them once
+    # dict of classifiers, filled and read: calls that share starts, pictures and seeds learn them
+    # once
     known=None,
     **options,  # of `linear_probe`
 ) -> pd.DataFrame:  # start, shots, seed, forget, other: accuracies in percent
@@ -147,24 +163,11 @@ def relearn(
     at, K = class_positions(names, test.class_names), len(test.class_names)
     for start, count, seed in product(seen, shots, seeds):
         texts = None if seen[start] is None else seen[start].text_features
-        if count:
-            drawn = sample_shots(images.labels, count, seed)
-            weights = _probe_once(
-                known, images.image_features[drawn], images.labels[drawn], K, texts, **options
-            )
-        elif texts is None:
+        weights = _learned(known, images, K, texts, count, seed, options)
+        if weights is None:
             continue
-        else:
-            weights = texts
         called = nearest_class(test.image_features.double() @ weights.double().T)
         found = forget_metrics(class_accuracy(called, test.labels, K), test.counts, at)
-        rows.append(
-            {
-                "start": start,
-                "shots": count,
-                "seed": seed,
-                "forget": 100 * found["forget"],
-                "other": 100 * found["other"],
-            }
-        )
+        percent = {name: 100 * found[name] for name in ("forget", "other")}
+        rows.append({"start": start, "shots": count, "seed": seed, **percent})
     return pd.DataFrame(rows)

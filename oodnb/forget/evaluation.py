@@ -31,19 +31,33 @@ from ..scores import normalize
 def nearest_class(
     sims,  # similarities or logits [N, K]
 ) -> np.ndarray:  # int64 [N]
-    "The class with the largest entry, the first of equals. Raises `ValueError` for rows that are not numbers."
+    """The class with the largest entry, the first of equals.
+
+    Raises `ValueError` for rows that are not numbers."""
     sims = np.asarray(sims)
     if sims.ndim != 2 or not sims.shape[1]:
         raise ValueError(
-            f"sims has shape {list(sims.shape)}; one row per picture and one column per class are needed."
+            f"sims has shape {list(sims.shape)}; one row per picture and one column per class are "
+            "needed."
         )
     if len(bad := np.flatnonzero(~np.isfinite(sims).all(1))):
         raise ValueError(
-            f"{len(bad)} rows of sims hold NaN or infinite values, the first is row {bad[0]}; look at the features of that picture, and at the patch."
+            f"{len(bad)} rows of sims hold NaN or infinite values, the first is row {bad[0]}; look "
+            "at the features of that picture, and at the patch."
         )
     return sims.argmax(1).astype(np.int64)
 
+# %% ../../nbs/10_forget/03_evaluation.ipynb #d3881dd3
+def _check_classes(name, values, n_classes):
+    if len(values) and (
+        values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= n_classes
+    ):
+        raise ValueError(
+            f"{name} must be whole numbers from 0 to {n_classes - 1}, one of {n_classes} classes; "
+            f"they run from {values.min()} to {values.max()}. Leave out pictures without a label."
+        )
 
+# %% ../../nbs/10_forget/03_evaluation.ipynb #b5855eea
 def class_accuracy(
     predictions,  # class of each picture as the model says [N]
     labels,  # true class [N]
@@ -53,75 +67,84 @@ def class_accuracy(
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or labels.ndim != 1:
         raise ValueError(
-            f"predictions has shape {list(predictions.shape)} and labels {list(labels.shape)}; both need one entry per picture."
+            f"predictions has shape {list(predictions.shape)} and labels {list(labels.shape)}; "
+            "both need one entry per picture."
         )
-    for name, values in (("labels", labels), ("predictions", predictions)):
-        if len(values) and (
-            values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= n_classes
-        ):
-            raise ValueError(
-                f"{name} must be whole numbers from 0 to {n_classes - 1}, one of {n_classes} classes; they run from {values.min()} to {values.max()}. Leave out pictures without a label."
-            )
-    counts, right = (
-        np.bincount(values, minlength=n_classes)
-        for values in (labels, labels[predictions == labels])
-    )
+    _check_classes("labels", labels, n_classes)
+    _check_classes("predictions", predictions, n_classes)
+    counts = np.bincount(labels, minlength=n_classes)
+    right = np.bincount(labels[predictions == labels], minlength=n_classes)
     return np.divide(right, counts, out=np.full(n_classes, np.nan), where=counts > 0)
 
-# %% ../../nbs/10_forget/03_evaluation.ipynb #c0988460
+# %% ../../nbs/10_forget/03_evaluation.ipynb #77734cf0
+def _check_choice(name, names, known):
+    if name not in known:
+        some = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+        raise ValueError(
+            f"There is no class {name!r}.{did_you_mean(str(name), known)} There are: {some}."
+        )
+    if known.count(name) > 1:
+        raise ValueError(
+            f"{known.count(name)} classes are called {name!r}, so the name does not choose one."
+        )
+    if names.count(name) > 1:
+        raise ValueError(f"{name!r} is named {names.count(name)} times; name each class once.")
+
+# %% ../../nbs/10_forget/03_evaluation.ipynb #e496a747
 def class_positions(
     names,  # class names, or one
     class_names,  # all of the data set, in label order
 ) -> np.ndarray:  # int64 [k]
-    "Where classes stand. Raises `ValueError` for names that are unknown, repeated, or that two classes share."
+    """Where classes stand.
+
+    Raises `ValueError` for names that are unknown, repeated, or that two classes share."""
     names, known = [names] if isinstance(names, str) else list(names), list(class_names)
     if not names:
         raise ValueError("No class was named; give at least one.")
     for name in names:
-        if name not in known:
-            raise ValueError(
-                f"There is no class {name!r}.{did_you_mean(str(name), known)} There are: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}."
-            )
-        if known.count(name) > 1:
-            raise ValueError(
-                f"{known.count(name)} classes are called {name!r}, so the name does not choose one."
-            )
-        if names.count(name) > 1:
-            raise ValueError(f"{name!r} is named {names.count(name)} times; name each class once.")
+        _check_choice(name, names, known)
     return np.array([known.index(name) for name in names])
 
+# %% ../../nbs/10_forget/03_evaluation.ipynb #c0988460
+def _check_counted(recall, counts, at):
+    if recall.shape != counts.shape or recall.ndim != 1:
+        raise ValueError(
+            f"recall has shape {list(recall.shape)} and counts {list(counts.shape)}; both need one "
+            "entry per class."
+        )
+    if len(set(at.tolist())) != len(at) or at.size == 0 or at.min() < 0 or at.max() >= len(recall):
+        raise ValueError(
+            f"forget_idx is {at.tolist()}; give positions from 0 to {len(recall) - 1}, each once."
+        )
 
+
+def _share(right, counts):
+    return float(right.sum() / counts.sum()) if counts.sum() else np.nan
+
+# %% ../../nbs/10_forget/03_evaluation.ipynb #069f0759
 def forget_metrics(
     recall,  # of every class [K], NaN where it has no picture
     counts,  # pictures of every class [K]
     forget_idx,  # positions of the forgotten classes [k]
 ) -> dict:  # forget, forget_by_image, other (0 to 1), recalls [k]
     "Accuracy on the forgotten classes and on all others. NaN where there are no pictures to count."
-    recall, counts, at = (
-        np.asarray(recall, np.float64),
-        np.asarray(counts),
-        np.atleast_1d(forget_idx),
-    )
-    if recall.shape != counts.shape or recall.ndim != 1:
-        raise ValueError(
-            f"recall has shape {list(recall.shape)} and counts {list(counts.shape)}; both need one entry per class."
-        )
-    if len(set(at.tolist())) != len(at) or at.size == 0 or at.min() < 0 or at.max() >= len(recall):
-        raise ValueError(
-            f"forget_idx is {at.tolist()}; give positions from 0 to {len(recall) - 1}, each once."
-        )
-    right, gone = np.where(counts > 0, recall * counts, 0), np.isin(np.arange(len(recall)), at)
-    share = lambda rows: (
-        float(right[rows].sum() / counts[rows].sum()) if counts[rows].sum() else np.nan
-    )
+    recall, counts = np.asarray(recall, np.float64), np.asarray(counts)
+    at = np.atleast_1d(forget_idx)
+    _check_counted(recall, counts, at)
+    right = np.where(counts > 0, recall * counts, 0)
+    gone = np.isin(np.arange(len(recall)), at)
     return {
         "forget": float(recall[at].mean()),
-        "forget_by_image": share(gone),
-        "other": share(~gone),
+        "forget_by_image": _share(right[gone], counts[gone]),
+        "other": _share(right[~gone], counts[~gone]),
         "recalls": recall[at],
     }
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #9fc8ffc8
+def _lost(after, before):  # share of an accuracy, gains are none
+    return np.fmax(0, (np.asarray(before) - after) / np.asarray(before, np.float64))
+
+# %% ../../nbs/10_forget/03_evaluation.ipynb #76e8061e
 def summary_score(
     forget,  # accuracy on the forgotten classes after forgetting [...]
     forget_before,
@@ -131,22 +154,13 @@ def summary_score(
     datasets_before,
 ):  # [...], 0 = forgotten without any loss; infinite or NaN where nothing was recognised before
     "The summary score of a forgetting task, from fractions or percentages."
-    datasets, datasets_before = (
-        np.asarray(datasets, np.float64),
-        np.asarray(datasets_before, np.float64),
-    )
-
-    def lost(after, before):
-        return np.fmax(0, (np.asarray(before) - after) / np.asarray(before, np.float64))
-
+    datasets = np.asarray(datasets, np.float64)
+    datasets_before = np.asarray(datasets_before, np.float64)
     counted = ~(np.isnan(datasets) | np.isnan(datasets_before))
     with np.errstate(divide="ignore", invalid="ignore"):
         kept = np.asarray(forget, np.float64) / np.asarray(forget_before, np.float64)
-        total = (
-            kept
-            + lost(other, other_before)
-            + np.where(counted, lost(datasets, datasets_before), 0).sum(-1)
-        )
+        elsewhere = np.where(counted, _lost(datasets, datasets_before), 0).sum(-1)
+        total = kept + _lost(other, other_before) + elsewhere
     return total / (2 + counted.sum(-1))
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #9dda7ca9
@@ -168,6 +182,22 @@ def paired_change(
     )
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #3a6e0050
+def _check_owner(patch, seen):  # the backbone that both belong to
+    made_for = patch if isinstance(patch, ProjectionPatch) else patch.original
+    made_for, fits = made_for.fingerprint, seen.fingerprint
+    if None not in (made_for, fits) and made_for != fits:
+        raise ValueError(
+            f"The patch was made for the backbone {made_for}, but {seen.name!r} was encoded by "
+            f"{fits}; encode it with the backbone of the patch."
+        )
+
+
+def _projection_of(patch, original):
+    if isinstance(patch, ProjectionPatch):
+        return patch.projection(original)
+    return text_projection(patch).detach().cpu()
+
+# %% ../../nbs/10_forget/03_evaluation.ipynb #77ede0df
 @dataclass(frozen=True, eq=False)
 class Recognition:
     "A data set in front of a model: which of its class names does each picture get?"
@@ -201,21 +231,8 @@ class Recognition:
         "The same pictures and prompts in front of the patched projection."
         if patch is None:
             return self
-        made_for, fits = (
-            (patch.fingerprint, self.fingerprint)
-            if isinstance(patch, ProjectionPatch)
-            else (patch.original.fingerprint, self.fingerprint)
-        )
-        if None not in (made_for, fits) and made_for != fits:
-            raise ValueError(
-                f"The patch was made for the backbone {made_for}, but {self.name!r} was encoded by {fits}; encode it with the backbone of the patch."
-            )
-        return replace(
-            self,
-            projection=patch.projection(self.projection)
-            if isinstance(patch, ProjectionPatch)
-            else text_projection(patch).detach().cpu(),
-        )
+        _check_owner(patch, self)
+        return replace(self, projection=_projection_of(patch, self.projection))
 
     def prompted(
         self,
@@ -225,7 +242,7 @@ class Recognition:
         "The same pictures in front of other sentences."
         return replace(self, hidden=class_hidden(backbone, self.class_names, templates))
 
-
+# %% ../../nbs/10_forget/03_evaluation.ipynb #f493f2fd
 def recognise(
     backbone,  # Backbone
     images,  # ImageSet with labels
@@ -251,40 +268,52 @@ def recognise(
     )
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #9614fe93
+def _counted(seen, at):  # see `forget_metrics`
+    recall = class_accuracy(seen.predictions, seen.labels, len(seen.class_names))
+    return forget_metrics(recall, seen.counts, at)
+
+
+def _right(seen):
+    return seen.predictions == seen.labels
+
+
+def _intervals(own, new, at, n_boot, seed):  # of what is forgotten, and of the change of the others
+    gone, right = np.isin(own.labels, at), [_right(own), _right(new)]
+    low, high = np.nan, np.nan
+    if gone.any():
+        found = binomtest(int(right[1][gone].sum()), int(gone.sum()))
+        low, high = found.proportion_ci(method="wilson")
+    _, least, most = paired_change(right[0][~gone], right[1][~gone], n_boot, seed)
+    return (low, high), (least, most)
+
+# %% ../../nbs/10_forget/03_evaluation.ipynb #ecf46ae2
+def _elsewhere(before, after, dataset):  # accuracies on all data sets; NaN for the task's own
+    row = {}
+    for name in before:
+        accuracies = np.nan, np.nan
+        if name != dataset:
+            accuracies = _right(before[name]).mean(), _right(after[name]).mean()
+        row |= dict(zip((f"{name}_before", name), accuracies))
+    return row
+
+# %% ../../nbs/10_forget/03_evaluation.ipynb #0751b015
 def _task_row(before, after, dataset, names, n_boot, seed):
-    "One line of `forgetting_table` from Recognitions of all data sets."
     own, new = before[dataset], after[dataset]
-    at, K = class_positions(names, own.class_names), len(own.class_names)
-    then, now = (
-        forget_metrics(class_accuracy(r.predictions, r.labels, K), r.counts, at) for r in (own, new)
-    )
-    gone, right = np.isin(own.labels, at), [r.predictions == r.labels for r in (own, new)]
-    interval = (
-        binomtest(int(right[1][gone].sum()), int(gone.sum())).proportion_ci(method="wilson")
-        if gone.any()
-        else (np.nan, np.nan)
-    )
-    change = paired_change(right[0][~gone], right[1][~gone], n_boot, seed)
+    at = class_positions(names, own.class_names)
+    then, now = _counted(own, at), _counted(new, at)
+    gone, others = _intervals(own, new, at, n_boot, seed)
     row = {
         "forget_before": then["forget"],
         "forget_before_by_image": then["forget_by_image"],
         "forget": now["forget"],
-        "forget_low": interval[0],
-        "forget_high": interval[1],
+        "forget_low": gone[0],
+        "forget_high": gone[1],
         "other_before": then["other"],
         "other": now["other"],
-        "other_change_low": change[1],
-        "other_change_high": change[2],
+        "other_change_low": others[0],
+        "other_change_high": others[1],
+        **_elsewhere(before, after, dataset),
     }
-    for name in before:
-        row |= (
-            {f"{name}_before": np.nan, name: np.nan}
-            if name == dataset
-            else {
-                f"{name}_before": (before[name].predictions == before[name].labels).mean(),
-                name: (after[name].predictions == after[name].labels).mean(),
-            }
-        )
     score = summary_score(
         row["forget"],
         row["forget_before"],
@@ -293,13 +322,39 @@ def _task_row(before, after, dataset, names, n_boot, seed):
         [row[name] for name in before],
         [row[f"{name}_before"] for name in before],
     )
-    return (
-        {"dataset": dataset, "names": "|".join(names), "classes": len(at)}
-        | {key: 100 * value for key, value in row.items()}
-        | {"score": float(score), "recalls": tuple(100 * now["recalls"])}
-    )
+    task = {"dataset": dataset, "names": "|".join(names), "classes": len(at)}
+    percent = {key: 100 * value for key, value in row.items()}
+    return task | percent | {"score": float(score), "recalls": tuple(100 * now["recalls"])}
 
+# %% ../../nbs/10_forget/03_evaluation.ipynb #ee569441
+def _check_tasks(tasks, changed, sets):
+    if len(changed) != len(tasks):
+        raise ValueError(
+            f"{len(tasks)} tasks but {len(changed)} changes of the model; give one per task (None "
+            "for no change)."
+        )
+    for dataset, names in tasks:
+        if dataset not in sets:
+            raise ValueError(
+                f"A task is about {dataset!r}, but the data sets are {', '.join(sets)}."
+            )
+        class_positions(names, sets[dataset].class_names)
 
+# %% ../../nbs/10_forget/03_evaluation.ipynb #5e94599e
+def _seen_by(model, unchanged, sets, templates, options):  # dict: data set -> Recognition
+    found = {}
+    for name, own in sets.items():
+        if not isinstance(own, Recognition):
+            own = recognise(model, own, templates[name], **options)
+        elif model is not unchanged:
+            raise ValueError(
+                f"{model!r} sees pictures differently, so {name!r} must be encoded again; give "
+                "image sets instead of Recognitions."
+            )
+        found[name] = own
+    return found
+
+# %% ../../nbs/10_forget/03_evaluation.ipynb #adfcd07c
 def forgetting_table(
     backbone,  # Backbone before forgetting
     image_sets,  # data sets: dict name -> ImageSet or Recognition, or a list
@@ -312,39 +367,20 @@ def forgetting_table(
     before=None,
     **options,  # of `extract`
 ) -> pd.DataFrame:  # one row per task; accuracies in percent, intervals of 95 %
-    "What is still recognised: the forgotten classes, the other classes, the other data sets, and the summary score."
+    """What is still recognised.
+
+    The forgotten classes, the other classes, the other data sets, and the summary score."""
     sets = dict(image_sets) if isinstance(image_sets, Mapping) else {s.name: s for s in image_sets}
-    tasks, changed = (
-        [(dataset, [names] if isinstance(names, str) else list(names)) for dataset, names in tasks],
-        list(changed),
-    )
-    if len(changed) != len(tasks):
-        raise ValueError(
-            f"{len(tasks)} tasks but {len(changed)} changes of the model; give one per task (None for no change)."
-        )
-    for dataset, names in tasks:
-        if dataset not in sets:
-            raise ValueError(
-                f"A task is about {dataset!r}, but the data sets are {', '.join(sets)}."
-            )
-        class_positions(names, sets[dataset].class_names)
+    tasks = [(name, [gone] if isinstance(gone, str) else list(gone)) for name, gone in tasks]
+    changed = list(changed)
+    _check_tasks(tasks, changed, sets)
     template = templates if isinstance(templates, Mapping) else dict.fromkeys(sets, templates)
-
-    def seen(model, name):
-        if not isinstance(sets[name], Recognition):
-            return recognise(model, sets[name], template[name], **options)
-        if model is backbone:
-            return sets[name]
-        raise ValueError(
-            f"{model!r} sees pictures differently, so {name!r} must be encoded again; give image sets instead of Recognitions."
-        )
-
-    before, rows = before or {name: seen(backbone, name) for name in sets}, []
+    before, rows = before or _seen_by(backbone, backbone, sets, template, options), []
     for (dataset, names), change in zip(tasks, changed):
         if change is None or isinstance(change, (ProjectionPatch, AdaptedBackbone)):
             after = {name: r.patched(change) for name, r in before.items()}
         else:
-            after = {name: seen(change, name) for name in sets}
+            after = _seen_by(change, backbone, sets, template, options)
         rows.append(_task_row(before, after, dataset, names, n_boot, seed))
     return pd.DataFrame(rows)
 
@@ -354,7 +390,10 @@ def class_changes(
     after,  # of the same pictures
     names,  # the forgotten classes
 ) -> pd.DataFrame:  # one row per class, the largest loss first; accuracies in percent
-    "How every class fared: its accuracy before and after, how near its text was, and how many forgotten pictures are called by its name."
+    """How every class fared.
+
+    Its accuracy before and after, how near its text was, and how many forgotten pictures are called
+    by its name."""
     at, K = class_positions(names, before.class_names), len(before.class_names)
     recall = [100 * class_accuracy(r.predictions, r.labels, K) for r in (before, after)]
     takes = [

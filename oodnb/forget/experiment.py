@@ -9,6 +9,7 @@ __all__ = ['MEASURES', 'forget_plan', 'ForgetWorld', 'forget_world', 'judge', 'f
 # %% ../../nbs/10_forget/08_experiment.ipynb #3cea276e
 import json
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,10 @@ _SCALES = {
 }
 
 
+def _protocol(scale):
+    return json.loads(shipped("lists", _SCALES[scale]["protocol"]).read_text("utf-8"))
+
+# %% ../../nbs/10_forget/08_experiment.ipynb #ed8853ee
 def forget_plan(
     scale,  # "mini" or "paper"
     backbone="",  # any name of `load_backbone`; "" takes the scale's
@@ -39,20 +44,17 @@ def forget_plan(
     "What an experiment about forgetting needs. `ValueError` for an unknown scale."
     if scale not in _SCALES:
         raise ValueError(
-            f"scale is {scale!r}; possible are 'mini' (embedded, offline) and 'paper' (Dogs, Cars, Caltech101, Flowers and OpenAI's CLIP)."
+            f"scale is {scale!r}; possible are 'mini' (embedded, offline) and 'paper' (Dogs, Cars, "
+            "Caltech101, Flowers and OpenAI's CLIP)."
         )
     plan = _SCALES[scale]
     label = weights or (None if backbone else plan["weights"])
-    return {"model": lambda: load_backbone(backbone or plan["backbone"], label, device)} | {
-        name: lambda name=name: load_dataset(name, split)
-        for name in _protocol(scale)["dataset_order"]
-    }
+    needs = {"model": partial(load_backbone, backbone or plan["backbone"], label, device)}
+    for name in _protocol(scale)["dataset_order"]:
+        needs[name] = partial(load_dataset, name, split)
+    return needs
 
-
-def _protocol(scale):
-    return json.loads(shipped("lists", _SCALES[scale]["protocol"]).read_text("utf-8"))
-
-
+# %% ../../nbs/10_forget/08_experiment.ipynb #3aec49e8
 @dataclass(frozen=True, eq=False)
 class ForgetWorld:
     "Model, pictures and protocol of one scale."
@@ -71,16 +73,12 @@ class ForgetWorld:
         "The tasks of the protocol."
         if classes not in (1, 3):
             raise ValueError(f"classes is {classes!r}; the protocol forgets 1 or 3 at a time.")
-        chosen = {name: self.protocol["forget_classes"][name] for name in self.images}
-        return (
-            [(name, tuple(gone)) for name, gone in chosen.items()]
-            if classes == 3
-            else [
-                (name, (one,))
-                for name, gone in chosen.items()
-                for one in gone[: self.tasks_per_set]
-            ]
-        )
+        found = []
+        for name in self.images:
+            gone = tuple(self.protocol["forget_classes"][name])
+            alone = [(one,) for one in gone[: self.tasks_per_set]]
+            found += [(name, names) for names in ([gone] if classes == 3 else alone)]
+        return found
 
     def task(
         self,
@@ -92,15 +90,10 @@ class ForgetWorld:
     ) -> ForgetTask:
         "A task with the weights that the protocol has for this data set and backbone."
         recipe = protocol_recipe(dataset, self.backbone.name, len(names), **changes)
-        return ForgetTask(
-            names,
-            self.images[dataset],
-            load_preserve(dataset) if preserve is None else preserve,
-            recipe,
-            target,
-        )
+        preserve = load_preserve(dataset) if preserve is None else preserve
+        return ForgetTask(names, self.images[dataset], preserve, recipe, target)
 
-
+# %% ../../nbs/10_forget/08_experiment.ipynb #340ced37
 def forget_world(
     scale,  # "mini" or "paper"
     found,  # what `forget_plan` loads: model and data sets
@@ -110,47 +103,14 @@ def forget_world(
     "Encode the pictures of all data sets, or read them from the cache."
     protocol, model = _protocol(scale), found["model"]
     images = {name: found[name] for name in protocol["dataset_order"]}
-    return ForgetWorld(
-        scale,
-        model,
-        images,
-        {
-            name: recognise(
-                model, s, protocol["eval_templates"][name], batch_size=batch_size, progress=False
-            )
-            for name, s in images.items()
-        },
-        protocol,
-        tasks_per_set,
-    )
+    options = dict(batch_size=batch_size, progress=False)
+    recognised = {
+        name: recognise(model, own, protocol["eval_templates"][name], **options)
+        for name, own in images.items()
+    }
+    return ForgetWorld(scale, model, images, recognised, protocol, tasks_per_set)
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #a9afcbb9
-_BATCHED = (
-    "rank",
-    "alpha",
-    "lr",
-    "steps",
-    "max_trials",
-    "threshold",
-    "increment",
-    "squared",
-    "keep",
-    "either_way",
-)
-
-
-def _in_batches(backbone, tasks, seed, progress):  # patches in the order of tasks
-    groups, patches = {}, [None] * len(tasks)
-    for i, task in enumerate(tasks):
-        groups.setdefault(tuple(getattr(task.recipe, name) for name in _BATCHED), []).append(i)
-    for members in groups.values():
-        for i, patch in zip(
-            members, forget_many(backbone, [tasks[i] for i in members], seed, progress)
-        ):
-            patches[i] = patch
-    return patches
-
-
 def judge(
     world,  # ForgetWorld
     tasks,  # (data set, class names)
@@ -159,7 +119,9 @@ def judge(
     # one row per task, see `forgetting_table`; elsewhere: mean accuracy on the other data sets
 ) -> pd.DataFrame:
     "What is left after forgetting."
-    sets = world.images if any(isinstance(c, Backbone) for c in changed) else world.recognised
+    sets, options = world.recognised, {}
+    if any(isinstance(change, Backbone) for change in changed):
+        sets, options = world.images, {"progress": False, "cache": False}
     table = forgetting_table(
         world.backbone,
         sets,
@@ -168,13 +130,34 @@ def judge(
         world.protocol["eval_templates"],
         n_boot=1,
         before=world.recognised,
-        **({} if sets is world.recognised else {"progress": False, "cache": False}),
+        **options,
     )
     for end in ("", "_before"):
         table[f"elsewhere{end}"] = table[[f"{name}{end}" for name in world.images]].mean(axis=1)
     return table.assign(**columns)
 
+# %% ../../nbs/10_forget/08_experiment.ipynb #925f78b7
+def _in_batches(backbone, tasks, seed, progress):  # patches in the order of tasks
+    groups, patches = {}, [None] * len(tasks)
+    for i, task in enumerate(tasks):
+        groups.setdefault(tuple(task.recipe.shared.values()), []).append(i)
+    for members in groups.values():
+        made = forget_many(backbone, [tasks[i] for i in members], seed, progress)
+        for i, patch in zip(members, made):
+            patches[i] = patch
+    return patches
 
+# %% ../../nbs/10_forget/08_experiment.ipynb #3d99d33c
+def _told(patches, size):  # columns of a variant; size: length of the projection
+    settings = [patch.settings for patch in patches]
+    return {
+        "reached": [s["reached"] for s in settings],
+        "trials": [s["trials"] for s in settings],
+        "weight": [s["final_forget_weight"] for s in settings],
+        "moved": [patch.update().norm().item() / size for patch in patches],
+    }
+
+# %% ../../nbs/10_forget/08_experiment.ipynb #82e930c0
 def forget_variants(
     world,  # ForgetWorld
     variants,  # dict: name -> function (data set, class names) -> ForgetTask
@@ -182,35 +165,24 @@ def forget_variants(
     classes=1,  # forgotten at once, 1 or 3
     progress=False,  # show bars
     watch=None,  # called with (variant, seed, patches in the order of tasks)
-    # one row per variant, seed and task; reached, trials, weight (of the last trial), moved (length of the update by that of the projection)
+    # one row per variant, seed and task; reached, trials, weight (of the last trial), moved (length
+    # of the update by that of the projection)
 ) -> pd.DataFrame:
     "Train every variant from every seed and judge it."
-    tasks, found, size = (
-        world.tasks(classes),
-        [],
-        text_projection(world.backbone).double().norm().item(),
-    )
+    tasks, found = world.tasks(classes), []
+    size = text_projection(world.backbone).double().norm().item()
     if not variants or not len(seeds):
         raise ValueError(
             f"There are {len(variants)} variants and {len(seeds)} seeds; give at least one of each."
         )
     for seed in seeds:
-        patches = _in_batches(
-            world.backbone,
-            [make(*task) for make in variants.values() for task in tasks],
-            seed,
-            progress,
-        )
+        made = [make(*task) for make in variants.values() for task in tasks]
+        patches = _in_batches(world.backbone, made, seed, progress)
         for i, name in enumerate(variants):
             own = patches[i * len(tasks) : (i + 1) * len(tasks)]
             if watch:
                 watch(name, seed, own)
-            told = {
-                "reached": [p.settings["reached"] for p in own],
-                "trials": [p.settings["trials"] for p in own],
-                "weight": [p.settings["final_forget_weight"] for p in own],
-                "moved": [p.update().norm().item() / size for p in own],
-            }
+            told = _told(own, size)
             found.append(judge(world, tasks, own, variant=name, seed=seed, **told))
     return pd.concat(found, ignore_index=True)
 
@@ -219,15 +191,15 @@ MEASURES = ("forget", "other", "elsewhere", "score")
 
 
 def _by_task(table, by, measure):  # dict: variant -> [tasks, seeds]; NaN where there is no number
-    wide = table.pivot(index=[by, "dataset", "names"], columns="seed", values=measure).replace(
-        [np.inf, -np.inf], np.nan
-    )
+    wide = table.pivot(index=[by, "dataset", "names"], columns="seed", values=measure)
+    wide = wide.replace([np.inf, -np.inf], np.nan)
     return {name: wide.loc[name].to_numpy(float) for name in table[by].unique()}
 
+# %% ../../nbs/10_forget/08_experiment.ipynb #63b3a784
+def _summed_up(values, n_boot, seed, level=0.95):
+    """[tasks, seeds] to (mean, std over seeds, low, high).
 
-def _summed_up(
-    values, n_boot, seed, level=0.95
-):  # [tasks, seeds] to (mean, std over seeds, low, high); tasks without a number are left out
+    Tasks without a number are left out."""
     values = values[np.isfinite(values).all(1)]
     if not values.size:
         return np.nan, np.nan, np.nan, np.nan
@@ -235,7 +207,7 @@ def _summed_up(
     low, high = np.quantile(values.mean(1)[drawn].mean(1), [(1 - level) / 2, (1 + level) / 2])
     return values.mean(), values.mean(0).std(ddof=1) if values.shape[1] > 1 else np.nan, low, high
 
-
+# %% ../../nbs/10_forget/08_experiment.ipynb #6e068075
 def summarise(
     table,  # from `forget_variants`, or rows of `judge` with a seed
     by="variant",  # column that tells the lines apart
@@ -247,16 +219,20 @@ def summarise(
     "Means over tasks and seeds."
     found = {name: {by: name} for name in table[by].unique()}
     for measure in measures:
+        columns = measure, f"{measure}_std", f"{measure}_low", f"{measure}_high"
         for name, values in _by_task(table, by, measure).items():
-            found[name] |= dict(
-                zip(
-                    (measure, f"{measure}_std", f"{measure}_low", f"{measure}_high"),
-                    _summed_up(values, n_boot, seed),
-                )
-            )
+            found[name] |= dict(zip(columns, _summed_up(values, n_boot, seed)))
     return pd.DataFrame(found.values())
 
+# %% ../../nbs/10_forget/08_experiment.ipynb #85e56c2c
+def _cell(row, measure, digits):
+    text = f"{row[measure]:.{digits}f}"
+    if np.isfinite(row[f"{measure}_std"]):
+        text += f" ± {row[f'{measure}_std']:.{digits}f}"
+    low, high = row[f"{measure}_low"], row[f"{measure}_high"]
+    return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
 
+# %% ../../nbs/10_forget/08_experiment.ipynb #68a5c522
 def summary_cells(
     summary,  # from `summarise`
     names=None,  # dict: measure -> heading; None: all of MEASURES that are there
@@ -264,21 +240,18 @@ def summary_cells(
 ) -> pd.DataFrame:  # text: mean ± std over seeds [low, high]
     "A summary to read."
     names = names or {m: m for m in MEASURES if m in summary}
+    cells = []
+    for row in summary.to_dict("records"):
+        places = {m: 2 if m in ("score", "moved") else digits for m in names}
+        cells.append({title: _cell(row, m, places[m]) for m, title in names.items()})
+    return pd.DataFrame(cells, index=pd.Index(summary.iloc[:, 0], name=summary.columns[0]))
 
-    def cell(row, m):
-        n = 2 if m in ("score", "moved") else digits
-        return (
-            f"{row[m]:.{n}f}"
-            + (f" ± {row[f'{m}_std']:.{n}f}" if np.isfinite(row[f"{m}_std"]) else "")
-            + f" [{row[f'{m}_low']:.{n}f}, {row[f'{m}_high']:.{n}f}]"
-        )
+# %% ../../nbs/10_forget/08_experiment.ipynb #6657d9f8
+def _order(names):  # key that sorts a column by the first place of each value
+    places = {name: i for i, name in enumerate(names)}
+    return lambda column: column.map(places)
 
-    return pd.DataFrame(
-        [{title: cell(row, m) for m, title in names.items()} for row in summary.to_dict("records")],
-        index=pd.Index(summary.iloc[:, 0], name=summary.columns[0]),
-    )
-
-
+# %% ../../nbs/10_forget/08_experiment.ipynb #e02c91f5
 def compare_variants(
     table,  # from `forget_variants`
     reference,  # the variant that the others are compared with
@@ -287,10 +260,13 @@ def compare_variants(
     n_boot=1000,  # bootstrap resamples of the tasks
     seed=0,  # fixes them
 ) -> pd.DataFrame:  # variant, measure, difference, std, low, high, clear
-    "Differences to a variant, task by task and seed by seed; clear when the interval leaves out zero."
+    """Differences to a variant, task by task and seed by seed.
+
+    Clear when the interval leaves out zero."""
+    known = table[by].unique()
     if reference not in set(table[by]):
         raise ValueError(
-            f"There is no {by} {reference!r}; there are: {', '.join(map(str, table[by].unique()))}."
+            f"There is no {by} {reference!r}; there are: {', '.join(map(str, known))}."
         )
     found = []
     for measure in measures:
@@ -298,26 +274,30 @@ def compare_variants(
         for name, own in values.items():
             if name == reference:
                 continue
-            difference, std, low, high = _summed_up(own - values[reference], n_boot, seed)
-            found.append(
-                {
-                    by: name,
-                    "measure": measure,
-                    "difference": difference,
-                    "std": std,
-                    "low": low,
-                    "high": high,
-                    "clear": bool(low > 0 or high < 0),
-                }
-            )
-    return pd.DataFrame(found).sort_values(
-        by,
-        key=lambda c: c.map({name: i for i, name in enumerate(table[by].unique())}),
-        kind="stable",
-        ignore_index=True,
-    )
+            row = _summed_up(own - values[reference], n_boot, seed)
+            row = dict(zip(("difference", "std", "low", "high"), row))
+            clear = bool(row["low"] > 0 or row["high"] < 0)
+            found.append({by: name, "measure": measure, **row, "clear": clear})
+    return pd.DataFrame(found).sort_values(by, key=_order(known), kind="stable", ignore_index=True)
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #34838891
+_ROWS = {
+    "forget": ("forget_accuracy", "{}"),
+    "other": ("retain_accuracy", "{}"),
+    "elsewhere": ("accuracy", "other than {}"),
+    "score": ("forgetting_score", "{}"),
+}  # measure -> (metric, data set) of a row
+
+
+def _rows_of(means, by, method, setting):  # what differs between rows, one per finite mean
+    for row in means.to_dict("records"):
+        told = {"method": method(row[by]), "setting": f"{setting}; {by}: {row[by]}"}
+        for measure, (metric, where) in _ROWS.items():
+            if np.isfinite(row[measure]):
+                place = {"dataset": where.format(row["dataset"]), "metric": metric}
+                yield told | place | {"value": row[measure], "seeds": str(row["seed"])}
+
+# %% ../../nbs/10_forget/08_experiment.ipynb #c77b5ba2
 def variant_rows(
     world,  # ForgetWorld
     table,  # from `forget_variants`
@@ -327,12 +307,6 @@ def variant_rows(
     by="variant",
 ) -> pd.DataFrame:  # rows, see `records`
     "Accuracies and scores of all variants as rows."
-    kinds = {
-        "forget": ("forget_accuracy", "{}"),
-        "other": ("retain_accuracy", "{}"),
-        "elsewhere": ("accuracy", "other than {}"),
-        "score": ("forgetting_score", "{}"),
-    }
     fixed = {
         "paper": "forget",
         "table": name,
@@ -342,19 +316,8 @@ def variant_rows(
         "scale": world.scale,
         "run": run,
     }
-    means = table.groupby([by, "seed", "dataset"], sort=False)[list(kinds)].mean().reset_index()
-    found = [
-        {
-            **fixed,
-            "method": method(row[by]) if callable(method) else method,
-            "setting": f"{world.backbone.pretrained or 'own weights'}; {by}: {row[by]}",
-            "dataset": where.format(row["dataset"]),
-            "metric": metric,
-            "value": row[kind],
-            "seeds": str(row["seed"]),
-        }
-        for row in means.to_dict("records")
-        for kind, (metric, where) in kinds.items()
-        if np.isfinite(row[kind])
-    ]
-    return average_seeds(pd.DataFrame(found, columns=list(ROW_COLUMNS)))
+    means = table.groupby([by, "seed", "dataset"], sort=False)[list(_ROWS)].mean().reset_index()
+    named = method if callable(method) else lambda variant: method
+    found = _rows_of(means, by, named, world.backbone.pretrained or "own weights")
+    rows = [fixed | row for row in found]
+    return average_seeds(pd.DataFrame(rows, columns=list(ROW_COLUMNS)))

@@ -28,11 +28,24 @@ def text_projection(
     projection = text_tower(backbone.model).text_projection
     if projection is None:
         raise ValueError(
-            f"The text tower of {backbone.name} has no projection: its last layer norm ends in the joint space, so there is nothing to adapt."
+            f"The text tower of {backbone.name} has no projection: its last layer norm ends in the "
+            "joint space, so there is nothing to adapt."
         )
     return projection.weight.T if isinstance(projection, nn.Module) else projection
 
+# %% ../../nbs/10_forget/01_patch.ipynb #d370d974
+def _whole_tokens(backbone, texts):  # token rows; an error for texts that do not fit
+    tokens = token_rows(backbone.tokenizer, texts)
+    cut = cut_texts(backbone.tokenizer, texts, tokens)
+    if cut:
+        raise ValueError(
+            f"{len(cut)} of {len(texts)} texts are longer than {tokens.shape[1] - 2} tokens and do "
+            f"not fit into the text tower of {backbone.name}; the first is "
+            f"{texts[cut[0]]!r:.80}. Shorten the name or the template."
+        )
+    return tokens
 
+# %% ../../nbs/10_forget/01_patch.ipynb #b60082e7
 def text_hidden(
     backbone,  # Backbone with a causal text tower
     texts,  # n texts
@@ -44,19 +57,12 @@ def text_hidden(
     texts, tower = list(texts), replace(text_tower(backbone.model), text_projection=None)
     if not texts:
         return text_projection(backbone).new_zeros(0, len(text_projection(backbone)))
-    tokens = token_rows(backbone.tokenizer, texts)
-    cut = cut_texts(backbone.tokenizer, texts, tokens)
-    if cut:
-        raise ValueError(
-            f"{len(cut)} of {len(texts)} texts are longer than {tokens.shape[1] - 2} tokens and do not fit into the text tower of {backbone.name}; the first is {texts[cut[0]]!r:.80}. Shorten the name or the template."
-        )
+    found, tokens = [], _whole_tokens(backbone, texts)
     with backbone.running():
-        return torch.cat(
-            [
-                encode_packed(tower, pack_tokens(part, tower.ends(part), backbone.device))
-                for part in tokens.split(batch_size)
-            ]
-        )
+        for part in tokens.split(batch_size):
+            packed = pack_tokens(part, tower.ends(part), backbone.device)
+            found.append(encode_packed(tower, packed))
+        return torch.cat(found)
 
 # %% ../../nbs/10_forget/01_patch.ipynb #5c446d70
 def class_hidden(
@@ -66,11 +72,10 @@ def class_hidden(
 ) -> torch.Tensor:  # x(t) of every template with every name [T, K, d]
     "What enters the projection when a zero-shot classifier is made."
     names, templates = clean_names(class_names), resolve_templates(templates)
-    return text_hidden(
-        backbone, [template.replace("{}", name) for template in templates for name in names]
-    ).unflatten(0, (len(templates), len(names)))
+    texts = [template.replace("{}", name) for template in templates for name in names]
+    return text_hidden(backbone, texts).unflatten(0, (len(templates), len(names)))
 
-
+# %% ../../nbs/10_forget/01_patch.ipynb #ca3ab908
 def class_vectors(
     hidden,  # from `class_hidden` [T, K, d]
     projection,  # P [d, e], or a stack of S projections [S, d, e]
@@ -78,11 +83,11 @@ def class_vectors(
     "Zero-shot classifiers, one per projection."
     if hidden.ndim != 3 or projection.ndim not in (2, 3) or hidden.shape[2] != projection.shape[-2]:
         raise ValueError(
-            f"hidden has shape {list(hidden.shape)}, projection {list(projection.shape)}; [templates, classes, d] and [d, e] or [S, d, e] with the same d are needed."
+            f"hidden has shape {list(hidden.shape)}, projection {list(projection.shape)}; "
+            "[templates, classes, d] and [d, e] or [S, d, e] with the same d are needed."
         )
-    return normalize(
-        normalize(hidden.flatten(0, 1) @ projection).unflatten(-2, hidden.shape[:2]).mean(-3)
-    )
+    rows = normalize(hidden.flatten(0, 1) @ projection)
+    return normalize(rows.unflatten(-2, hidden.shape[:2]).mean(-3))
 
 # %% ../../nbs/10_forget/01_patch.ipynb #6f2e1677
 def adapted_rows(
@@ -96,7 +101,7 @@ def adapted_rows(
     "A linear layer with a change of low rank beside it; differentiable."
     return nn.functional.linear(rows, weight, bias) + scale * (rows @ A.T) @ B.T
 
-
+# %% ../../nbs/10_forget/01_patch.ipynb #6c313d5c
 def merged(
     weight,  # W [e, d]
     A,  # [r, d]
@@ -107,6 +112,21 @@ def merged(
     return (weight.double() + scale * (B.double() @ A.double())).to(weight.dtype)
 
 # %% ../../nbs/10_forget/01_patch.ipynb #94010e4f
+def _check_factors(patch):
+    A, B = patch.A, patch.B
+    if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1]:
+        raise ValueError(
+            f"A has shape {list(A.shape)}, B {list(B.shape)}; [r, d] and [e, r] with the same r "
+            "are needed."
+        )
+    scale = torch.tensor(float(patch.scale))
+    if not (A.isfinite().all() and B.isfinite().all() and torch.isfinite(scale)):
+        raise ValueError(
+            f"The patch for {', '.join(patch.names) or 'nothing'} holds NaN or infinite numbers "
+            "and is useless."
+        )
+
+# %% ../../nbs/10_forget/01_patch.ipynb #2c2784e3
 @dataclass(frozen=True, eq=False)
 class ProjectionPatch:
     "A change of low rank of a text projection."
@@ -119,19 +139,7 @@ class ProjectionPatch:
     fingerprint: str | None = None  # backbone it was made for; None skips the check
 
     def __post_init__(self):
-        A, B = self.A, self.B
-        if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1]:
-            raise ValueError(
-                f"A has shape {list(A.shape)}, B {list(B.shape)}; [r, d] and [e, r] with the same r are needed."
-            )
-        if not (
-            A.isfinite().all()
-            and B.isfinite().all()
-            and torch.isfinite(torch.tensor(float(self.scale)))
-        ):
-            raise ValueError(
-                f"The patch for {', '.join(self.names) or 'nothing'} holds NaN or infinite numbers and is useless."
-            )
+        _check_factors(self)
 
     @property
     def rank(self) -> int:
@@ -148,9 +156,8 @@ class ProjectionPatch:
         original,  # P [d, e]
     ) -> torch.Tensor:  # P + update [d, e], in the precision of P
         "The adapted projection."
-        return merged(
-            original.T, self.A.to(original.device), self.B.to(original.device), self.scale
-        ).T.contiguous()
+        A, B = self.A.to(original.device), self.B.to(original.device)
+        return merged(original.T, A, B, self.scale).T.contiguous()
 
     def apply(
         self,
@@ -160,14 +167,10 @@ class ProjectionPatch:
         return apply_patches(backbone, [self])
 
 # %% ../../nbs/10_forget/01_patch.ipynb #933996b2
-def _with_projection(model, projection):  # copy of the model that shares everything else
+def _with_projection(model, projection):
     tower = getattr(model, "text", None)
-    parts = [
-        *model.children(),
-        *(tower.children() if isinstance(tower, nn.Module) else ()),
-        *model.parameters(),
-        *model.buffers(),
-    ]
+    parts = [*model.children(), *model.parameters(), *model.buffers()]
+    parts += tower.children() if isinstance(tower, nn.Module) else ()
     old = text_tower(model).text_projection
     new = nn.Parameter(projection, requires_grad=False)
     if isinstance(old, nn.Module):
@@ -176,7 +179,7 @@ def _with_projection(model, projection):  # copy of the model that shares everyt
     memo = {id(part): part for part in parts if part is not tower} | {id(old): new}
     return copy.deepcopy(model, memo)
 
-
+# %% ../../nbs/10_forget/01_patch.ipynb #bae62934
 class AdaptedBackbone(Backbone):
     "A backbone whose text projection carries patches; everything else is the original's own."
 
@@ -192,7 +195,8 @@ class AdaptedBackbone(Backbone):
         self.model = _with_projection(original.model, (P.double() + total).to(P.dtype).contiguous())
 
     def __repr__(self):
-        return f"{super().__repr__()[:-1]}, patches={[', '.join(patch.names) for patch in self.patches]})"
+        names = [", ".join(patch.names) for patch in self.patches]
+        return f"{super().__repr__()[:-1]}, patches={names})"
 
     @property
     def fingerprint(self):
@@ -206,12 +210,38 @@ class AdaptedBackbone(Backbone):
         "Take a patch off, exactly."
         left = [p for p in self.patches if p is not patch and patch not in p.names]
         if len(left) == len(self.patches):
+            name = patch if isinstance(patch, str) else ", ".join(patch.names)
             raise ValueError(
-                f"There is no patch {patch if isinstance(patch, str) else ', '.join(patch.names)!r} on this backbone; it carries: {'; '.join(', '.join(p.names) for p in self.patches)}."
+                f"There is no patch {name!r} on this backbone; it carries: "
+                f"{'; '.join(', '.join(p.names) for p in self.patches)}."
             )
         return apply_patches(self.original, left) if left else self.original
 
 # %% ../../nbs/10_forget/01_patch.ipynb #bb0e407f
+def _check_fit(patch, backbone):  # its shape
+    d, e = text_projection(backbone).shape
+    if (patch.A.shape[1], len(patch.B)) != (d, e):
+        raise ValueError(
+            f"The patch for {', '.join(patch.names)} changes a projection of {patch.A.shape[1]} "
+            f"by {len(patch.B)}, that of {backbone.name} has {d} by {e}; use the backbone it was "
+            "made for."
+        )
+
+# %% ../../nbs/10_forget/01_patch.ipynb #a87c1014
+def _check_owner(patch, backbone, original, now):  # the original, or the stack that is there now
+    if patch.fingerprint in (None, original.fingerprint, now.fingerprint):
+        return
+    there = original.fingerprint
+    if getattr(now, "patches", ()):
+        there += f", with its {len(now.patches)} patches {now.fingerprint}"
+    stacked = patch.settings.get("stacked")
+    raise ValueError(
+        f"The patch for {', '.join(patch.names)} was made for the backbone {patch.fingerprint}, "
+        f"not for {backbone.name} ({there}). Apply it to that one"
+        + (", or put back the patches it was made on." if stacked else ".")
+    )
+
+# %% ../../nbs/10_forget/01_patch.ipynb #2c2e0b94
 def apply_patches(
     backbone,  # Backbone, adapted already or not; it stays as it is
     patches,  # ProjectionPatches, put on top of those already there
@@ -220,24 +250,13 @@ def apply_patches(
     patches = [patches] if isinstance(patches, ProjectionPatch) else list(patches)
     if not patches:
         raise ValueError("No patch was given; the backbone itself is the one without patches.")
-    now, (d, e) = backbone, text_projection(backbone).shape
+    now = backbone
     for patch in patches:
-        if (patch.A.shape[1], len(patch.B)) != (d, e):
-            raise ValueError(
-                f"The patch for {', '.join(patch.names)} changes a projection of {patch.A.shape[1]} by {len(patch.B)}, that of {backbone.name} has {d} by {e}; use the backbone it was made for."
-            )
-        original, below = (
-            (now.original, now.patches) if isinstance(now, AdaptedBackbone) else (now, ())
-        )
-        if patch.fingerprint not in (None, original.fingerprint, now.fingerprint):
-            raise ValueError(
-                f"The patch for {', '.join(patch.names)} was made for the backbone {patch.fingerprint}, not for {backbone.name} ({original.fingerprint}{f', with its {len(below)} patches {now.fingerprint}' if below else ''}). Apply it to that one"
-                + (
-                    ", or put back the patches it was made on."
-                    if patch.settings.get("stacked")
-                    else "."
-                )
-            )
+        _check_fit(patch, backbone)
+        original, below = now, ()
+        if isinstance(now, AdaptedBackbone):
+            original, below = now.original, now.patches
+        _check_owner(patch, backbone, original, now)
         now = AdaptedBackbone(original, (*below, patch))
     return now
 
@@ -255,7 +274,7 @@ def save_patch(
     }
     save_tensors(path, "oodnb_projection_patch", {"A": patch.A, "B": patch.B}, about)
 
-
+# %% ../../nbs/10_forget/01_patch.ipynb #feda3e96
 def load_patch(
     path,  # *.safetensors from `save_patch`
 ) -> ProjectionPatch:

@@ -23,10 +23,10 @@ from ..models.backbone import Backbone
 from ..prompts import clean_names, zero_shot_classifier
 
 # %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #a7e73524
-IMAGENET = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # pixels of the ascent, as published: (mean, std) per channel
+# pixels of the ascent, as published: (mean, std) per channel
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # the pixels themselves
 
 
@@ -35,26 +35,39 @@ def _channels(numbers, like):
 
 
 def _rolled(images, shifts, back=False):  # shifts: (to the right, down) per picture
-    return torch.stack(
-        [
-            torch.roll(image, [-int(n) if back else int(n) for n in shift], (-1, -2))
-            for image, shift in zip(images, shifts)
-        ]
+    sign = -1 if back else 1
+    moved = [
+        torch.roll(image, [sign * int(n) for n in shift], (-1, -2))
+        for image, shift in zip(images, shifts)
+    ]
+    return torch.stack(moved)
+
+
+def _blur(n, sigma):  # [n, n]: a row, or a column, times this
+    return gaussian_filter1d(
+        torch.eye(n, dtype=torch.float64).numpy(), sigma, axis=0, mode="reflect", truncate=4
     )
 
-
+# %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #1dc57710
 def _blurred(images, sigma):
-    rows, columns = (
-        torch.as_tensor(
-            gaussian_filter1d(
-                torch.eye(n, dtype=torch.float64).numpy(), sigma, axis=0, mode="reflect", truncate=4
-            )
-        ).to(images)
-        for n in images.shape[-2:]
-    )
+    rows, columns = (torch.as_tensor(_blur(n, sigma)).to(images) for n in images.shape[-2:])
     return rows @ images @ columns.T
 
+# %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #c47b007e
+def _uphill(images, logit, length_weight, step):  # directions of length 1
+    images = images.requires_grad_()
+    with torch.enable_grad():
+        value = logit(images) - length_weight * images.flatten(1).norm(dim=1)
+    (slope,) = torch.autograd.grad(value.sum(), images)
+    if not slope.isfinite().all():
+        raise RuntimeError(
+            f"The gradient with respect to the pictures is not finite at step {step}; their "
+            "features may have length 0. Start from other noise."
+        )
+    smallest = torch.finfo(slope.dtype).tiny
+    return slope / slope.flatten(1).norm(dim=1).clamp(min=smallest)[:, None, None, None]
 
+# %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #7d0f55db
 def ascent_step(
     images,  # [n, 3, H, W]
     shifts,  # (to the right, down) per picture, in pixels
@@ -67,29 +80,16 @@ def ascent_step(
     pixels=IMAGENET,  # what the numbers mean, see above
 ):  # images after the step
     "One step up, each picture by itself."
-    rolled = _rolled(images.detach(), shifts).requires_grad_()
-    with torch.enable_grad():
-        value = logit(rolled) - length_weight * rolled.flatten(1).norm(dim=1)
-    (slope,) = torch.autograd.grad(value.sum(), rolled)
-    if not slope.isfinite().all():
-        raise RuntimeError(
-            f"The gradient with respect to the pictures is not finite at step {step}; their features may have length 0. Start from other noise."
-        )
-    up = (
-        slope
-        / slope.flatten(1).norm(dim=1).clamp(min=torch.finfo(slope.dtype).tiny)[:, None, None, None]
-    )
+    rolled = _rolled(images.detach(), shifts)
+    up = _uphill(rolled, logit, length_weight, step)
     mean, std = (_channels(numbers, images) for numbers in pixels)
-    images = _rolled(rolled.detach() + rate * up, shifts, back=True).clamp(
-        -mean / std, (1 - mean) / std
-    )
-    return (
-        _blurred(images, blur_sigma)
-        if blur_every and blur_sigma > 0 and step % blur_every == 0
-        else images
-    )
+    moved = _rolled(rolled.detach() + rate * up, shifts, back=True)
+    images = moved.clamp(-mean / std, (1 - mean) / std)
+    if blur_every and blur_sigma > 0 and step % blur_every == 0:
+        return _blurred(images, blur_sigma)
+    return images
 
-
+# %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #8db58c26
 def shown(
     images,  # of the ascent [n, 3, H, W]
     pixels=IMAGENET,  # what their numbers mean
@@ -112,28 +112,36 @@ class SyntheticPictures:
     attempts: tuple  # per picture, 1 or more
     given_up: int  # pictures that were never recognised
 
+# %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #ca0c6b72
+def _check_place(class_name, name, names):
+    if name not in names:
+        some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        raise ValueError(
+            f"{class_name!r} is none of the {len(names)} classes.{did_you_mean(name, names)} The "
+            f"classes are {some}."
+        )
+    if names.count(name) > 1:
+        raise ValueError(
+            f"{names.count(name)} classes are called {name!r}, so the name does not choose one to "
+            "forget; give every class a name of its own."
+        )
+    if len(names) < 2:
+        raise ValueError(
+            f"{class_name!r} is the only class, and the only class is always recognised. Give the "
+            "other classes of the data set too."
+        )
 
+# %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #ddf5f889
 def class_place(
     class_name,  # one of them
     class_names,  # all classes of a data set
 ):  # (its position, cleaned names)
     "Where a class stands. Raises `ValueError` unless it is one of several, by a name of its own."
     names, name = clean_names(class_names), clean_names([class_name])[0]
-    if name not in names:
-        raise ValueError(
-            f"{class_name!r} is none of the {len(names)} classes.{did_you_mean(name, names)} The classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."
-        )
-    if names.count(name) > 1:
-        raise ValueError(
-            f"{names.count(name)} classes are called {name!r}, so the name does not choose one to forget; give every class a name of its own."
-        )
-    if len(names) < 2:
-        raise ValueError(
-            f"{class_name!r} is the only class, and the only class is always recognised. Give the other classes of the data set too."
-        )
+    _check_place(class_name, name, names)
     return names.index(name), names
 
-
+# %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #498c395f
 def _pixel_scale(backbone):  # (mean, std) per channel of the network's input
     rows, columns = input_size(backbone)
     black, white = (
@@ -142,7 +150,7 @@ def _pixel_scale(backbone):  # (mean, std) per channel of the network's input
     )
     return -black / (white - black), 1 / (white - black)
 
-
+# %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #14dba970
 @dataclass(frozen=True, eq=False)
 class _Eye:
     "A backbone that looks for one class."
@@ -157,11 +165,8 @@ class _Eye:
         return (pixels - _channels(self.mean, pixels)) / _channels(self.std, pixels)
 
     def logits(self, inputs):
-        return (
-            self.backbone.logit_scale
-            * F.normalize(self.backbone.model.encode_image(inputs), dim=1)
-            @ self.vectors.T
-        )
+        features = F.normalize(self.backbone.model.encode_image(inputs), dim=1)
+        return self.backbone.logit_scale * features @ self.vectors.T
 
     def logit(self, pixels):
         return self.logits(self.inputs(pixels))[:, self.target]
@@ -172,47 +177,95 @@ class _Eye:
         return p[:, self.target].where(p.argmax(1) == self.target, -1)
 
 # %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #ad74c140
-def _dream(
-    eye,
-    climbing,
-    threshold,
-    max_steps,
-    pixels,
-    # [(number, generator, start)] to (dict: number -> (shown picture, probability, steps), numbers left)
-    bar,
-):
-    found, numbers = {}, [number for number, _, _ in climbing]
-    chances, images = (
-        [chance for _, chance, _ in climbing],
-        torch.stack([start for _, _, start in climbing]).to(eye.backbone.device),
+@dataclass(frozen=True, eq=False)
+class _Climb:
+    "How a picture climbs."
+
+    eye: _Eye
+    pixels: tuple
+    max_steps: int
+    bar: object
+
+    def __call__(
+        self, numbers, chances, images, threshold
+    ):  # (dict: number -> (shown picture, probability, steps), numbers of those that are left)
+        found = {}
+        for step in range(self.max_steps):
+            shifts = [chance.integers(0, 17, 2) for chance in chances]
+            images = ascent_step(images, shifts, self.eye.logit, step, pixels=self.pixels)
+            seen = shown(images, self.pixels)
+            p = self.eye.probability(seen)
+            good = (p > threshold).tolist()
+            for i, number in enumerate(numbers):
+                if good[i]:
+                    found[number] = seen[i].cpu(), float(p[i]), step + 1
+            self.bar.update(sum(good))
+            stay = [i for i, done in enumerate(good) if not done]
+            numbers, chances = [numbers[i] for i in stay], [chances[i] for i in stay]
+            images = images[stay]
+            if not numbers:
+                break
+        return found, numbers
+
+# %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #98a54541
+def _attempt(
+    climb, waiting, origin, attempt, size, threshold, batch_size
+):  # (what was found, numbers left); noise and rolls of a number come from a generator of its own
+    found, left = {}, []
+    for first in range(0, len(waiting), batch_size):
+        numbers = waiting[first : first + batch_size]
+        chances = [chance_of(*origin, number, attempt) for number in numbers]
+        noise = [c.standard_normal((3, *size), dtype="float32") for c in chances]
+        images = torch.stack([torch.from_numpy(start) for start in noise])
+        done, more = climb(numbers, chances, images.to(climb.eye.backbone.device), threshold)
+        found, left = found | done, left + more
+    return found, left
+
+# %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #61259f4f
+def _check_ascent(count, threshold, lowest, drop, max_steps, max_attempts, batch_size):
+    if min(count, max_steps, max_attempts, batch_size) < 1:
+        raise ValueError(
+            f"count is {count}, max_steps {max_steps}, max_attempts {max_attempts} and batch_size "
+            f"{batch_size}; each must be at least 1."
+        )
+    if not (0 <= lowest <= threshold < 1 and drop >= 0):
+        raise ValueError(
+            f"threshold is {threshold}, lowest {lowest} and drop {drop}; needed are 0 <= lowest <= "
+            "threshold < 1 and a drop that is not negative."
+        )
+
+# %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #9c57e0d5
+def _tell_missed(missed, count, class_name, max_attempts, max_steps, name):
+    if missed == count:
+        raise RuntimeError(
+            f"No picture of {class_name!r} was recognised in {max_attempts} attempts of "
+            f"{max_steps} steps: {name} does not see the class in what it dreams. Allow more "
+            "steps, a lower threshold, or other templates."
+        )
+    if missed:
+        warnings.warn(
+            f"{missed} of {count} pictures of {class_name!r} were not recognised in {max_attempts} "
+            "attempts and are left out.",
+            stacklevel=3,
+        )
+
+# %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #407d93dd
+def _eye(backbone, target, names, templates):  # in float32
+    plain = copy.copy(backbone)
+    plain.precision = "fp32"
+    vectors = zero_shot_classifier(plain, names, templates)
+    return _Eye(plain, vectors, target, *_pixel_scale(backbone))
+
+
+def _together(name, found, eye, given_up):  # SyntheticPictures, in the order of their numbers
+    rows = [found[number] for number in sorted(found)]
+    pictures, probabilities, steps, attempts = zip(*rows)
+    pictures = torch.stack(pictures)
+    return SyntheticPictures(
+        name, eye.inputs(pictures), pictures, probabilities, steps, attempts, given_up
     )
-    for step in range(max_steps):
-        images = ascent_step(
-            images,
-            [chance.integers(0, 17, 2) for chance in chances],
-            eye.logit,
-            step,
-            pixels=pixels,
-        )
-        seen = shown(images, pixels)
-        p = eye.probability(seen)
-        stay = [i for i, good in enumerate((p > threshold).tolist()) if not good]
-        found |= {
-            numbers[i]: (seen[i].cpu(), float(p[i]), step + 1)
-            for i in range(len(numbers))
-            if i not in set(stay)
-        }
-        bar.update(len(numbers) - len(stay))
-        images, numbers, chances = (
-            images[stay],
-            [numbers[i] for i in stay],
-            [chances[i] for i in stay],
-        )
-        if not numbers:
-            break
-    return found, numbers
 
-
+# %% ../../nbs/10_forget/05_synthetic_pictures.ipynb #c885d490
 def synthesize_pictures(
     backbone,  # Backbone; stays as it is
     class_name,  # the class to dream of
@@ -230,68 +283,22 @@ def synthesize_pictures(
     batch_size=64,  # pictures that climb side by side
     progress=True,  # show a bar
 ) -> SyntheticPictures:  # up to `count` pictures
-    "Pictures that the backbone takes for a class. Warns of those that it never did, raises `RuntimeError` when that is all of them."
-    if min(count, max_steps, max_attempts, batch_size) < 1:
-        raise ValueError(
-            f"count is {count}, max_steps {max_steps}, max_attempts {max_attempts} and batch_size {batch_size}; each must be at least 1."
-        )
-    if not (0 <= lowest <= threshold < 1 and drop >= 0):
-        raise ValueError(
-            f"threshold is {threshold}, lowest {lowest} and drop {drop}; needed are 0 <= lowest <= threshold < 1 and a drop that is not negative."
-        )
+    """Pictures that the backbone takes for a class.
+
+    Warns of those that it never did, raises `RuntimeError` when that is all of them."""
+    _check_ascent(count, threshold, lowest, drop, max_steps, max_attempts, batch_size)
     target, names = class_place(class_name, class_names)
-    size, plain = input_size(backbone), copy.copy(backbone)
-    plain.precision = "fp32"
-    eye = _Eye(
-        plain, zero_shot_classifier(plain, names, templates), target, *_pixel_scale(backbone)
-    )
-    found, attempts, waiting = {}, {}, list(range(count))
-    with (
-        plain.running(grad=True),
-        tqdm(total=count, desc=f"pictures of {names[target]}", disable=not progress) as bar,
-    ):
+    eye, size = _eye(backbone, target, names, templates), input_size(backbone)
+    name, found, waiting = names[target], {}, list(range(count))
+    bar = tqdm(total=count, desc=f"pictures of {name}", disable=not progress)
+    with eye.backbone.running(grad=True), bar:
+        climb = _Climb(eye, pixels, max_steps, bar)
         for attempt in range(max_attempts):
-            left = []
-            for first in range(0, len(waiting), batch_size):
-                chances = [
-                    (number, chance_of("lip", seed, names[target], number, attempt))
-                    for number in waiting[first : first + batch_size]
-                ]
-                done, more = _dream(
-                    eye,
-                    [
-                        (n, c, torch.from_numpy(c.standard_normal((3, *size), dtype="float32")))
-                        for n, c in chances
-                    ],
-                    max(lowest, threshold - drop * attempt),
-                    max_steps,
-                    pixels,
-                    bar,
-                )
-                found, attempts, left = (
-                    found | done,
-                    attempts | dict.fromkeys(done, attempt + 1),
-                    left + more,
-                )
-            if not (waiting := left):
+            enough = max(lowest, threshold - drop * attempt)
+            origin = ("lip", seed, name), attempt
+            done, waiting = _attempt(climb, waiting, *origin, size, enough, batch_size)
+            found |= {number: (*row, attempt + 1) for number, row in done.items()}
+            if not waiting:
                 break
-    if not found:
-        raise RuntimeError(
-            f"No picture of {class_name!r} was recognised in {max_attempts} attempts of {max_steps} steps: {backbone.name} does not see the class in what it dreams. Allow more steps, a lower threshold, or other templates."
-        )
-    if waiting:
-        warnings.warn(
-            f"{len(waiting)} of {count} pictures of {class_name!r} were not recognised in {max_attempts} attempts and are left out.",
-            stacklevel=2,
-        )
-    order = sorted(found)
-    pictures = torch.stack([found[i][0] for i in order])
-    return SyntheticPictures(
-        names[target],
-        eye.inputs(pictures),
-        pictures,
-        tuple(found[i][1] for i in order),
-        tuple(found[i][2] for i in order),
-        tuple(attempts[i] for i in order),
-        len(waiting),
-    )
+    _tell_missed(len(waiting), count, class_name, max_attempts, max_steps, backbone.name)
+    return _together(name, found, eye, len(waiting))

@@ -16,42 +16,66 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 # %% ../../nbs/10_forget/02_training.ipynb #650de318
-def _checked(recipe):
-    for name, low in (("rank", 1), ("steps", 1), ("max_trials", 1), ("max_rounds", 0)):
+_COUNTS = {"rank": 1, "steps": 1, "max_trials": 1, "max_rounds": 0}  # smallest value
+
+
+_ABOVE_ZERO = ("alpha", "lr")
+
+
+_FROM_ZERO = (
+    "forget_weight",
+    "preserve_weight",
+    "update_weight",
+    "threshold",
+    "increment",
+    "noise_std",
+)
+
+
+def _check_counts(recipe):
+    for name, low in _COUNTS.items():
         value = getattr(recipe, name)
         if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
-            raise ValueError(
-                f"{name} is {value!r}; give a whole number from {low} up"
-                + (": rank 0 has nothing to train." if name == "rank" else ".")
-            )
-    for name in (
-        "alpha",
-        "lr",
-        "forget_weight",
-        "preserve_weight",
-        "update_weight",
-        "threshold",
-        "increment",
-        "noise_std",
-    ):
-        value = getattr(recipe, name)
-        if (
-            not isinstance(value, Real)
-            or not 0 <= value < math.inf
-            or (name in ("alpha", "lr") and not value)
-        ):
-            raise ValueError(
-                f"{name} is {value!r}; give a finite number {'above' if name in ('alpha', 'lr') else 'from'} 0{'' if name in ('alpha', 'lr') else ' up'}."
-            )
-    if recipe.keep not in ("last", "best"):
+            end = ": rank 0 has nothing to train." if name == "rank" else "."
+            raise ValueError(f"{name} is {value!r}; give a whole number from {low} up{end}")
+
+# %% ../../nbs/10_forget/02_training.ipynb #0456675c
+def _check_numbers(recipe):
+    for name in (*_ABOVE_ZERO, *_FROM_ZERO):
+        value, above = getattr(recipe, name), name in _ABOVE_ZERO
+        finite = isinstance(value, Real) and 0 <= value < math.inf
+        if not finite or (above and not value):
+            where = "above 0" if above else "from 0 up"
+            raise ValueError(f"{name} is {value!r}; give a finite number {where}.")
+
+
+def _check_keep(keep):
+    if keep not in ("last", "best"):
         raise ValueError(
-            f"keep is {recipe.keep!r}; possible are 'last' (the last evaluated step, as published) and 'best' (the step with the smallest loss)."
+            f"keep is {keep!r}; possible are 'last' (the last evaluated step, as published) and "
+            "'best' (the step with the smallest loss)."
         )
 
+# %% ../../nbs/10_forget/02_training.ipynb #f1ccc63d
+_SHARED = (
+    "rank",
+    "alpha",
+    "lr",
+    "steps",
+    "max_trials",
+    "threshold",
+    "increment",
+    "squared",
+    "keep",
+    "either_way",
+)
 
+# %% ../../nbs/10_forget/02_training.ipynb #f8efaa80
 @dataclass(frozen=True)
 class ForgetSettings:
-    "How an update is trained; the defaults are the published ones. Raises `ValueError` for impossible numbers."
+    """How an update is trained; the defaults are the published ones.
+
+    Raises `ValueError` for impossible numbers."""
 
     rank: int = 5  # r
     alpha: float = 1.0  # the update is scaled by alpha / rank
@@ -70,13 +94,19 @@ class ForgetSettings:
     either_way: bool = True  # a distance that grew by the threshold succeeds too
 
     def __post_init__(self):
-        _checked(self)
+        _check_counts(self)
+        _check_numbers(self)
+        _check_keep(self.keep)
 
     @property
     def scale(self) -> float:
         return self.alpha / self.rank  # s
 
+    @property
+    def shared(self) -> dict:
+        return {name: getattr(self, name) for name in _SHARED}  # by all problems of a batch
 
+# %% ../../nbs/10_forget/02_training.ipynb #ac07f277
 @dataclass(frozen=True, eq=False)
 class Problem:
     "What goes where. None as a weight: the recipe's."
@@ -89,114 +119,128 @@ class Problem:
     preserve_weight: float | None = None
     update_weight: float | None = None
 
+# %% ../../nbs/10_forget/02_training.ipynb #503fce76
+def _weights(problem, recipe):  # of forget, preserve and update
+    return [
+        getattr(recipe if getattr(problem, name) is None else problem, name)
+        for name in ("forget_weight", "preserve_weight", "update_weight")
+    ]
+
 # %% ../../nbs/10_forget/02_training.ipynb #9a2cc375
+def _at_least_float32(rows):
+    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+
+
 def _rows(rows, width, name):
-    if rows.dtype in (torch.float16, torch.bfloat16):
-        rows = rows.float()
+    rows = _at_least_float32(rows)
     if not rows.is_floating_point() or rows.ndim != 2 or rows.shape[1] != width:
         raise ValueError(
-            f"{name} is {rows.dtype} of shape {list(rows.shape)}; floating-point rows of width {width} are needed, [names, {width}]."
+            f"{name} is {rows.dtype} of shape {list(rows.shape)}; floating-point rows of width "
+            f"{width} are needed, [names, {width}]."
         )
     bad = ~rows.isfinite().all(1)
     if bad.any():
         raise ValueError(
-            f"{name} holds NaN or infinite values, the first in row {int(bad.nonzero()[0])}; look at the text it came from."
+            f"{name} holds NaN or infinite values, the first in row {int(bad.nonzero()[0])}; look "
+            "at the text it came from."
         )
     return rows
 
+# %% ../../nbs/10_forget/02_training.ipynb #70d2d689
+def _forgotten(problem, P):  # (X_f, U) like P
+    d, e = P.shape
+    X = _rows(problem.forget_hidden, d, "forget_hidden").to(P)
+    U = _rows(problem.forget_target, e, "forget_target").to(P)
+    if not len(X) or len(X) != len(U):
+        raise ValueError(
+            f"There are {len(X)} forget_hidden rows and {len(U)} forget_target rows; one target "
+            "per forgotten class and at least one class are needed."
+        )
+    return X, U
 
+# %% ../../nbs/10_forget/02_training.ipynb #a3cc0a24
+def _preserved(problem, P):  # (X_r, Y_r or None) like P
+    d, e = P.shape
+    X = P.new_zeros(0, d)
+    if problem.preserve_hidden is not None:
+        X = _rows(problem.preserve_hidden, d, "preserve_hidden").to(P)
+    if problem.preserve_target is None:
+        return X, None
+    Y = _rows(problem.preserve_target, e, "preserve_target").to(P)
+    if len(Y) != len(X):
+        raise ValueError(
+            f"There are {len(X)} preserve_hidden rows and {len(Y)} preserve_target rows; one "
+            "target per preserved name is needed."
+        )
+    return X, Y
+
+# %% ../../nbs/10_forget/02_training.ipynb #b18d5088
 def residuals(
     projection,  # P [d, e]
     problem,  # Problem
 ):  # (X_f [k, d], U - X_f P [k, e], X_r [m, d], Y_r - X_r P [m, e] or None where it is 0)
     "A problem as it stands before training. Raises `ValueError` for rows that do not fit."
-    P = projection.float() if projection.dtype in (torch.float16, torch.bfloat16) else projection
-    d, e = P.shape
-    X, U = (
-        _rows(problem.forget_hidden, d, "forget_hidden").to(P),
-        _rows(problem.forget_target, e, "forget_target").to(P),
-    )
-    if not len(X) or len(X) != len(U):
-        raise ValueError(
-            f"There are {len(X)} forget_hidden rows and {len(U)} forget_target rows; one target per forgotten class and at least one class are needed."
-        )
-    X_r = (
-        X.new_zeros(0, d)
-        if problem.preserve_hidden is None
-        else _rows(problem.preserve_hidden, d, "preserve_hidden").to(P)
-    )
-    if problem.preserve_target is None:
+    P = _at_least_float32(projection)
+    X, U = _forgotten(problem, P)
+    X_r, Y_r = _preserved(problem, P)
+    if Y_r is None:
         return X, U - X @ P, X_r, None
-    Y_r = _rows(problem.preserve_target, e, "preserve_target").to(P)
-    if len(Y_r) != len(X_r):
-        raise ValueError(
-            f"There are {len(X_r)} preserve_hidden rows and {len(Y_r)} preserve_target rows; one target per preserved name is needed."
-        )
     rest = Y_r - X_r @ P
-    return (
-        X,
-        U - X @ P,
-        X_r,
-        None if rest.norm() <= 16 * torch.finfo(P.dtype).eps * X_r.norm() * P.norm() else rest,
-    )
+    rounding = 16 * torch.finfo(P.dtype).eps * X_r.norm() * P.norm()
+    return X, U - X @ P, X_r, None if rest.norm() <= rounding else rest
 
 # %% ../../nbs/10_forget/02_training.ipynb #b15b99d2
-def _inverse(norms):
-    return norms.where(
-        norms > 0, math.inf
-    ).reciprocal()  # 0 at 0: a norm has no slope there, and 0 is taken
+def _inverse(norms):  # 0 at 0: a norm has no slope there, and 0 is taken
+    return norms.where(norms > 0, math.inf).reciprocal()
 
 
+def _padded(parts):
+    return pad_sequence(parts, batch_first=True)
+
+
+def _missing(part):  # of the preserved rows of one problem
+    _, R, X_r, R_r = part
+    return R.new_zeros(len(X_r), R.shape[1]) if R_r is None else R_r
+
+# %% ../../nbs/10_forget/02_training.ipynb #458bcc6c
 class _Batch:
     "S problems, padded."
 
     def __init__(self, parts, weights, recipe):
-        self.X, self.R, self.X_r = (
-            pad_sequence([part[i] for part in parts], batch_first=True) for i in range(3)
-        )
-        moved = any(part[3] is not None for part in parts)
-        self.R_r = (
-            pad_sequence(
-                [
-                    self.R.new_zeros(len(part[2]), self.R.shape[2]) if part[3] is None else part[3]
-                    for part in parts
-                ],
-                batch_first=True,
-            )
-            if moved
-            else None
-        )
-        self.weights, self.scale, self.squared = (
-            torch.tensor(weights, dtype=self.R.dtype, device=self.R.device),
-            recipe.scale,
-            recipe.squared,
-        )
+        self.X, self.R, self.X_r = (_padded([part[i] for part in parts]) for i in range(3))
+        self.R_r = None
+        if any(part[3] is not None for part in parts):
+            self.R_r = _padded([_missing(part) for part in parts])
+        self.weights = torch.tensor(weights, dtype=self.R.dtype, device=self.R.device)
+        self.scale, self.squared = recipe.scale, recipe.squared
+
+    def factors(self, norms):  # c_f, c_p and c_w [S, 1, 1] each
+        factors = 2 * self.weights if self.squared else self.weights * _inverse(norms)
+        return factors[..., None, None].unbind(1)
 
     def losses(
-        self,
-        A,
-        # A [S, r, d], B [S, e, r] to (losses [S], norms of forget, preserve and update [S, 3], slopes for A and B)
-        B,
-    ):
+        self, A, B
+    ):  # A [S, r, d], B [S, e, r] to (losses [S], norms of forget, preserve and update [S, 3],
+        # slopes for A and B)
         s, gram, own, Y, Z = self.scale, B.mT @ B, A @ A.mT, self.X @ A.mT, self.X_r @ A.mT
-        miss, among = self.R - s * Y @ B.mT, Z.mT @ Z
-        off = None if self.R_r is None else self.R_r - s * Z @ B.mT
-        preserve = s * s * (among * gram).sum((1, 2)) if off is None else off.square().sum((1, 2))
+        miss = self.R - s * Y @ B.mT
+        preserve, held_A, held_B = self.preserved(B, Z, gram)
         squares = torch.stack([miss.square().sum((1, 2)), preserve, (own * gram).sum((1, 2))], 1)
         norms = squares.sqrt()
-        f, p, u = (2 * self.weights if self.squared else self.weights * _inverse(norms))[
-            ..., None, None
-        ].unbind(1)
-        held = (
-            (gram @ Z.mT @ self.X_r, B @ among)
-            if off is None
-            else (-(off @ B).mT @ self.X_r / s, -off.mT @ Z / s)
-        )
+        f, p, u = self.factors(norms)
         slopes = (
-            u * gram @ A - s * f * (miss @ B).mT @ self.X + s * s * p * held[0],
-            u * B @ own - s * f * miss.mT @ Y + s * s * p * held[1],
+            u * gram @ A - s * f * (miss @ B).mT @ self.X + s * s * p * held_A,
+            u * B @ own - s * f * miss.mT @ Y + s * s * p * held_B,
         )
         return (self.weights * (squares if self.squared else norms)).sum(1), norms, slopes
+
+    def preserved(self, B, Z, gram):  # (squared norm [S], its slopes for A and B, without factors)
+        s, among = self.scale, Z.mT @ Z
+        if self.R_r is None:
+            slopes = gram @ Z.mT @ self.X_r, B @ among
+            return s * s * (among * gram).sum((1, 2)), *slopes
+        off = self.R_r - s * Z @ B.mT
+        return off.square().sum((1, 2)), -(off @ B).mT @ self.X_r / s, -off.mT @ Z / s
 
 # %% ../../nbs/10_forget/02_training.ipynb #4fb6d2cf
 @dataclass(frozen=True, eq=False)
@@ -217,17 +261,24 @@ class Trained:
     reached: bool  # whether the last trial succeeded
     closer: bool  # whether the distance shrank
 
+# %% ../../nbs/10_forget/02_training.ipynb #02fd504c
+def _check_start(losses):  # at the first step of a trial [S]
+    bad = ~losses.isfinite()
+    if bad.any():
+        raise RuntimeError(
+            f"The loss of problem {int(bad.nonzero()[0])} is {float(losses[bad][0])} before the "
+            "first step; its rows, targets or weights are too large for "
+            f"{losses.dtype}. Look at their sizes, or use float64."
+        )
 
+# %% ../../nbs/10_forget/02_training.ipynb #7538acb5
 @torch.no_grad()
 def _trial(
     batch, A, B, recipe, bar
 ):  # (A, B) kept, (A, B) at the end, [S, steps, 4] loss and norms
     optimizer = torch.optim.Adam([A, B], lr=recipe.lr, fused=A.device.type == "cpu")
-    kept, best, told = (
-        (A.clone(), B.clone()),
-        A.new_full((len(A),), math.inf),
-        A.new_empty(len(A), recipe.steps, 4),
-    )
+    kept, best = (A.clone(), B.clone()), A.new_full((len(A),), math.inf)
+    told = A.new_empty(len(A), recipe.steps, 4)
     for step in range(recipe.steps):
         losses, norms, (A.grad, B.grad) = batch.losses(A, B)
         told[:, step, 0], told[:, step, 1:] = losses, norms
@@ -238,67 +289,10 @@ def _trial(
         )
         optimizer.step()
         bar.update()
-    bad = ~told[:, 0, 0].isfinite()
-    if bad.any():
-        raise RuntimeError(
-            f"The loss of problem {int(bad.nonzero()[0])} is {float(told[bad, 0, 0][0])} before the first step; its rows, targets or weights are too large for {told.dtype}. Look at their sizes, or use float64."
-        )
+    _check_start(told[:, 0, 0])
     return kept, (A, B), told
 
 # %% ../../nbs/10_forget/02_training.ipynb #1ceb6a1b
-def train_patches(
-    projection,  # P [d, e]
-    problems,  # S Problems
-    # function of (trial, problem): A at the start [r, d]; or a tensor [trials, r, d] for all
-    initial,
-    recipe,  # ForgetSettings; weights of the problems take precedence
-    progress=False,  # show a bar
-) -> list:  # S Trained
-    "Train updates side by side. Inputs decide device and precision (half precision is trained in float32)."
-    parts = [residuals(projection, problem) for problem in problems]
-    if not parts:
-        raise ValueError("There is no problem to train; give at least one.")
-    d, e = parts[0][0].shape[1], parts[0][1].shape[1]
-    if recipe.rank > min(d, e):
-        warnings.warn(
-            f"rank is {recipe.rank}, but the projection is {d} by {e}; a change of rank {min(d, e)} can be anything already.",
-            stacklevel=2,
-        )
-    weights = [
-        [
-            getattr(recipe if getattr(problem, name) is None else problem, name)
-            for name in ("forget_weight", "preserve_weight", "update_weight")
-        ]
-        for problem in problems
-    ]
-    if isinstance(initial, torch.Tensor):
-        given, initial = initial, lambda trial, _: given[trial]
-    runs = [_Run(part, row) for part, row in zip(parts, weights)]
-    open_runs = list(range(len(runs)))
-    with tqdm(desc="forgetting", unit="step", disable=not progress, delay=2) as bar:
-        for trial in range(recipe.max_trials):
-            A = torch.stack([initial(trial, i).to(parts[i][0]) for i in open_runs])
-            if A.shape[1:] != (recipe.rank, d):
-                raise ValueError(
-                    f"The initial A has shape {list(A.shape[1:])}; [rank, d] = [{recipe.rank}, {d}] is needed."
-                )
-            kept, end, told = _trial(
-                _Batch(
-                    [runs[i].part for i in open_runs], [runs[i].weights for i in open_runs], recipe
-                ),
-                A,
-                A.new_zeros(len(A), e, recipe.rank),
-                recipe,
-                bar,
-            )
-            for n, i in enumerate(open_runs):
-                runs[i].take(*(part[n].clone() for part in (*kept, *end)), told[n], recipe)
-            open_runs = [i for i in open_runs if not runs[i].reached]
-            if not open_runs:
-                break
-    return [run.result() for run in runs]
-
-
 class _Run:
     "One problem on its way through the trials."
 
@@ -306,21 +300,17 @@ class _Run:
         self.part, self.weights, self.reached, self.told = part, list(weights), False, []
         self.distances, self.reductions, self.used = [], [], []
 
-    def take(self, A, B, final_A, final_B, told, recipe):
+    def take(self, A, B, final_A, final_B, told, recipe):  # the results of a trial
         X, R, *_ = self.part
         before, after = float(R.norm()), float((R - recipe.scale * (X @ A.T) @ B.T).norm())
         change = (before - after) / before if before else 0.0
+        enough = (abs(change) if recipe.either_way else change) >= recipe.threshold
         self.last, self.closer = (A, B, final_A, final_B), after <= before
-        self.reached = (
-            not before or (abs(change) if recipe.either_way else change) >= recipe.threshold
-        )
-        for row, value in (
-            (self.told, told),
-            (self.distances, before),
-            (self.reductions, abs(change)),
-            (self.used, self.weights[0]),
-        ):
-            row.append(value)
+        self.reached = not before or enough
+        self.told.append(told)
+        self.distances.append(before)
+        self.reductions.append(abs(change))
+        self.used.append(self.weights[0])
         if not self.reached:
             self.weights[0] += recipe.increment
 
@@ -338,109 +328,182 @@ class _Run:
             self.closer,
         )
 
-# %% ../../nbs/10_forget/02_training.ipynb #f638da67
-def _slope(forget_weight, preserve_weight, along, beside, sizes):
-    "How steeply the loss can fall, leaving out the update: lengths of the forget direction along the preserved rows (singular values sizes) and beside them."
-    wanted, held = forget_weight * along, preserve_weight * sizes
-    low, high = 0.0, float((wanted * held).norm()) + 1e-300
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (
-            (middle, high)
-            if float((wanted * held / (held.square() + middle)).norm()) > 1
-            else (low, middle)
+# %% ../../nbs/10_forget/02_training.ipynb #b85c5b13
+def _warn_of_rank(rank, d, e):
+    if rank > min(d, e):
+        warnings.warn(
+            f"rank is {rank}, but the projection is {d} by {e}; a change of rank {min(d, e)} can "
+            "be anything already.",
+            stacklevel=3,
         )
-    return math.hypot(
-        float((wanted * high / (held.square() + high)).norm()), forget_weight * beside
-    )
 
 
+def _starts(initial, trial, places, runs, rank):  # A of the problems at these places [S, rank, d]
+    A = torch.stack([initial(trial, i).to(runs[i].part[0]) for i in places])
+    d = runs[0].part[0].shape[1]
+    if A.shape[1:] != (rank, d):
+        raise ValueError(
+            f"The initial A has shape {list(A.shape[1:])}; [rank, d] = [{rank}, {d}] is needed."
+        )
+    return A
+
+# %% ../../nbs/10_forget/02_training.ipynb #353efcee
+def _try_all(runs, A, recipe, bar):  # one trial of all these, side by side
+    batch = _Batch([run.part for run in runs], [run.weights for run in runs], recipe)
+    e = runs[0].part[1].shape[1]
+    kept, end, told = _trial(batch, A, A.new_zeros(len(A), e, recipe.rank), recipe, bar)
+    for n, run in enumerate(runs):
+        run.take(*(part[n].clone() for part in (*kept, *end)), told[n], recipe)
+
+# %% ../../nbs/10_forget/02_training.ipynb #7fbe613e
+def train_patches(
+    projection,  # P [d, e]
+    problems,  # S Problems
+    # function of (trial, problem): A at the start [r, d]; or a tensor [trials, r, d] for all
+    initial,
+    recipe,  # ForgetSettings; weights of the problems take precedence
+    progress=False,  # show a bar
+) -> list:  # S Trained
+    """Train updates side by side.
+
+    Inputs decide device and precision (half precision is trained in float32)."""
+    runs = [_Run(residuals(projection, p), _weights(p, recipe)) for p in problems]
+    if not runs:
+        raise ValueError("There is no problem to train; give at least one.")
+    _warn_of_rank(recipe.rank, *projection.shape)
+    if isinstance(initial, torch.Tensor):
+        given, initial = initial, lambda trial, _: given[trial]
+    left = list(range(len(runs)))
+    with tqdm(desc="forgetting", unit="step", disable=not progress, delay=2) as bar:
+        for trial in range(recipe.max_trials):
+            A = _starts(initial, trial, left, runs, recipe.rank)
+            _try_all([runs[i] for i in left], A, recipe, bar)
+            left = [i for i in left if not runs[i].reached]
+            if not left:
+                break
+    return [run.result() for run in runs]
+
+# %% ../../nbs/10_forget/02_training.ipynb #f638da67
+def _halved(low, high, rounds, is_above):  # the interval around the place where it begins to hold
+    for _ in range(rounds):
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_above(middle) else (middle, high)
+    return low, high
+
+# %% ../../nbs/10_forget/02_training.ipynb #f570ad3b
+def _steepest(weight, held, along, beside, sizes):
+    """How steeply the loss can fall, leaving out the update.
+
+    Lengths of the forget direction along the preserved rows (singular values sizes) and beside
+    them."""
+    wanted, held = weight * along, held * sizes
+
+    def length(shift):
+        return float((wanted * held / (held.square() + shift)).norm())
+
+    top = float((wanted * held).norm()) + 1e-300
+    _, shift = _halved(0.0, top, 100, lambda middle: not length(middle) > 1)
+    rest = float((wanted * shift / (held.square() + shift)).norm())
+    return math.hypot(rest, weight * beside)
+
+# %% ../../nbs/10_forget/02_training.ipynb #fa596360
+def _slopes(G, X_r, R_r, held):  # function: forget weight -> how steeply the loss can fall
+    if R_r is not None:
+        drift = held * (R_r / R_r.norm()).T @ X_r
+        return lambda weight: float((weight * G + drift).norm())
+    _, sizes, V = torch.linalg.svd(X_r, full_matrices=False)
+    along, beside = (G @ V.T).norm(dim=0), float((G - G @ V.T @ V).norm())
+    return lambda weight: _steepest(weight, held, along, beside, sizes)
+
+# %% ../../nbs/10_forget/02_training.ipynb #d4b8034a
 def dead_zone(
     projection,  # P [d, e]
     problem,  # Problem; its forget weight plays no part
     recipe,  # ForgetSettings
-    # the forget weight above which training can leave its start; 0 for squared norms, infinite where nothing can
+    # the forget weight above which training can leave its start; 0 for squared norms, infinite
+    # where nothing can
 ) -> float:
     "Up to this forget weight the unchanged matrix is the best there is."
     X, R, X_r, R_r = (
         None if part is None else part.double().cpu() for part in residuals(projection, problem)
     )
-    held, small = (
-        getattr(recipe if getattr(problem, name) is None else problem, name)
-        for name in ("preserve_weight", "update_weight")
-    )
+    _, held, small = _weights(problem, recipe)
     G = (R / R.norm().clamp_min(1e-300)).T @ X
     if recipe.squared:
         return 0.0
     if not G.any():
         return math.inf
-    if R_r is None:
-        _, sizes, V = torch.linalg.svd(X_r, full_matrices=False)
-        along, beside = (G @ V.T).norm(dim=0), float((G - G @ V.T @ V).norm())
-        slope = lambda weight: _slope(weight, held, along, beside, sizes)
-    else:
-        slope = lambda weight: float((weight * G + held * (R_r / R_r.norm()).T @ X_r).norm())
+    slope = _slopes(G, X_r, R_r, held)
+
     low, high = 0.0, 1.0
     while recipe.scale * slope(high) <= small:
         low, high = high, 2 * high
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (low, middle) if recipe.scale * slope(middle) > small else (middle, high)
-    return low
+    return _halved(low, high, 50, lambda weight: recipe.scale * slope(weight) > small)[0]
 
 # %% ../../nbs/10_forget/02_training.ipynb #eb72a45a
 def _weighted(X, rows, K, penalties):  # A [k, d] of the ridge solution
-    solve = (
-        torch.linalg.solve(K + torch.diag(penalties), torch.eye(len(K), len(X), dtype=K.dtype))
-        if penalties.min() > 0
-        else torch.linalg.pinv(K + torch.diag(penalties), hermitian=True)[:, : len(X)]
-    )
+    ridge = K + torch.diag(penalties)
+    if penalties.min() > 0:
+        solve = torch.linalg.solve(ridge, torch.eye(len(K), len(X), dtype=K.dtype))
+    else:
+        solve = torch.linalg.pinv(ridge, hermitian=True)[:, : len(X)]
     return solve.T @ rows
 
+# %% ../../nbs/10_forget/02_training.ipynb #527dc130
+def _exact(X, rows):  # A of the smallest change that meets all demands
+    K = rows @ rows.T
+    A = _weighted(X, rows, K, 0 * torch.ones(len(rows), dtype=rows.dtype))
+    off = float((rows @ A.T - torch.eye(len(rows), len(X), dtype=A.dtype)).abs().max())
+    if off > 1e-4:
+        raise ValueError(
+            "No change moves these rows and none of the preserved ones (a demand is missed by "
+            f"{off:.2g}): a forgotten name means the same as preserved ones, or there are more "
+            f"names ({len(rows)}) than dimensions ({rows.shape[1]}). Drop names, or give a recipe, "
+            "which weighs the demands against each other."
+        )
+    return A
 
+# %% ../../nbs/10_forget/02_training.ipynb #91e43130
+def _penalties(lengths, counts, weights, recipe):  # one per row, float64
+    (n_f, n_p, n_w), (f, p, w) = lengths, weights
+    parts = [n_f / f * torch.ones(counts[0], dtype=torch.float64)]
+    if p:
+        parts.append(n_p / p * torch.ones(counts[1], dtype=torch.float64))
+    scale = recipe.scale**2 if recipe.squared else recipe.scale * n_w
+    return w / scale * torch.cat(parts)
+
+# %% ../../nbs/10_forget/02_training.ipynb #c0d8a3c6
+def _best(X, R, X_r, weights, recipe, rounds):  # A of the minimum; 0 where nothing moves
+    rows, counts = torch.cat([X, X_r]), (len(X), len(X_r))
+    K = rows @ rows.T
+    start = _penalties((1, 1, 1), counts, weights, recipe)
+    A = _weighted(X, rows, K, start + (0 if weights[2] else 1e-12) * K.trace())
+    for _ in range(0 if recipe.squared else rounds):
+        lengths = (R - X @ A.T @ R).norm(), (X_r @ A.T @ R).norm(), (A.T @ R).norm()
+        if lengths[2] < 1e-9 * R.norm() / X.norm():
+            return 0 * X
+        A = _weighted(X, rows, K, _penalties(lengths, counts, weights, recipe))
+    return A
+
+# %% ../../nbs/10_forget/02_training.ipynb #65bc192d
 def closed_form(
     projection,  # P [d, e]
     problem,  # Problem; preserved rows stay where they are, preserve_target plays no part
-    # ForgetSettings: the minimum of its loss for its weights; None: the smallest change that meets all demands exactly
+    # ForgetSettings: the minimum of its loss for its weights; None: the smallest change that meets
+    # all demands exactly
     recipe=None,
     rounds=500,  # solutions in a row, for plain norms
 ):  # (A [k, d], B [e, k]) of the change B A, whose scale is 1
     "The best change without training. Raises `ValueError` where demands contradict each other."
-    X, R, X_r = (
-        part.double().cpu()
-        for part in residuals(projection, replace(problem, preserve_target=None))[:3]
-    )
-    f, p, w = (
-        0
-        if recipe is None
-        else getattr(recipe if getattr(problem, name) is None else problem, name)
-        for name in ("forget_weight", "preserve_weight", "update_weight")
-    )
-    if recipe is not None and not p:
+    parts = residuals(projection, replace(problem, preserve_target=None))[:3]
+    X, R, X_r = (part.double().cpu() for part in parts)
+    weights = (0, 0, 0) if recipe is None else _weights(problem, recipe)
+    if recipe is not None and not weights[1]:
         X_r = X_r[:0]
-    rows = torch.cat([X, X_r])
-    K, ones = rows @ rows.T, torch.ones(len(rows), dtype=rows.dtype)
     if recipe is None:
-        A = _weighted(X, rows, K, 0 * ones)
-        off = float((rows @ A.T - torch.eye(len(rows), len(X), dtype=A.dtype)).abs().max())
-        if off > 1e-4:
-            raise ValueError(
-                f"No change moves these rows and none of the preserved ones (a demand is missed by {off:.2g}): a forgotten name means the same as preserved ones, or there are more names ({len(rows)}) than dimensions ({rows.shape[1]}). Drop names, or give a recipe, which weighs the demands against each other."
-            )
-    elif not f:
+        A = _exact(X, torch.cat([X, X_r]))
+    elif not weights[0]:
         A = 0 * X
     else:
-        weigh = lambda n_f, n_p, n_w: (
-            w
-            / (recipe.scale * n_w if not recipe.squared else recipe.scale**2)
-            * torch.cat(
-                [n_f / f * ones[: len(X)], n_p / p * ones[len(X) :]] if p else [n_f / f * ones]
-            )
-        )
-        A = _weighted(X, rows, K, weigh(1, 1, 1) + (0 if w else 1e-12) * K.trace())
-        for _ in range(0 if recipe.squared else rounds):
-            lengths = (R - X @ A.T @ R).norm(), (X_r @ A.T @ R).norm(), (A.T @ R).norm()
-            if lengths[2] < 1e-9 * R.norm() / X.norm():
-                return 0 * X.to(projection), R.T.to(projection)
-            A = _weighted(X, rows, K, weigh(*lengths))
+        A = _best(X, R, X_r, weights, recipe, rounds)
     return A.to(projection), R.T.contiguous().to(projection)

@@ -40,38 +40,41 @@ def clipn_templates(
     )
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #f9caa16f
-def _two_lists(templates, learned):
-    "Templates for the yes and for the no encoder."
-    if isinstance(templates, str) and templates in ("clipn", "clipn-quoted"):
-        yes, no = clipn_templates(templates == "clipn-quoted")
-    elif (
+def _is_pair(templates):  # two lists
+    return (
         isinstance(templates, (tuple, list))
         and len(templates) == 2
         and not any(isinstance(t, str) for t in templates)
-    ):
+    )
+
+
+def _two_lists(templates, learned):  # templates for the yes and for the no encoder
+    if isinstance(templates, str) and templates in ("clipn", "clipn-quoted"):
+        yes, no = clipn_templates(templates == "clipn-quoted")
+    elif _is_pair(templates):
         yes, no = map(resolve_templates, templates)
     elif learned:
         return (resolve_templates(templates),) * 2
     else:
         raise ValueError(
-            f"templates is {templates!r:.80}, but this branch has no learned prompts: its texts say no in words. Give 'clipn', or two lists, (yes templates, no templates)."
+            f"templates is {templates!r:.80}, but this branch has no learned prompts: its texts "
+            "say no in words. Give 'clipn', or two lists, (yes templates, no templates)."
         )
     return yes, yes if learned else no
 
-
+# %% ../../nbs/8_clipn/03_clipn.ipynb #122f257d
 def _vectors(backbone, names, templates, cache, progress):
     texts = [t.replace("{}", name) for t in templates for name in names]
-    rows = normalize(
-        encode_once(backbone, texts, cache, max(64, len(names)), progress=progress)
-    )  # one template at a time: they begin alike
+    rows = normalize(encode_once(backbone, texts, cache, max(64, len(names)), progress=progress))
     return normalize(rows.unflatten(0, (len(templates), -1)).mean(0))
 
-
+# %% ../../nbs/8_clipn/03_clipn.ipynb #929335b6
 def class_weights(
     backbone,  # Backbone
     branch,  # NoBranch trained beside it
     class_names,  # K class names, or an object that has class_names (an image set)
-    # "clipn", "clipn-quoted", anything that `resolve_templates` knows, or (yes templates, no templates)
+    # "clipn", "clipn-quoted", anything that `resolve_templates` knows, or (yes templates, no
+    # templates)
     templates="clipn",
     as_written=False,  # leave underscores in the names, as the authors' program does with CIFAR's
     # where the yes texts are kept, see `words.encode_once`; those of the branch never are
@@ -79,35 +82,40 @@ def class_weights(
     progress=True,  # show bars
 ):  # (yes [K, D], no [K, D]), unit rows, float32 on the CPU
     "The two text vectors of every class."
-    lists, names = (
-        _two_lists(templates, branch.prompts > 0),
-        getattr(class_names, "class_names", class_names),
-    )
+    to_yes, to_no = _two_lists(templates, branch.prompts > 0)
+    names = getattr(class_names, "class_names", class_names)
     cleaned = clean_names(names)
     names = list(names) if as_written else cleaned
-    return _vectors(backbone, names, lists[0], cache, progress), _vectors(
-        branch.as_backbone(backbone), names, lists[1], False, progress
-    )
+    yes = _vectors(backbone, names, to_yes, cache, progress)
+    return yes, _vectors(branch.as_backbone(backbone), names, to_no, False, progress)
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #8c1a8227
+def _score_of(rule):
+    return ctw if rule == "ctw" else atd
+
+
+def _most_likely(yes, no, odds, rule):  # (class, whether none is likelier) of each picture
+    if rule == "ctw":
+        return yes.max(1).indices, odds < 0
+    yes = yes.to(odds)
+    best, found = (yes.log_softmax(1) + logsigmoid(yes - no)).max(1)
+    return found, logsigmoid(-odds) > best
+
+# %% ../../nbs/8_clipn/03_clipn.ipynb #37263a0e
 def decide(
     yes_logits,  # [N, K], float32 or float64
     no_logits,  # [N, K]
     rule="ctw",  # "ctw" or "atd"
     class_names=None,  # K names; None returns indices
-    # class of each picture, -1 for none of them: int64 [N]; or a list of names, None for none of them
+    # class of each picture, -1 for none of them: int64 [N]; or a list of names, None for none of
+    # them
 ):
     "CLIPN's decision without a threshold."
     if rule not in ("ctw", "atd"):
         raise ValueError(f"rule is {rule!r}; possible are 'ctw' and 'atd'.")
-    odds = (ctw if rule == "ctw" else atd)(yes_logits, no_logits, log_odds=True)
+    odds = _score_of(rule)(yes_logits, no_logits, log_odds=True)
     yes, no = torch.as_tensor(yes_logits), torch.as_tensor(no_logits)
-    best, found = (
-        yes.max(1)
-        if rule == "ctw"
-        else (yes.to(odds).log_softmax(1) + logsigmoid(yes.to(odds) - no)).max(1)
-    )
-    none = odds < 0 if rule == "ctw" else logsigmoid(-odds) > best
+    found, none = _most_likely(yes, no, odds, rule)
     found = found.masked_fill(none, -1)
     if class_names is None:
         return found
@@ -118,6 +126,10 @@ def decide(
     return [None if k < 0 else class_names[k] for k in found.tolist()]
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #355986cf
+def _logits(images, vectors, scale):  # [N, K], cosines to twelve decimals
+    return scale * cosine_sims(images, vectors.double().to(images.device)).round(decimals=12)
+
+# %% ../../nbs/8_clipn/03_clipn.ipynb #7439d256
 @dataclass(frozen=True, eq=False)
 class CLIPNDetector:
     "Yes against no for every class."
@@ -147,29 +159,27 @@ class CLIPNDetector:
         self,
         features,  # Features of N images
     ):  # (yes logits [N, K], no logits [N, K]), float64
-        "Scaled cosines with both texts of every class; raises `ValueError` when the features do not fit."
+        """Scaled cosines with both texts of every class.
+
+        Raises `ValueError` when the features do not fit."""
         check_features(features, self.yes.shape[1], self.fingerprint, False, self.name)
         images = features.image_features.double()
         with torch.no_grad():
-            return tuple(
-                self.logit_scale
-                * cosine_sims(images, rows.double().to(images.device)).round(decimals=12)
-                for rows in (self.yes, self.no)
-            )
+            return tuple(_logits(images, rows, self.logit_scale) for rows in (self.yes, self.no))
 
     def score(
         self,
         features,  # Features of N images
     ) -> torch.Tensor:  # log-odds [N], float64
         "One score per image."
-        return (ctw if self.kind == "ctw" else atd)(*self.logits(features), log_odds=True)
+        return _score_of(self.kind)(*self.logits(features), log_odds=True)
 
     def probability(
         self,
         features,  # Features of N images
     ) -> torch.Tensor:  # [N], float64; saturates at 1
         "The paper's score."
-        return (ctw if self.kind == "ctw" else atd)(*self.logits(features))
+        return _score_of(self.kind)(*self.logits(features))
 
     def predict(
         self,
@@ -186,73 +196,85 @@ class CLIPNDetector:
         return decide(*self.logits(features), self.kind)
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #a0ed02fa
+def _check_scale(scale):
+    if not 0 < scale < float("inf"):
+        raise ValueError(
+            f"logit_scale is {scale}; it must be above 0 and finite (100 in the authors' "
+            "evaluation)."
+        )
+
+
+def _on_yes_texts(yes, names, scores, scale, **options):  # dict: score -> detector
+    if not scores:
+        return {}
+    found = {d.kind: d for d in text_detectors(yes, names, scores, scale, **options)}
+    local = [d.name for d in found.values() if d.needs_local]
+    if local:
+        raise ValueError(
+            f"{' and '.join(local)} reads image regions, which CLIPN has no texts for; use "
+            "zero_shot for it."
+        )
+    return found
+
+# %% ../../nbs/8_clipn/03_clipn.ipynb #62941bdf
 def clipn_detectors(
     backbone,  # Backbone
     branch,  # NoBranch trained beside it
     class_names,  # K class names, or an object that has class_names (an image set)
-    # these two, and names of `text_detectors` that need no regions: "msp", "max_logit", "energy", "mcm", ...
+    # these two, and names of `text_detectors` that need no regions: "msp", "max_logit", "energy",
+    # "mcm", ...
     scores=("ctw", "atd"),
-    # from cosines to logits; None: the backbone's own. The authors evaluate at 100, whatever the model has learned
+    # from cosines to logits; None: the backbone's own. The authors evaluate at 100, whatever the
+    # model has learned
     logit_scale=None,
     prefix="",  # put before every name
     suffix="",  # put behind every name
     **texts,  # templates, as_written, cache, progress: see `class_weights`
 ) -> list:  # detectors in the order of `scores`
-    "CTW and ATD, and beside them the scores that read the yes texts alone: same features, same sentences."
+    """CTW and ATD, and beside them the scores that read the yes texts alone.
+
+    Same features, same sentences."""
     scores = (scores,) if isinstance(scores, str) else tuple(scores)
-    names, scale = (
-        tuple(getattr(class_names, "class_names", class_names)),
-        float(backbone.logit_scale if logit_scale is None else logit_scale),
-    )
-    if not 0 < scale < float("inf"):
-        raise ValueError(
-            f"logit_scale is {scale}; it must be above 0 and finite (100 in the authors' evaluation)."
-        )
+    names = tuple(getattr(class_names, "class_names", class_names))
+    scale = float(backbone.logit_scale if logit_scale is None else logit_scale)
+    _check_scale(scale)
     if isinstance(class_names, str):
         raise ValueError(f"class_names is the single string {class_names!r}; give a list of names.")
-    alone = [s for s in scores if s not in ("ctw", "atd")]
     yes, no = class_weights(backbone, branch, names, **texts)
-    rest = (
-        {
-            d.kind: d
-            for d in text_detectors(
-                yes,
-                names,
-                alone,
-                scale,
-                prefix=prefix,
-                suffix=suffix,
-                fingerprint=backbone.fingerprint,
-            )
-        }
-        if alone
-        else {}
-    )
-    local = [d.name for d in rest.values() if d.needs_local]
-    if local:
-        raise ValueError(
-            f"{' and '.join(local)} reads image regions, which CLIPN has no texts for; use zero_shot for it."
-        )
-    return [
-        rest[s]
-        if s in rest
-        else CLIPNDetector(
-            f"{prefix}{s}{suffix}", s, yes, no, names, scale, backbone.fingerprint, branch.settings
-        )
-        for s in scores
-    ]
+    alone = [s for s in scores if s not in ("ctw", "atd")]
+    naming = {"prefix": prefix, "suffix": suffix, "fingerprint": backbone.fingerprint}
+    made = _on_yes_texts(yes, names, alone, scale, **naming)
+    about = (names, scale, backbone.fingerprint, branch.settings)
+    for rule in ("ctw", "atd"):
+        made[rule] = CLIPNDetector(f"{prefix}{rule}{suffix}", rule, yes, no, *about)
+    return [made[s] for s in scores]
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #63232c45
-_NO_RESULT = (
-    "folder",
-    "progress",
-    "watch",
-    "save_every",
-    "cache",
-    "workers",
-)  # options that do not change what is learned
+# options that do not change what is learned
+_NO_RESULT = ("folder", "progress", "watch", "save_every", "cache", "workers")
 
 
+def _kept_at(keep, backbone, images, prompts, seed, options):  # file of a finished branch, or None
+    if not keep or options.get("stop_after") is not None:
+        return None
+    settled = {name: value for name, value in options.items() if name not in _NO_RESULT}
+    key = content_hash(
+        backbone.fingerprint, images.fingerprint, images.captions, prompts, seed, settled
+    )
+    folder = home() / "branches" if keep is True else Path(keep).expanduser()
+    return folder / f"{key}.safetensors"
+
+# %% ../../nbs/8_clipn/03_clipn.ipynb #521a2db2
+def _is_there(path, backbone):  # the same answer on all ranks
+    found = on_all_ranks(path.is_file(), backbone.device)
+    if any(found) and not all(found):
+        raise RuntimeError(
+            f"Only {sum(found)} of {len(found)} processes find {path}. All machines must see the "
+            "same folder: keep=..., or $OODNB_HOME."
+        )
+    return all(found)
+
+# %% ../../nbs/8_clipn/03_clipn.ipynb #6d7793ff
 def fit_clipn(
     backbone,  # Backbone; stays frozen
     captions,  # image-caption pairs: "mini", shards, a table, an ImageSet, see `load_captions`
@@ -264,27 +286,16 @@ def fit_clipn(
     keep=None,
     **options,  # of the training, see `pretrain_on_captions`
 ) -> NoBranch:  # trained; with .settings and .history
-    "CLIPN's branch with the published protocol. A finished one that is kept is read instead of trained."
+    """CLIPN's branch with the published protocol.
+
+    A finished one that is kept is read instead of trained."""
     branch, images = NoBranch(backbone, prompts), load_captions(captions)
     if not prompts:
         options["templates"] = _two_lists(templates, False)
-    options["precision"], path = (
-        resolve_precision(options.get("precision", "fp32"), backbone.device),
-        None,
-    )
-    if keep and options.get("stop_after") is None:
-        settled = {name: value for name, value in options.items() if name not in _NO_RESULT}
-        path = (
-            (home() / "branches" if keep is True else Path(keep).expanduser())
-            / f"{content_hash(backbone.fingerprint, images.fingerprint, images.captions, prompts, seed, settled)}.safetensors"
-        )
-        found = on_all_ranks(path.is_file(), backbone.device)
-        if all(found):
-            return load_no_branch(path, backbone)
-        if any(found):
-            raise RuntimeError(
-                f"Only {sum(found)} of {len(found)} processes find {path}. All machines must see the same folder: keep=..., or $OODNB_HOME."
-            )
+    options["precision"] = resolve_precision(options.get("precision", "fp32"), backbone.device)
+    path = _kept_at(keep, backbone, images, prompts, seed, options)
+    if path and _is_there(path, backbone):
+        return load_no_branch(path, backbone)
     branch.history = pretrain_on_captions(backbone, branch, images, seed=seed, **options)
     branch.settings |= {"captions": images.name, "pairs": len(images)}
     if path and rank_and_ranks()[0] == 0:
@@ -309,7 +320,34 @@ PLANS = {
     },
 }
 
+# %% ../../nbs/8_clipn/03_clipn.ipynb #237770bf
+def _plan_of(scale):
+    if scale not in PLANS:
+        raise ValueError(
+            f"scale is {scale!r}; possible are 'mini' (embedded, offline) and 'paper' (ImageNet, "
+            "CC3M and LAION's CLIP)."
+        )
+    return PLANS[scale]
 
+
+def _pairs(captions, scale, rehearse):
+    own = PLANS[scale]["captions"]
+    images = load_captions(captions or (own if scale == "mini" else str(data_root() / own)))
+    return images.subset(range(min(512, len(images)))) if rehearse else images
+
+
+def _tested(load, rehearse):
+    images = load()
+    return images.subset(range(0, len(images), 5)) if rehearse else images
+
+# %% ../../nbs/8_clipn/03_clipn.ipynb #3006bfb8
+def _training(own, given, rehearse):  # options of `fit_clipn`; views of one's own bring crops back
+    given = {name: value for name, value in given.items() if value}
+    given |= {"epochs": 1} if rehearse else {}
+    dropped = "scale" if "views" in given else None
+    return {name: value for name, value in own.items() if name != dropped} | given
+
+# %% ../../nbs/8_clipn/03_clipn.ipynb #0d5dd359
 def clipn_plan(
     scale,  # "mini": embedded world and model; "paper": what is published
     rehearse=False,  # a short pass, to see that everything works
@@ -319,42 +357,19 @@ def clipn_plan(
     sets=None,  # dict: name -> function that loads a test set, ID first; None takes the plan's
     imported=False,  # the branches are there, no pairs are needed
     **training,  # options of `fit_clipn`; None, 0 and "" leave the plan's
-    # dict: label (of the weights), training (options of `fit_clipn`), needs (dict of functions: model, captions, the sets)
+    # dict: label (of the weights), training (options of `fit_clipn`), needs (dict of functions:
+    # model, captions, the sets)
 ):
     "What an experiment with CLIPN trains and looks at. `ValueError` for an unknown scale."
-    if scale not in PLANS:
-        raise ValueError(
-            f"scale is {scale!r}; possible are 'mini' (embedded, offline) and 'paper' (ImageNet, CC3M and LAION's CLIP)."
-        )
-    plan = PLANS[scale]
-
-    def pairs():
-        images = load_captions(
-            captions
-            or (plan["captions"] if scale == "mini" else str(data_root() / plan["captions"]))
-        )
-        return images.subset(range(min(512, len(images)))) if rehearse else images
-
-    def tested(load):
-        images = load()
-        return images.subset(range(0, len(images), 5)) if rehearse else images
-
+    plan = _plan_of(scale)
+    needs = {"model": partial(load_backbone, *plan["model"], device)}
+    needs["captions"] = (lambda: None) if imported else partial(_pairs, captions, scale, rehearse)
     sets = sets or {name: partial(load_dataset, name) for name in plan["sets"]}
-    needs = {
-        "model": partial(load_backbone, *plan["model"], device),
-        "captions": (lambda: None) if imported else pairs,
-    } | {name: partial(tested, load) for name, load in sets.items()}
-    given = {name: value for name, value in training.items() if value} | (
-        {"epochs": 1} if rehearse else {}
-    )
-    own = {
-        name: value
-        for name, value in plan["training"].items()
-        if name != "scale" or "views" not in given
-    }
-    return {"label": plan["label"], "training": own | given, "needs": needs}
+    needs |= {name: partial(_tested, load, rehearse) for name, load in sets.items()}
+    training = _training(plan["training"], training, rehearse)
+    return {"label": plan["label"], "training": training, "needs": needs}
 
-
+# %% ../../nbs/8_clipn/03_clipn.ipynb #855cb155
 def clipn_branches(
     backbone,  # Backbone; stays frozen
     captions,  # image-caption pairs, see `fit_clipn`
@@ -364,7 +379,9 @@ def clipn_branches(
     prompts=16,  # of each branch
     **options,  # of `fit_clipn`
 ):  # dict: seed, or number of the file -> NoBranch
-    "The repeats of a training, or of the authors' trainings; kept under `$OODNB_HOME/branches`."
+    """The repeats of a training, or of the authors' trainings.
+
+    Kept under `$OODNB_HOME/branches`."""
     if checkpoints:
         return {
             i: import_no_branch(path, backbone, prompts) for i, path in enumerate(checkpoints, 1)

@@ -44,24 +44,24 @@ def _read(name):
 
 PROTOCOL = _read("forget_protocol.json")  # forget_classes, eval_templates, configs, ...
 
-
+# %% ../../nbs/10_forget/06_forget.ipynb #b71b184d
 def load_preserve(
     # "StanfordDogs", "StanfordCars", "Caltech101", "OxfordFlowers", or a group of the mini world
     dataset,
 ) -> list:  # names as they were written, duplicates and all
     "The raw list of names to preserve when classes of a data set are forgotten."
-    known = {
-        name: names
-        for name, names in _read("forget_preserve.json").items()
-        if isinstance(names, list)
-    } | _read("forget_mini.json")["preserve"]
+    published = _read("forget_preserve.json").items()
+    known = {name: names for name, names in published if isinstance(names, list)}
+    known |= _read("forget_mini.json")["preserve"]
     if dataset not in known:
         raise ValueError(
-            f"There is no list of names to preserve for {dataset!r}.{did_you_mean(dataset, known)} There are: {', '.join(known)}. Give any list of names of the same kind instead."
+            f"There is no list of names to preserve for {dataset!r}."
+            f"{did_you_mean(dataset, known)} There are: {', '.join(known)}. Give any list of names "
+            "of the same kind instead."
         )
     return list(known[dataset])
 
-
+# %% ../../nbs/10_forget/06_forget.ipynb #4e944c0e
 def preserve_names(
     raw,  # names as they were written
     forget_names,  # forgotten classes
@@ -70,7 +70,25 @@ def preserve_names(
     gone = {name.lower() for name in forget_names}
     return sorted({name.lower() for name in raw} - gone)
 
+# %% ../../nbs/10_forget/06_forget.ipynb #74368d43
+_PUBLISHED = {
+    "forget_weight": "lamb_forget",
+    "preserve_weight": "lamb_preserve",
+    "update_weight": "lamb_weight",
+    "rank": "rank",
+}  # our names and theirs
 
+
+def _published(dataset, backbone, classes):  # weights under their names; empty where there are none
+    backbone = re.sub(r"^ViT-B-16", "ViT-B/16", backbone).removesuffix("-quickgelu")
+    kind = "one_class" if classes == 1 else "multi_class"
+    for lists in (PROTOCOL, _read("forget_mini.json")):
+        found = lists["configs"][kind].get(backbone, {})
+        if dataset in found:
+            return found[dataset]
+    return {}
+
+# %% ../../nbs/10_forget/06_forget.ipynb #f02f7518
 def protocol_recipe(
     dataset,  # data set of the forgotten classes
     backbone,  # its name: "RN50", "ViT-B-16", ...
@@ -78,28 +96,8 @@ def protocol_recipe(
     **changes,  # fields of `ForgetSettings`
 ) -> ForgetSettings:
     "The published weights, where there are any; the commonest ones elsewhere."
-    name, kind = (
-        re.sub(r"^ViT-B-16", "ViT-B/16", backbone).removesuffix("-quickgelu"),
-        "one_class" if classes == 1 else "multi_class",
-    )
-    found = next(
-        (
-            settings["configs"][kind][name][dataset]
-            for settings in (PROTOCOL, _read("forget_mini.json"))
-            if dataset in settings["configs"][kind].get(name, {})
-        ),
-        {},
-    )
-    weights = {
-        ours: found[theirs]
-        for ours, theirs in (
-            ("forget_weight", "lamb_forget"),
-            ("preserve_weight", "lamb_preserve"),
-            ("update_weight", "lamb_weight"),
-            ("rank", "rank"),
-        )
-        if theirs in found
-    }
+    found = _published(dataset, backbone, classes)
+    weights = {ours: found[theirs] for ours, theirs in _PUBLISHED.items() if theirs in found}
     return ForgetSettings(**{**weights, **changes})
 
 # %% ../../nbs/10_forget/06_forget.ipynb #c646ad0d
@@ -109,11 +107,36 @@ def _embeddings(rows, name):
     bad = ~(lengths.isfinite() & (lengths > 0))
     if bad.any():
         raise ValueError(
-            f"{name} is zero, NaN or infinite in row {int(bad.nonzero()[0])}, so it has no direction; look at the text it came from."
+            f"{name} is zero, NaN or infinite in row {int(bad.nonzero()[0])}, so it has no "
+            "direction; look at the text it came from."
         )
     return rows
 
 
+def _check_classes(idx, count):
+    if not len(idx) or not 0 <= int(idx.min()) <= int(idx.max()) < count:
+        raise ValueError(
+            f"forget_idx is {idx.tolist()}, but there are {count} classes, 0 to {count - 1}; name "
+            "at least one."
+        )
+    if count == 1:
+        raise ValueError(
+            "The data set has a single class, which is nearest to every target; forgetting needs "
+            "another class to be confused with."
+        )
+
+# %% ../../nbs/10_forget/06_forget.ipynb #8aae2db1
+def _no_target(rounds, classes, empty, noise_std):
+    own = ", ".join(str(int(i)) for i in classes)
+    about = noise_std * empty.shape[1] ** 0.5
+    return RuntimeError(
+        f"After {rounds} draws the target is still nearest to the forgotten class itself (class "
+        f"{own}). The empty prompt's embedding has length {float(empty.norm()):.3g}, noise of "
+        f"{noise_std:g} per coordinate about {about:.3g}: raise noise_std or max_rounds, or give "
+        "a target of your own."
+    )
+
+# %% ../../nbs/10_forget/06_forget.ipynb #f3e47c90
 def forget_target(
     empty_embedding,  # embedding of the empty prompt [e] or [1, e], not normalised
     class_embeddings,  # embeddings of all class names of the data set [C, e]
@@ -124,50 +147,80 @@ def forget_target(
     max_rounds=1000,  # draws at most
 ):  # (unit rows [k, e], number of rounds that were drawn)
     "Where the forgotten classes are sent. Raises `RuntimeError` when no target is found."
-    empty, classes = (
-        _embeddings(empty_embedding, "empty_embedding")[:1],
-        _embeddings(class_embeddings, "class_embeddings"),
-    )
+    empty = _embeddings(empty_embedding, "empty_embedding")[:1]
+    classes = _embeddings(class_embeddings, "class_embeddings")
     idx = torch.as_tensor(forget_idx, dtype=torch.long, device=classes.device).flatten()
-    if not len(idx) or not 0 <= int(idx.min()) <= int(idx.max()) < len(classes):
-        raise ValueError(
-            f"forget_idx is {idx.tolist()}, but there are {len(classes)} classes, 0 to {len(classes) - 1}; name at least one."
-        )
-    if len(classes) == 1:
-        raise ValueError(
-            "The data set has a single class, which is nearest to every target; forgetting needs another class to be confused with."
-        )
+    _check_classes(idx, len(classes))
     unit = classes.double() / classes.double().norm(dim=1, keepdim=True)
     raw, given = empty.expand(len(idx), -1), 0 if noises is None else len(noises)
     for rounds in range(max_rounds + 1):
-        nearest = (unit[None] * raw.double()[:, None]).sum(-1).argmax(1)
-        if not (nearest == idx).any():
+        own = (unit[None] * raw.double()[:, None]).sum(-1).argmax(1) == idx
+        if not own.any():
             return raw / raw.norm(dim=1, keepdim=True), rounds
         if rounds == max_rounds or (rounds >= given and generator is None):
             break
-        noise = (
-            torch.as_tensor(noises[rounds])
-            if rounds < given
-            else torch.randn(raw.shape, generator=generator, dtype=torch.float32)
-        )
+        if rounds < given:
+            noise = torch.as_tensor(noises[rounds])
+        else:
+            noise = torch.randn(raw.shape, generator=generator, dtype=torch.float32)
         raw = empty + noise_std * noise.to(empty)
-    own = ", ".join(str(int(i)) for i in idx[nearest == idx])
-    raise RuntimeError(
-        f"After {rounds} draws the target is still nearest to the forgotten class itself (class {own}). The empty prompt's embedding has length {float(empty.norm()):.3g}, noise of {noise_std:g} per coordinate about {noise_std * empty.shape[1] ** 0.5:.3g}: "
-        "raise noise_std or max_rounds, or give a target of your own."
-    )
+    raise _no_target(rounds, idx[own], empty, noise_std)
 
 # %% ../../nbs/10_forget/06_forget.ipynb #3606aeb5
 def _bare(name):
     return name.replace("_", " ")
 
 
+def _names(field, value):  # tuple of them
+    if isinstance(value, str):
+        raise ValueError(f"{field} is the single string {value!r}; give a list of names.")
+    value = tuple(value)
+    for text in value:
+        if not isinstance(text, str) or not _bare(text).strip():
+            raise ValueError(f"{field} holds {text!r}; every entry must be a name.")
+    return value
+
+# %% ../../nbs/10_forget/06_forget.ipynb #d575b684
+def _check_forgotten(names, known):
+    if not names:
+        raise ValueError("No class is to be forgotten; name at least one.")
+    for name in names:
+        if name not in known:
+            some = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+            raise ValueError(
+                f"There is no class {name!r}.{did_you_mean(name, known)} There are: {some}."
+            )
+        if known.count(name) > 1:
+            raise ValueError(
+                f"{known.count(name)} classes are called {name!r}, so the name does not choose "
+                "one; rename them."
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is to be forgotten twice; name every class once.")
+
+# %% ../../nbs/10_forget/06_forget.ipynb #ac3770d7
+def _read_alike(text):
+    return " ".join(_bare(text).casefold().split())
+
+
+def _warn_of_both(task):
+    gone = set(map(_read_alike, task.names))
+    same = [text for text in task.preserved if _read_alike(text) in gone]
+    if same:
+        warnings.warn(
+            f"{same[0]!r} is preserved, but it reads like a forgotten class; the rule compares "
+            "lower case only. Take it out of the list, or the name is pulled both ways.",
+            stacklevel=4,
+        )
+
+# %% ../../nbs/10_forget/06_forget.ipynb #d12ec400
 @dataclass(frozen=True, eq=False)
 class ForgetTask:
     "What to forget. Raises `ValueError` for names that do not choose classes."
 
     names: tuple  # a class name or several
-    # all classes of the data set, in the order of labels; or an object that has class_names (an image set)
+    # all classes of the data set, in the order of labels; or an object that has class_names (an
+    # image set)
     class_names: tuple
     preserve: tuple = ()  # raw names to preserve, see `preserve_names`
     recipe: ForgetSettings = field(default_factory=ForgetSettings)
@@ -175,43 +228,13 @@ class ForgetTask:
     target: object = None
 
     def __post_init__(self):
+        names = (self.names,) if isinstance(self.names, str) else self.names
         classes = getattr(self.class_names, "class_names", self.class_names)
-        for name, value in (
-            ("names", self.names),
-            ("class_names", classes),
-            ("preserve", self.preserve),
-        ):
-            value = (value,) if isinstance(value, str) and name == "names" else value
-            if isinstance(value, str):
-                raise ValueError(f"{name} is the single string {value!r}; give a list of names.")
-            object.__setattr__(self, name, tuple(value))
-            bad = [
-                text
-                for text in getattr(self, name)
-                if not isinstance(text, str) or not _bare(text).strip()
-            ]
-            if bad:
-                raise ValueError(f"{name} holds {bad[0]!r}; every entry must be a name.")
-        if not self.names:
-            raise ValueError("No class is to be forgotten; name at least one.")
-        for name in self.names:
-            if name not in self.class_names:
-                raise ValueError(
-                    f"There is no class {name!r}.{did_you_mean(name, self.class_names)} There are: {', '.join(self.class_names[:20])}{', ...' if len(self.class_names) > 20 else ''}."
-                )
-            if self.class_names.count(name) > 1:
-                raise ValueError(
-                    f"{self.class_names.count(name)} classes are called {name!r}, so the name does not choose one; rename them."
-                )
-            if self.names.count(name) > 1:
-                raise ValueError(f"{name!r} is to be forgotten twice; name every class once.")
-        plain = lambda text: " ".join(_bare(text).casefold().split())
-        same = [text for text in self.preserved if plain(text) in set(map(plain, self.names))]
-        if same:
-            warnings.warn(
-                f"{same[0]!r} is preserved, but it reads like a forgotten class; the rule compares lower case only. Take it out of the list, or the name is pulled both ways.",
-                stacklevel=3,
-            )
+        given = {"names": names, "class_names": classes, "preserve": self.preserve}
+        for name, value in given.items():
+            object.__setattr__(self, name, _names(name, value))
+        _check_forgotten(self.names, self.class_names)
+        _warn_of_both(self)
 
     @property
     def preserved(self) -> list:
@@ -222,36 +245,39 @@ class ForgetTask:
         return [self.class_names.index(name) for name in self.names]  # of the forgotten classes [k]
 
 # %% ../../nbs/10_forget/06_forget.ipynb #a57c5997
-def _problem(task, hidden, P, seed):  # (Problem, rounds of the target)
-    rows = lambda texts: hidden(texts) if len(texts) else P.new_zeros(0, len(P))
-    X, rounds, target = rows([_bare(name) for name in task.names]), 0, task.target
-    if not isinstance(target, torch.Tensor):
-        generator = torch.Generator().manual_seed(seed)
-        target, rounds = forget_target(
-            rows([target or ""]) @ P,
-            rows([_bare(name) for name in task.class_names]) @ P,
-            task.indices,
-            None,
-            generator,
-            task.recipe.noise_std,
-            task.recipe.max_rounds,
-        )
-    elif target.shape != (len(X), P.shape[1]):
+def _check_target(target, k, e):
+    if target.shape != (k, e):
         raise ValueError(
-            f"target has shape {list(target.shape)}; one row of width {P.shape[1]} per forgotten class is needed, [{len(X)}, {P.shape[1]}]."
+            f"target has shape {list(target.shape)}; one row of width {e} per forgotten class is "
+            f"needed, [{k}, {e}]."
         )
-    recipe = task.recipe
-    return Problem(
-        X,
-        target,
-        rows([_bare(name) for name in task.preserved]),
+
+
+def _target(task, rows, P, seed):  # (target [k, e], rounds that it was drawn)
+    if isinstance(task.target, torch.Tensor):
+        _check_target(task.target, len(task.names), P.shape[1])
+        return task.target, 0
+    return forget_target(
+        rows([task.target or ""]) @ P,
+        rows([_bare(name) for name in task.class_names]) @ P,
+        task.indices,
         None,
-        recipe.forget_weight,
-        recipe.preserve_weight,
-        recipe.update_weight,
-    ), rounds
+        torch.Generator().manual_seed(seed),
+        task.recipe.noise_std,
+        task.recipe.max_rounds,
+    )
 
+# %% ../../nbs/10_forget/06_forget.ipynb #ef621b81
+def _texts(tasks):  # dict: text -> its row; the empty prompt first
+    texts = {"": 0}
+    for task in tasks:
+        own = [_bare(name) for name in (*task.names, *task.class_names, *task.preserved)]
+        own += [task.target] if isinstance(task.target, str) else []
+        for text in own:
+            texts.setdefault(text, len(texts))
+    return texts
 
+# %% ../../nbs/10_forget/06_forget.ipynb #fcf6182c
 def forget_problems(
     backbone,  # Backbone; stays as it is
     tasks,  # ForgetTasks
@@ -261,20 +287,21 @@ def forget_problems(
     tasks = list(tasks)
     if not tasks:
         raise ValueError("There is no task; give at least one ForgetTask.")
-    texts = {"": 0}
+    texts, problems, drawn = _texts(tasks), [], []
+    P, hidden = text_projection(backbone), text_hidden(backbone, texts)
+
+    def rows(some):
+        return hidden[[texts[text] for text in some]] if some else P.new_zeros(0, len(P))
+
     for task in tasks:
-        for text in (
-            *map(_bare, (*task.names, *task.class_names, *task.preserved)),
-            *([task.target] if isinstance(task.target, str) else []),
-        ):
-            texts.setdefault(text, len(texts))
-    P, rows = text_projection(backbone), text_hidden(backbone, texts)
-    made = [
-        _problem(task, lambda some: rows[[texts[text] for text in some]], P, seed) for task in tasks
-    ]
-    return P, [problem for problem, _ in made], [rounds for _, rounds in made]
+        target, rounds = _target(task, rows, P, seed)
+        gone, kept = (rows([_bare(t) for t in names]) for names in (task.names, task.preserved))
+        weights = task.recipe.forget_weight, task.recipe.preserve_weight, task.recipe.update_weight
+        problems.append(Problem(gone, target, kept, None, *weights))
+        drawn.append(rounds)
+    return P, problems, drawn
 
-
+# %% ../../nbs/10_forget/06_forget.ipynb #67b1fccc
 def initial_factor(
     rank,  # r
     d,  # width of hidden rows
@@ -289,20 +316,6 @@ def initial_factor(
     return torch.empty(rank, d).uniform_(-(d**-0.5), d**-0.5, generator=generator)
 
 # %% ../../nbs/10_forget/06_forget.ipynb #10841fa3
-_SHARED = (
-    "rank",
-    "alpha",
-    "lr",
-    "steps",
-    "max_trials",
-    "threshold",
-    "increment",
-    "squared",
-    "keep",
-    "either_way",
-)  # of one batch
-
-
 def _settings(task, seed, rounds, done):  # JSON
     return {
         "method": "forget",
@@ -319,7 +332,48 @@ def _settings(task, seed, rounds, done):  # JSON
         "final_forget_weight": done.forget_weights[-1],
     }
 
+# %% ../../nbs/10_forget/06_forget.ipynb #b0820c2b
+def _warn_of_failures(tasks, trained, max_trials):
+    failed = [", ".join(task.names) for task, done in zip(tasks, trained) if not done.reached]
+    if failed:
+        warnings.warn(
+            f"{len(failed)} of {len(tasks)} tasks did not come near their target in {max_trials} "
+            f"trials, the first is {failed[0]!r}; their last result is kept and marked "
+            "(settings['reached']). Raise forget_weight (see dead_zone), steps or max_trials.",
+            stacklevel=3,
+        )
+    pairs = [(task, done) for task, done in zip(tasks, trained) if done.reached]
+    away = [", ".join(task.names) for task, done in pairs if not done.closer]
+    if away:
+        warnings.warn(
+            f"{away[0]!r} moved away from its target, which the published rule counts as success; "
+            "either_way=False does not.",
+            stacklevel=3,
+        )
 
+# %% ../../nbs/10_forget/06_forget.ipynb #e08d9dea
+def _check_batch(tasks):
+    shared = tasks[0].recipe.shared
+    for task in tasks:
+        for name, value in shared.items():
+            if getattr(task.recipe, name) != value:
+                raise ValueError(
+                    f"The recipes differ in {name}; tasks of one batch share {', '.join(shared)}. "
+                    "Call forget_many once for each."
+                )
+
+
+def _drawn_starts(rank, d, seed):  # function: trial, problem -> A; problems of a trial share it
+    generator, starts = torch.Generator().manual_seed(seed), []
+
+    def initial(trial, _):
+        while len(starts) <= trial:
+            starts.append(initial_factor(rank, d, generator))
+        return starts[trial]
+
+    return initial
+
+# %% ../../nbs/10_forget/06_forget.ipynb #ce898583
 def forget_many(
     backbone,  # Backbone; stays as it is
     tasks,  # ForgetTasks; their recipes may differ in weights and targets
@@ -327,59 +381,24 @@ def forget_many(
     progress=True,  # show a bar
     watch=None,  # function of the list of Trained, for curves
 ) -> list:  # one ProjectionPatch per task
-    "Forget classes, task by task, trained as one batch. Warns of tasks that did not reach their target."
-    tasks = list(tasks)
-    P, problems, rounds = forget_problems(backbone, tasks, seed)
+    """Forget classes, task by task, trained as one batch.
+
+    Warns of tasks that did not reach their target."""
+    tasks, found = list(tasks), []
+    P, problems, drawn = forget_problems(backbone, tasks, seed)
+    _check_batch(tasks)
     recipe = tasks[0].recipe
-    other = [
-        name
-        for task in tasks
-        for name in _SHARED
-        if getattr(task.recipe, name) != getattr(recipe, name)
-    ]
-    if other:
-        raise ValueError(
-            f"The recipes differ in {other[0]}; tasks of one batch share {', '.join(_SHARED)}. Call forget_many once for each."
-        )
-    generator, starts = torch.Generator().manual_seed(seed), []
-
-    def initial(trial, _):
-        while len(starts) <= trial:
-            starts.append(initial_factor(recipe.rank, len(P), generator))
-        return starts[trial]
-
+    initial = _drawn_starts(recipe.rank, len(P), seed)
     trained = train_patches(P, problems, initial, recipe, progress)
-    failed = [", ".join(task.names) for task, done in zip(tasks, trained) if not done.reached]
-    if failed:
-        warnings.warn(
-            f"{len(failed)} of {len(tasks)} tasks did not come near their target in {recipe.max_trials} trials, the first is {failed[0]!r}; their last result is kept and marked (settings['reached']). Raise forget_weight (see dead_zone), steps or max_trials.",
-            stacklevel=2,
-        )
-    away = [
-        ", ".join(task.names)
-        for task, done in zip(tasks, trained)
-        if done.reached and not done.closer
-    ]
-    if away:
-        warnings.warn(
-            f"{away[0]!r} moved away from its target, which the published rule counts as success; either_way=False does not.",
-            stacklevel=2,
-        )
+    _warn_of_failures(tasks, trained, recipe.max_trials)
     if watch:
         watch(trained)
-    return [
-        ProjectionPatch(
-            done.A.cpu(),
-            done.B.cpu(),
-            recipe.scale,
-            task.names,
-            _settings(task, seed, r, done),
-            backbone.fingerprint,
-        )
-        for task, r, done in zip(tasks, rounds, trained)
-    ]
+    for task, rounds, done in zip(tasks, drawn, trained):
+        about = task.names, _settings(task, seed, rounds, done), backbone.fingerprint
+        found.append(ProjectionPatch(done.A.cpu(), done.B.cpu(), recipe.scale, *about))
+    return found
 
-
+# %% ../../nbs/10_forget/06_forget.ipynb #ae89ab9c
 def forget_classes(
     backbone,  # Backbone; stays as it is
     names,  # class to forget, or several
@@ -391,14 +410,14 @@ def forget_classes(
     progress=True,  # show a bar
 ) -> ProjectionPatch:
     "Forget one class, or several at once: names in, patch out."
-    return forget_many(
-        backbone,
-        [ForgetTask(names, class_names, preserve, recipe or ForgetSettings(), target)],
-        seed,
-        progress,
-    )[0]
+    task = ForgetTask(names, class_names, preserve, recipe or ForgetSettings(), target)
+    return forget_many(backbone, [task], seed, progress)[0]
 
 # %% ../../nbs/10_forget/06_forget.ipynb #0f820352
+# settings that the minimum of a loss depends on
+_LOSS = ("forget_weight", "preserve_weight", "update_weight", "squared", "alpha", "rank")
+
+# %% ../../nbs/10_forget/06_forget.ipynb #90089340
 def solve_many(
     backbone,  # Backbone; stays as it is
     tasks,  # ForgetTasks
@@ -407,42 +426,19 @@ def solve_many(
     seed=0,  # of targets that are drawn again
 ) -> list:  # one ProjectionPatch per task, of as many ranks as classes are forgotten
     "Forget classes without training."
-    tasks = list(tasks)
-    P, problems, rounds = forget_problems(backbone, tasks, seed)
-    found = []
-    for task, problem, r in zip(tasks, problems, rounds):
+    tasks, found = list(tasks), []
+    P, problems, drawn = forget_problems(backbone, tasks, seed)
+    for task, problem, rounds in zip(tasks, problems, drawn):
         A, B = closed_form(P, problem, None if exact else task.recipe)
-        weights = (
-            {}
-            if exact
-            else {
-                name: getattr(task.recipe, name)
-                for name in (
-                    "forget_weight",
-                    "preserve_weight",
-                    "update_weight",
-                    "squared",
-                    "alpha",
-                    "rank",
-                )
-            }
-        )
-        found.append(
-            ProjectionPatch(
-                A.cpu(),
-                B.cpu(),
-                1.0,
-                task.names,
-                {
-                    "method": "forget in closed form",
-                    "exact": exact,
-                    **weights,
-                    "classes": len(task.class_names),
-                    "preserved": len(task.preserved),
-                    "target_rounds": r,
-                    "seed": seed,
-                },
-                backbone.fingerprint,
-            )
-        )
+        settings = {
+            "method": "forget in closed form",
+            "exact": exact,
+            **{name: getattr(task.recipe, name) for name in (() if exact else _LOSS)},
+            "classes": len(task.class_names),
+            "preserved": len(task.preserved),
+            "target_rounds": rounds,
+            "seed": seed,
+        }
+        about = task.names, settings, backbone.fingerprint
+        found.append(ProjectionPatch(A.cpu(), B.cpu(), 1.0, *about))
     return found

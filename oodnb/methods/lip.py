@@ -11,6 +11,7 @@ import copy
 import math
 import warnings
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def noisy_copies(
     "Pictures with noise, inside the range of the batch."
     return (images + std * noise).clamp(images.min(), images.max())
 
-
+# %% ../../nbs/10_forget/07_lip.ipynb #68283f6d
 def lip_loss(
     text_features,  # of the class's text, one row per picture [B, D]
     image_features,  # of the clean pictures [B, D]
@@ -44,16 +45,19 @@ def lip_loss(
     images,  # clean pictures [B, ...]
     copies,  # [S, B, ...]
 ):  # scalar
-    "Slope between clean and noisy, summed over pictures. Raises `ValueError` for a copy that equals its picture."
+    """Slope between clean and noisy, summed over pictures.
+
+    Raises `ValueError` for a copy that equals its picture."""
     moved = (copies - images).flatten(2).norm(dim=2)
     if not (moved > 0).all():
         s, i = (moved > 0).logical_not().nonzero()[0].tolist()
         raise ValueError(
-            f"Copy {s} of picture {i} is at a distance of {moved[s, i]:g} from it, so that there is no slope between them. Pictures need finite values that differ, and the noise a std above 0."
+            f"Copy {s} of picture {i} is at a distance of {moved[s, i]:g} from it, so that there "
+            "is no slope between them. Pictures need finite values that differ, and the noise a "
+            "std above 0."
         )
-    apart = (text_features - copy_features).norm(dim=2) + (image_features - copy_features).norm(
-        dim=2
-    )
+    from_text = (text_features - copy_features).norm(dim=2)
+    apart = from_text + (image_features - copy_features).norm(dim=2)
     return (apart / (2 * moved)).sum() / (2 * len(copies))
 
 # %% ../../nbs/10_forget/07_lip.ipynb #e7f924b8
@@ -76,37 +80,25 @@ def lip_objective(
     return torch.stack(losses).mean()
 
 # %% ../../nbs/10_forget/07_lip.ipynb #3122b92c
-def _tower(name):
-    return (
-        "image"
-        if name.startswith("visual.")
-        else "text"
-        if name.startswith(("transformer.", "text.transformer."))
-        else None
-    )
+def _tower(name):  # of a parameter; None: it belongs to neither
+    if name.startswith("visual."):
+        return "image"
+    return "text" if name.startswith(("transformer.", "text.transformer.")) else None
 
 
 def frozen_tensors(
     model,  # open_clip model
 ) -> set:  # names of parameters
     "What Lip never moves."
-    stay = (torch.nn.Conv2d, _BatchNorm) if isinstance(model.visual, ModifiedResNet) else _BatchNorm
-    inside = {
-        f"{name}.{own}"
-        for name, module in model.named_modules()
-        if isinstance(module, stay)
-        for own, _ in module.named_parameters(recurse=False)
-    }
-    pool = (
-        {"visual.attnpool.positional_embedding"}
-        if isinstance(model.visual, ModifiedResNet)
-        else set()
-    )
-    return {
-        name for name, _ in model.named_parameters() if name in inside | pool or not _tower(name)
-    }
+    stay, inside = _BatchNorm, set()
+    if isinstance(model.visual, ModifiedResNet):
+        stay, inside = (torch.nn.Conv2d, _BatchNorm), {"visual.attnpool.positional_embedding"}
+    for name, module in model.named_modules():
+        if isinstance(module, stay):
+            inside |= {f"{name}.{own}" for own, _ in module.named_parameters(recurse=False)}
+    return {name for name, _ in model.named_parameters() if name in inside or not _tower(name)}
 
-
+# %% ../../nbs/10_forget/07_lip.ipynb #fb63a283
 def steepest(
     sizes,  # dict: name of a parameter -> mean absolute gradient
     top_image,  # tensors of the image tower
@@ -117,16 +109,35 @@ def steepest(
     wrong = next((name for name, size in sizes.items() if not math.isfinite(size)), None)
     if wrong:
         raise ValueError(
-            f"The gradient of {wrong} is {sizes[wrong]}; tensors can only be ranked by finite numbers."
+            f"The gradient of {wrong} is {sizes[wrong]}; tensors can only be ranked by finite "
+            "numbers."
         )
     ranked = sorted((name for name in sizes if name not in frozen), key=lambda name: -sizes[name])
-    return [
-        name
-        for tower, count in (("image", top_image), ("text", top_text))
-        for name in [n for n in ranked if _tower(n) == tower][:count]
-    ]
+    image, text = ([n for n in ranked if _tower(n) == tower] for tower in ("image", "text"))
+    return image[:top_image] + text[:top_text]
 
 # %% ../../nbs/10_forget/07_lip.ipynb #293bf2b2
+def _check_levels(stds, image_tensors, text_tensors):
+    if not len(stds) == len(image_tensors) == len(text_tensors) > 0:
+        raise ValueError(
+            f"stds, image_tensors and text_tensors have {len(stds)}, {len(image_tensors)} and "
+            f"{len(text_tensors)} levels; give one number of each per level."
+        )
+    if min(stds) <= 0 or min(image_tensors + text_tensors) < 0:
+        raise ValueError(
+            f"stds are {stds}, tensors {image_tensors} and {text_tensors}; noise must be above 0, "
+            "and numbers of tensors not negative."
+        )
+
+# %% ../../nbs/10_forget/07_lip.ipynb #20af1f1a
+def _check_steps(draws, epochs, stop, lr):
+    if draws < 1 or epochs < 0 or not 0 <= stop < 1 or not 0 < lr < math.inf:
+        raise ValueError(
+            f"draws is {draws}, epochs {epochs}, stop {stop} and lr {lr}; needed are at least one "
+            "draw, 0 <= stop < 1 and a finite rate above 0."
+        )
+
+# %% ../../nbs/10_forget/07_lip.ipynb #f9adeaa0
 @dataclass(frozen=True)
 class LipSettings:
     "Numbers of the training; the published ones for a vision transformer, see `lip_recipe`."
@@ -143,48 +154,29 @@ class LipSettings:
     text_tensors: tuple = (25, 27, 30, 33, 35, 40, 45)
 
     def __post_init__(self):
-        if not len(self.stds) == len(self.image_tensors) == len(self.text_tensors) > 0:
-            raise ValueError(
-                f"stds, image_tensors and text_tensors have {len(self.stds)}, {len(self.image_tensors)} and {len(self.text_tensors)} levels; give one number of each per level."
-            )
-        if min(self.stds) <= 0 or min(self.image_tensors + self.text_tensors) < 0:
-            raise ValueError(
-                f"stds are {self.stds}, tensors {self.image_tensors} and {self.text_tensors}; noise must be above 0, and numbers of tensors not negative."
-            )
-        if (
-            self.draws < 1
-            or self.epochs < 0
-            or not 0 <= self.stop < 1
-            or not 0 < self.lr < math.inf
-        ):
-            raise ValueError(
-                f"draws is {self.draws}, epochs {self.epochs}, stop {self.stop} and lr {self.lr}; needed are at least one draw, 0 <= stop < 1 and a finite rate above 0."
-            )
+        _check_levels(self.stds, self.image_tensors, self.text_tensors)
+        _check_steps(self.draws, self.epochs, self.stop, self.lr)
 
-
+# %% ../../nbs/10_forget/07_lip.ipynb #2c2219e4
 def lip_recipe(
     backbone,  # Backbone
     **changes,  # fields of LipSettings
 ) -> LipSettings:
     "The published numbers for the kind of image tower."
-    small = (
-        dict(image_tensors=(5, 7, 10, 13, 15, 20, 25), text_tensors=(5, 7, 12, 18, 25, 30, 35))
-        if isinstance(backbone.model.visual, ModifiedResNet)
-        else {}
-    )
-    return replace(LipSettings(), **small | changes)
+    own = {}
+    if isinstance(backbone.model.visual, ModifiedResNet):
+        own["image_tensors"] = (5, 7, 10, 13, 15, 20, 25)
+        own["text_tensors"] = (5, 7, 12, 18, 25, 30, 35)
+    return replace(LipSettings(), **own | changes)
 
 # %% ../../nbs/10_forget/07_lip.ipynb #0f528bf1
 def _take_step(
     optimizer, parameters, slopes, chosen
 ):  # moves the chosen tensors; returns how to take it back
-    before = {
-        name: (
-            parameters[name].detach().clone(),
-            copy.deepcopy(optimizer.state.get(parameters[name])),
-        )
-        for name in chosen
-    }
+    before = {}
+    for name in chosen:
+        memory = copy.deepcopy(optimizer.state.get(parameters[name]))
+        before[name] = parameters[name].detach().clone(), memory
     for name, p in parameters.items():
         p.grad = slopes[name] if name in before else None
     optimizer.step()
@@ -198,7 +190,36 @@ def _take_step(
 
     return back
 
+# %% ../../nbs/10_forget/07_lip.ipynb #3900ed82
+def _slopes(loss, parameters):  # dict: name -> gradient, None where there is none
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return dict(zip(parameters, found))
 
+
+def _sizes(slopes):  # mean absolute gradients
+    return {name: slope.abs().mean().item() for name, slope in slopes.items() if slope is not None}
+
+
+def _check_loss(loss, epoch, level, std):
+    if not loss.isfinite():
+        raise RuntimeError(
+            f"Lip failed in epoch {epoch}: the loss is {loss.item()} at level {level} (noise "
+            f"{std}). The pictures or the weights hold numbers that are not finite; try a smaller "
+            "lr."
+        )
+
+# %% ../../nbs/10_forget/07_lip.ipynb #2d4b83cd
+def _epoch(optimizer, parameters, loss, epoch, level, recipe):  # (row, how to take the step back)
+    std = recipe.stds[level]
+    _check_loss(loss, epoch, level, std)
+    slopes = _slopes(loss, parameters)
+    top = recipe.image_tensors[level], recipe.text_tensors[level]
+    chosen = steepest(_sizes(slopes), *top)
+    back = _take_step(optimizer, parameters, slopes, chosen)
+    row = {"epoch": epoch, "level": level, "std": std, "loss": loss.item()}
+    return row | {"tensors": len(chosen)}, back
+
+# %% ../../nbs/10_forget/07_lip.ipynb #1d36b8b0
 def train_lip(
     model,  # open_clip model; is changed
     images,  # network inputs [B, 3, H, W]
@@ -208,41 +229,21 @@ def train_lip(
     recipe=LipSettings(),  # numbers
     watch=None,  # called with every row of the history
 ) -> list:  # one row per epoch: level, std, loss, tensors, recognised, kept
-    "Train both towers until the pictures are no longer recognised. Raises `RuntimeError` for a loss that is not finite."
+    """Train both towers until the pictures are no longer recognised.
+
+    Raises `RuntimeError` for a loss that is not finite."""
     stay, history, level, share = frozen_tensors(model), [], 0, recognised()
-    parameters = {
-        name: p.requires_grad_() for name, p in model.named_parameters() if name not in stay
-    }
+    moving = {name: p.requires_grad_() for name, p in model.named_parameters() if name not in stay}
     optimizer = torch.optim.Adam(
-        parameters.values(), recipe.lr, recipe.betas, recipe.eps, recipe.weight_decay
+        moving.values(), recipe.lr, recipe.betas, recipe.eps, recipe.weight_decay
     )
     for epoch in range(recipe.epochs):
         if share <= recipe.stop:
             break
         loss = lip_objective(model, images, tokens, draws(epoch), recipe.stds[level])
-        if not loss.isfinite():
-            raise RuntimeError(
-                f"Lip failed in epoch {epoch}: the loss is {loss.item()} at level {level} (noise {recipe.stds[level]}). The pictures or the weights hold numbers that are not finite; try a smaller lr."
-            )
-        slopes = dict(
-            zip(parameters, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True))
-        )
-        sizes = {
-            name: slope.abs().mean().item() for name, slope in slopes.items() if slope is not None
-        }
-        chosen = steepest(sizes, recipe.image_tensors[level], recipe.text_tensors[level])
-        back, now = _take_step(optimizer, parameters, slopes, chosen), recognised()
-        history.append(
-            {
-                "epoch": epoch,
-                "level": level,
-                "std": recipe.stds[level],
-                "loss": loss.item(),
-                "tensors": len(chosen),
-                "recognised": now,
-                "kept": now < share,
-            }
-        )
+        row, back = _epoch(optimizer, moving, loss, epoch, level, recipe)
+        now = recognised()
+        history.append(row | {"recognised": now, "kept": now < share})
         if watch:
             watch(history[-1])
         if now < share:
@@ -250,20 +251,30 @@ def train_lip(
         else:
             back()
             level = min(level + 1, len(recipe.stds) - 1)
-    for p in parameters.values():
+    for p in moving.values():
         p.requires_grad_(False).grad = None
     return history
 
 # %% ../../nbs/10_forget/07_lip.ipynb #44148782
-def _tokens(backbone, text, count):
+def _tokens(backbone, text):
     tokens = backbone.tokenizer([text])
     if cut_texts(backbone.tokenizer, [text], tokens):
         raise ValueError(
-            f"{text!r:.80} is longer than the {tokens.shape[1] - 2} tokens that {backbone.name} reads. Shorten the class name."
+            f"{text!r:.80} is longer than the {tokens.shape[1] - 2} tokens that {backbone.name} "
+            "reads. Shorten the class name."
         )
-    return tokens.expand(count, -1)
+    return tokens
 
 
+def _check_dreams(dreams, name, class_name):
+    if dreams and dreams.class_name != name:
+        raise ValueError(
+            f"These dreams are of {dreams.class_name!r}, and {class_name!r} is to be forgotten; "
+            "leave dreams out, or make them with "
+            f"synthesize_pictures(backbone, {class_name!r}, ...)."
+        )
+
+# %% ../../nbs/10_forget/07_lip.ipynb #d381b22d
 def _keep(path, backbone, model, about):
     original = backbone.model.state_dict()
     moved = {
@@ -280,7 +291,69 @@ def _read(path, model):  # puts the kept tensors into a model; what was kept bes
     model.load_state_dict(moved, strict=False)
     return about
 
+# %% ../../nbs/10_forget/07_lip.ipynb #5a343997
+def _kept_at(keep, dreams, synthesis, *decided):  # file of a result, or None
+    if not keep:
+        return None
+    settled = {k: v for k, v in synthesis.items() if k not in ("progress", "batch_size")}
+    key = content_hash(*decided, settled, dreams and dreams.pixels)
+    folder = home() / "adapted" if keep is True else Path(keep).expanduser()
+    return folder / f"{key}.safetensors"
 
+
+def _copy(backbone, name):  # Backbone with weights of its own, in float32
+    return Backbone(
+        copy.deepcopy(backbone.model),
+        backbone.preprocess,
+        backbone.tokenizer,
+        backbone.name,
+        f"{backbone.pretrained or 'own'}, Lip without {name}",
+        backbone.device,
+    )
+
+# %% ../../nbs/10_forget/07_lip.ipynb #9d8b79f9
+def _share(adapted, images, names, target, templates):  # of the pictures that are recognised
+    vectors = zero_shot_classifier(adapted, names, templates)
+    called = cosine_sims(adapted.encode_images(images), vectors).argmax(1)
+    return (called == target).double().mean().item()
+
+
+def _noise(images, draws, seed, epoch):  # one draw after the other
+    for s in range(draws):
+        chance = chance_of("lip noise", seed, epoch, s)
+        yield torch.from_numpy(chance.standard_normal(images.shape, dtype="float32")).to(images)
+
+# %% ../../nbs/10_forget/07_lip.ipynb #d0e1b313
+def _trained(adapted, dreams, tokens, names, target, templates, recipe, seed, watch):  # about it
+    images = dreams.pixels.to(adapted.device)
+    recognised = partial(_share, adapted, images, names, target, templates)
+    noise = partial(_noise, images, recipe.draws, seed)
+    tokens = tokens.expand(len(images), -1)
+    with adapted.running(grad=True):
+        history = train_lip(adapted.model, images, tokens, recognised, noise, recipe, watch)
+    share = min([row["recognised"] for row in history if row["kept"]], default=recognised())
+    return {
+        "method": "lip",
+        "names": [names[target]],
+        "seed": seed,
+        "pictures": len(images),
+        "recipe": asdict(recipe),
+        "recognised": share,
+        "reached": share <= recipe.stop,
+        "history": history,
+    }
+
+# %% ../../nbs/10_forget/07_lip.ipynb #acac2677
+def _warn_of_failure(about, class_name, stop):
+    if not about["reached"]:
+        warnings.warn(
+            f"Lip has not forgotten {class_name!r}: {about['recognised']:.0%} of its own pictures "
+            f"are still recognised after {len(about['history'])} epochs, the goal is {stop:.0%}. "
+            "The backbone is given back as it is; try a larger lr, or more epochs.",
+            stacklevel=3,
+        )
+
+# %% ../../nbs/10_forget/07_lip.ipynb #c296f3c8
 def fit_lip(
     backbone,  # Backbone; stays as it is
     class_name,  # the class to forget
@@ -295,86 +368,24 @@ def fit_lip(
 ) -> Backbone:  # both towers changed; with .about
     "The baseline Lip: a backbone that has forgotten a class. Warns when it has not."
     target, names = class_place(class_name, class_names)
-    if dreams and dreams.class_name != names[target]:
-        raise ValueError(
-            f"These dreams are of {dreams.class_name!r}, and {class_name!r} is to be forgotten; leave dreams out, or make them with synthesize_pictures(backbone, {class_name!r}, ...)."
-        )
+    _check_dreams(dreams, names[target], class_name)
     recipe, tokens = (
         recipe or lip_recipe(backbone),
-        _tokens(backbone, f"A picture of {names[target]}", 1),
+        _tokens(backbone, f"A picture of {names[target]}"),
     )
-    model = copy.deepcopy(backbone.model)
-    adapted = Backbone(
-        model,
-        backbone.preprocess,
-        backbone.tokenizer,
-        backbone.name,
-        f"{backbone.pretrained or 'own'}, Lip without {names[target]}",
-        backbone.device,
-    )
-    settled = {k: v for k, v in synthesis.items() if k not in ("progress", "batch_size")}
-    key = content_hash(
-        backbone.fingerprint,
-        target,
-        names,
-        asdict(recipe),
-        templates,
-        seed,
-        settled,
-        dreams and dreams.pixels,
-    )
-    path = (
-        (home() / "adapted" if keep is True else Path(keep).expanduser()) / f"{key}.safetensors"
-        if keep
-        else None
-    )
+    adapted = _copy(backbone, names[target])
+    decided = backbone.fingerprint, target, names, asdict(recipe), templates, seed
+    path = _kept_at(keep, dreams, synthesis, *decided)
     if path and path.is_file():
-        adapted.about = _read(path, model)
+        adapted.about = _read(path, adapted.model)
     else:
         dreams = dreams or synthesize_pictures(
             backbone, class_name, class_names, templates=templates, seed=seed, **synthesis
         )
-        images = dreams.pixels.to(backbone.device)
-        recognised = lambda: (
-            (
-                cosine_sims(
-                    adapted.encode_images(images), zero_shot_classifier(adapted, names, templates)
-                ).argmax(1)
-                == target
-            )
-            .double()
-            .mean()
-            .item()
-        )
-        noise = lambda epoch: (
-            torch.from_numpy(
-                chance_of("lip noise", seed, epoch, s).standard_normal(
-                    images.shape, dtype="float32"
-                )
-            ).to(images)
-            for s in range(recipe.draws)
-        )
-        with adapted.running(grad=True):
-            history = train_lip(
-                model, images, tokens.expand(len(images), -1), recognised, noise, recipe, watch
-            )
-        share = min([row["recognised"] for row in history if row["kept"]], default=recognised())
-        adapted.about = {
-            "method": "lip",
-            "names": [names[target]],
-            "seed": seed,
-            "pictures": len(images),
-            "recipe": asdict(recipe),
-            "recognised": share,
-            "reached": share <= recipe.stop,
-            "history": history,
-        }
+        asked = names, target, templates, recipe, seed, watch
+        adapted.about = _trained(adapted, dreams, tokens, *asked)
         if path:
-            _keep(path, backbone, model, adapted.about)
+            _keep(path, backbone, adapted.model, adapted.about)
     adapted.precision = backbone.precision
-    if not adapted.about["reached"]:
-        warnings.warn(
-            f"Lip has not forgotten {class_name!r}: {adapted.about['recognised']:.0%} of its own pictures are still recognised after {len(adapted.about['history'])} epochs, the goal is {recipe.stop:.0%}. The backbone is given back as it is; try a larger lr, or more epochs.",
-            stacklevel=2,
-        )
+    _warn_of_failure(adapted.about, class_name, recipe.stop)
     return adapted
