@@ -180,16 +180,6 @@ class TrainedVirtual(TrainedHeads):
     outliers: torch.Tensor | None  # of the last step that synthesised [S, K * select, D]
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #d18ce802
-def _check_every_class(labels, classes, source):
-    missing = (labels.bincount(minlength=classes) == 0).nonzero().flatten().tolist()
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {classes} classes have no {source} to feed their queue, "
-            f"the first is class {missing[0]}; the queues would never fill. "
-            "Give samples of every class."
-        )
-
-
 class _FedQueues:  # queues that are fed epoch by epoch, from whichever epoch a training goes on
     def __init__(self, rows, labels, side, fresh):
         # side: pictures (0) or texts (1) of a step
@@ -207,6 +197,16 @@ class _FedQueues:  # queues that are fed epoch by epoch, from whichever epoch a 
                 for step in steps_of(before):
                     self.feed(step)
         self.next = epoch + 1
+
+# %% ../../nbs/9_toe/02_virtual_outliers.ipynb #d087e264
+def _check_every_class(labels, classes, source):
+    missing = (labels.bincount(minlength=classes) == 0).nonzero().flatten().tolist()
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {classes} classes have no {source} to feed their queue, "
+            f"the first is class {missing[0]}; the queues would never fill. "
+            "Give samples of every class."
+        )
 
 
 def _queues_for(images, labels, texts, heads, synthesis):  # fed by the pictures, or by texts
