@@ -91,7 +91,7 @@ def _with_statistics(detector, features, ridge):  # that mahalanobis measures wi
     found = class_statistics(values, features.labels, classes, ridge=ridge)
     return replace(detector, means=found.means, precision=found.precision)
 
-
+# %% ../../nbs/9_toe/09_toe.ipynb #3a0dada8
 class _ReadHead:  # what is read from `head` and the other fields of a TOEDetector
     needs_local = False
 
@@ -118,6 +118,20 @@ class _ReadHead:  # what is read from `head` and the other fields of a TOEDetect
             return self.logits(features)
         return cosine_sims(features.image_features.double(), self.classifier.double())
 
+    def score(
+        self,
+        features,  # Features of N images
+    ) -> torch.Tensor:  # higher for the known classes [N], float64
+        "One score per image; raises `ValueError` when the features do not fit."
+        values = self.values(features)
+        if self.kind == "mahalanobis":
+            return mahalanobis(values, self.means, self.precision)
+        return _READ[self.kind](values, self.temperature)
+
+    def predict(self, features) -> torch.Tensor:  # class index of N images [N]
+        "The class with the largest logit."
+        return self.logits(features).argmax(1)
+
 # %% ../../nbs/9_toe/09_toe.ipynb #55c2bfdc
 @dataclass(frozen=True, eq=False)
 class TOEDetector(_ReadHead):
@@ -137,20 +151,6 @@ class TOEDetector(_ReadHead):
     # class means of what the score reads [K, K], for mahalanobis
     means: torch.Tensor | None = field(default=None, repr=False)
     precision: torch.Tensor | None = field(default=None, repr=False)  # [K, K]
-
-    def score(
-        self,
-        features,  # Features of N images
-    ) -> torch.Tensor:  # higher for the known classes [N], float64
-        "One score per image; raises `ValueError` when the features do not fit."
-        values = self.values(features)
-        if self.kind == "mahalanobis":
-            return mahalanobis(values, self.means, self.precision)
-        return _READ[self.kind](values, self.temperature)
-
-    def predict(self, features) -> torch.Tensor:  # class index of N images [N]
-        "The class with the largest logit."
-        return self.logits(features).argmax(1)
 
     def scored(
         self,

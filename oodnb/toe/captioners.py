@@ -183,9 +183,21 @@ def _check_pair(backbone, decoder, tries):
         raise ValueError(f"tries is {tries}; at least one caption is written.")
 
 
-def _nearness(backbone, image_features, texts):  # cosine of every picture with its text [N]
-    said = encode_once(backbone, texts, False, progress=False)
-    return (normalize(image_features) * normalize(said)).sum(1)
+def _drafts(captioner, image_features):  # N captions of every try: greedy, then drawn
+    chance = torch.Generator().manual_seed(captioner.seed)
+    drawn = dict(temperature=captioner.temperature, generator=chance)
+    draws = ({}, *(captioner.tries - 1) * [drawn])
+    write = captioner.decoder.write
+    return [write(image_features, captioner.max_tokens, **draw) for draw in draws]
+
+
+def _nearest(backbone, image_features, written):  # of every picture's captions, by their cosine
+    near = []
+    for texts in written:
+        said = encode_once(backbone, texts, False, progress=False)
+        near.append((normalize(image_features) * normalize(said)).sum(1))
+    best = torch.stack(near).argmax(0).tolist()
+    return [written[choice][i] for i, choice in enumerate(best)]
 
 
 def _read_features(backbone, images, cache, batch_size, progress):  # `caption_images` warns
@@ -224,13 +236,10 @@ class DecoderCaptioner:
         image_features,  # [N, D], as the image tower gives them
     ) -> list:  # N captions
         "The caption that the backbone finds nearest, of `tries`."
-        chance = torch.Generator().manual_seed(self.seed)
-        draws = ({}, *(self.tries - 1) * [dict(temperature=self.temperature, generator=chance)])
-        written = [self.decoder.write(image_features, self.max_tokens, **draw) for draw in draws]
+        written = _drafts(self, image_features)
         if self.tries == 1 or not len(image_features):
             return written[0]
-        near = torch.stack([_nearness(self.backbone, image_features, texts) for texts in written])
-        return [written[best][i] for i, best in enumerate(near.argmax(0).tolist())]
+        return _nearest(self.backbone, image_features, written)
 
     def captions(
         self,
@@ -275,7 +284,7 @@ def _written(model, images, rows, batch_size, bar):
         bar.update(min(batch_size, len(rows) - start))
     return found, lost
 
-
+# %% ../../nbs/9_toe/06_captioners.ipynb #0e325a6b
 # ({id: caption}, {id: reason}) of a set
 def _in_parts(model, images, batch_size, cache, chunk, progress):
     found, lost, label = {}, {}, f"captions of {images.name}"
