@@ -67,9 +67,74 @@ _READ = {
     "mcm": lambda values, t: mcm(values, t, log_odds=True),
 }
 
+# %% ../../nbs/9_toe/09_toe.ipynb #25fbdc25
+def _check_reading(kind, on, temperature, classifier):
+    if kind not in _TEMPERATURES:
+        raise ValueError(f"There is no score {kind!r}; possible are {', '.join(_TEMPERATURES)}.")
+    if on not in ("head", "cosines") or (on == "cosines") != (classifier is not None):
+        raise ValueError(
+            f"on is {on!r}, and classifier is {'missing' if classifier is None else 'given'}; "
+            "possible are 'head' without, and 'cosines' with the texts of the classes "
+            "(oodnb.prompts.zero_shot_classifier makes them)."
+        )
+    if temperature is not None and not 0 < temperature < np.inf:
+        raise ValueError(f"temperature is {temperature}; it must be positive and finite.")
+
+
+def _with_statistics(detector, features, ridge):  # that mahalanobis measures with
+    if features is None:
+        raise ValueError(
+            "mahalanobis measures from the class means of the training pictures; "
+            "give their Features."
+        )
+    values, classes = detector.values(features), detector.head[-1][1].numel()
+    found = class_statistics(values, features.labels, classes, ridge=ridge)
+    return replace(detector, means=found.means, precision=found.precision)
+
+# %% ../../nbs/9_toe/09_toe.ipynb #3a0dada8
+class _ReadHead:  # what is read from `head` and the other fields of a TOEDetector
+    needs_local = False
+
+    @property
+    def settings(self) -> dict:  # what is kept with the scores
+        "The numbers this score depends on."
+        classes = self.head[-1][1].numel()
+        reads = {"score": self.kind, "reads": self.on, "classes": classes}
+        return {**reads, "temperature": self.temperature, **self.trained}
+
+    def logits(
+        self,
+        features,  # Features of N images
+    ) -> torch.Tensor:  # [N, K], float64
+        "What the head says; raises `ValueError` when the features do not fit."
+        first = self.head[0][0]
+        check_features(features, first.shape[1], self.fingerprint, False, self.name)
+        layers = [tuple(part.double() for part in layer) for layer in self.head]
+        with torch.no_grad():
+            return head_logits(layers, features.image_features.double().to(first.device))
+
+    def values(self, features):  # what the score reads [N, K], float64
+        if self.on == "head":
+            return self.logits(features)
+        return cosine_sims(features.image_features.double(), self.classifier.double())
+
+    def score(
+        self,
+        features,  # Features of N images
+    ) -> torch.Tensor:  # higher for the known classes [N], float64
+        "One score per image; raises `ValueError` when the features do not fit."
+        values = self.values(features)
+        if self.kind == "mahalanobis":
+            return mahalanobis(values, self.means, self.precision)
+        return _READ[self.kind](values, self.temperature)
+
+    def predict(self, features) -> torch.Tensor:  # class index of N images [N]
+        "The class with the largest logit."
+        return self.logits(features).argmax(1)
+
 # %% ../../nbs/9_toe/09_toe.ipynb #55c2bfdc
 @dataclass(frozen=True, eq=False)
-class TOEDetector:
+class TOEDetector(_ReadHead):
     "A head on image features, and the score that is read from it."
 
     name: str  # column name of its scores
@@ -86,52 +151,6 @@ class TOEDetector:
     # class means of what the score reads [K, K], for mahalanobis
     means: torch.Tensor | None = field(default=None, repr=False)
     precision: torch.Tensor | None = field(default=None, repr=False)  # [K, K]
-    needs_local = False
-
-    @property
-    def settings(self) -> dict:  # what is kept with the scores
-        "The numbers this score depends on."
-        return {
-            "score": self.kind,
-            "reads": self.on,
-            "classes": self.head[-1][1].numel(),
-            "temperature": self.temperature,
-            **self.trained,
-        }
-
-    def logits(
-        self,
-        features,  # Features of N images
-    ) -> torch.Tensor:  # [N, K], float64
-        "What the head says; raises `ValueError` when the features do not fit."
-        check_features(features, self.head[0][0].shape[1], self.fingerprint, False, self.name)
-        with torch.no_grad():
-            return head_logits(
-                [tuple(part.double() for part in layer) for layer in self.head],
-                features.image_features.double().to(self.head[0][0].device),
-            )
-
-    def values(self, features):  # what the score reads [N, K], float64
-        return (
-            self.logits(features)
-            if self.on == "head"
-            else cosine_sims(features.image_features.double(), self.classifier.double())
-        )
-
-    def score(
-        self,
-        features,  # Features of N images
-    ) -> torch.Tensor:  # higher for the known classes [N], float64
-        "One score per image; raises `ValueError` when the features do not fit."
-        return (
-            mahalanobis(self.values(features), self.means, self.precision)
-            if self.kind == "mahalanobis"
-            else _READ[self.kind](self.values(features), self.temperature)
-        )
-
-    def predict(self, features) -> torch.Tensor:  # class index of N images [N]
-        "The class with the largest logit."
-        return self.logits(features).argmax(1)
 
     def scored(
         self,
@@ -144,36 +163,43 @@ class TOEDetector:
         name=None,  # None: this detector's name and the score's
     ):  # TOEDetector
         "The same head, read in another way."
-        if kind not in _TEMPERATURES:
+        _check_reading(kind, on, temperature, classifier)
+        name = name or f"{self.name}_{kind}{'' if on == 'head' else '_cosines'}"
+        temperature = _TEMPERATURES[kind] if temperature is None else temperature
+        given = dict(kind=kind, on=on, temperature=temperature, classifier=classifier)
+        made = replace(self, name=name, **given, means=None, precision=None)
+        return _with_statistics(made, features, ridge) if kind == "mahalanobis" else made
+
+# %% ../../nbs/9_toe/09_toe.ipynb #697c7caf
+def _checked_texts(outliers, backbone):  # list of texts
+    if isinstance(outliers, str):
+        raise ValueError(f"outliers is the single text {outliers!r:.60}; give a list of texts.")
+    texts = list(getattr(outliers, "texts", outliers))
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
             raise ValueError(
-                f"There is no score {kind!r}; possible are {', '.join(_TEMPERATURES)}."
+                f"Outlier text {i} is {text!r}; give a list of texts with content, "
+                "and leave out captions that failed."
             )
-        if on not in ("head", "cosines") or (on == "cosines") != (classifier is not None):
-            raise ValueError(
-                f"on is {on!r}, and classifier is {'missing' if classifier is None else 'given'}; possible are 'head' without, and 'cosines' with the texts of the classes (oodnb.prompts.zero_shot_classifier makes them)."
-            )
-        if temperature is not None and not 0 < temperature < np.inf:
-            raise ValueError(f"temperature is {temperature}; it must be positive and finite.")
-        made = replace(
-            self,
-            name=name or f"{self.name}_{kind}{'' if on == 'head' else '_cosines'}",
-            kind=kind,
-            on=on,
-            temperature=_TEMPERATURES[kind] if temperature is None else temperature,
-            classifier=classifier,
-            means=None,
-            precision=None,
+    if not texts:
+        raise ValueError(
+            "There are 0 outlier texts; loosen what was left out (15 % of fewer than 7 captions "
+            "are none), or train without exposure (outliers=None)."
         )
-        if kind != "mahalanobis":
-            return made
-        if features is None:
-            raise ValueError(
-                "mahalanobis measures from the class means of the training pictures; give their Features."
-            )
-        found = class_statistics(
-            made.values(features), features.labels, self.head[-1][1].numel(), ridge=ridge
+    if backbone is None:
+        raise ValueError(
+            "Outlier texts need the backbone that encodes them; give backbone=, or their features."
         )
-        return replace(made, means=found.means, precision=found.precision)
+    return texts
+
+
+def _check_directions(rows):
+    empty = (rows == 0).all(-1).nonzero().flatten().tolist() if rows.ndim == 2 else []
+    if empty:
+        raise ValueError(
+            f"{len(empty)} of {len(rows)} outlier features are zero and have no direction, "
+            f"the first in row {empty[0]}; leave them out."
+        )
 
 # %% ../../nbs/9_toe/09_toe.ipynb #5770a3c1
 def outlier_rows(
@@ -185,188 +211,281 @@ def outlier_rows(
     "Outliers as features. Raises `ValueError` for texts and features that cannot be used."
     if outliers is None:
         return None, False, {"outliers": "none"}
-    if isinstance(outliers, Features):
-        rows, is_text, about = (
-            outliers.image_features,
-            False,
-            {"outliers": f"pictures: {outliers.dataset} {outliers.split}"},
-        )
+    is_text = not isinstance(outliers, Features)
+    if not is_text:
+        rows = outliers.image_features
+        about = {"outliers": f"pictures: {outliers.dataset} {outliers.split}"}
     elif isinstance(outliers, (torch.Tensor, np.ndarray)):
-        rows, is_text, about = torch.as_tensor(outliers), True, {"outliers": "text features"}
+        rows, about = torch.as_tensor(outliers), {"outliers": "text features"}
     else:
-        if isinstance(outliers, str):
-            raise ValueError(f"outliers is the single text {outliers!r:.60}; give a list of texts.")
-        texts = list(getattr(outliers, "texts", outliers))
-        wrong = next(
-            (i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()),
-            None,
-        )
-        if wrong is not None:
-            raise ValueError(
-                f"Outlier text {wrong} is {texts[wrong]!r}; give a list of texts with content, and leave out captions that failed."
-            )
-        if not texts:
-            raise ValueError(
-                "There are 0 outlier texts; loosen what was left out (15 % of fewer than 7 captions are none), or train without exposure (outliers=None)."
-            )
-        if backbone is None:
-            raise ValueError(
-                "Outlier texts need the backbone that encodes them; give backbone=, or their features."
-            )
-        rows, is_text, about = (
-            encode_once(backbone, texts, cache, progress=progress),
-            True,
-            {"outliers": str(getattr(outliers, "level", "texts")), "different": len(set(texts))},
-        )
-    empty = (rows == 0).all(-1).nonzero().flatten().tolist() if rows.ndim == 2 else []
-    if empty:
-        raise ValueError(
-            f"{len(empty)} of {len(rows)} outlier features are zero and have no direction, the first in row {empty[0]}; leave them out."
-        )
+        texts = _checked_texts(outliers, backbone)
+        rows = encode_once(backbone, texts, cache, progress=progress)
+        level = str(getattr(outliers, "level", "texts"))
+        about = {"outliers": level, "different": len(set(texts))}
+    _check_directions(rows)
     return rows, is_text, about | {"outlier_count": len(rows), "outlier_hash": content_hash(rows)}
 
-# %% ../../nbs/9_toe/09_toe.ipynb #8bceced0
-def _known(
-    features, class_names, backbone
-):  # (raw rows, labels, names) of labelled training pictures
-    names, labels = (
-        clean_names(getattr(class_names, "class_names", class_names)),
-        torch.as_tensor(features.labels),
-    )
-    if backbone is not None and features.backbone and features.backbone != backbone.fingerprint:
-        raise ValueError(
-            f"The pictures were encoded with the backbone {features.backbone}, the texts would be with {backbone.fingerprint}; use one for both."
-        )
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
-        raise ValueError(
-            f"The labels of {features.dataset!r} run from {int(labels.min())} to {int(labels.max())}, but there are {len(names)} class names, 0 to {len(names) - 1}. Leave out pictures without a label (-1), and give the names in label order."
-        )
-    empty = (labels.bincount(minlength=len(names)) == 0).nonzero().flatten().tolist()
-    if empty:
-        warnings.warn(
-            f"{len(empty)} of {len(names)} classes have no training picture, the first is {names[empty[0]]!r}; the head will never predict them.",
-            stacklevel=4,
-        )
-    check_features(features, features.image_features.shape[-1], None, False, "TOE")
-    return features.image_features.to("cpu" if backbone is None else backbone.device), labels, names
-
-
-def _as_tuple(value):
-    return tuple(value) if isinstance(value, (list, tuple, range)) else (value,)
-
-
+# %% ../../nbs/9_toe/09_toe.ipynb #0743a2ca
 def _for_seeds(seeds, make):  # [S, ...]; equal seeds are drawn once
     found = {seed: make(seed) for seed in dict.fromkeys(seeds)}
     return np.stack([found[seed] for seed in seeds])
 
 
+def _mixed(what, seed, epoch, count):
+    return chance_of(f"toe {what}", seed, epoch).permutation(count)
+
+
 def _orders(seeds, images, others, length=None):
-    "Function of an epoch: the order of pictures, and of outliers (of each run: the first, and how many; all begun again until there are `length`)."
-    mixed = lambda what, seed, epoch, count: chance_of(f"toe {what}", seed, epoch).permutation(
-        count
-    )
-    some = lambda seed, epoch, first, count: (
-        first + np.resize(mixed("outliers", seed, epoch, count), length or count)
-    )
-    return lambda epoch: (
-        _for_seeds(seeds, lambda seed: mixed("pictures", seed, epoch, images)),
-        np.stack([some(seed, epoch, *own) for seed, own in zip(seeds, others)]) if others else None,
-    )
+    """Function of an epoch: the order of pictures, and of outliers (of each run: the first, and how
+    many; all begun again until there are `length`)."""
 
+    def own(seed, epoch, first, count):
+        return first + np.resize(_mixed("outliers", seed, epoch, count), length or count)
 
-def _side_by_side(
-    lists,
-    recipe,
-    # (all raw features or None, whether they are texts, name -> what they are, name -> (first, how many))
-    rows_of,
-):
-    found, places, start = {name: rows_of(source) for name, source in lists.items()}, {}, 0
-    for name, (rows, *_) in found.items():
-        start, places[name] = (
-            start + (0 if rows is None else len(rows)),
-            (start, 0 if rows is None else len(rows)),
-        )
-    counts, kinds = (
-        [count for _, count in places.values()],
-        {is_text for _, is_text, _ in found.values()},
-    )
-    if len(found) > 1 and (not all(counts) or len(kinds) > 1):
-        raise ValueError(
-            f"The lists hold {dict(zip(found, counts))} outliers; side by side stand lists that all hold some, and all texts or all pictures. Train the others on their own."
-        )
-    if len(set(counts)) > 1 and not recipe.repeat:
-        raise ValueError(
-            f"The lists hold {dict(zip(found, counts))} outliers; with repeat=True short ones begin again, else an epoch would end for some before the others. Train them one by one for that."
-        )
-    given = [rows for rows, *_ in found.values() if rows is not None]
-    return (
-        torch.cat(given) if given else None,
-        kinds.pop(),
-        {name: about for name, (*_, about) in found.items()},
-        places,
-    )
+    def order(epoch):
+        pictures = _for_seeds(seeds, lambda seed: _mixed("pictures", seed, epoch, images))
+        if not others:
+            return pictures, None
+        return pictures, np.stack([own(seed, epoch, *part) for seed, part in zip(seeds, others)])
 
+    return order
 
+# %% ../../nbs/9_toe/09_toe.ipynb #6dbc5dbb
 def _noise_draws(seeds, noise, width):
     "Function of (epoch, step, outliers): what `noise` reads."
 
     def draw(epoch, step, count):
-        found = {
-            seed: noise.draw(chance_of("toe noise", seed, epoch, step), count, width)
-            for seed in dict.fromkeys(seeds)
-        }
-        return [
-            None if found[seeds[0]][i] is None else np.stack([found[seed][i] for seed in seeds])
-            for i in (0, 1)
-        ]
+        found = {}
+        for seed in dict.fromkeys(seeds):
+            found[seed] = noise.draw(chance_of("toe noise", seed, epoch, step), count, width)
+        parts = zip(*(found[seed] for seed in seeds))
+        return [None if part[0] is None else np.stack(part) for part in parts]
 
     return draw
 
 
 def _virtual_draws(seeds, synthesis, classes, width, texts):
     "Function of (epoch, step): the farthest draws, and what texts get added."
+    kept = synthesis.sample_from, synthesis.select
+
+    def farthest(seed, epoch, step):
+        chance = chance_of("toe virtual", seed, epoch, step)
+        return farthest_normals(chance, classes, width, *kept)
+
+    def uniform(seed, epoch, step):
+        chance = chance_of("toe uniform", seed, epoch, step)
+        return chance.random((classes * synthesis.select, width), dtype="f4")
 
     def draws(epoch, step):
-        eps = _for_seeds(
-            seeds,
-            lambda seed: farthest_normals(
-                chance_of("toe virtual", seed, epoch, step),
-                classes,
-                width,
-                synthesis.sample_from,
-                synthesis.select,
-            ),
-        )
-        return eps, _for_seeds(
-            seeds,
-            lambda seed: chance_of("toe uniform", seed, epoch, step).random(
-                (classes * synthesis.select, width), dtype="f4"
-            ),
-        ) if texts else None
+        eps = _for_seeds(seeds, lambda seed: farthest(seed, epoch, step))
+        added = _for_seeds(seeds, lambda seed: uniform(seed, epoch, step)) if texts else None
+        return eps, added
 
     return draws
 
+# %% ../../nbs/9_toe/09_toe.ipynb #a29cd919
+# (class weights for each side, slope, intercept) as PyTorch's layers begin, but the right way round
+def _logistic(seeds, classes, sides):
+    def part(what, low, *shape):
+        draw = lambda seed: chance_of(f"toe {what}", seed).uniform(low, 1, shape)
+        return torch.from_numpy(_for_seeds(seeds, draw))
 
-def _logistic(
-    seeds,
-    classes,
-    # (class weights for each side, slope, intercept) as PyTorch's layers begin, but the right way round
-    sides,
-):
-    part = lambda what, low, *shape: torch.from_numpy(
-        _for_seeds(seeds, lambda seed: chance_of(f"toe {what}", seed).uniform(low, 1, shape))
-    )
     return [
         *(part(f"weights {side}", 0, classes) for side in range(sides)),
         part("slope", -1, 2, 1).sort(1).values,
         part("intercept", -1, 2),
     ]
 
+# %% ../../nbs/9_toe/09_toe.ipynb #fbf43717
+def _check_known(features, labels, names, backbone):
+    if backbone is not None and features.backbone and features.backbone != backbone.fingerprint:
+        raise ValueError(
+            f"The pictures were encoded with the backbone {features.backbone}, the texts would be "
+            f"with {backbone.fingerprint}; use one for both."
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
+        raise ValueError(
+            f"The labels of {features.dataset!r} run from {int(labels.min())} to "
+            f"{int(labels.max())}, but there are {len(names)} class names, 0 to {len(names) - 1}. "
+            "Leave out pictures without a label (-1), and give the names in label order."
+        )
+
+
+# (raw rows, labels, names) of labelled training pictures
+def _known(features, class_names, backbone):
+    names = clean_names(getattr(class_names, "class_names", class_names))
+    labels = torch.as_tensor(features.labels)
+    _check_known(features, labels, names, backbone)
+    empty = (labels.bincount(minlength=len(names)) == 0).nonzero().flatten().tolist()
+    if empty:
+        warnings.warn(
+            f"{len(empty)} of {len(names)} classes have no training picture, "
+            f"the first is {names[empty[0]]!r}; the head will never predict them.",
+            stacklevel=4,
+        )
+    check_features(features, features.image_features.shape[-1], None, False, "TOE")
+    return features.image_features.to("cpu" if backbone is None else backbone.device), labels, names
+
+# %% ../../nbs/9_toe/09_toe.ipynb #44f924de
+def _as_tuple(value):
+    return tuple(value) if isinstance(value, (list, tuple, range)) else (value,)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    lists: dict  # name -> outliers
+    runs: list  # of every head: {"list": , "variance": , "seed": }
+    labels: list  # names of the detectors
+    synthesis: VirtualOutliers | None  # None: outliers lie in lists
+    noise: TextNoise  # with one variance per run
+    recipe: ExposureSettings
+
+    @property
+    def seeds(self):
+        return tuple(run["seed"] for run in self.runs)
+
+
+def _plan(outliers, seed, variance, name, noise, recipe):
+    lists = outliers if isinstance(outliers, dict) else {name: outliers}
+    seeds, variances = _as_tuple(seed), _as_tuple(variance)
+    runs, labels = [], []
+    for key, v, s in itertools.product(lists, variances, seeds):
+        differs = [f"v{float(v):g}"] * (len(variances) > 1) + [f"seed{s}"] * (len(seeds) > 1)
+        runs.append({"list": key, "variance": float(v), "seed": s})
+        labels.append("_".join([key, *differs]))
+    if not runs:
+        raise ValueError(
+            f"seed is {seed!r}, variance {variance!r} and outliers {outliers!r:.40}; "
+            "give at least one of each."
+        )
+    noise = replace(noise, variance=tuple(run["variance"] for run in runs))
+    synthesis = outliers if isinstance(outliers, VirtualOutliers) else None
+    return _Plan(lists, runs, labels, synthesis, noise, recipe)
+
+# %% ../../nbs/9_toe/09_toe.ipynb #dcae5e0b
+@dataclass(frozen=True)
+class _Outliers:
+    rows: torch.Tensor | None  # raw features of all lists
+    is_text: bool
+    about: dict  # name -> what they are
+    places: dict  # name -> (first row, how many)
+
+
+def _check_lists(counts, kinds, repeat):
+    if len(counts) > 1 and (not all(counts.values()) or len(kinds) > 1):
+        raise ValueError(
+            f"The lists hold {counts} outliers; side by side stand lists that all hold some, and "
+            "all texts or all pictures. Train the others on their own."
+        )
+    if len(set(counts.values())) > 1 and not repeat:
+        raise ValueError(
+            f"The lists hold {counts} outliers; with repeat=True short ones begin again, else an "
+            "epoch would end for some before the others. Train them one by one for that."
+        )
+
+
+def _side_by_side(lists, repeat, rows_of):
+    found = {name: rows_of(source) for name, source in lists.items()}
+    given = {name: rows for name, (rows, *_) in found.items() if rows is not None}
+    counts = {name: len(given.get(name, ())) for name in found}
+    kinds = {is_text for _, is_text, _ in found.values()}
+    _check_lists(counts, kinds, repeat)
+    starts = np.cumsum([0, *counts.values()]).tolist()
+    return _Outliers(
+        torch.cat(list(given.values())) if given else None,
+        kinds.pop(),
+        {name: about for name, (*_, about) in found.items()},
+        {name: (start, count) for start, (name, count) in zip(starts, counts.items())},
+    )
+
+# %% ../../nbs/9_toe/09_toe.ipynb #724168e9
+def _starts(plan, images, classes, head, hidden, others):  # (heads, order) of the runs
+    heads, recipe = {}, plan.recipe
+    for seed in dict.fromkeys(plan.seeds):
+        generator = torch.Generator().manual_seed(int(seed))
+        heads[seed] = make_head(head, images.shape[1], classes, hidden, generator)
+    steps = -(-len(images) // recipe.image_batch)
+    length = steps * recipe.outlier_batch if recipe.repeat else None
+    own = [others.places[run["list"]] for run in plan.runs] if others.rows is not None else None
+    return [heads[seed] for seed in plan.seeds], _orders(plan.seeds, len(images), own, length)
+
+
+def _train_on_lists(plan, known, others, starts, options):  # TrainedHeads
+    images, labels, names = known
+    energy = plan.recipe.loss == "energy_logistic"
+    logistic = _logistic(plan.seeds, len(names), 2) if energy else None
+    draws = _noise_draws(plan.seeds, plan.noise, images.shape[1])
+    noise = plan.noise if others.is_text else None
+    return train_head(
+        images, labels, others.rows, *starts, draws, noise, logistic, plan.recipe, **options
+    )
+
+
+# TrainedHeads; the queues are fed by texts with these labels, or by the pictures
+def _train_on_virtual(plan, known, others, text_labels, starts, options):
+    images, labels, names = known
+    texts = None if text_labels is None else (others.rows, torch.as_tensor(text_labels))
+    sizes = len(names), images.shape[1]
+    draws = _virtual_draws(plan.seeds, plan.synthesis, *sizes, texts is not None)
+    logistic = _logistic(plan.seeds, len(names), 1)
+    return train_virtual(
+        images, labels, texts, *starts, draws, logistic, plan.recipe, plan.synthesis, **options
+    )
+
+# %% ../../nbs/9_toe/09_toe.ipynb #ca347679
+def _told(plan, head, hidden, is_text, text_labels):  # what all runs say about their training
+    told = {"head": head, **({"hidden": hidden} if hidden else {}), **asdict(plan.recipe)}
+    if plan.synthesis:
+        source = "pictures" if text_labels is None else "texts"
+        return told | {"synthesis": asdict(plan.synthesis), "outliers": f"virtual {source}"}
+    if is_text:
+        told["noise"] = {k: v for k, v in asdict(plan.noise).items() if k != "variance"}
+    return told
+
+
+def _detectors(plan, done, about, told, names, fingerprint):  # one per run
+    made = []
+    for i, (run, label) in enumerate(zip(plan.runs, plan.labels)):
+        layers = tuple(tuple(part.cpu() for part in layer) for layer in done.heads[i])
+        history = tuple(
+            {**{k: v for k, v in row.items() if k != "losses"}, "loss": row["losses"][i]}
+            for row in done.history
+        )
+        given = dict(class_names=tuple(names), fingerprint=fingerprint, history=history)
+        trained = {**about[run["list"]], **told, **run}
+        made.append(TOEDetector(label, layers, trained=trained, **given))
+    return made
+
+# %% ../../nbs/9_toe/09_toe.ipynb #bcfb2a07
+def _check_class_texts(class_texts, synthesis):
+    if class_texts is not None and synthesis is None:
+        raise ValueError(
+            "class_texts feed the queues of a VirtualOutliers; give "
+            "outliers=VirtualOutliers(...), or leave class_texts out."
+        )
+
+
+def _fitted(plan, known, class_texts, head, hidden, rows_of, fingerprint, options):  # detectors
+    _check_class_texts(class_texts, plan.synthesis)
+    texts, text_labels = class_texts or (None, None)
+    lists = dict.fromkeys(plan.lists, texts) if plan.synthesis else plan.lists
+    others = _side_by_side(lists, plan.recipe.repeat, rows_of)
+    told = _told(plan, head, hidden, others.is_text, text_labels)
+    starts = _starts(plan, known[0], len(known[2]), head, hidden, others)
+    pictures = {"pictures": content_hash(*known[:2]), "classes": len(known[2])}
+    options["settings"] = {**told, "lists": others.about, "runs": plan.runs, **pictures}
+    if plan.synthesis:
+        done = _train_on_virtual(plan, known, others, text_labels, starts, options)
+    else:
+        done = _train_on_lists(plan, known, others, starts, options)
+    return _detectors(plan, done, others.about, told, known[2], fingerprint)
+
 # %% ../../nbs/9_toe/09_toe.ipynb #d13b97d4
 def fit_toe_runs(
     features,  # Features of labelled pictures of the known classes
     class_names,  # K names in label order, or an image set
-    # see `outlier_rows`; or a VirtualOutliers; or a dict of several: name -> outliers, heads for each; None: no exposure
+    # see `outlier_rows`; or a VirtualOutliers; or a dict of several: name -> outliers, heads for
+    # each; None: no exposure
     outliers=None,
     backbone=None,  # encodes texts, and decides the device
     seed=(1, 2, 3),  # of initial values, order and noise; a number or several
@@ -374,7 +493,8 @@ def fit_toe_runs(
     head="linear",  # "linear", "mlp" or "deep"
     hidden=None,  # width of the first hidden layer; None: as wide as the features
     noise=None,  # TextNoise; None: Gaussian for texts. Pictures get none
-    # (texts of the classes, their classes): they feed the queues of a VirtualOutliers in place of the pictures
+    # (texts of the classes, their classes): they feed the queues of a VirtualOutliers in place of
+    # the pictures
     class_texts=None,
     score="energy",  # see `TOEDetector.scored`; "mahalanobis" reads the training pictures
     # of the detectors; seed and variance are added. Those of a dict are called as there
@@ -386,140 +506,26 @@ def fit_toe_runs(
     watch=None,  # function of a dict, called after every step
     **recipe,  # fields of `ExposureSettings`: loss, weight, epochs, lr, ...
 ) -> list:  # TOEDetectors, one per combination of list, variance and seed
-    "TOE with the protocol of its authors' program, several runs in one training. Raises `ValueError` before anything is trained."
-    seeds, variances, recipe, noise = (
-        _as_tuple(seed),
-        _as_tuple(variance),
-        ExposureSettings(**recipe),
-        noise or TextNoise(),
-    )
-    lists, virtual = (
-        outliers if isinstance(outliers, dict) else {name: outliers},
-        isinstance(outliers, VirtualOutliers),
-    )
-    runs = [
-        {"list": key, "variance": float(v), "seed": s}
-        for key, v, s in itertools.product(lists, variances, seeds)
-    ]
-    if not runs:
+    """TOE with the protocol of its authors' program, several runs in one training. Raises
+    `ValueError` before anything is trained."""
+    recipe, noise = ExposureSettings(**recipe), noise or TextNoise()
+    plan = _plan(outliers, seed, variance, name, noise, recipe)
+    known = _known(features, class_names, backbone)
+    rows_of = lambda source: outlier_rows(source, backbone, cache, progress)
+    options = dict(folder=folder, stop_after=stop_after, watch=watch, progress=progress)
+    made = _fitted(plan, known, class_texts, head, hidden, rows_of, features.backbone, options)
+    reads = features if score == "mahalanobis" else None
+    return [one.scored(score, name=one.name, features=reads) for one in made]
+
+# %% ../../nbs/9_toe/09_toe.ipynb #d6d79042
+def _check_single(outliers, **given):
+    several = [k for k, value in given.items() if isinstance(value, (list, tuple, range))]
+    several += ["outliers"] * isinstance(outliers, dict)
+    if several:
         raise ValueError(
-            f"seed is {seed!r}, variance {variance!r} and outliers {outliers!r:.40}; give at least one of each."
+            f"{several[0]} holds several values; fit_toe trains one detector, "
+            "fit_toe_runs as many as you like."
         )
-    noise, each = (
-        replace(noise, variance=tuple(run["variance"] for run in runs)),
-        tuple(run["seed"] for run in runs),
-    )
-    images, labels, names = _known(features, class_names, backbone)
-    if class_texts is not None and not virtual:
-        raise ValueError(
-            "class_texts feed the queues of a VirtualOutliers; give outliers=VirtualOutliers(...), or leave class_texts out."
-        )
-    given, is_text, about, places = _side_by_side(
-        lists,
-        recipe,
-        lambda source: outlier_rows(
-            class_texts and class_texts[0] if virtual else source, backbone, cache, progress
-        ),
-    )
-    common = {
-        "head": head,
-        **({"hidden": hidden} if hidden else {}),
-        **asdict(recipe),
-        **(
-            {
-                "synthesis": asdict(outliers),
-                "outliers": f"virtual {'texts' if class_texts else 'pictures'}",
-            }
-            if virtual
-            else {}
-        ),
-        **(
-            {"noise": {key: value for key, value in asdict(noise).items() if key != "variance"}}
-            if is_text and not virtual
-            else {}
-        ),
-    }
-    initial = {
-        s: make_head(
-            head, images.shape[1], len(names), hidden, torch.Generator().manual_seed(int(s))
-        )
-        for s in seeds
-    }
-    state = {
-        **common,
-        "lists": about,
-        "runs": runs,
-        "pictures": content_hash(images, labels),
-        "classes": len(names),
-    }
-    options = dict(
-        recipe=recipe,
-        folder=folder,
-        settings=state,
-        stop_after=stop_after,
-        watch=watch,
-        progress=progress,
-    )
-    length = -(-len(images) // recipe.image_batch) * recipe.outlier_batch if recipe.repeat else None
-    shared = (
-        [initial[s] for s in each],
-        _orders(
-            each,
-            len(images),
-            None if given is None else [places[run["list"]] for run in runs],
-            length,
-        ),
-    )
-    if virtual:
-        draws = _virtual_draws(each, outliers, len(names), images.shape[1], class_texts is not None)
-        done = train_virtual(
-            images,
-            labels,
-            class_texts and (given, torch.as_tensor(class_texts[1])),
-            *shared,
-            draws,
-            _logistic(each, len(names), 1),
-            synthesis=outliers,
-            **options,
-        )
-    else:
-        logistic = _logistic(each, len(names), 2) if recipe.loss == "energy_logistic" else None
-        done = train_head(
-            images,
-            labels,
-            given,
-            *shared,
-            _noise_draws(each, noise, images.shape[1]),
-            noise if is_text else None,
-            logistic,
-            **options,
-        )
-    label = lambda run: "_".join(
-        [
-            run["list"],
-            *([f"v{run['variance']:g}"] if len(variances) > 1 else []),
-            *([f"seed{run['seed']}"] if len(seeds) > 1 else []),
-        ]
-    )
-    story = lambda i: tuple(
-        {**{key: value for key, value in row.items() if key != "losses"}, "loss": row["losses"][i]}
-        for row in done.history
-    )
-    made = [
-        TOEDetector(
-            label(run),
-            tuple(tuple(part.cpu() for part in layer) for layer in done.heads[i]),
-            class_names=tuple(names),
-            fingerprint=features.backbone,
-            trained={**about[run["list"]], **common, **run},
-            history=story(i),
-        )
-        for i, run in enumerate(runs)
-    ]
-    return [
-        d.scored(score, name=d.name, features=features if score == "mahalanobis" else None)
-        for d in made
-    ]
 
 
 def fit_toe(
@@ -530,59 +536,37 @@ def fit_toe(
     seed=1,  # see `fit_toe_runs`
     **options,  # see `fit_toe_runs`
 ) -> TOEDetector:
-    "TOE with the protocol of its authors' program: labelled features and outlier texts in, detector out."
-    several = [
-        key
-        for key, value in (("seed", seed), ("variance", options.get("variance")))
-        if isinstance(value, (list, tuple, range))
-    ] + ["outliers"] * isinstance(outliers, dict)
-    if several:
-        raise ValueError(
-            f"{several[0]} holds several values; fit_toe trains one detector, fit_toe_runs as many as you like."
-        )
+    """TOE with the protocol of its authors' program: labelled features and outlier texts in,
+    detector out."""
+    _check_single(outliers, seed=seed, variance=options.get("variance"))
     return fit_toe_runs(features, class_names, outliers, backbone, seed, **options)[0]
 
 # %% ../../nbs/9_toe/09_toe.ipynb #763ab41a
+_PARTS = ("classifier", "means", "precision")  # tensors that some scores need
+
+
 def save_toe(
     path,  # file to write, .safetensors
     detector,  # TOEDetector
 ):
     "Write a detector: its numbers, and in the header how they came about."
-    tensors = {
-        f"{i}.{part}": tensor
-        for i, layer in enumerate(detector.head)
-        for part, tensor in zip(("weight", "bias"), layer)
-    }
-    tensors |= {
-        part: getattr(detector, part)
-        for part in ("classifier", "means", "precision")
-        if getattr(detector, part) is not None
-    }
-    about = {
-        key.name: getattr(detector, key.name)
-        for key in fields(detector)
-        if key.name not in ("head", "classifier", "means", "precision")
-    }
-    save_tensors(path, "toe", tensors, about)
+    tensors = {}
+    for i, (weight, bias) in enumerate(detector.head):
+        tensors |= {f"{i}.weight": weight, f"{i}.bias": bias}
+    for part in _PARTS:
+        if getattr(detector, part) is not None:
+            tensors[part] = getattr(detector, part)
+    names = [key.name for key in fields(detector) if key.name not in ("head", *_PARTS)]
+    save_tensors(path, "toe", tensors, {name: getattr(detector, name) for name in names})
 
-
+# %% ../../nbs/9_toe/09_toe.ipynb #32c9f471
 def load_toe(
     path,  # file written by `save_toe`
 ) -> TOEDetector:
     "Read a detector. Raises `ValueError` for other files."
-    tensors, about = load_tensors(
-        path, "toe", "TOE detector", "save_toe writes one", ("0.weight", "0.bias")
-    )
-    head = tuple(
-        (tensors.pop(f"{i}.weight"), tensors.pop(f"{i}.bias"))
-        for i in range(sum(key.endswith(".bias") for key in tensors))
-    )
-    return TOEDetector(
-        **{
-            **about,
-            "head": head,
-            "class_names": tuple(about["class_names"]),
-            "history": tuple(about["history"]),
-            **tensors,
-        }
-    )
+    needed = ("0.weight", "0.bias")
+    tensors, about = load_tensors(path, "toe", "TOE detector", "save_toe writes one", needed)
+    layers = sum(key.endswith(".bias") for key in tensors)
+    head = [(tensors.pop(f"{i}.weight"), tensors.pop(f"{i}.bias")) for i in range(layers)]
+    lists = {name: tuple(about[name]) for name in ("class_names", "history")}
+    return TOEDetector(**{**about, "head": tuple(head), **lists, **tensors})

@@ -30,12 +30,10 @@ CAPTIONERS = {
     "blip-captions-large": "Salesforce/blip-image-captioning-large",
     "blip2-opt-2.7b": "Salesforce/blip2-opt-2.7b",
 }
-_KINDS = {
-    "blip": "BlipForConditionalGeneration",
-    "blip-2": "Blip2ForConditionalGeneration",
-}  # model_type of config.json -> class
+# model_type of config.json -> class
+_KINDS = {"blip": "BlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration"}
 
-
+# %% ../../nbs/9_toe/06_captioners.ipynb #338cc5f8
 def weights_mark(
     model,  # torch module
 ) -> str:  # 16 hexadecimal digits
@@ -46,6 +44,10 @@ def weights_mark(
             for name, t in model.state_dict().items()
         ]
     )
+
+# %% ../../nbs/9_toe/06_captioners.ipynb #9e739126
+def _device(device):
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 class BlipCaptioner:
@@ -62,43 +64,70 @@ class BlipCaptioner:
     ):
         if max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}; a caption has at least one token.")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device, self.name, self.max_tokens = _device(device), name, max_tokens
         precision = resolve_precision(precision, self.device)
-        self.model, self.processor, self.name, self.max_tokens = (
-            model.to(self.device, PRECISIONS[precision] or torch.float32).eval(),
-            processor,
-            name,
-            max_tokens,
-        )
+        self.model = model.to(self.device, PRECISIONS[precision] or torch.float32).eval()
+        self.processor = processor
         self.fingerprint = content_hash(
             weights_mark(model), repr(processor.image_processor), max_tokens, precision
         )
 
     def __repr__(self):
-        return f"BlipCaptioner({self.name!r}, at most {self.max_tokens} tokens, {self.model.dtype} on {self.device})"
+        return (
+            f"BlipCaptioner({self.name!r}, at most {self.max_tokens} tokens, "
+            f"{self.model.dtype} on {self.device})"
+        )
 
     def write(
         self,
         pictures,  # list of PIL pictures, RGB
     ) -> list:  # captions
         "Captions of a few pictures."
-        pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"].to(
-            self.device, self.model.dtype
-        )
+        seen = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
+        pixels = seen.to(self.device, self.model.dtype)
         with torch.no_grad():
             ids = self.model.generate(pixel_values=pixels, max_new_tokens=self.max_tokens)
         return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
 
-# %% ../../nbs/9_toe/06_captioners.ipynb #5db38df3
+# %% ../../nbs/9_toe/06_captioners.ipynb #f56d3cb5
 def _kind_of(folder):  # model_type of a folder, or None
     try:
-        return json.loads((Path(folder).expanduser() / "config.json").read_text("utf-8")).get(
-            "model_type"
-        )
+        config = json.loads((Path(folder).expanduser() / "config.json").read_text("utf-8"))
+        return config.get("model_type")
     except (OSError, ValueError, AttributeError):
         return None
 
 
+def _found(source):  # (what transformers is to read, its kind, folder for weights by hand, or None)
+    if source not in CAPTIONERS:
+        return str(Path(source).expanduser()), _kind_of(source), None
+    place = home() / "weights" / str(source)
+    if kind := _kind_of(place):
+        return str(place.expanduser()), kind, place
+    where = CAPTIONERS[source]
+    return where, _kind_of(where) or ("blip-2" if "blip2" in where else "blip"), place
+
+
+def _check_kind(source, kind):
+    if kind not in _KINDS:
+        this = f" (this one says {kind!r})" if kind else ""
+        raise ValueError(
+            f"{str(source)!r} is no captioner.{did_you_mean(str(source), CAPTIONERS)} "
+            f"Known are {', '.join(CAPTIONERS)}, and folders whose config.json says model_type "
+            f"blip or blip-2{this}."
+        )
+
+# %% ../../nbs/9_toe/06_captioners.ipynb #4f35abbe
+def _check_writes(where, report):
+    missing = sorted(name for name in report["missing_keys"] if "position_ids" not in name)
+    if missing:
+        raise ValueError(
+            f"{where} is a BLIP, but not one that writes captions: {len(missing)} tensors are "
+            f"missing, such as {missing[0]}. Captions are written by "
+            f"{', '.join(CAPTIONERS.values())}."
+        )
+
+# %% ../../nbs/9_toe/06_captioners.ipynb #5db38df3
 def load_captioner(
     source,  # "blip-captions-base", "blip-captions-large", "blip2-opt-2.7b", or a folder
     device=None,  # None takes CUDA if there is one, else the CPU
@@ -107,165 +136,19 @@ def load_captioner(
     max_tokens=20,  # longest caption
 ) -> BlipCaptioner:
     "A captioner by name or from a folder. Errors say what is missing and where it belongs."
-    known, place = source in CAPTIONERS, home() / "weights" / str(source)
-    where = place if known and _kind_of(place) else CAPTIONERS.get(source, source)
-    kind = (
-        _kind_of(where) or ("blip-2" if "blip2" in str(where) else "blip")
-        if known
-        else _kind_of(where)
+    where, kind, place = _found(source)
+    _check_kind(source, kind)
+    library = need_transformers("A captioner")
+    read = lambda reader, **options: load_or_explain(
+        lambda: reader.from_pretrained(where, **options), where, place, "captioner"
     )
-    if kind not in _KINDS:
-        raise ValueError(
-            f"{str(source)!r} is no captioner.{did_you_mean(str(source), CAPTIONERS)} Known are {', '.join(CAPTIONERS)}, and folders whose config.json says model_type blip or blip-2{f' (this one says {kind!r})' if kind else ''}."
-        )
-    library, where = (
-        need_transformers("A captioner"),
-        str(Path(where).expanduser()) if not known or where == place else where,
-    )
-    model, report = load_or_explain(
-        lambda: getattr(library, _KINDS[kind]).from_pretrained(where, output_loading_info=True),
-        where,
-        place if known else None,
-        "captioner",
-    )
-    missing = sorted(name for name in report["missing_keys"] if "position_ids" not in name)
-    if missing:
-        raise ValueError(
-            f"{where} is a BLIP, but not one that writes captions: {len(missing)} tensors are missing, such as {missing[0]}. Captions are written by {', '.join(CAPTIONERS.values())}."
-        )
-    processor = load_or_explain(
-        lambda: library.AutoProcessor.from_pretrained(where),
-        where,
-        place if known else None,
-        "captioner",
-    )
-    on_gpu = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type == "cuda"
-    return BlipCaptioner(
-        model,
-        processor,
-        Path(source).name,
-        max_tokens,
-        device,
-        precision or ("fp16" if on_gpu else "fp32"),
-    )
+    model, report = read(getattr(library, _KINDS[kind]), output_loading_info=True)
+    _check_writes(where, report)
+    processor = read(library.AutoProcessor)
+    precision = precision or ("fp16" if _device(device).type == "cuda" else "fp32")
+    return BlipCaptioner(model, processor, Path(source).name, max_tokens, device, precision)
 
-# %% ../../nbs/9_toe/06_captioners.ipynb #ec07ce5c
-class DecoderCaptioner:
-    "A TextDecoder and the backbone whose features it reads."
-
-    def __init__(
-        self,
-        backbone,  # Backbone
-        decoder,  # TextDecoder trained with it
-        max_tokens=20,  # longest caption
-        tries=16,  # captions per picture, of which the backbone chooses; 1: the greedy one
-        temperature=0.6,  # of the draws
-        seed=0,  # of the draws
-    ):
-        if decoder.feature_dim != backbone.embed_dim or decoder.backbone not in (
-            None,
-            backbone.fingerprint,
-        ):
-            raise ValueError(
-                f"The decoder reads {decoder.feature_dim} numbers of the backbone {decoder.backbone}, but {backbone.name} ({backbone.fingerprint}) gives {backbone.embed_dim}. Train one for it: fit_decoder(backbone, captions)."
-            )
-        if tries < 1:
-            raise ValueError(f"tries is {tries}; at least one caption is written.")
-        self.backbone, self.decoder, self.max_tokens, self.tries, self.temperature, self.seed = (
-            backbone,
-            decoder,
-            max_tokens,
-            tries,
-            temperature,
-            seed,
-        )
-
-    def __repr__(self):
-        return f"DecoderCaptioner({self.backbone.name}, the best of {self.tries})"
-
-    @property
-    def fingerprint(self):
-        "Hash of everything that its captions depend on, but for the pictures."
-        return content_hash(
-            self.decoder.fingerprint,
-            self.backbone.fingerprint,
-            self.backbone.precision,
-            self.max_tokens,
-            self.tries,
-            self.temperature,
-            self.seed,
-        )
-
-    def write(
-        self,
-        image_features,  # [N, D], as the image tower gives them
-    ) -> list:  # N captions
-        "The caption that the backbone finds nearest, of `tries`."
-        chance = torch.Generator().manual_seed(self.seed)
-        draws = ({}, *(self.tries - 1) * [dict(temperature=self.temperature, generator=chance)])
-        written = [self.decoder.write(image_features, self.max_tokens, **draw) for draw in draws]
-        if self.tries == 1 or not len(image_features):
-            return written[0]
-        nearness = [
-            (
-                normalize(image_features)
-                * normalize(encode_once(self.backbone, texts, False, progress=False))
-            ).sum(1)
-            for texts in written
-        ]
-        return [written[best][i] for i, best in enumerate(torch.stack(nearness).argmax(0).tolist())]
-
-    def captions(
-        self,
-        images,  # ImageSet
-        batch_size=256,  # pictures per pass
-        cache=True,  # keep captions and features: True: below $OODNB_HOME; a folder; False: nothing
-        progress=True,  # show a bar when it takes longer than a second
-    ) -> dict:  # id -> caption, of the pictures that could be read
-        "Captions of a set."
-        path = cache and _captions_file(
-            cache, "drawn 1", self.fingerprint, images.fingerprint, images.ids
-        )
-        kept = _kept_captions(path) if path else {}
-        if len(kept) == len(images):
-            return kept
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*could not be read")
-            features = extract(
-                self.backbone, images, cache, batch_size=batch_size, progress=progress
-            )
-        found = dict(zip(features.ids, self.write(features.image_features)))
-        if path:
-            _keep_captions(path, found)
-        return found
-
-# %% ../../nbs/9_toe/06_captioners.ipynb #58ddbe19
-def _read_some(
-    images, rows
-):  # (rows that could be read, their pictures, {id: reason} of the others)
-    good, lost = [], {}
-    for i in rows:
-        try:
-            good.append((i, images.read(i)))
-        except MemoryError:
-            raise
-        except Exception as error:
-            lost[images.ids[i]] = getattr(error, "reason", f"{type(error).__name__}: {error}")
-    return [i for i, _ in good], [picture for _, picture in good], lost
-
-
-def _written(
-    model, images, rows, batch_size, bar
-):  # ({id: caption}, {id: reason}) of some pictures
-    found, lost = {}, {}
-    for start in range(0, len(rows), batch_size):
-        kept, pictures, bad = _read_some(images, rows[start : start + batch_size])
-        found |= dict(zip((images.ids[i] for i in kept), model.write(pictures) if kept else ()))
-        lost |= bad
-        bar.update(min(batch_size, len(rows) - start))
-    return found, lost
-
-
+# %% ../../nbs/9_toe/06_captioners.ipynb #34f606f9
 def _kept_captions(path):  # {id: caption}; nothing where there is no file, or a damaged one
     try:
         return json.loads(path.read_text("utf-8"))
@@ -284,31 +167,132 @@ def _keep_captions(path, captions):
 def _captions_file(cache, *parts):  # where captions are kept that depend on these, or None
     if not (cache and writable(cache)):
         return None
-    return (
-        home() / "captions" if cache is True else cache_root(cache)
-    ) / f"{content_hash(*parts)}.json"
+    folder = home() / "captions" if cache is True else cache_root(cache)
+    return folder / f"{content_hash(*parts)}.json"
+
+# %% ../../nbs/9_toe/06_captioners.ipynb #b7edd427
+def _check_pair(backbone, decoder, tries):
+    same = decoder.backbone in (None, backbone.fingerprint)
+    if decoder.feature_dim != backbone.embed_dim or not same:
+        raise ValueError(
+            f"The decoder reads {decoder.feature_dim} numbers of the backbone {decoder.backbone}, "
+            f"but {backbone.name} ({backbone.fingerprint}) gives {backbone.embed_dim}. "
+            "Train one for it: fit_decoder(backbone, captions)."
+        )
+    if tries < 1:
+        raise ValueError(f"tries is {tries}; at least one caption is written.")
 
 
-def _in_parts(
-    model, images, batch_size, cache, chunk, progress
-):  # ({id: caption}, {id: reason}) of a set
+def _drafts(captioner, image_features):  # N captions of every try: greedy, then drawn
+    chance = torch.Generator().manual_seed(captioner.seed)
+    drawn = dict(temperature=captioner.temperature, generator=chance)
+    draws = ({}, *(captioner.tries - 1) * [drawn])
+    write = captioner.decoder.write
+    return [write(image_features, captioner.max_tokens, **draw) for draw in draws]
+
+
+def _nearest(backbone, image_features, written):  # of every picture's captions, by their cosine
+    near = []
+    for texts in written:
+        said = encode_once(backbone, texts, False, progress=False)
+        near.append((normalize(image_features) * normalize(said)).sum(1))
+    best = torch.stack(near).argmax(0).tolist()
+    return [written[choice][i] for i, choice in enumerate(best)]
+
+
+def _read_features(backbone, images, cache, batch_size, progress):  # `caption_images` warns
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*could not be read")
+        return extract(backbone, images, cache, batch_size=batch_size, progress=progress)
+
+# %% ../../nbs/9_toe/06_captioners.ipynb #ec07ce5c
+class DecoderCaptioner:
+    "A TextDecoder and the backbone whose features it reads."
+
+    def __init__(
+        self,
+        backbone,  # Backbone
+        decoder,  # TextDecoder trained with it
+        max_tokens=20,  # longest caption
+        tries=16,  # captions per picture, of which the backbone chooses; 1: the greedy one
+        temperature=0.6,  # of the draws
+        seed=0,  # of the draws
+    ):
+        _check_pair(backbone, decoder, tries)
+        self.backbone, self.decoder, self.max_tokens = backbone, decoder, max_tokens
+        self.tries, self.temperature, self.seed = tries, temperature, seed
+
+    def __repr__(self):
+        return f"DecoderCaptioner({self.backbone.name}, the best of {self.tries})"
+
+    @property
+    def fingerprint(self):
+        "Hash of everything that its captions depend on, but for the pictures."
+        models = self.decoder.fingerprint, self.backbone.fingerprint, self.backbone.precision
+        return content_hash(*models, self.max_tokens, self.tries, self.temperature, self.seed)
+
+    def write(
+        self,
+        image_features,  # [N, D], as the image tower gives them
+    ) -> list:  # N captions
+        "The caption that the backbone finds nearest, of `tries`."
+        written = _drafts(self, image_features)
+        if self.tries == 1 or not len(image_features):
+            return written[0]
+        return _nearest(self.backbone, image_features, written)
+
+    def captions(
+        self,
+        images,  # ImageSet
+        batch_size=256,  # pictures per pass
+        cache=True,  # keep captions and features: True: below $OODNB_HOME; a folder; False: nothing
+        progress=True,  # show a bar when it takes longer than a second
+    ) -> dict:  # id -> caption, of the pictures that could be read
+        "Captions of a set."
+        parts = "drawn 1", self.fingerprint, images.fingerprint, images.ids
+        path = cache and _captions_file(cache, *parts)
+        kept = _kept_captions(path) if path else {}
+        if len(kept) == len(images):
+            return kept
+        features = _read_features(self.backbone, images, cache, batch_size, progress)
+        found = dict(zip(features.ids, self.write(features.image_features)))
+        if path:
+            _keep_captions(path, found)
+        return found
+
+# %% ../../nbs/9_toe/06_captioners.ipynb #58ddbe19
+# (rows that could be read, their pictures, {id: reason} of the others)
+def _read_some(images, rows):
+    good, lost = [], {}
+    for i in rows:
+        try:
+            good.append((i, images.read(i)))
+        except MemoryError:
+            raise
+        except Exception as error:
+            lost[images.ids[i]] = getattr(error, "reason", f"{type(error).__name__}: {error}")
+    return [i for i, _ in good], [picture for _, picture in good], lost
+
+
+# ({id: caption}, {id: reason}) of some pictures
+def _written(model, images, rows, batch_size, bar):
     found, lost = {}, {}
-    with tqdm(
-        total=len(images),
-        desc=f"captions of {images.name}",
-        unit="img",
-        disable=not progress,
-        delay=1,
-    ) as bar:
+    for start in range(0, len(rows), batch_size):
+        kept, pictures, bad = _read_some(images, rows[start : start + batch_size])
+        found |= dict(zip((images.ids[i] for i in kept), model.write(pictures) if kept else ()))
+        lost |= bad
+        bar.update(min(batch_size, len(rows) - start))
+    return found, lost
+
+# %% ../../nbs/9_toe/06_captioners.ipynb #0e325a6b
+# ({id: caption}, {id: reason}) of a set
+def _in_parts(model, images, batch_size, cache, chunk, progress):
+    found, lost, label = {}, {}, f"captions of {images.name}"
+    about = "written 1", model.fingerprint, images.fingerprint
+    with tqdm(total=len(images), desc=label, unit="img", disable=not progress, delay=1) as bar:
         for start in range(0, len(images), chunk):
             rows = range(start, min(start + chunk, len(images)))
-            path = _captions_file(
-                cache,
-                "written 1",
-                model.fingerprint,
-                images.fingerprint,
-                [images.ids[i] for i in rows],
-            )
+            path = _captions_file(cache, *about, [images.ids[i] for i in rows])
             part = _kept_captions(path) if path else {}
             left = [i for i in rows if images.ids[i] not in part]
             bar.update(len(rows) - len(left))
@@ -324,7 +308,8 @@ def caption_images(
     model,  # BlipCaptioner or DecoderCaptioner
     images,  # ImageSet
     batch_size=16,  # pictures per pass
-    # keep captions (and features, which a decoder reads): True: below $OODNB_HOME; a folder; False: nothing
+    # keep captions (and features, which a decoder reads): True: below $OODNB_HOME; a folder;
+    # False: nothing
     cache=True,
     progress=True,  # show a bar when it takes longer than a second
     chunk=1024,  # captions per kept file
@@ -339,12 +324,11 @@ def caption_images(
     else:
         found, why = _in_parts(model, images, batch_size, cache, chunk, progress)
     lost = [name for name in images.ids if name not in found]
-    shown = "; ".join(f"{name} ({why[name]})" if name in why else name for name in lost[:3]) + (
-        "; ..." if lost[3:] else ""
-    )
     if lost:
+        shown = [f"{name} ({why[name]})" if name in why else name for name in lost[:3]]
         warnings.warn(
-            f"{len(lost)} of {len(images)} pictures of {images.name} could not be read and have no caption: {shown}.",
+            f"{len(lost)} of {len(images)} pictures of {images.name} could not be read and have "
+            f"no caption: {'; '.join(shown)}{'; ...' if lost[3:] else ''}.",
             stacklevel=2,
         )
     return [found.get(name, "") for name in images.ids]

@@ -24,63 +24,21 @@ def _checked_features(features, width):
     features = torch.as_tensor(features)
     if features.ndim != 2 or features.shape[1] != width:
         raise ValueError(
-            f"features have the shape {list(features.shape)}; this decoder reads one row of {width} numbers per picture, [N, {width}]. It belongs to the backbone it was trained with."
+            f"features have the shape {list(features.shape)}; this decoder reads one row of "
+            f"{width} numbers per picture, [N, {width}]. "
+            "It belongs to the backbone it was trained with."
         )
     wrong = (~features.isfinite().all(1)).nonzero().flatten().tolist()
     if wrong:
         raise ValueError(
-            f"{len(wrong)} of {len(features)} rows of features are not finite, first number {wrong[0]}; encode these pictures again, with precision='fp32'."
+            f"{len(wrong)} of {len(features)} rows of features are not finite, "
+            f"first number {wrong[0]}; encode these pictures again, with precision='fp32'."
         )
     return features
 
-
-def _checked_ids(ids, mask, words, positions):
-    ids, mask = torch.as_tensor(ids), torch.as_tensor(mask)
-    if ids.ndim != 2 or ids.is_floating_point() or mask.shape != ids.shape:
-        raise ValueError(
-            f"ids are {ids.dtype} of shape {list(ids.shape)} with a mask {list(mask.shape)}; both are [N, L], ids whole numbers, the mask 1 where there is a token."
-        )
-    if ids.shape[1] > positions:
-        raise ValueError(
-            f"The captions have {ids.shape[1]} tokens, but this decoder has {positions} positions; cut them, or make a decoder with more."
-        )
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < words:
-        raise ValueError(
-            f"ids run from {int(ids.min())} to {int(ids.max())}, but the vocabulary has {words} tokens: 0 to {words - 1} are possible."
-        )
-    if not mask[:, 1:].any():
-        raise ValueError(
-            "No caption has a token behind its beginning, so there is nothing to learn or to measure; empty captions are left out."
-        )
-    return ids.long(), mask.bool()
-
-
-def _check_way(positions, max_tokens, beams, temperature, generator):
-    if max_tokens < 1 or beams < 1 or max_tokens >= positions:
-        raise ValueError(
-            f"max_tokens is {max_tokens} and beams {beams}; both are at least 1, and this decoder has places for {positions - 1} tokens."
-        )
-    if temperature is not None and not (
-        0 < temperature < math.inf and beams == 1 and generator is not None
-    ):
-        raise ValueError(
-            f"temperature is {temperature} with beams={beams} and generator={generator}; words are drawn at a finite temperature above 0, with one beam and a generator: torch.Generator().manual_seed(0)."
-        )
-
-
-@contextmanager
-def _evaluating(decoder):  # no dropout, no gradients
-    before = decoder.training
-    try:
-        with torch.no_grad():
-            yield decoder.eval()
-    finally:
-        decoder.train(before)
-
 # %% ../../nbs/9_toe/04_decoder.ipynb #ff957bce
-def _see(
-    look, hidden_states, encoder_hidden_states, **_
-):  # values of one vector [N, 1, W] for each token [N, L, W]
+# values of one vector [N, 1, W] for each token [N, L, W]
+def _see(look, hidden_states, encoder_hidden_states, **_):
     value = look.value(encoder_hidden_states).unflatten(2, (look.num_attention_heads, -1))
     seen = look.dropout(value.new_ones(len(value), value.shape[2], hidden_states.shape[1], 1))
     return (seen.transpose(1, 2) * value).flatten(2), None
@@ -91,35 +49,27 @@ def _with_one_look(model):  # the same model
         look.forward = partial(_see, look)
     return model
 
-# %% ../../nbs/9_toe/04_decoder.ipynb #a00fd68e
-class TextDecoder(nn.Module):
-    "A BertGeneration decoder that is shown one vector. V words, D numbers per picture."
-
+# %% ../../nbs/9_toe/04_decoder.ipynb #ce35a959
+class _VectorReader(nn.Module):
     def __init__(
         self,
-        # transformers' BertGenerationDecoder with cross-attention, which from now on reads one vector
+        # transformers' BertGenerationDecoder with cross-attention, which from now on reads one
+        # vector
         model,
         tokenizer,  # WordTokenizer, or the published one
         repeat=2,  # times that a feature is laid down
     ):
         super().__init__()
         self.model, self.tokenizer, self.repeat = _with_one_look(model), tokenizer, repeat
-        self.feature_dim, self.backbone, self.settings, self.history = (
-            model.config.hidden_size // repeat,
-            None,
-            {},
-            [],
-        )  # backbone: fingerprint of the one it was trained with
-
-    def __repr__(self):
-        return f"TextDecoder({self.feature_dim} numbers in, {self.model.config.vocab_size} words, {self.model.config.num_hidden_layers} layers, trained with {self.backbone})"
+        self.feature_dim = model.config.hidden_size // repeat
+        self.backbone = None  # fingerprint of the one it was trained with
+        self.settings, self.history = {}, []
 
     @property
     def fingerprint(self):
         "Hash of weights and words."
-        return content_hash(
-            {name: p for name, p in self.named_parameters()}, self.vocabulary, self.repeat
-        )
+        parameters = {name: p for name, p in self.named_parameters()}
+        return content_hash(parameters, self.vocabulary, self.repeat)
 
     @property
     def vocabulary(self) -> list:  # id -> word [V]
@@ -131,100 +81,57 @@ class TextDecoder(nn.Module):
         rows = _checked_features(features, self.feature_dim).to(self.model.device, self.model.dtype)
         return rows.repeat(1, self.repeat)[:, None]
 
-    def first_logits(
-        self,
-        features,  # [N, D]
-        batch_size=256,  # rows at once
-    ):  # logits of the first word [N, V], on the device of the decoder
-        "What it would say first. Evaluation mode, no gradients."
-        with _evaluating(self):
-            parts = [
-                self.model(
-                    input_ids=torch.full((len(part), 1), BEGIN, device=part.device),
-                    encoder_hidden_states=part,
-                    use_cache=False,
-                ).logits[:, 0]
-                for part in self.context(features).split(batch_size)
-            ]
-        return torch.cat(parts)
-
-    def caption_loss(
-        self,
-        features,  # [N, D]
-        ids,  # captions from beginning to end, padded [N, L]
-        mask,  # 1 where there is a token [N, L]
-    ):  # scalar
-        "Mean cross-entropy of the next token over all tokens that are not padding; differentiable."
-        ids, mask = _checked_ids(
-            ids, mask, self.model.config.vocab_size, self.model.config.max_position_embeddings
+# %% ../../nbs/9_toe/04_decoder.ipynb #ee54ca2f
+def _checked_ids(ids, mask, words, positions):
+    ids, mask = torch.as_tensor(ids), torch.as_tensor(mask)
+    if ids.ndim != 2 or ids.is_floating_point() or mask.shape != ids.shape:
+        raise ValueError(
+            f"ids are {ids.dtype} of shape {list(ids.shape)} with a mask {list(mask.shape)}; "
+            "both are [N, L], ids whole numbers, the mask 1 where there is a token."
         )
-        context, ids, targets = (
-            self.context(features),
-            ids.to(self.model.device),
-            mask[:, 1:].to(self.model.device),
+    if ids.shape[1] > positions:
+        raise ValueError(
+            f"The captions have {ids.shape[1]} tokens, but this decoder has {positions} "
+            "positions; cut them, or make a decoder with more."
         )
-        hidden = self.model.bert(
-            input_ids=ids[:, :-1], encoder_hidden_states=context, use_cache=False
-        ).last_hidden_state
-        return cross_entropy(self.model.lm_head(hidden[targets]), ids[:, 1:][targets])
-
-    def write(
-        self,
-        features,  # [N, D]
-        max_tokens=20,  # longest caption
-        beams=1,  # captions followed at once; 1: always the most likely word
-        temperature=None,  # draw words instead, with logits divided by it
-        generator=None,  # torch.Generator of the draws, on the CPU
-        batch_size=256,  # rows at once
-    ) -> list:  # N captions
-        "Captions of pictures. Greedy, the best of some `beams`, or drawn at a `temperature`."
-        _check_way(
-            self.model.config.max_position_embeddings, max_tokens, beams, temperature, generator
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < words:
+        raise ValueError(
+            f"ids run from {int(ids.min())} to {int(ids.max())}, but the vocabulary has "
+            f"{words} tokens: 0 to {words - 1} are possible."
         )
-        if not len(features):
-            return []
-        with _evaluating(self):
-            parts = [
-                _search(self.model, part, max_tokens, beams, temperature, generator)
-                for part in self.context(features).split(batch_size)
-            ]
-        return [self.tokenizer.decode(row) for part in parts for row in part]
+    if not mask[:, 1:].any():
+        raise ValueError(
+            "No caption has a token behind its beginning, so there is nothing to learn or to "
+            "measure; empty captions are left out."
+        )
+    return ids.long(), mask.bool()
 
 # %% ../../nbs/9_toe/04_decoder.ipynb #3bbf3821
-def _continuations(
-    model, last, context, past
-):  # (logits of the next word [N, V], memory by its name: past_key_values before 5.24)
+# (logits of the next word [N, V], memory by its name: past_key_values before 5.24)
+def _continuations(model, last, context, past):
     out = model(input_ids=last[:, None], encoder_hidden_states=context, use_cache=True, **past)
     logits = out.logits[:, -1].float()
     logits[:, [PAD, BEGIN, UNKNOWN]] = -math.inf
     return logits, {name: out[name] for name in ("cache", "past_key_values") if name in out.keys()}
 
 
-def _drawn(
-    logits, chance
-):  # a word of the softmax for every row [N], by a number above 0 and up to 1 [N]
+# a word of the softmax for every row [N], by a number above 0 and up to 1 [N]
+def _drawn(logits, chance):
     reached = logits.softmax(1).cumsum(1)
     return (reached < chance[:, None].to(reached) * reached[:, -1:]).sum(1)
 
-
-def _one_by_one(
-    model, context, max_tokens, temperature, generator
-):  # token lists of the greedy or drawn captions
-    written, going, past = (
-        [[] for _ in context],
-        torch.arange(len(context), device=context.device),
-        {},
-    )
+# %% ../../nbs/9_toe/04_decoder.ipynb #0dc53e5d
+def _one_by_one(model, context, max_tokens, temperature, generator):  # token lists
+    written, past = [[] for _ in context], {}
+    going = torch.arange(len(context), device=context.device)
     last = torch.full_like(going, BEGIN)
     for _ in range(max_tokens):
         logits, past = _continuations(model, last, context, past)
-        last = (
-            _drawn(
-                logits / temperature, 1 - torch.rand(len(written), generator=generator)[going.cpu()]
-            )
-            if temperature
-            else logits.argmax(1)
-        )
+        if temperature:
+            chance = 1 - torch.rand(len(written), generator=generator)[going.cpu()]
+            last = _drawn(logits / temperature, chance)
+        else:
+            last = logits.argmax(1)
         stay = (last != END).nonzero().flatten()
         if not len(stay):
             break
@@ -236,38 +143,48 @@ def _one_by_one(
             written[i].append(word)
     return written
 
-
+# %% ../../nbs/9_toe/04_decoder.ipynb #98bee6fe
 def _best_of(model, context, max_tokens, beams):  # token lists of the best captions
-    count, device = len(context), context.device
+    count, device, past = len(context), context.device, {}
     context = context.repeat_interleave(beams, 0)
+    first = beams * torch.arange(count, device=device)  # row of each picture's first beam
     tokens = torch.full((count * beams, 1), BEGIN, device=device)
-    total = torch.full((count, beams), -math.inf, device=device).index_fill(
-        1, torch.tensor([0], device=device), 0
-    )
-    done, length, past = (
-        torch.zeros(count * beams, dtype=torch.bool, device=device),
-        torch.zeros(count * beams, device=device),
-        {},
-    )
+    total = torch.full((count, beams), -math.inf, device=device)
+    total[:, 0] = 0
+    done = torch.zeros(count * beams, dtype=torch.bool, device=device)
+    length = torch.zeros(count * beams, device=device)
     for _ in range(max_tokens):
         logits, past = _continuations(model, tokens[:, -1], context, past)
         found = logits.log_softmax(1).masked_fill(done[:, None], -math.inf)
         found[done, END] = 0
         total, best = (total[..., None] + found.unflatten(0, (count, beams))).flatten(1).topk(beams)
-        parent = (
-            best // found.shape[1] + beams * torch.arange(count, device=device)[:, None]
-        ).flatten()
-        tokens = torch.cat([tokens[parent], (best % found.shape[1]).flatten()[:, None]], 1)
+        parent = (best // found.shape[1] + first[:, None]).flatten()
+        words = (best % found.shape[1]).flatten()
+        tokens = torch.cat([tokens[parent], words[:, None]], 1)
         length = length[parent] + (~done[parent])
-        done = done[parent] | (tokens[:, -1] == END)
+        done = done[parent] | (words == END)
         if done.all():
             break
         for memory in past.values():
             memory.reorder_cache(parent)
-    chosen = (total / length.unflatten(0, (count, beams))).argmax(1) + beams * torch.arange(
-        count, device=device
-    )
+    chosen = (total / length.unflatten(0, (count, beams))).argmax(1) + first
     return [row[1 : row.index(END)] if END in row else row[1:] for row in tokens[chosen].tolist()]
+
+# %% ../../nbs/9_toe/04_decoder.ipynb #b2e3aa88
+def _check_way(positions, max_tokens, beams, temperature, generator):
+    if max_tokens < 1 or beams < 1 or max_tokens >= positions:
+        raise ValueError(
+            f"max_tokens is {max_tokens} and beams {beams}; both are at least 1, "
+            f"and this decoder has places for {positions - 1} tokens."
+        )
+    if temperature is not None and not (
+        0 < temperature < math.inf and beams == 1 and generator is not None
+    ):
+        raise ValueError(
+            f"temperature is {temperature} with beams={beams} and generator={generator}; "
+            "words are drawn at a finite temperature above 0, with one beam and a generator: "
+            "torch.Generator().manual_seed(0)."
+        )
 
 
 def _search(model, context, max_tokens, beams, temperature, generator):  # token lists
@@ -277,7 +194,80 @@ def _search(model, context, max_tokens, beams, temperature, generator):  # token
         else _one_by_one(model, context, max_tokens, temperature, generator)
     )
 
-# %% ../../nbs/9_toe/04_decoder.ipynb #b82227da
+# %% ../../nbs/9_toe/04_decoder.ipynb #31757e4c
+@contextmanager
+def _evaluating(decoder):  # no dropout, no gradients
+    before = decoder.training
+    try:
+        with torch.no_grad():
+            yield decoder.eval()
+    finally:
+        decoder.train(before)
+
+
+def _first_logits(model, context):  # [N, V]
+    begin = torch.full((len(context), 1), BEGIN, device=context.device)
+    out = model(input_ids=begin, encoder_hidden_states=context, use_cache=False)
+    return out.logits[:, 0]
+
+
+def _next_token_loss(model, context, ids, mask):  # scalar; logits only where a token is asked for
+    targets, ids = mask[:, 1:].to(model.device), ids.to(model.device)
+    out = model.bert(input_ids=ids[:, :-1], encoder_hidden_states=context, use_cache=False)
+    return cross_entropy(model.lm_head(out.last_hidden_state[targets]), ids[:, 1:][targets])
+
+# %% ../../nbs/9_toe/04_decoder.ipynb #a00fd68e
+class TextDecoder(_VectorReader):
+    "A BertGeneration decoder that is shown one vector. V words, D numbers per picture."
+
+    def __repr__(self):
+        config = self.model.config
+        return (
+            f"TextDecoder({self.feature_dim} numbers in, {config.vocab_size} words, "
+            f"{config.num_hidden_layers} layers, trained with {self.backbone})"
+        )
+
+    def first_logits(
+        self,
+        features,  # [N, D]
+        batch_size=256,  # rows at once
+    ):  # logits of the first word [N, V], on the device of the decoder
+        "What it would say first. Evaluation mode, no gradients."
+        with _evaluating(self):
+            parts = self.context(features).split(batch_size)
+            return torch.cat([_first_logits(self.model, part) for part in parts])
+
+    def caption_loss(
+        self,
+        features,  # [N, D]
+        ids,  # captions from beginning to end, padded [N, L]
+        mask,  # 1 where there is a token [N, L]
+    ):  # scalar
+        "Mean cross-entropy of the next token over all tokens that are not padding; differentiable."
+        config = self.model.config
+        ids, mask = _checked_ids(ids, mask, config.vocab_size, config.max_position_embeddings)
+        return _next_token_loss(self.model, self.context(features), ids, mask)
+
+    def write(
+        self,
+        features,  # [N, D]
+        max_tokens=20,  # longest caption
+        beams=1,  # captions followed at once; 1: always the most likely word
+        temperature=None,  # draw words instead, with logits divided by it
+        generator=None,  # torch.Generator of the draws, on the CPU
+        batch_size=256,  # rows at once
+    ) -> list:  # N captions
+        "Captions of pictures. Greedy, the best of some `beams`, or drawn at a `temperature`."
+        way = max_tokens, beams, temperature, generator
+        _check_way(self.model.config.max_position_embeddings, *way)
+        if not len(features):
+            return []
+        with _evaluating(self):
+            parts = self.context(features).split(batch_size)
+            found = [row for part in parts for row in _search(self.model, part, *way)]
+        return [self.tokenizer.decode(row) for row in found]
+
+# %% ../../nbs/9_toe/04_decoder.ipynb #f1845c19
 @contextmanager
 def own_draws(
     *seed,  # whole numbers or strings
@@ -287,7 +277,22 @@ def own_draws(
         torch.manual_seed(int(chance_of("decoder", *seed).integers(2**62)))
         yield
 
+# %% ../../nbs/9_toe/04_decoder.ipynb #44fd7862
+def _tokenizer_of(vocabulary):
+    if not isinstance(vocabulary, int):
+        return vocabulary
+    return WordTokenizer((*SPECIAL, *(f" {i}" for i in range(4, vocabulary))))
 
+
+def _check_sizes(feature_dim, heads, repeat, words):
+    if repeat * feature_dim % heads or words <= UNKNOWN + 1:
+        raise ValueError(
+            f"A decoder of width {repeat} x {feature_dim} with {heads} heads and {words} words "
+            "cannot be made: the heads divide the width, and there are words besides the 4 "
+            "special tokens."
+        )
+
+# %% ../../nbs/9_toe/04_decoder.ipynb #b82227da
 def make_decoder(
     feature_dim,  # D of the backbone
     vocabulary,  # WordTokenizer or another tokenizer, or a number of words without names
@@ -301,17 +306,11 @@ def make_decoder(
 ) -> TextDecoder:  # untrained
     "A decoder of any size. Raises `ValueError` for sizes that do not fit."
     width, library = repeat * feature_dim, need_transformers("A text decoder")
-    tokenizer = (
-        WordTokenizer((*SPECIAL, *(f" {i}" for i in range(4, vocabulary))))
-        if isinstance(vocabulary, int)
-        else vocabulary
-    )
-    if width % heads or len(tokenizer.vocabulary) <= UNKNOWN + 1:
-        raise ValueError(
-            f"A decoder of width {repeat} x {feature_dim} with {heads} heads and {len(tokenizer.vocabulary)} words cannot be made: the heads divide the width, and there are words besides the 4 special tokens."
-        )
+    tokenizer = _tokenizer_of(vocabulary)
+    words = len(tokenizer.vocabulary)
+    _check_sizes(feature_dim, heads, repeat, words)
     config = library.BertGenerationConfig(
-        vocab_size=len(tokenizer.vocabulary),
+        vocab_size=words,
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,

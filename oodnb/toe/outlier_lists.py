@@ -6,6 +6,8 @@
 __all__ = ['toe_plan', 'text_tools', 'id_statistics', 'outlier_lists']
 
 # %% ../../nbs/9_toe/08_outlier_lists.ipynb #7224b9a5
+from functools import partial
+
 from ..backbones import load_backbone
 from ..datasets import load_dataset
 from ..features import extract
@@ -38,6 +40,31 @@ _PAPER = dict(
 )
 
 
+def _mini_needs(rehearse):  # captions from which the decoder learns
+    def pairs():
+        images = load_dataset("mini-web", "train")
+        return images.subset(range(300)) if rehearse else images
+
+    return {"pairs": pairs}
+
+
+def _paper_needs(device):  # what the authors had
+    def folder():
+        return task_place(
+            "toe/decoder",
+            "config.json and spiece.model of google/bert_for_seq_generation_L-24_bbc_encoder, "
+            "and the trained weights as decoder.pt",
+            "huggingface.co for the first two, the link in the README of TOE's repository "
+            "for the weights",
+        )
+
+    return {
+        "reader": lambda: load_backbone("ViT-B-32-quickgelu", "openai", device),
+        "decoder": lambda: load_decoder(folder(), weights=folder() / "decoder.pt"),
+        "captioner": lambda: load_captioner("blip2-opt-2.7b", device),
+    }
+
+# %% ../../nbs/9_toe/08_outlier_lists.ipynb #103544cc
 def toe_plan(
     scale,  # "mini" or "paper"
     device=None,  # where to compute; None: a GPU if there is one
@@ -48,76 +75,40 @@ def toe_plan(
     "What is needed for an experiment with outlier texts."
     if scale not in ("mini", "paper"):
         raise ValueError(f"scale is {scale!r}; possible are 'mini' and 'paper'.")
-    plan, mini = dict(_MINI if scale == "mini" else _PAPER), scale == "mini"
-    some = lambda images: images.subset(range(0, len(images), 5)) if rehearse else images
-    model = lambda: load_backbone(
-        backbone or ("mini" if mini else "ViT-B-16-quickgelu"),
-        weights or (None if mini or backbone else "openai"),
-        device,
-    )
+    mini = scale == "mini"
+    plan, train = (_MINI, ("mini", "fewshot")) if mini else (_PAPER, ("ImageNet", "train"))
+    weights = weights or (None if mini or backbone else "openai")
+    backbone = backbone or ("mini" if mini else "ViT-B-16-quickgelu")
+
+    def tested(name):
+        images = load_dataset(name)
+        return images.subset(range(0, len(images), 5)) if rehearse else images
+
     needs = {
-        "model": model,
-        "training pictures": lambda: (
-            load_dataset("mini", "fewshot") if mini else load_dataset("ImageNet", "train")
-        ),
+        "model": lambda: load_backbone(backbone, weights, device),
+        "training pictures": lambda: load_dataset(*train),
         "descriptors": lambda: load_descriptors(plan["descriptors"]),
     }
-    needs |= {
-        name: lambda name=name: some(load_dataset(name))
-        for name in (plan["id"], *plan["near"], *plan["far"])
-    }
-    folder = lambda: task_place(
-        "toe/decoder",
-        "config.json and spiece.model of google/bert_for_seq_generation_L-24_bbc_encoder, and the trained weights as decoder.pt",
-        "huggingface.co for the first two, the link in the README of TOE's repository for the weights",
-    )
-    if mini:
-        needs |= {
-            "pairs": lambda: (
-                load_dataset("mini-web", "train").subset(range(300))
-                if rehearse
-                else load_dataset("mini-web", "train")
-            )
-        }
-    else:
-        needs |= {
-            "reader": lambda: load_backbone("ViT-B-32-quickgelu", "openai", device),
-            "decoder": lambda: load_decoder(folder(), weights=folder() / "decoder.pt"),
-            "captioner": lambda: load_captioner("blip2-opt-2.7b", device),
-        }
-    return {
-        **plan,
-        "needs": needs,
-        "decoder training": dict(epochs=1, layers=1, keep=None) if rehearse else {},
-    }
+    needs |= {name: partial(tested, name) for name in (plan["id"], *plan["near"], *plan["far"])}
+    needs |= _mini_needs(rehearse) if mini else _paper_needs(device)
+    training = dict(epochs=1, layers=1, keep=None) if rehearse else {}
+    return {**plan, "needs": needs, "decoder training": training}
 
-
+# %% ../../nbs/9_toe/08_outlier_lists.ipynb #897d59e1
 def text_tools(
     plan,  # from `toe_plan`
     found,  # what `runs.gather` found of plan["needs"]
     progress=False,  # show bars
 ):  # (reader: Backbone, decoder: TextDecoder, captioner)
-    "The three that turn pictures into texts; at mini scale the decoder is trained on the world's captions first, once, and writes the captions too."
+    """The three that turn pictures into texts; at mini scale the decoder is trained on the world's
+    captions first, once, and writes the captions too."""
     if "decoder" in found:
         return found["reader"], found["decoder"].to(found["reader"].device), found["captioner"]
-    decoder = fit_decoder(
-        found["model"], found["pairs"], progress=progress, **plan["decoder training"]
-    )
-    return found["model"], decoder, DecoderCaptioner(found["model"], decoder)
+    model, pairs = found["model"], found["pairs"]
+    decoder = fit_decoder(model, pairs, progress=progress, **plan["decoder training"])
+    return model, decoder, DecoderCaptioner(model, decoder)
 
-# %% ../../nbs/9_toe/08_outlier_lists.ipynb #f41dbf1c
-def _drawn(images, count):  # some pictures of a set, or all
-    if count is None or count >= len(images):
-        return images
-    return images.subset(
-        sorted(
-            chance_of("mining", images.fingerprint, count)
-            .choice(len(images), count, replace=False)
-            .tolist()
-        )
-    )
-
-
+# %% ../../nbs/9_toe/08_outlier_lists.ipynb #b32c3112
 def id_statistics(
     reader,  # Backbone
     learned,  # ImageSet of labelled ID pictures
@@ -126,19 +117,40 @@ def id_statistics(
     progress=False,  # show bars
 ):  # ClassStatistics of unit features
     "Where the ID pictures lie, for the selection of captions."
-    seen = extract(reader, learned, progress=progress)
-    order = (
-        chance_of("mining", learned.fingerprint).permutation(len(seen)) if released else slice(None)
-    )
+    seen, order = extract(reader, learned, progress=progress), slice(None)
+    if released:
+        order = chance_of("mining", learned.fingerprint).permutation(len(seen))
+    features, labels, classes = seen.image_features, seen.labels, len(learned.class_names)
+    batch = 32 if released else None
     return class_statistics(
-        seen.image_features[order],
-        seen.labels[order],
-        len(learned.class_names),
-        normalize=True,
-        batch_index=32 if released else None,
+        features[order], labels[order], classes, normalize=True, batch_index=batch
     )
 
+# %% ../../nbs/9_toe/08_outlier_lists.ipynb #1aba1d9c
+def _drawn(images, count):  # some pictures of a set, or all
+    if count is None or count >= len(images):
+        return images
+    chance = chance_of("mining", images.fingerprint, count)
+    return images.subset(sorted(chance.choice(len(images), count, replace=False).tolist()))
 
+
+def _mined_words(tools, pictures, classes, released, progress):
+    reader, decoder, _ = tools
+    features = extract(reader, pictures, progress=progress).image_features
+    logits = (decoder.first_logits(rows).cpu() for rows in features.split(256))
+    options = RELEASE["words"] | {"batch_size": 32} if released else {}
+    source = f"{pictures.name} {pictures.split}"
+    return word_outliers(logits, decoder.vocabulary, classes, mined_from=source, **options)
+
+
+def _selected(tools, captions, statistics, classes, released, progress, **options):
+    if released:  # where there is none is our failure, not theirs
+        captions = [text for text in captions if text.strip()]
+        options |= RELEASE["captions"]
+    features = encode_once(tools[0], captions, progress=progress)
+    return caption_outliers(captions, features, statistics, classes, **options)
+
+# %% ../../nbs/9_toe/08_outlier_lists.ipynb #f41dbf1c
 def outlier_lists(
     tools,  # (reader, decoder, captioner), from `text_tools`
     learned,  # ImageSet of labelled ID pictures
@@ -152,43 +164,14 @@ def outlier_lists(
     progress=False,  # show bars
 ) -> dict:  # "word", "description", "caption" -> OutlierTexts
     "Outlier texts of the three levels."
-    reader, decoder, captioner = tools
-    classes, options, batch = (
-        learned.class_names,
-        RELEASE if released else dict.fromkeys(RELEASE, {}),
-        32 if released else None,
-    )
-    statistics = id_statistics(reader, learned, released, progress)
-    read, told = (
-        _drawn(words_from or learned, count),
-        learned if captions else _drawn(learned, count),
-    )
-    logits = (
-        decoder.first_logits(rows).cpu()
-        for rows in extract(reader, read, progress=progress).image_features.split(256)
-    )
-    captions = captions or caption_images(captioner, told, progress=progress)
-    if released:
-        captions = [
-            text for text in captions if text.strip()
-        ]  # where there is none is our failure, not theirs
+    classes, way = learned.class_names, (released, progress)
+    statistics = id_statistics(tools[0], learned, *way)
+    told = learned if captions else _drawn(learned, count)
+    captions = captions or caption_images(tools[2], told, progress=progress)
+    about = dict(keep=keep, captioned=f"{told.name} {told.split}")
+    described = RELEASE["descriptions"] if released else {}
     return {
-        "word": word_outliers(
-            logits,
-            decoder.vocabulary,
-            classes,
-            batch_size=batch,
-            mined_from=f"{read.name} {read.split}",
-            **options["words"],
-        ),
-        "description": description_outliers(descriptors, classes, **options["descriptions"]),
-        "caption": caption_outliers(
-            captions,
-            encode_once(reader, captions, progress=progress),
-            statistics,
-            classes,
-            keep,
-            captioned=f"{told.name} {told.split}",
-            **options["captions"],
-        ),
+        "word": _mined_words(tools, _drawn(words_from or learned, count), classes, *way),
+        "description": description_outliers(descriptors, classes, **described),
+        "caption": _selected(tools, captions, statistics, classes, *way, **about),
     }

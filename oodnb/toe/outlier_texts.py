@@ -30,12 +30,8 @@ from ..prompts import clean_names
 from ..scores import mahalanobis, normalize
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #4f98517b
-NAMED = (
-    "whole",
-    "exact",
-    "substring",
-    "keep",
-)  # how texts that name a class are found; "keep" leaves them in
+# how texts that name a class are found; "keep" leaves them in
+NAMED = ("whole", "exact", "substring", "keep")
 
 
 def _tokens(text):
@@ -52,6 +48,15 @@ def _numbers(word):  # a word, its plurals, and what it might be the plural of
         yield word[:-1]
 
 
+def _known_words(class_names):  # tuples of words that name a class, in any number
+    known = set()
+    for name in clean_names(class_names):
+        for part in (name, *re.split(r"[,/]", re.sub(r"\(.*?\)", "", name))):
+            if words := _tokens(part):
+                known |= {(*words[:-1], last) for last in _numbers(words[-1])}
+    return known
+
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #b6ee6921
 def names_a_class(
     texts,  # strings
     class_names,  # K names
@@ -62,24 +67,14 @@ def names_a_class(
         raise ValueError(f"names is {how!r}; choose from {', '.join(map(repr, NAMED))}.")
     if isinstance(class_names, str):
         raise ValueError(f"class_names is the single string {class_names!r}; give a list of names.")
-    names = set(class_names)
+    if how == "keep":
+        return [False] * len(texts)
     if how == "exact":
+        names = set(class_names)
         return [text in names for text in texts]
     if how == "substring":
         return [any(name in text for name in class_names) for text in texts]
-    if how == "keep":
-        return [False] * len(texts)
-    parts = (
-        part
-        for name in clean_names(class_names)
-        for part in (name, *re.split(r"[,/]", re.sub(r"\(.*?\)", "", name)))
-    )
-    known = {
-        (*words[:-1], last)
-        for words in map(_tokens, parts)
-        if words
-        for last in _numbers(words[-1])
-    }
+    known = _known_words(class_names)
     lengths = {len(words) for words in known}
     return [
         any(words[i : i + n] in known for n in lengths for i in range(len(words) - n + 1))
@@ -123,78 +118,101 @@ class OutlierTexts:
         }
         return pd.DataFrame({self.level: facts}, dtype=object)
 
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #9673b19b
+def _read_json(path):
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no JSON file: {error}.") from error
+
 
 def save_texts(
     path,  # JSON file
     outliers,  # OutlierTexts
 ):
     "Write a list with its account."
+    written = json.dumps(asdict(outliers), ensure_ascii=False, indent=1) + "\n"
     with atomic_path(path) as temporary:
-        temporary.write_text(
-            json.dumps(asdict(outliers), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(written, encoding="utf-8")
 
-
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #adc49d89
 def load_texts(
     path,  # JSON file from `save_texts`
 ) -> OutlierTexts:
     "A list that was saved. Raises `ValueError` for any other file."
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no JSON file: {error}.") from error
-    wrong = (
-        not isinstance(found, dict)
-        or set(found) != set(OutlierTexts.__dataclass_fields__)
-        or not all(isinstance(text, str) for text in found["texts"])
-    )
-    if wrong:
+    needed = OutlierTexts.__dataclass_fields__
+    found = _read_json(path)
+    fits = isinstance(found, dict) and set(found) == set(needed)
+    if not fits or not all(isinstance(text, str) for text in found["texts"]):
         raise ValueError(
-            f"{path} is no list of outlier texts; it needs {', '.join(OutlierTexts.__dataclass_fields__)}, as save_texts writes them."
+            f"{path} is no list of outlier texts; it needs {', '.join(needed)}, "
+            "as save_texts writes them."
         )
     return OutlierTexts(**{**found, "texts": tuple(found["texts"])})
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #64412492
 def _without_names(things, class_names, names):  # (what is left, number that went)
-    left = [
-        thing
-        for thing, named in zip(things, names_a_class(things, class_names, names))
-        if not named
-    ]
+    named = names_a_class(things, class_names, names)
+    left = [thing for thing, out in zip(things, named) if not out]
     return left, len(things) - len(left)
 
 
 def _accounted(level, made, kept, texts, removed, class_names, **settings):  # OutlierTexts
     if not kept:
-        warnings.warn(
-            f"No {level} is left of {len(made)}: {', '.join(f'{n} {why}' for why, n in removed.items() if n) or 'none was made'}.",
-            stacklevel=3,
-        )
+        why = ", ".join(f"{n} {why}" for why, n in removed.items() if n) or "none was made"
+        warnings.warn(f"No {level} is left of {len(made)}: {why}.", stacklevel=3)
     naming = {
         name: sum(names_a_class(list(things), class_names))
         for name, things in (("made", made), ("kept", kept))
     }
-    return OutlierTexts(
-        level,
-        tuple(texts),
-        {"made": len(made), "removed": removed, "kept": len(kept), "naming": naming},
-        settings,
-    )
+    counts = {"made": len(made), "removed": removed, "kept": len(kept), "naming": naming}
+    return OutlierTexts(level, tuple(texts), counts, settings)
 
-
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #c94b83af
 @lru_cache(1)
 def toe_constants() -> dict:  # words, descriptors, names, released_names, imagenet10_texts
     "The constants of TOE: function words, templates, class names of ImageNet-10, -20 and -100."
     return json.loads(shipped("lists", "toe.json").read_text(encoding="utf-8"))
 
 
+# options with which the release's lists come out
 RELEASE = {
     "words": dict(names="exact", any_token=True),
     "descriptions": dict(names="keep", strict=True, templates=True),
     "captions": dict(names="keep", as_written=True),
-}  # options with which the release's lists come out
+}
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #5aa3b0f5
+def _check_logits(logits):
+    if logits.ndim != 2 or not len(logits):
+        raise ValueError(
+            f"logits have shape {list(logits.shape)}; give one row of token logits per picture, "
+            "[N, V] with N from 1 up."
+        )
+
+
+def _check_ranks(logits, skip, top, batch_size):
+    if not 0 <= skip < top:
+        raise ValueError(
+            f"skip={skip} and top={top}; ranks run from skip + 1 to top, so skip is smaller "
+            "(30 and 55 in the paper)."
+        )
+    if logits.shape[1] < top:
+        raise ValueError(
+            f"The vocabulary has {logits.shape[1]} tokens and no rank {top}; give a larger one, "
+            "or smaller skip and top."
+        )
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(
+            f"batch_size is {batch_size}; give the release's batch, from 1 up, or None."
+        )
+    if (bad := ~logits.isfinite().all(1)).any():
+        raise ValueError(
+            f"The logits of {int(bad.sum())} of {len(logits)} pictures are NaN or infinite, "
+            f"the first is row {int(bad.nonzero()[0])}; look at its features."
+        )
+
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #142541aa
 def likely_tokens(
     logits,  # of the first step [N, V]
     skip=30,  # likeliest tokens that are left out
@@ -204,32 +222,37 @@ def likely_tokens(
 ) -> list:  # N tensors of token ids, likeliest first
     "Tokens of ranks skip + 1 to top for every picture."
     logits = torch.as_tensor(logits)
-    if logits.ndim != 2 or not len(logits):
-        raise ValueError(
-            f"logits have shape {list(logits.shape)}; give one row of token logits per picture, [N, V] with N from 1 up."
-        )
-    if not 0 <= skip < top:
-        raise ValueError(
-            f"skip={skip} and top={top}; ranks run from skip + 1 to top, so skip is smaller (30 and 55 in the paper)."
-        )
-    if logits.shape[1] < top:
-        raise ValueError(
-            f"The vocabulary has {logits.shape[1]} tokens and no rank {top}; give a larger one, or smaller skip and top."
-        )
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(
-            f"batch_size is {batch_size}; give the release's batch, from 1 up, or None."
-        )
-    if (bad := ~logits.isfinite().all(1)).any():
-        raise ValueError(
-            f"The logits of {int(bad.sum())} of {len(logits)} pictures are NaN or infinite, the first is row {int(bad.nonzero()[0])}; look at its features."
-        )
+    _check_logits(logits)
+    _check_ranks(logits, skip, top, batch_size)
     ranked = torch.cat([part.double().topk(top).indices for part in logits.split(1024)])
     return [row[0 if batch_size and i % batch_size else skip :] for i, row in enumerate(ranked)]
 
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #e343a945
+def _tokens_of_pictures(logits, vocabulary, skip, top, batch_size):  # (token ids, pictures)
+    ids, pictures = set(), 0
+    for part in [logits] if isinstance(logits, (torch.Tensor, np.ndarray)) else logits:
+        tokens = likely_tokens(part, skip, top, batch_size)
+        if part.shape[1] != len(vocabulary):
+            raise ValueError(
+                f"The vocabulary has {len(vocabulary)} entries, the logits have {part.shape[1]} "
+                "columns; take both from the same decoder."
+            )
+        ids, pictures = ids.union(*(row.tolist() for row in tokens)), pictures + len(tokens)
+    return ids, pictures
+
+
+def _word_texts(words, expand):  # a sentence for each word, or five
+    constants = toe_constants()["words"]
+    texts = [constants["word_prompt"].format(word) for word in words]
+    if expand:
+        for last in [text.split(" ")[-1] for text in texts]:
+            texts += [template.format(last) for template in constants["extra_templates"]]
+    return texts
+
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #49ef93a9
 def word_outliers(
-    # decoder's logits of the first step [N, V]; or an iterable of parts of it, when the whole is too large
+    # decoder's logits of the first step [N, V]; or an iterable of parts of it, when the whole is
+    # too large
     logits,
     vocabulary,  # token id -> string [V]
     class_names,  # K names of ID classes
@@ -242,48 +265,23 @@ def word_outliers(
     batch_size=None,  # historical, see `likely_tokens`
     mined_from="",  # which pictures the logits belong to, for the account
 ) -> OutlierTexts:
-    "Words that a decoder finds nearly fitting. Raises `ValueError` where vocabulary and logits do not belong together."
-    constants, ids, pictures = toe_constants()["words"], set(), 0
-    for part in [logits] if isinstance(logits, (torch.Tensor, np.ndarray)) else logits:
-        tokens = likely_tokens(part, skip, top, batch_size)
-        if part.shape[1] != len(vocabulary):
-            raise ValueError(
-                f"The vocabulary has {len(vocabulary)} entries, the logits have {part.shape[1]} columns; take both from the same decoder."
-            )
-        ids, pictures = ids.union(*(row.tolist() for row in tokens)), pictures + len(tokens)
+    """Words that a decoder finds nearly fitting. Raises `ValueError` where vocabulary and logits do
+    not belong together."""
+    ids, pictures = _tokens_of_pictures(logits, vocabulary, skip, top, batch_size)
+    settings = dict(names=names, any_token=any_token, expand=expand, skip=skip, top=top)
+    settings |= dict(batch_size=batch_size, pictures=pictures, mined_from=mined_from)
     found = (str(vocabulary[i]).lower() for i in ids)
     made = sorted(set(found if any_token else (word.strip() for word in found)))
     left, named = _without_names(made, class_names, names)
-    full = [word for word in left if word not in constants["removed_words"]]
+    full = [word for word in left if word not in toe_constants()["words"]["removed_words"]]
     words = full if any_token else [word for word in full if re.search(r"[^\W\d_]{2}", word)]
     removed = {
         "names of classes": named,
         "function words": len(left) - len(full),
         "no words": len(full) - len(words),
     }
-    texts = [constants["word_prompt"].format(word) for word in words]
-    if expand:
-        texts += [
-            template.format(text.split(" ")[-1])
-            for text in texts
-            for template in constants["extra_templates"]
-        ]
-    return _accounted(
-        "word",
-        made,
-        words,
-        texts,
-        removed,
-        class_names,
-        names=names,
-        any_token=any_token,
-        expand=expand,
-        skip=skip,
-        top=top,
-        batch_size=batch_size,
-        pictures=pictures,
-        mined_from=mined_from,
-    )
+    texts = _word_texts(words, expand)
+    return _accounted("word", made, words, texts, removed, class_names, **settings)
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #1ce52f06
 def _checked_descriptors(found, where):  # dict: class -> list of strings
@@ -291,61 +289,67 @@ def _checked_descriptors(found, where):  # dict: class -> list of strings
         found = found["descriptors"]
     if not isinstance(found, Mapping):
         raise ValueError(
-            f"{where} holds a {type(found).__name__}; descriptors are an object: class name -> list of texts."
+            f"{where} holds a {type(found).__name__}; descriptors are an object: "
+            "class name -> list of texts."
         )
-    wrong = next(
-        (
-            name
-            for name, texts in found.items()
-            if isinstance(texts, str) or not all(isinstance(text, str) for text in texts)
-        ),
-        None,
-    )
-    if wrong is not None:
-        raise ValueError(
-            f"{where}: the descriptors of {wrong!r} are {found[wrong]!r:.60}; give a list of strings."
-        )
+    for name, texts in found.items():
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(
+                f"{where}: the descriptors of {name!r} are {texts!r:.60}; give a list of strings."
+            )
     return {name: list(texts) for name, texts in found.items()}
 
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #68062969
+def _descriptor_file(source, facts):
+    if source == "mini":
+        return shipped("lists", "mini_descriptors.json")
+    if source != "imagenet":
+        return Path(source).expanduser()
+    return task_place(
+        "descriptors_imagenet.json",
+        f"{facts['n_descriptors']:,} descriptors of {facts['n_classes']:,} classes",
+        "descriptors/descriptors_imagenet.json of "
+        "https://github.com/sachit-menon/classify_by_description_release",
+    )
 
+
+def _check_version(found, path, facts):
+    lines = [text for texts in found.values() for text in texts]
+    mark = sha256("\n".join(lines).encode()).hexdigest()
+    if mark != facts["sha256_of_newline_joined_descriptors"]:
+        raise ValueError(
+            f"{path} is another version: {len(lines):,} descriptors of {len(found):,} classes "
+            f"instead of {facts['n_descriptors']:,} of {facts['n_classes']:,}, or other texts. "
+            "To use it all the same, give its path."
+        )
+
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #ed49c76b
 def load_descriptors(
     source,  # "mini", "imagenet" (from $OODNB_DATA), the path of a JSON file, or a dict
 ) -> dict:  # class name -> its descriptors
-    "What one sees of each class. Errors say what is missing, or where the file differs from the published one."
+    """What one sees of each class. Errors say what is missing, or where the file differs from the
+    published one."""
     if isinstance(source, Mapping):
         return _checked_descriptors(source, "The dictionary")
     facts = toe_constants()["descriptors"]
-    if source == "mini":
-        path = shipped("lists", "mini_descriptors.json")
-    elif source == "imagenet":
-        path = task_place(
-            "descriptors_imagenet.json",
-            f"{facts['n_descriptors']:,} descriptors of {facts['n_classes']:,} classes",
-            "descriptors/descriptors_imagenet.json of https://github.com/sachit-menon/classify_by_description_release",
-        )
-    else:
-        path = Path(source).expanduser()
+    path = _descriptor_file(source, facts)
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no descriptor file {path}. Give 'mini', 'imagenet', or the path of a JSON file: class name -> list of texts."
+            f"There is no descriptor file {path}. Give 'mini', 'imagenet', or the path of a JSON "
+            "file: class name -> list of texts."
         )
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no JSON file: {error}.") from error
-    found = _checked_descriptors(found, path)
-    lines = [text for texts in found.values() for text in texts]
-    if (
-        source == "imagenet"
-        and sha256("\n".join(lines).encode()).hexdigest()
-        != facts["sha256_of_newline_joined_descriptors"]
-    ):
-        raise ValueError(
-            f"{path} is another version: {len(lines):,} descriptors of {len(found):,} classes instead of {facts['n_descriptors']:,} of {facts['n_classes']:,}, or other texts. To use it all the same, give its path."
-        )
+    found = _checked_descriptors(_read_json(path), path)
+    if source == "imagenet":
+        _check_version(found, path, facts)
     return found
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #4f3fbdc8
+def _insides(texts, kept, strict):  # what goes into the templates
+    if strict:
+        return [text.strip("a photo of ") for text in texts]  # noqa: B005 (the release does)
+    return [re.sub(r"^(an?|the) ", "", text) for text in kept]
+
+
 def description_outliers(
     descriptors,  # dict: class -> descriptors, see `load_descriptors`
     class_names,  # K names of ID classes
@@ -355,38 +359,18 @@ def description_outliers(
     names="whole",
 ) -> OutlierTexts:
     "Descriptions without the name of what they describe."
-    constants = toe_constants()["words"]
-    made = [
-        text
-        for texts in _checked_descriptors(descriptors, "descriptors").values()
-        for text in texts
-    ]
-    single = (
-        made if strict else [text for text in dict.fromkeys(text.strip() for text in made) if text]
-    )
+    checked = _checked_descriptors(descriptors, "descriptors")
+    made = [text for texts in checked.values() for text in texts]
+    stripped = dict.fromkeys(text.strip() for text in made)
+    single = made if strict else [text for text in stripped if text]
     kept, named = _without_names(single, class_names, names)
     texts = [f"This is a photo of {text}" for text in kept]
-    inside = (
-        [text.strip("a photo of ") for text in texts]  # noqa: B005
-        if strict
-        else [re.sub(r"^(an?|the) ", "", text) for text in kept]
-    )  # noqa: B005 (the release strips letters)
     if templates:
-        texts += [
-            template.format(text) for text in inside for template in constants["extra_templates"]
-        ]
-    return _accounted(
-        "description",
-        made,
-        kept,
-        texts,
-        {"repeated or blank": len(made) - len(single), "names of classes": named},
-        class_names,
-        strict=strict,
-        templates=templates,
-        names=names,
-        classes=len(descriptors),
-    )
+        for inside in _insides(texts, kept, strict):
+            texts += [t.format(inside) for t in toe_constants()["words"]["extra_templates"]]
+    removed = {"repeated or blank": len(made) - len(single), "names of classes": named}
+    settings = dict(strict=strict, templates=templates, names=names, classes=len(descriptors))
+    return _accounted("description", made, kept, texts, removed, class_names, **settings)
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #4418e613
 def farthest_texts(
@@ -398,24 +382,45 @@ def farthest_texts(
     "The texts farthest from all class means."
     if not 0 < keep <= 1:
         raise ValueError(
-            f"keep is {keep}; give the share of the captions to keep, above 0 and at most 1 (0.15 in the paper)."
+            f"keep is {keep}; give the share of the captions to keep, above 0 and at most 1 "
+            "(0.15 in the paper)."
         )
     scores = mahalanobis(normalize(text_features), class_means, precision)
     return scores.argsort(stable=True)[: math.floor(keep * len(scores))], scores
 
-# %% ../../nbs/9_toe/07_outlier_texts.ipynb #e5461cad
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #056740e3
 def tidy_captions(
     captions,  # strings
     as_written=False,  # historical: only line ends are taken off, and a blank caption is one
 ) -> list:  # each once, sorted
     "Different captions, in alphabetical order."
-    return (
-        sorted({text.strip("\n") for text in captions})
-        if as_written
-        else sorted({text.strip() for text in captions} - {""})
-    )
+    if as_written:
+        return sorted({text.strip("\n") for text in captions})
+    return sorted({text.strip() for text in captions} - {""})
+
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #538788f0
+def _check_captions(captions, text_features, statistics):
+    for i, text in enumerate(captions):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"Caption number {i} is a {type(text).__name__}, {text!r:.60}; "
+                "captions are strings, '' where there is none."
+            )
+    if statistics is not None and len(captions) != len(text_features):
+        raise ValueError(
+            f"{len(captions)} captions for {len(text_features)} rows of features; "
+            "encode the captions in their order."
+        )
 
 
+def _farthest_of(rows, text_features, statistics, keep):  # those of some captions, or all
+    if statistics is None or not rows:
+        return rows
+    features = torch.as_tensor(text_features)[rows]
+    far, _ = farthest_texts(features, statistics.means, statistics.precision, keep)
+    return [rows[i] for i in far.tolist()]
+
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #e5461cad
 def caption_outliers(
     captions,  # one per picture; "" where there is none
     text_features,  # their features [N, D]
@@ -423,33 +428,18 @@ def caption_outliers(
     statistics,
     class_names,  # K names of ID classes
     keep=0.15,  # share of the captions, those farthest from the ID classes
-    # how captions that name a class are found and taken out, see NAMED; "keep" or "substring" in the release
+    # how captions that name a class are found and taken out, see NAMED; "keep" or "substring" in
+    # the release
     names="whole",
     # historical, see `tidy_captions`; blank captions also take part in the selection
     as_written=False,
     captioned="",  # which pictures the captions belong to, for the account
 ) -> OutlierTexts:
-    "Captions far from the ID classes. Raises `ValueError` where captions and features do not belong together."
-    wrong = next((i for i, text in enumerate(captions) if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise ValueError(
-            f"Caption number {wrong} is a {type(captions[wrong]).__name__}, {captions[wrong]!r:.60}; captions are strings, '' where there is none."
-        )
-    if statistics is not None and len(captions) != len(text_features):
-        raise ValueError(
-            f"{len(captions)} captions for {len(text_features)} rows of features; encode the captions in their order."
-        )
+    """Captions far from the ID classes. Raises `ValueError` where captions and features do not
+    belong together."""
+    _check_captions(captions, text_features, statistics)
     full = [i for i, text in enumerate(captions) if as_written or text.strip()]
-    rows = (
-        full
-        if statistics is None or not full
-        else [
-            full[i]
-            for i in farthest_texts(
-                torch.as_tensor(text_features)[full], statistics.means, statistics.precision, keep
-            )[0].tolist()
-        ]
-    )
+    rows = _farthest_of(full, text_features, statistics, keep)
     single = tidy_captions([captions[i] for i in rows], as_written)
     texts, named = _without_names(single, class_names, names)
     removed = {
@@ -458,20 +448,11 @@ def caption_outliers(
         "repeated": len(rows) - len(single),
         "names of classes": named,
     }
-    return _accounted(
-        "caption",
-        list(captions),
-        texts,
-        texts,
-        removed,
-        class_names,
-        keep=keep,
-        names=names,
-        as_written=as_written,
-        captioned=captioned,
-    )
+    settings = dict(keep=keep, names=names, as_written=as_written, captioned=captioned)
+    made = list(captions)
+    return _accounted("caption", made, texts, texts, removed, class_names, **settings)
 
-# %% ../../nbs/9_toe/07_outlier_texts.ipynb #94beab78
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #385fc3e8
 def paper_names(
     dataset,  # "ImageNet10", "ImageNet20" or "ImageNet100"
     as_released=False,  # historical: with the wrong names of TOE's release
@@ -482,14 +463,10 @@ def paper_names(
         raise ValueError(
             f"There are no names of {dataset!r}; there are those of {', '.join(known)}."
         )
-    return list(
-        (
-            known[dataset]
-            | (toe_constants()["released_names"].get(dataset, {}) if as_released else {})
-        ).values()
-    )
+    wrong = toe_constants()["released_names"].get(dataset, {}) if as_released else {}
+    return list((known[dataset] | wrong).values())
 
-
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #94beab78
 def labelled_texts(
     class_names,  # K names
     synonyms,  # K lists of more names
@@ -499,17 +476,12 @@ def labelled_texts(
     "Texts of every class with the number of their class: names, then synonyms, then descriptors."
     if not len(class_names) == len(synonyms) == len(descriptors):
         raise ValueError(
-            f"{len(class_names)} class names, synonyms of {len(synonyms)} and descriptors of {len(descriptors)} classes; give one entry per class for each."
+            f"{len(class_names)} class names, synonyms of {len(synonyms)} and descriptors of "
+            f"{len(descriptors)} classes; give one entry per class for each."
         )
-    named = [(k, name) for k, name in enumerate(class_names)] + [
-        (k, name) for k, more in enumerate(synonyms) for name in more
-    ]
-    told = [
-        (k, f"{name} which is {text}")
-        for k, (name, texts) in enumerate(descriptors.items())
-        for text in texts
-    ]
-    texts = [
-        ("a photo of a a photo of " if doubled else "a photo of a ") + name for _, name in named
-    ] + [f"a photo of a {text}" for _, text in told]
-    return texts, [k for k, _ in named + told]
+    prefix = "a photo of a a photo of " if doubled else "a photo of a "
+    texts = [(k, prefix + name) for k, name in enumerate(class_names)]
+    texts += [(k, prefix + name) for k, more in enumerate(synonyms) for name in more]
+    for k, (name, seen) in enumerate(descriptors.items()):
+        texts += [(k, f"a photo of a {name} which is {text}") for text in seen]
+    return [text for _, text in texts], [k for k, _ in texts]

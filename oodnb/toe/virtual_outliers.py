@@ -24,6 +24,16 @@ from oodnb.toe.classifier_heads import (
     standardized,
 )
 
+# %% ../../nbs/9_toe/02_virtual_outliers.ipynb #e284ab4e
+def _places(labels, seen, full, size):  # which of a batch stay [S, B], where, how many per class
+    of_class = torch.nn.functional.one_hot(labels, seen.shape[1])
+    rank = of_class.cumsum(1).gather(2, labels[..., None])[..., 0] - 1
+    coming = of_class.sum(1)
+    place = seen.gather(1, labels) + rank
+    keep = torch.where(full[:, None], rank >= coming.gather(1, labels) - size, place < size)
+    run = torch.arange(len(labels), device=labels.device)[:, None]
+    return keep, (run * seen.shape[1] + labels) * size + place % size, coming
+
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #04f0dc91
 class ClassQueues:
     "The latest features of every class, for S runs."
@@ -37,12 +47,12 @@ class ClassQueues:
     ):
         if size < 1:
             raise ValueError(
-                f"queue_size is {size}; a queue holds one feature per class at least (100 in TOE, 1000 in VOS)."
+                f"queue_size is {size}; a queue holds one feature per class at least "
+                "(100 in TOE, 1000 in VOS)."
             )
         self._slots = like.new_zeros(runs, classes, size, like.shape[1])
-        self._seen = torch.zeros(
-            runs, classes, dtype=torch.long, device=like.device
-        )  # features ever kept
+        # features ever kept
+        self._seen = torch.zeros(runs, classes, dtype=torch.long, device=like.device)
 
     @property
     def counts(self):  # features in each queue [S, K]
@@ -54,11 +64,8 @@ class ClassQueues:
 
     @property
     def rows(self):  # the features, oldest first where a queue is full [S, K, q, D]
-        size = self._slots.shape[2]
-        turn = (
-            self._seen[..., None] * (self._seen >= size)[..., None]
-            + torch.arange(size, device=self._seen.device)
-        ) % size
+        size, seen = self._slots.shape[2], self._seen[..., None]
+        turn = (seen * (seen >= size) + torch.arange(size, device=seen.device)) % size
         return self._slots.take_along_dim(turn[..., None], 2)
 
     def push(
@@ -67,23 +74,13 @@ class ClassQueues:
         labels,  # [S, B], or [B]
     ) -> torch.Tensor:  # bool [S]: the queues of the run were full before
         "Take in a batch."
-        runs, classes, size, width = self._slots.shape
-        features, labels = (
-            features.expand(runs, *features.shape[-2:]),
-            labels.expand(runs, labels.shape[-1]),
-        )
-        ready, of_class = self.full, torch.nn.functional.one_hot(labels, classes)
-        rank = of_class.cumsum(1).gather(2, labels[..., None])[..., 0] - 1
-        coming = of_class.sum(1)
-        place = self._seen.gather(1, labels) + rank
-        keep = torch.where(ready[:, None], rank >= coming.gather(1, labels) - size, place < size)
-        slot = (
-            torch.arange(runs, device=labels.device)[:, None] * classes + labels
-        ) * size + place % size
+        runs, _, size, width = self._slots.shape
+        features = features.expand(runs, *features.shape[-2:])
+        labels, ready = labels.expand(runs, labels.shape[-1]), self.full
+        keep, slot, coming = _places(labels, self._seen, ready, size)
         self._slots.view(-1, width)[slot[keep]] = features[keep].detach()
-        self._seen = torch.where(
-            ready[:, None], self._seen + coming, (self._seen + coming).clamp_max(size)
-        )
+        seen = self._seen + coming
+        self._seen = torch.where(ready[:, None], seen, seen.clamp_max(size))
         return ready
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #4a8fbc4d
@@ -92,15 +89,15 @@ def longest_draws(
     select,  # how many to keep
 ) -> torch.Tensor:  # [..., select, D], the longest first
     "The draws of lowest density."
-    if not 1 <= select <= normals.shape[-2]:
+    draws = normals.shape[-2]
+    if not 1 <= select <= draws:
         raise ValueError(
-            f"select is {select}, but there are {normals.shape[-2]} draws per class; keep 1 to {normals.shape[-2]} of them."
+            f"select is {select}, but there are {draws} draws per class; keep 1 to {draws} of them."
         )
-    return normals.take_along_dim(
-        normals.square().sum(-1).topk(select, dim=-1).indices[..., None], -2
-    )
+    longest = normals.square().sum(-1).topk(select, dim=-1).indices
+    return normals.take_along_dim(longest[..., None], -2)
 
-
+# %% ../../nbs/9_toe/02_virtual_outliers.ipynb #5939eca9
 def sample_outliers(
     rows,  # latest features of every class [..., K, q, D]
     eps,  # chosen standard normal draws of every class [..., K, select, D]
@@ -109,17 +106,26 @@ def sample_outliers(
     "Class means plus correlated noise, one covariance for all classes."
     means = rows.mean(-2, keepdim=True)
     centred = (rows - means).flatten(-3, -2)
-    covariance = centred.mT @ centred / centred.shape[-2] + ridge * torch.eye(
-        rows.shape[-1], dtype=rows.dtype, device=rows.device
-    )
+    diagonal = ridge * torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device)
+    covariance = centred.mT @ centred / centred.shape[-2] + diagonal
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if failed.any():
         raise RuntimeError(
-            f"The covariance of the queued features is not positive definite with ridge {ridge:g}; raise the ridge (1e-4 times their variance is a start), or train in float64."
+            "The covariance of the queued features is not positive definite with ridge "
+            f"{ridge:g}; raise the ridge (1e-4 times their variance is a start), "
+            "or train in float64."
         )
     return (means + eps @ factor[..., None, :, :].mT).flatten(-3, -2)
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #7b2c2af3
+def _check_kept(select, sample_from):
+    if not 1 <= select <= sample_from:
+        raise ValueError(
+            f"select is {select}, sample_from {sample_from}; "
+            f"of the draws 1 to {sample_from} can be kept."
+        )
+
+
 def farthest_normals(
     chance,  # numpy Generator
     classes,  # K
@@ -128,25 +134,31 @@ def farthest_normals(
     select=1,  # how many of them to keep
 ) -> np.ndarray:  # float32 [K, select, D], the longest first
     "What `longest_draws` keeps of n standard normal draws, without making them."
-    if not 1 <= select <= sample_from:
-        raise ValueError(
-            f"select is {select}, sample_from {sample_from}; of the draws 1 to {sample_from} can be kept."
-        )
-    logs = np.cumsum(
-        np.log1p(-chance.random((classes, select)))
-        / np.arange(sample_from, sample_from - select, -1),
-        1,
-    )
+    _check_kept(select, sample_from)
+    left = np.arange(sample_from, sample_from - select, -1)
+    logs = np.cumsum(np.log1p(-chance.random((classes, select))) / left, 1)
     lengths = np.sqrt(chi2.isf(-np.expm1(logs), width))
     directions = chance.standard_normal((classes, select, width))
-    return (
-        directions / np.linalg.norm(directions, axis=-1, keepdims=True) * lengths[..., None]
-    ).astype("f4")
+    directions = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
+    return (directions * lengths[..., None]).astype("f4")
+
+# %% ../../nbs/9_toe/02_virtual_outliers.ipynb #3f6c466b
+def _check_virtual(synthesis):
+    for name in ("queue_size", "sample_from", "select"):
+        if (value := getattr(synthesis, name)) < 1:
+            raise ValueError(f"{name} is {value}; give a whole number from 1 up.")
+    _check_kept(synthesis.select, synthesis.sample_from)
+    if synthesis.ridge < 0 or synthesis.weight < 0 or synthesis.start_epoch < 0:
+        raise ValueError(
+            f"ridge is {synthesis.ridge}, weight {synthesis.weight}, "
+            f"start_epoch {synthesis.start_epoch}; none is negative."
+        )
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #07492850
 @dataclass(frozen=True)
 class VirtualOutliers:
-    "How outliers are made up; the defaults are TOE's queue and VOS's draws. Raises `ValueError` for impossible numbers."
+    """How outliers are made up; the defaults are TOE's queue and VOS's draws. Raises `ValueError`
+    for impossible numbers."""
 
     queue_size: int = 100  # latest features per class
     sample_from: int = 10_000  # draws per class
@@ -157,19 +169,9 @@ class VirtualOutliers:
     train_energy: bool = True  # class weights and logistic model are trained too
 
     def __post_init__(self):
-        for name in ("queue_size", "sample_from", "select"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a whole number from 1 up.")
-        if self.select > self.sample_from:
-            raise ValueError(
-                f"select is {self.select}, sample_from {self.sample_from}; of the draws 1 to {self.sample_from} can be kept."
-            )
-        if self.ridge < 0 or self.weight < 0 or self.start_epoch < 0:
-            raise ValueError(
-                f"ridge is {self.ridge}, weight {self.weight}, start_epoch {self.start_epoch}; none is negative."
-            )
+        _check_virtual(self)
 
-
+# %% ../../nbs/9_toe/02_virtual_outliers.ipynb #fa82e5dc
 @dataclass
 class TrainedVirtual(TrainedHeads):
     "Heads, and what their last step synthesised from."
@@ -177,16 +179,65 @@ class TrainedVirtual(TrainedHeads):
     queues: ClassQueues
     outliers: torch.Tensor | None  # of the last step that synthesised [S, K * select, D]
 
+# %% ../../nbs/9_toe/02_virtual_outliers.ipynb #d18ce802
+class _FedQueues:  # queues that are fed epoch by epoch, from whichever epoch a training goes on
+    def __init__(self, rows, labels, side, fresh):
+        # side: pictures (0) or texts (1) of a step
+        self.rows, self.labels, self.side, self.fresh = rows, labels, side, fresh
+        self.queues, self.next = fresh(), 0
+
+    def feed(self, step):
+        rows = step[self.side].to(self.rows.device)
+        return self.queues.push(self.rows[rows], self.labels[rows])
+
+    def begin(self, epoch, steps_of):
+        if self.next != epoch:  # taken up: what the steps before have fed is fed again
+            self.queues = self.fresh()
+            for before in range(epoch):
+                for step in steps_of(before):
+                    self.feed(step)
+        self.next = epoch + 1
+
+# %% ../../nbs/9_toe/02_virtual_outliers.ipynb #d087e264
+def _check_every_class(labels, classes, source):
+    missing = (labels.bincount(minlength=classes) == 0).nonzero().flatten().tolist()
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {classes} classes have no {source} to feed their queue, "
+            f"the first is class {missing[0]}; the queues would never fill. "
+            "Give samples of every class."
+        )
+
+
+def _queues_for(images, labels, texts, heads, synthesis):  # fed by the pictures, or by texts
+    rows, side, source = images, 0, "picture"
+    if texts is not None:
+        rows, side, source = checked_features(texts[0], "texts", images), 1, "text"
+        labels = check_labels(texts[1], len(rows), heads, images)
+    classes = len(heads[0][-1][1])
+    _check_every_class(labels, classes, source)
+    fresh = lambda: ClassQueues(len(heads), classes, synthesis.queue_size, images)
+    return _FedQueues(rows, labels, side, fresh)
+
+# %% ../../nbs/9_toe/02_virtual_outliers.ipynb #ca1f6c40
+def _synthesised(queues, drawn, ridge):  # outliers [S, K * select, D]
+    eps, uniform = (part if part is None else torch.as_tensor(part) for part in drawn)
+    outliers = sample_outliers(queues.rows, eps.to(queues.rows), ridge)
+    return outliers if uniform is None else standardized(outliers + uniform.to(queues.rows))
+
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #f94fb26d
 def train_virtual(
     images,  # raw features of labelled pictures [N, D]; they decide device and precision
     labels,  # their classes [N]
-    # (raw features of texts of the classes [M, D], their classes [M]); None: the pictures feed the queues
+    # (raw features of texts of the classes [M, D], their classes [M]); None: the pictures feed
+    # the queues
     texts,
     initial,  # S heads, see `make_head`
-    # function: epoch -> (positions of pictures, positions of texts or None), [N] or one line per head [S, N]
+    # function: epoch -> (positions of pictures, positions of texts or None), [N] or one line per
+    # head [S, N]
     order,
-    # function: (epoch, number of the step) -> (eps [S, K, select, D] as `longest_draws` gives them, uniform [S, K * select, D] or None)
+    # function: (epoch, number of the step) -> (eps [S, K, select, D] as `longest_draws` gives
+    # them, uniform [S, K * select, D] or None)
     draws,
     logistic,  # (class weights [S, K], slope [S, 2, 1], intercept [S, 2])
     recipe=ExposureSettings(),  # batches, epochs, learning rate
@@ -196,71 +247,27 @@ def train_virtual(
     "Training on outliers made up from the classes themselves, with everything given."
     images = checked_features(images, "images")
     labels = check_labels(labels, len(images), initial, images)
-    source = images if texts is None else checked_features(texts[0], "texts", images)
-    source_labels = (
-        labels if texts is None else check_labels(texts[1], len(source), initial, images)
-    )
-    classes = len(initial[0][-1][1])
-    missing = (source_labels.bincount(minlength=classes) == 0).nonzero().flatten().tolist()
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {classes} classes have no {'picture' if texts is None else 'text'} to feed their queue, the first is class {missing[0]}; the queues would never fill. Give samples of every class."
-        )
-    fresh = lambda: ClassQueues(len(initial), classes, synthesis.queue_size, images)
-    state, there = (
-        {"queues": fresh(), "next": 0, "outliers": None},
-        lambda part: torch.as_tensor(part).to(images),
-    )
-
-    def feed(step):
-        rows = step[0 if texts is None else 1].to(images.device)
-        return state["queues"].push(source[rows], source_labels[rows])
+    fed, made = _queues_for(images, labels, texts, initial, synthesis), None
+    constants = [torch.as_tensor(part).to(images) for part in logistic]
+    steps_in = lambda epoch: recipe.pairs(*order(epoch))
 
     def steps_of(epoch):
-        if (
-            state["next"] != epoch
-        ):  # taken up from a kept state: the queues are what the steps before have fed them
-            state["queues"] = fresh()
-            for before in range(epoch):
-                for step in recipe.pairs(*order(before)):
-                    feed(step)
-        state["next"] = epoch + 1
-        return recipe.pairs(*order(epoch))
+        fed.begin(epoch, steps_in)
+        return steps_in(epoch)
 
     def losses_of(head, extra, epoch, number, step):
-        ready, rows = feed(step), step[0].to(images.device)
+        nonlocal made
+        ready, rows = fed.feed(step), step[0].to(images.device)
         logits = head_logits(head, images[rows])
-        target = labels[rows].expand(logits.shape[:-1])
         active = ready & (epoch >= synthesis.start_epoch)
         if active.any():
-            eps, uniform = draws(epoch, number)
-            outliers = sample_outliers(state["queues"].rows, there(eps), synthesis.ridge)
-            if uniform is not None:
-                outliers = standardized(outliers + there(uniform))
-            state["outliers"] = outliers
-        else:
-            outliers = images[rows]
-        energy = extra or constants
-        losses = energy_logistic_loss(
-            logits,
-            target,
-            head_logits(head, outliers),
-            energy[0],
-            *energy,
-            synthesis.weight * active,
-        )
+            made = _synthesised(fed.queues, draws(epoch, number), synthesis.ridge)
+        others = head_logits(head, made if active.any() else images[rows])
+        energy, target = extra or constants, labels[rows].expand(logits.shape[:-1])
+        weight = synthesis.weight * active
+        losses = energy_logistic_loss(logits, target, others, energy[0], *energy, weight)
         return losses, {"synthesised": active.double().mean()}
 
-    constants = [there(part) for part in logistic]
-    trained = optimise_heads(
-        initial,
-        steps_of,
-        losses_of,
-        images,
-        recipe,
-        logistic if synthesis.train_energy else (),
-        **options,
-    )
-    return TrainedVirtual(
-        trained.heads, trained.history, trained.extra, state["queues"], state["outliers"]
-    )
+    extra = logistic if synthesis.train_energy else ()
+    done = optimise_heads(initial, steps_of, losses_of, images, recipe, extra, **options)
+    return TrainedVirtual(done.heads, done.history, done.extra, fed.queues, made)

@@ -46,22 +46,37 @@ class WordTokenizer:
     ) -> str:
         return "".join(self.tokens[i] for i in ids if i > UNKNOWN).strip()
 
-
+# %% ../../nbs/9_toe/03_vocabulary.ipynb #dc3d4952
 def learn_words(
     texts,  # strings
     min_count=5,  # rarer words are unknown
 ) -> WordTokenizer:
     "The words of texts, the frequent ones first. `ValueError` when there are none."
     counts = Counter(token for text in texts for token in _split(text))
-    words = sorted(
-        (token for token, n in counts.items() if n >= min_count),
-        key=lambda token: (-counts[token], token),
-    )
+    words = [token for token, n in counts.items() if n >= min_count]
     if not words:
         raise ValueError(
-            f"No word occurs {min_count} times in these {len(texts)} texts; give more texts, or a smaller min_count."
+            f"No word occurs {min_count} times in these {len(texts)} texts; "
+            "give more texts, or a smaller min_count."
         )
+    words.sort(key=lambda token: (-counts[token], token))
     return WordTokenizer((*SPECIAL, *words))
+
+# %% ../../nbs/9_toe/03_vocabulary.ipynb #16684a66
+def _reader_of_pieces(pieces):  # sentencepiece's processor
+    try:
+        library = importlib.import_module("sentencepiece")
+    except ImportError as error:
+        raise ImportError(
+            "The published decoder's vocabulary needs the library sentencepiece, which is an extra "
+            f"of oodnb ({error}). Install it with: pip install 'oodnb[blip]'."
+        ) from error
+    try:
+        return library.SentencePieceProcessor(model_proto=pieces)
+    except RuntimeError as error:
+        raise ValueError(
+            f"These are no pieces of a sentencepiece model ({error}); fetch spiece.model again."
+        ) from error
 
 # %% ../../nbs/9_toe/03_vocabulary.ipynb #f2fcd8f9
 @dataclass(frozen=True)
@@ -71,20 +86,7 @@ class PieceTokenizer:
     pieces: bytes = field(repr=False)  # contents of spiece.model
 
     def __post_init__(self):
-        try:
-            library = importlib.import_module("sentencepiece")
-        except ImportError as error:
-            raise ImportError(
-                f"The published decoder's vocabulary needs the library sentencepiece, which is an extra of oodnb ({error}). Install it with: pip install 'oodnb[blip]'."
-            ) from error
-        try:
-            object.__setattr__(
-                self, "_processor", library.SentencePieceProcessor(model_proto=self.pieces)
-            )
-        except RuntimeError as error:
-            raise ValueError(
-                f"These are no pieces of a sentencepiece model ({error}); fetch spiece.model again."
-            ) from error
+        object.__setattr__(self, "_processor", _reader_of_pieces(self.pieces))
 
     @property
     def vocabulary(self) -> list:  # words or parts of them [V]; special tokens are empty
