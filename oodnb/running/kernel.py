@@ -213,7 +213,8 @@ def _fail(folder, error, times):
         fact |= {"error": error.ename, "message": error.evalue}
     if fact["error"] == "DeadKernelError":
         fact["message"] = (
-            f"The kernel died; it may have used up the memory (at its peak {_costs(times)['peak_memory_mb']} MB)."
+            "The kernel died; it may have used up the memory (at its peak "
+            f"{_costs(times)['peak_memory_mb']} MB)."
         )
     write_json(folder / "failure.json", fact | _costs(times))
 
@@ -281,10 +282,18 @@ def _explain(folder, name, code):
     "What to tell a person about a run that stopped with this exit code."
     failure = read_json(folder / "failure.json")
     if code == _CANNOT_WRITE:
-        return f"{name}: a file could not be written into {folder} ({shutil.disk_usage(folder).free // 2**20} MB are free there). Make room, then run the same command again; caches and checkpoints are kept."
+        return (
+            f"{name}: a file could not be written into {folder} "
+            f"({shutil.disk_usage(folder).free // 2**20} MB are free there). Make room, "
+            "then run the same command again; caches and checkpoints are kept."
+        )
     if code != 1 or not failure:
         how = f"was ended by signal {-code}" if code < 0 else f"stopped with exit code {code}"
-        return f"{name}: its process {how} before the notebook was complete (out of memory?). What it had written is in {folder}; run the same command again, caches and checkpoints are kept."
+        return (
+            f"{name}: its process {how} before the notebook was complete (out of "
+            f"memory?). What it had written is in {folder}; run the same command again, "
+            "caches and checkpoints are kept."
+        )
     first = next((line for line in failure.get("source", "").splitlines() if line.strip()), "")
     where = (
         f" in cell {failure['cell']} (`{first[:80]}`)"

@@ -84,7 +84,10 @@ def _section(name, scale, file):
     for (backbone, setting, run), part in rows.groupby(["backbone", "setting", "run"], sort=False):
         detection = part[part["metric"].isin(results.METRICS)]
         lines = [
-            f"**{name}, scale {scale}** (backbone {backbone}; {setting}; run {run or 'unnamed'}; `{where}`)"
+            (
+                f"**{name}, scale {scale}** (backbone {backbone}; {setting}; run "
+                f"{run or 'unnamed'}; `{where}`)"
+            )
         ]
         if len(detection):
             lines.append(
@@ -105,7 +108,10 @@ def _section(name, scale, file):
         )
         lines.append(
             "\n".join(
-                f"- {metric} on {dataset}: {value:.1f} ({', '.join(methods) if len(methods) < part['method'].nunique() else 'all methods'})"
+                (
+                    f"- {metric} on {dataset}: {value:.1f} "
+                    f"({', '.join(methods) if len(methods) < part['method'].nunique() else 'all methods'})"
+                )
                 for (metric, dataset, value), methods in other.items()
             )
         )
@@ -131,6 +137,9 @@ def table(
     if not sections:
         raise FileNotFoundError(
             (f"There are no results of {name!r}" if name else "There are no results yet")
-            + f" (there are: {', '.join(sorted(names)) or 'none'}). Make them with: oodnb run {name or 'NAME'}; oodnb list shows the names."
+            + (
+                f" (there are: {', '.join(sorted(names)) or 'none'}). Make them with: oodnb "
+                f"run {name or 'NAME'}; oodnb list shows the names."
+            )
         )
     return "\n\n".join(sections) + "\n"
