@@ -127,10 +127,8 @@ def readings(
     known, ood = by_role(scores)
     if dataset != "mean" and dataset not in ood:
         raise ValueError(
-            
-                f"There is no OOD set {dataset!r} in these scores; there are "
-                f"{', '.join(ood)}, and 'mean'."
-            
+            f"There is no OOD set {dataset!r} in these scores; there are "
+            f"{', '.join(ood)}, and 'mean'."
         )
     rounded = lambda kind: lambda values: torch.tensor(values).to(kind).double().numpy()
     ways = [
@@ -185,10 +183,8 @@ def check_number(
     metric = {"fpr95": "fpr95_id_positive"}.get(metric, metric)
     if metric not in METRIC_NAMES:
         raise ValueError(
-            
-                f"The metric {metric!r} is not known; there are fpr95 (ID as positive), "
-                f"{', '.join(METRIC_NAMES)}."
-            
+            f"The metric {metric!r} is not known; there are fpr95 (ID as positive), "
+            f"{', '.join(METRIC_NAMES)}."
         )
     detector, (told, tolerance), label = (
         detector or detector_names(scores)[0],
@@ -341,10 +337,8 @@ def doctor(
     if reported and scores is None and not ood_sets:
         if not is_mini(id_set.name):
             raise ValueError(
-                
-                    "A reported number needs the scores it was made of, or OOD sets to "
-                    "compute them on: scores=..., or ood_sets=[...]."
-                
+                "A reported number needs the scores it was made of, or OOD sets to "
+                "compute them on: scores=..., or ood_sets=[...]."
             )
         ood_sets = [load_dataset(name) for name in MINI_OOD]
     names = id_set.class_names if class_names is None else class_names
@@ -381,10 +375,8 @@ def read_scores(
         }
         if "id" not in arrays or len(arrays) < 2:
             raise ValueError(
-                
-                    f"{path} holds {', '.join(arrays) or 'nothing'}; an array 'id' and one "
-                    "array per OOD set are needed."
-                
+                f"{path} holds {', '.join(arrays) or 'nothing'}; an array 'id' and one "
+                "array per OOD set are needed."
             )
         return score_table(
             {"score": arrays.pop("id")},

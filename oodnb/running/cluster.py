@@ -25,11 +25,9 @@ def _distributed():
         return importlib.import_module("distributed")
     except ImportError as error:
         raise ImportError(
-            
-                f"Several machines need Dask, which is an extra of oodnb ({error}). Install "
-                "it with: pip install 'oodnb[scale]'. On one machine --jobs does the same "
-                "without it."
-            
+            f"Several machines need Dask, which is an extra of oodnb ({error}). Install "
+            "it with: pip install 'oodnb[scale]'. On one machine --jobs does the same "
+            "without it."
         ) from error
 
 
@@ -106,11 +104,9 @@ def read_needs(
     if all(name and 0 < amount < float("inf") for name, amount in needs.items()):
         return needs
     raise ValueError(
-        
-            f"--needs {' '.join(words)}: write NAME=AMOUNT with an amount above 0, as in "
-            "GPU=1; the name is one that workers offer (dask worker ADDRESS --resources "
-            "GPU=1)."
-        
+        f"--needs {' '.join(words)}: write NAME=AMOUNT with an amount above 0, as in "
+        "GPU=1; the name is one that workers offer (dask worker ADDRESS --resources "
+        "GPU=1)."
     )
 
 
@@ -141,26 +137,20 @@ def _compare(job, mark):
     host = socket.gethostname()
     if not mark.is_file():
         raise RunFailed(
-            
-                f"{job.name}: the machine {host} does not see {mark.parent}, where the "
-                "results belong. Give a folder that all machines share: --out DIR."
-            
+            f"{job.name}: the machine {host} does not see {mark.parent}, where the "
+            "results belong. Give a folder that all machines share: --out DIR."
         )
     if not job.notebook.is_file():
         raise RunFailed(
-            
-                f"{job.name}: the machine {host} has no {job.notebook}. Keep the checkout on "
-                "a folder that all machines share, under the same path."
-            
+            f"{job.name}: the machine {host} has no {job.notebook}. Keep the checkout on "
+            "a folder that all machines share, under the same path."
         )
     here = run_key(job.notebook, job.parameters)
     if here != job.folder.name:
         raise RunFailed(
-            
-                f"{job.name}: the machine {host} has another oodnb, notebook or shipped data: "
-                f"it would name this run {here} and not {job.folder.name}. Use one checkout "
-                "for all, or install the same version everywhere, and restart the workers."
-            
+            f"{job.name}: the machine {host} has another oodnb, notebook or shipped data: "
+            f"it would name this run {here} and not {job.folder.name}. Use one checkout "
+            "for all, or install the same version everywhere, and restart the workers."
         )
 
 # %% ../../nbs/13_running/08_cluster.ipynb #05ea1688
@@ -215,33 +205,25 @@ def _outcome(job, future):
         result = future.result()
         if result is None and not _arrived(job):
             return RunFailed(
-                
-                    f"{job.name}: done on another machine, but its result has not arrived in "
-                    f"{job.folder}. Is that a folder that all machines share?"
-                
+                f"{job.name}: done on another machine, but its result has not arrived in "
+                f"{job.folder}. Is that a folder that all machines share?"
             )
         return job if result is None else result
     error = future.exception() if future.status == "error" else None
     if isinstance(error, _distributed().KilledWorker):
         return RunFailed(
-            
-                f"{job.name}: every worker that took it died with it, "
-                f"{error.allowed_failures + 1} in all (out of memory?). Look into their logs; "
-                f"{job.folder} keeps what the run had written."
-            
+            f"{job.name}: every worker that took it died with it, "
+            f"{error.allowed_failures + 1} in all (out of memory?). Look into their logs; "
+            f"{job.folder} keeps what the run had written."
         )
     if isinstance(error, ImportError):
         return RunFailed(
-            
-                f"{job.name}: a worker cannot import what the run needs ({error}). Start "
-                "workers in an environment with oodnb: pip install 'oodnb[scale]'."
-            
+            f"{job.name}: a worker cannot import what the run needs ({error}). Start "
+            "workers in an environment with oodnb: pip install 'oodnb[scale]'."
         )
     return error or RunFailed(
-        
-            f"{job.name}: the Dask scheduler went away before the run ended. Start it again "
-            "and run the same command again; what is done stays done."
-        
+        f"{job.name}: the Dask scheduler went away before the run ended. Start it again "
+        "and run the same command again; what is done stays done."
     )
 
 

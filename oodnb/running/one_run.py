@@ -61,11 +61,9 @@ def execute(
             say(f"{job.name}: done already, nothing to do (--force runs it again): {job.folder}")
         else:
             say(
-                
-                    f"{job.name}: running at scale "
-                    f"{job.parameters.get('scale', 'mini')}{f' on GPU {gpu}' * bool(gpu)} "
-                    f"into {job.folder}"
-                
+                f"{job.name}: running at scale "
+                f"{job.parameters.get('scale', 'mini')}{f' on GPU {gpu}' * bool(gpu)} "
+                f"into {job.folder}"
             )
             parameters = job.parameters | (
                 {"out": str(job.folder)} if "out" in job.parameters else {}
@@ -84,10 +82,8 @@ def execute(
                 stop,
             )
             say(
-                
-                    f"{job.name}: done in {manifest['seconds']:.0f} s, peak memory "
-                    f"{manifest['peak_memory_mb']} MB"
-                
+                f"{job.name}: done in {manifest['seconds']:.0f} s, peak memory "
+                f"{manifest['peak_memory_mb']} MB"
             )
         if accept:
             say(f"{job.name}: accepted " + ", ".join(accept_run(job)))

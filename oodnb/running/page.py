@@ -522,10 +522,8 @@ def write_report(
     path = Path(path).expanduser().absolute()
     if path.suffix not in (".html", ".md"):
         raise ValueError(
-            
-                f"{path.name!r} is no page that can be written; end it in .html (one file "
-                "with everything) or .md (figures are linked)."
-            
+            f"{path.name!r} is no page that can be written; end it in .html (one file "
+            "with everything) or .md (figures are linked)."
         )
     blocks = report_blocks(collect_results() if results is None else results)
     text = _html(blocks) if path.suffix == ".html" else _markdown(blocks, path.parent)

@@ -119,11 +119,9 @@ def read_parameters(
     ]
     if len(found) != 1:
         raise ValueError(
-            
-                f"{notebook} has {len(found)} cells tagged 'parameters' and needs exactly "
-                "one: without it papermill's values would be overwritten by the notebook's "
-                "own."
-            
+            f"{notebook} has {len(found)} cells tagged 'parameters' and needs exactly "
+            "one: without it papermill's values would be overwritten by the notebook's "
+            "own."
         )
     meanings = _meanings(found[0])
     declared = {}
@@ -135,12 +133,10 @@ def read_parameters(
                 raise ValueError(kind)
         except (AttributeError, ValueError):
             raise ValueError(
-                
-                    f"{notebook}, cell 'parameters', line {line.lineno}: "
-                    f"{ast.unparse(line)!r} is not of the form `name: type = value  # "
-                    f"meaning` with a plain value and a type of {', '.join(_KINDS)}, perhaps "
-                    "`| None`."
-                
+                f"{notebook}, cell 'parameters', line {line.lineno}: "
+                f"{ast.unparse(line)!r} is not of the form `name: type = value  # "
+                f"meaning` with a plain value and a type of {', '.join(_KINDS)}, perhaps "
+                "`| None`."
             ) from None
         declared[line.target.id] = Parameter(
             line.target.id,
@@ -165,11 +161,9 @@ def _checked(parameter, value, where):
     kind, given = parameter.kind, type(value).__name__
     if not _plain(value):
         raise ValueError(
-            
-                f"{where}: {parameter.name} got {value!r} ({given}), which papermill cannot "
-                "carry over. Write a path as str(path), a tuple as a list, a NumPy value as "
-                "value.item()."
-            
+            f"{where}: {parameter.name} got {value!r} ({given}), which papermill cannot "
+            "carry over. Write a path as str(path), a tuple as a list, a NumPy value as "
+            "value.item()."
         )
     if value is None and parameter.optional:
         return None
@@ -182,10 +176,8 @@ def _checked(parameter, value, where):
             "bool": "; write true or false",
         }.get(kind, "")
         raise ValueError(
-            
-                f"{where}: {parameter.name} is {kind}{' or None' * parameter.optional} "
-                f"(default {parameter.default!r}), but got {value!r} ({given}){hint}."
-            
+            f"{where}: {parameter.name} is {kind}{' or None' * parameter.optional} "
+            f"(default {parameter.default!r}), but got {value!r} ({given}){hint}."
         )
     return value
 
@@ -199,10 +191,8 @@ def check_parameters(
     for name in given:
         if name not in declared:
             raise ValueError(
-                
-                    f"{where} has no parameter {name!r}.{did_you_mean(name, declared)} It "
-                    f"has: {', '.join(declared)}."
-                
+                f"{where} has no parameter {name!r}.{did_you_mean(name, declared)} It "
+                f"has: {', '.join(declared)}."
             )
     return {name: _checked(p, given.get(name, p.default), where) for name, p in declared.items()}
 
@@ -273,18 +263,14 @@ def plan_run(
     known = find_notebooks(notebooks)
     if name not in known:
         raise ValueError(
-            
-                f"There is no run {name!r}.{did_you_mean(name, known)} There are: "
-                f"{', '.join(known) or 'none'}."
-            
+            f"There is no run {name!r}.{did_you_mean(name, known)} There are: "
+            f"{', '.join(known) or 'none'}."
         )
     declared, given = read_parameters(known[name]), dict(parameters or {})
     if "out" in given:
         raise ValueError(
-            
-                "The parameter out is set by the runner. To put the results elsewhere pass "
-                "--out DIR (in Python: out=DIR)."
-            
+            "The parameter out is set by the runner. To put the results elsewhere pass "
+            "--out DIR (in Python: out=DIR)."
         )
     if scale is not None and given.setdefault("scale", scale) != scale:
         raise ValueError(
@@ -293,10 +279,8 @@ def plan_run(
     full = check_parameters(declared, given, name)
     if full.get("scale", "mini") not in ("mini", "paper"):
         raise ValueError(
-            
-                f"{name}: scale is {full['scale']!r}; it can be 'mini' (embedded, offline) or "
-                "'paper' (real data sets)."
-            
+            f"{name}: scale is {full['scale']!r}; it can be 'mini' (embedded, offline) or "
+            "'paper' (real data sets)."
         )
     return Run(name, known[name], full, runs_folder(out) / name / run_key(known[name], full))
 
