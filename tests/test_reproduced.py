@@ -203,6 +203,6 @@ def test_status_says_what_has_changed(checkout):
     code, said = command(checkout, "status", "demo")
     assert (
         code == 3
-        and said.splitlines()[-1].endswith("notebook, oodnb.measure.roc changed")
+        and said.splitlines()[-1].endswith("notebook, oodnb.measure, oodnb.measure.roc changed")
         and " outdated " in said
     )

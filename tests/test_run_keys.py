@@ -112,7 +112,7 @@ def test_a_new_method_and_new_published_numbers_rename_no_run(copy, before):
     assert renamed(before, copy.hashes()) == set()
 
 
-@pytest.mark.parametrize("module", ["scores", "losses", "methods.knn", "seeds"])
+@pytest.mark.parametrize("module", ["scores", "losses", "methods.knn", "evidence.seeds"])
 def test_a_changed_constant_renames_exactly_the_runs_that_reach_it(copy, before, module):
     copy.edit(module, lambda text: f"{text}\n_NEW = 1\n")
     after = copy.hashes()

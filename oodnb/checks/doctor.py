@@ -38,7 +38,10 @@ def check_precision(
     values = scores[detector].to_numpy(np.float64)
     label, (distinct, times) = f"precision of {detector}", np.unique(values, return_counts=True)
     tied = times[times > 1].sum() / len(values)
-    said = f"{len(distinct):,} different scores for {len(values):,} pictures, {tied:.1%} of the pictures share theirs with another"
+    said = (
+        f"{len(distinct):,} different scores for {len(values):,} pictures, {tied:.1%} of "
+        "the pictures share theirs with another"
+    )
     if len(values) < 50 or (values == values.round()).all():
         return Finding(
             label, said=said + "; too few or whole numbers, so nothing can be said", looked=False
@@ -48,7 +51,10 @@ def check_precision(
             label,
             "half-precision scores",
             f"every score is a number of {half[0]}; {said}",
-            "compute scores from features in float32 or better; encoding may stay in half precision",
+            (
+                "compute scores from features in float32 or better; encoding may stay in "
+                "half precision"
+            ),
         )
     if times.max() > 0.05 * len(values):
         return Finding(
@@ -73,7 +79,10 @@ def check_direction(
     return Finding(
         f"sign of {detector}",
         "score direction",
-        f"AUROC is below one half on every set ({said}), so a higher score means less in-distribution",
+        (
+            f"AUROC is below one half on every set ({said}), so a higher score means less "
+            "in-distribution"
+        ),
         "give the negative of the score; higher = more in-distribution everywhere here",
     )
 
@@ -118,7 +127,8 @@ def readings(
     known, ood = by_role(scores)
     if dataset != "mean" and dataset not in ood:
         raise ValueError(
-            f"There is no OOD set {dataset!r} in these scores; there are {', '.join(ood)}, and 'mean'."
+            f"There is no OOD set {dataset!r} in these scores; there are "
+            f"{', '.join(ood)}, and 'mean'."
         )
     rounded = lambda kind: lambda values: torch.tensor(values).to(kind).double().numpy()
     ways = [
@@ -173,7 +183,8 @@ def check_number(
     metric = {"fpr95": "fpr95_id_positive"}.get(metric, metric)
     if metric not in METRIC_NAMES:
         raise ValueError(
-            f"The metric {metric!r} is not known; there are fpr95 (ID as positive), {', '.join(METRIC_NAMES)}."
+            f"The metric {metric!r} is not known; there are fpr95 (ID as positive), "
+            f"{', '.join(METRIC_NAMES)}."
         )
     detector, (told, tolerance), label = (
         detector or detector_names(scores)[0],
@@ -209,7 +220,10 @@ def check_number(
     if len(same := same.sort_values(["fault", "metric"], key=rank)):
         first, more = same.iloc[0], len(same) - 1
         cure = {
-            "FPR convention": "say which side is positive; HFTT, OpenOOD and pytorch-ood take OOD, MCM, LoCoOp, CLIPN and TOE take ID",
+            "FPR convention": (
+                "say which side is positive; HFTT, OpenOOD and pytorch-ood take OOD, MCM, "
+                "LoCoOp, CLIPN and TOE take ID"
+            ),
             "half-precision scores": "compute scores in float32 or better",
         }.get(first["fault"], "report it under its own name")
         return Finding(
@@ -223,8 +237,15 @@ def check_number(
     return Finding(
         label,
         "unexplained number",
-        f"no reading of these scores ({where}) gives it; {METRIC_NAMES[metric]} is {right:.2f}{_noise(scores, detector, dataset, metric, told)}, nearest is {near['reading']} with {near['value']:.2f}",
-        "look at the findings above; if all are in order, the scores are of another detector, temperature or prompt",
+        (
+            f"no reading of these scores ({where}) gives it; {METRIC_NAMES[metric]} is "
+            f"{right:.2f}{_noise(scores, detector, dataset, metric, told)}, nearest is "
+            f"{near['reading']} with {near['value']:.2f}"
+        ),
+        (
+            "look at the findings above; if all are in order, the scores are of another "
+            "detector, temperature or prompt"
+        ),
     )
 
 
@@ -241,7 +262,10 @@ def _noise(scores, detector, dataset, metric, told):  # text: is it at least wit
             200,
         )
     )
-    return f" (95 % interval {low:.1f} to {high:.1f}; the reported one lies {'inside, so other pictures of the same kind may give it' if low <= told <= high else 'outside'})"
+    return (
+        f" (95 % interval {low:.1f} to {high:.1f}; the reported one lies "
+        f"{'inside, so other pictures of the same kind may give it' if low <= told <= high else 'outside'})"
+    )
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #ea1d66d3
 def _examined_scores(scores, sets, reported, detector, dataset):  # Findings
@@ -275,7 +299,10 @@ def _examined_scores(scores, sets, reported, detector, dataset):  # Findings
         yield Finding(
             f"pictures of {name}",
             "wrong file list",
-            f"{len(pairs)} of its pictures are also ID pictures (first {pairs[0][0]} = {pairs[0][1]})",
+            (
+                f"{len(pairs)} of its pictures are also ID pictures (first {pairs[0][0]} = "
+                f"{pairs[0][1]})"
+            ),
             "remove them from one of the sets",
         )
 
@@ -310,7 +337,8 @@ def doctor(
     if reported and scores is None and not ood_sets:
         if not is_mini(id_set.name):
             raise ValueError(
-                "A reported number needs the scores it was made of, or OOD sets to compute them on: scores=..., or ood_sets=[...]."
+                "A reported number needs the scores it was made of, or OOD sets to "
+                "compute them on: scores=..., or ood_sets=[...]."
             )
         ood_sets = [load_dataset(name) for name in MINI_OOD]
     names = id_set.class_names if class_names is None else class_names
@@ -347,7 +375,8 @@ def read_scores(
         }
         if "id" not in arrays or len(arrays) < 2:
             raise ValueError(
-                f"{path} holds {', '.join(arrays) or 'nothing'}; an array 'id' and one array per OOD set are needed."
+                f"{path} holds {', '.join(arrays) or 'nothing'}; an array 'id' and one "
+                "array per OOD set are needed."
             )
         return score_table(
             {"score": arrays.pop("id")},

@@ -103,7 +103,10 @@ def what_is_known(
     )
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #44ecd9b5
-_LIKE = "use the published preprocessing (backbone.preprocess of a freshly loaded backbone); test pictures get no augmentation"
+_LIKE = (
+    "use the published preprocessing (backbone.preprocess of a freshly loaded backbone); "
+    "test pictures get no augmentation"
+)
 
 
 def check_preprocess(
@@ -248,7 +251,10 @@ def check_activation(
         "gelu" if seen == "quick_gelu" else "quick_gelu",
         ACTIVATIONS.get(seen, "GELU in some blocks and QuickGELU in others"),
     )
-    name = f"load_backbone(..., activation={expected or other!r}), or the name with{'out' if (expected or other) == 'gelu' else ''} -quickgelu"
+    name = (
+        f"load_backbone(..., activation={expected or other!r}), or the name "
+        f"with{'out' if (expected or other) == 'gelu' else ''} -quickgelu"
+    )
     if expected and seen != expected:
         return Finding(
             "activation",
@@ -263,18 +269,27 @@ def check_activation(
         return Finding(
             "activation",
             f"wrong activation ({ACTIVATIONS[other]} is right)",
-            f"the model computes {shown}; with {ACTIVATIONS[other]} the true classes become more likely, by {gain:.1f} standard errors",
+            (
+                f"the model computes {shown}; with {ACTIVATIONS[other]} the true classes "
+                f"become more likely, by {gain:.1f} standard errors"
+            ),
             name,
         )
     return (
         Finding(
             "activation",
-            said=f"{shown}; the true classes are more likely with it than with the other ({-gain:.1f} standard errors)",
+            said=(
+                f"{shown}; the true classes are more likely with it than with the other "
+                f"({-gain:.1f} standard errors)"
+            ),
         )
         if gain < -4
         else Finding(
             "activation",
-            said=f"{shown}; whether the weights were trained with it is not recorded, and these pictures do not tell",
+            said=(
+                f"{shown}; whether the weights were trained with it is not recorded, and "
+                "these pictures do not tell"
+            ),
             looked=False,
         )
     )
@@ -323,7 +338,11 @@ def check_order(
         return Finding(
             "class order",
             "class order",
-            f"{len(order)} of {len(due)} names stand elsewhere ({_way(order, names)}first: label {min(order)} is {due[min(order)]!r}, the list has {names[min(order)]!r})",
+            (
+                f"{len(order)} of {len(due)} names stand elsewhere "
+                f"({_way(order, names)}first: label {min(order)} is {due[min(order)]!r}, the "
+                f"list has {names[min(order)]!r})"
+            ),
             cure,
         )
     if sight is None:
@@ -339,12 +358,19 @@ def check_order(
         return Finding(
             "class order",
             "class order",
-            f"pictures of {len(order)} classes go to another name ({_way(order, names)}clearest: pictures with label {k}, {names[k]!r}, go to {names[order[k]]!r}); {more} of {asked.sum()} other pictures agree",
+            (
+                f"pictures of {len(order)} classes go to another name "
+                f"({_way(order, names)}clearest: pictures with label {k}, {names[k]!r}, go to "
+                f"{names[order[k]]!r}); {more} of {asked.sum()} other pictures agree"
+            ),
             cure,
         )
     return Finding(
         "class order",
-        said=f"{sight.hits.mean():.1%} of {len(sight.labels)} pictures go to the name of their label; no other order fits better",
+        said=(
+            f"{sight.hits.mean():.1%} of {len(sight.labels)} pictures go to the name of their "
+            "label; no other order fits better"
+        ),
     )
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #0cbc23f0
@@ -380,7 +406,10 @@ def check_weights(
 ) -> Finding:
     "Are both towers filled, and do they belong together?"
     cure, empty = (
-        "load the checkpoint again, whole and with its own name (strict=True); features cached from other weights must go",
+        (
+            "load the checkpoint again, whole and with its own name (strict=True); features "
+            "cached from other weights must go"
+        ),
         _unfilled(backbone.model),
     )
     if empty:
@@ -402,7 +431,10 @@ def check_weights(
             return Finding(
                 "weights",
                 "mismatched weights",
-                f"{len(other)} of {count} tensors are not those of {reference.name} {reference.pretrained} ({where}; first {other[0]})",
+                (
+                    f"{len(other)} of {count} tensors are not those of {reference.name} "
+                    f"{reference.pretrained} ({where}; first {other[0]})"
+                ),
                 cure,
             )
     if sight is None:
@@ -417,7 +449,10 @@ def check_weights(
     if binom.sf(hits - 1, len(sight.hits), chance) < 0.001:
         return Finding(
             "weights",
-            said=f"{hits / len(sight.hits):.1%} of {len(sight.hits)} pictures find their class text, {chance:.1%} is chance",
+            said=(
+                f"{hits / len(sight.hits):.1%} of {len(sight.hits)} pictures find their class "
+                f"text, {chance:.1%} is chance"
+            ),
         )
     means = torch.stack(
         [
@@ -432,7 +467,11 @@ def check_weights(
     return Finding(
         "weights",
         "mismatched weights",
-        f"class texts find {hits / len(sight.hits):.1%} of {len(sight.hits)} pictures, which is chance ({chance:.1%}), while {alone.mean() if len(alone) else 0:.1%} are found by the nearest class mean of the pictures alone: "
+        (
+            f"class texts find {hits / len(sight.hits):.1%} of {len(sight.hits)} pictures, "
+            f"which is chance ({chance:.1%}), while {alone.mean() if len(alone) else 0:.1%} "
+            "are found by the nearest class mean of the pictures alone: "
+        )
         + (
             "image and text tower are of two models"
             if len(alone) and binom.sf(alone.sum() - 1, len(alone), chance) < 0.001
@@ -462,7 +501,10 @@ def check_files(
                 label,
                 "wrong file list",
                 wrong + "".join(f"; {kind}: {name}" for kind, (name,) in files.items()),
-                f"oodnb data check {images.name.split(' (')[0]} lists them; oodnb data prepare mends them",
+                (
+                    f"oodnb data check {images.name.split(' (')[0]} lists them; oodnb data "
+                    "prepare mends them"
+                ),
             )
         return Finding(label, said=f"{len(images):,} pictures, the published list")
     if due is None and is_mini(images.name):

@@ -164,11 +164,14 @@ def look_through(
     shapes = {tuple(tensor.shape) for tensor in seen}
     if len(shapes) > 1 or len(next(iter(shapes))) != 3 or next(iter(shapes))[0] != 3:
         raise ValueError(
-            f"preprocess must turn every picture into a tensor [3, {size}, {size}], but returned shapes {', '.join(map(str, sorted(shapes)))}; add a resize and a crop."
+            f"preprocess must turn every picture into a tensor [3, {size}, {size}], but "
+            f"returned shapes {', '.join(map(str, sorted(shapes)))}; add a resize and a "
+            "crop."
         )
     if any(not torch.equal(a, b) for a, b in zip(seen, again)):
         raise ValueError(
-            "preprocess gives another result at each call, so it contains random augmentation; test pictures are preprocessed without."
+            "preprocess gives another result at each call, so it contains random "
+            "augmentation; test pictures are preprocessed without."
         )
     (height, width), seen = next(iter(shapes))[1:], torch.stack(seen).float()
     tried = []

@@ -25,39 +25,52 @@ def _distributed():
         return importlib.import_module("distributed")
     except ImportError as error:
         raise ImportError(
-            f"Several machines need Dask, which is an extra of oodnb ({error}). Install it with: pip install 'oodnb[scale]'. On one machine --jobs does the same without it."
+            f"Several machines need Dask, which is an extra of oodnb ({error}). Install "
+            "it with: pip install 'oodnb[scale]'. On one machine --jobs does the same "
+            "without it."
         ) from error
+
+# %% ../../nbs/13_running/08_cluster.ipynb #cd7c6ba6
+# Dask would set these for its workers
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def _worker_options(gpu):
+    return {
+        "nthreads": 1,
+        "memory_limit": 0,
+        "silence_logs": "ERROR",
+        "env": {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu},
+        "resources": {"GPU": 1} if gpu else {},
+    }
 
 
 def _local_cluster(places):
     "One worker process per place, on this machine."
-    distributed, unset = (
-        _distributed(),
-        {name: None for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")},
-    )
-
-    def options(gpu):
-        return {
-            "nthreads": 1,
-            "memory_limit": 0,
-            "silence_logs": "ERROR",
-            "env": {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu},
-            "resources": {"GPU": 1} if gpu else {},
-        }
-
+    distributed, unset = _distributed(), dict.fromkeys(_THREADS)
     workers = {
-        number: {"cls": distributed.Nanny, "options": options(gpu)}
+        number: {"cls": distributed.Nanny, "options": _worker_options(gpu)}
         for number, gpu in enumerate(places)
     }
+    options = {"dashboard": False, "dashboard_address": ":0", "host": "127.0.0.1"}
+    scheduler = {"cls": distributed.Scheduler, "options": options}
     with importlib.import_module("dask").config.set({"distributed.nanny.pre-spawn-environ": unset}):
-        return distributed.SpecCluster(
-            workers,
-            {
-                "cls": distributed.Scheduler,
-                "options": {"dashboard": False, "dashboard_address": ":0", "host": "127.0.0.1"},
-            },
-            silence_logs="ERROR",
-        )
+        return distributed.SpecCluster(workers, scheduler, silence_logs="ERROR")
+
+# %% ../../nbs/13_running/08_cluster.ipynb #15d40a2a
+def _remote_client(address, patience):  # of a scheduler that runs already
+    where = (
+        {"scheduler_file": str(address)} if Path(address).is_file() else {"address": str(address)}
+    )
+    try:
+        return _distributed().Client(**where, timeout=patience, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"No Dask scheduler answers at {address!r} "
+            f"({str(error) or type(error).__name__:.200}). Start one with `dask scheduler` and "
+            "workers with `dask worker ADDRESS --nthreads 1`, and give its address, as in "
+            "tcp://host:8786, or its scheduler file; or say local."
+        ) from None
 
 
 @contextmanager
@@ -66,7 +79,8 @@ def connect(
     places=(None,),  # for "local": CUDA_VISIBLE_DEVICES of each worker, as from schedule.places
     patience=20.0,  # seconds to wait for the scheduler
 ):  # yields a distributed.Client
-    "The client of a Dask cluster. Raises `ImportError` without Dask, `ValueError` when no scheduler answers."
+    """The client of a Dask cluster. Raises `ImportError` without Dask, `ValueError` when no
+    scheduler answers."""
     distributed = _distributed()
     if address == "local":
         with (
@@ -75,17 +89,7 @@ def connect(
         ):
             yield client
         return
-    where = (
-        {"scheduler_file": str(address)} if Path(address).is_file() else {"address": str(address)}
-    )
-    try:
-        client = distributed.Client(**where, timeout=patience, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"No Dask scheduler answers at {address!r} ({str(error) or type(error).__name__:.200}). Start one with `dask scheduler` and workers with `dask worker ADDRESS --nthreads 1`, and give its address, as in tcp://host:8786, "
-            "or its scheduler file; or say local."
-        ) from None
-    with client:
+    with _remote_client(address, patience) as client:
         yield client
 
 # %% ../../nbs/13_running/08_cluster.ipynb #c610c1c5
@@ -102,8 +106,18 @@ def read_needs(
     if all(name and 0 < amount < float("inf") for name, amount in needs.items()):
         return needs
     raise ValueError(
-        f"--needs {' '.join(words)}: write NAME=AMOUNT with an amount above 0, as in GPU=1; the name is one that workers offer (dask worker ADDRESS --resources GPU=1)."
+        f"--needs {' '.join(words)}: write NAME=AMOUNT with an amount above 0, as in "
+        "GPU=1; the name is one that workers offer (dask worker ADDRESS --resources "
+        "GPU=1)."
     )
+
+# %% ../../nbs/13_running/08_cluster.ipynb #e0c5cfab
+def _room_on(worker, needs):  # runs at the same time on one worker, 0 where it offers too little
+    offers = worker["resources"]
+    if any(offers.get(name, 0) < amount for name, amount in needs.items()):
+        return 0
+    found = [int(offers[name] // amount) for name, amount in needs.items()]
+    return min([worker["nthreads"], *found])
 
 
 def room(
@@ -111,38 +125,31 @@ def room(
     needs=None,  # from read_needs
 ) -> tuple[int, int, int]:  # machines, workers, and runs at the same time
     "How much of a cluster is there now for runs with these needs."
-    workers = [
-        w
-        for w in client.scheduler_info(n_workers=-1)["workers"].values()
-        if all(w["resources"].get(name, 0) >= amount for name, amount in (needs or {}).items())
-    ]
-    at_once = [
-        min(
-            [
-                w["nthreads"],
-                *(int(w["resources"][name] // amount) for name, amount in (needs or {}).items()),
-            ]
-        )
-        for w in workers
-    ]
-    return len({w["host"] for w in workers}), len(workers), sum(at_once)
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    found = [(w["host"], at_once) for w in workers if (at_once := _room_on(w, needs or {}))]
+    return len({host for host, _ in found}), len(found), sum(at_once for _, at_once in found)
 
 # %% ../../nbs/13_running/08_cluster.ipynb #855ec485
 def _compare(job, mark):
-    "Raise `RunFailed` unless this machine has the folder and the code that the run was planned with."
+    """Raise `RunFailed` unless this machine has the folder and the code that the run was planned
+    with."""
     host = socket.gethostname()
     if not mark.is_file():
         raise RunFailed(
-            f"{job.name}: the machine {host} does not see {mark.parent}, where the results belong. Give a folder that all machines share: --out DIR."
+            f"{job.name}: the machine {host} does not see {mark.parent}, where the "
+            "results belong. Give a folder that all machines share: --out DIR."
         )
     if not job.notebook.is_file():
         raise RunFailed(
-            f"{job.name}: the machine {host} has no {job.notebook}. Keep the checkout on a folder that all machines share, under the same path."
+            f"{job.name}: the machine {host} has no {job.notebook}. Keep the checkout on "
+            "a folder that all machines share, under the same path."
         )
     here = run_key(job.notebook, job.parameters)
     if here != job.folder.name:
         raise RunFailed(
-            f"{job.name}: the machine {host} has another oodnb, notebook or shipped data: it would name this run {here} and not {job.folder.name}. Use one checkout for all, or install the same version everywhere, and restart the workers."
+            f"{job.name}: the machine {host} has another oodnb, notebook or shipped data: "
+            f"it would name this run {here} and not {job.folder.name}. Use one checkout "
+            "for all, or install the same version everywhere, and restart the workers."
         )
 
 # %% ../../nbs/13_running/08_cluster.ipynb #05ea1688
@@ -159,16 +166,15 @@ class _Leash:
         task = self.worker.state.tasks.get(self.key)
         return self.leaving() or task is None or task.state == "cancelled"
 
-
+# %% ../../nbs/13_running/08_cluster.ipynb #690dbcdf
 def _perform(job, topic, mark, options, grace=2.0):
     "Bring a run to its end on a worker. Returns None, or what went wrong."
     distributed = _distributed()
     worker, leash = distributed.get_worker(), _Leash(distributed.get_worker())
 
     def say(line):
-        worker.log_event(
-            topic, {"folder": str(job.folder), "line": f"{line} (on {socket.gethostname()})"}
-        )
+        there = f"{line} (on {socket.gethostname()})"
+        worker.log_event(topic, {"folder": str(job.folder), "line": there})
 
     try:
         _compare(job, mark)
@@ -191,56 +197,52 @@ def _arrived(job, patience=90.0):
     return job.done
 
 
-def _outcome(job, future):
-    "What became of a future that is not pending: the job, or an exception."
-    if future.status == "finished":
-        result = future.result()
-        if result is None and not _arrived(job):
-            return RunFailed(
-                f"{job.name}: done on another machine, but its result has not arrived in {job.folder}. Is that a folder that all machines share?"
-            )
-        return job if result is None else result
-    error = future.exception() if future.status == "error" else None
+def _explain_loss(job, error):
+    "What to tell a person about a run that Dask has not brought to an end."
     if isinstance(error, _distributed().KilledWorker):
         return RunFailed(
-            f"{job.name}: every worker that took it died with it, {error.allowed_failures + 1} in all (out of memory?). Look into their logs; {job.folder} keeps what the run had written."
+            f"{job.name}: every worker that took it died with it, "
+            f"{error.allowed_failures + 1} in all (out of memory?). Look into their logs; "
+            f"{job.folder} keeps what the run had written."
         )
     if isinstance(error, ImportError):
         return RunFailed(
-            f"{job.name}: a worker cannot import what the run needs ({error}). Start workers in an environment with oodnb: pip install 'oodnb[scale]'."
+            f"{job.name}: a worker cannot import what the run needs ({error}). Start "
+            "workers in an environment with oodnb: pip install 'oodnb[scale]'."
         )
     return error or RunFailed(
-        f"{job.name}: the Dask scheduler went away before the run ended. Start it again and run the same command again; what is done stays done."
+        f"{job.name}: the Dask scheduler went away before the run ended. Start it again "
+        "and run the same command again; what is done stays done."
     )
 
 
+def _outcome(job, future):
+    "What became of a future that is not pending: the job, or an exception."
+    if future.status != "finished":
+        return _explain_loss(job, future.exception() if future.status == "error" else None)
+    result = future.result()
+    if result is None and not _arrived(job):
+        return RunFailed(
+            f"{job.name}: done on another machine, but its result has not arrived in "
+            f"{job.folder}. Is that a folder that all machines share?"
+        )
+    return job if result is None else result
+
+# %% ../../nbs/13_running/08_cluster.ipynb #056bd9da
 class _Spread:
     "The runs that a cluster has taken, and what is heard of them."
 
     def __init__(self, client, jobs, say, needs, mark, options):
-        self.client, self.say, self.needs, self.mark, self.options = (
-            client,
-            say,
-            needs,
-            mark,
-            options,
-        )
-        self.topic, self.futures, self.later, self.begun = (
-            f"oodnb-{uuid.uuid4().hex}",
-            {},
-            [],
-            set(),
-        )
+        self.client, self.say, self.needs, self.mark = client, say, needs, mark
+        self.options, self.topic = options, f"oodnb-{uuid.uuid4().hex}"
+        self.futures, self.later, self.begun = {}, [], set()
         client.subscribe_topic(self.topic, self.hear)
         for job in jobs:
             self.submit(job)
 
     def submit(self, job):
-        self.futures[
-            self.client.submit(
-                _perform, job, self.topic, self.mark, self.options, resources=self.needs, pure=False
-            )
-        ] = job
+        task = (_perform, job, self.topic, self.mark, self.options)
+        self.futures[self.client.submit(*task, resources=self.needs, pure=False)] = job
 
     def hear(self, event):
         folder = event[1]["folder"]
@@ -249,34 +251,36 @@ class _Spread:
         self.begun.add(folder)
         self.say(event[1]["line"])
 
-    def bystander(self, job, future):
-        "Whether a run is blamed for the deaths of workers that had it in their queue only."
-        return (
-            future.status == "error"
-            and isinstance(future.exception(), _distributed().KilledWorker)
-            and str(job.folder) not in self.begun
-        )
-
-    def ended(self, pause):
-        "Yield (job, result) of what has ended; what somebody else holds is given out again after the pause."
-        for job in [job for due, job in self.later if due < time.monotonic()]:
-            self.submit(job)
-        self.later = [(due, job) for due, job in self.later if due >= time.monotonic()]
-        for future in [f for f in self.futures if f.status != "pending"]:
-            job = self.futures.pop(future)
-            if self.bystander(job, future):
-                self.submit(job)
-            elif isinstance(result := _outcome(job, future), Busy):
-                self.later.append((time.monotonic() + pause, job))
-            else:
-                yield job, result
-
     def standing(self):
         "The jobs that run, and those that wait."
         left = [*self.futures.values(), *(job for _, job in self.later)]
-        return [j for j in left if str(j.folder) in self.begun], [
-            j for j in left if str(j.folder) not in self.begun
-        ]
+        begun = [str(j.folder) in self.begun for j in left]
+        return [j for j, b in zip(left, begun) if b], [j for j, b in zip(left, begun) if not b]
+
+# %% ../../nbs/13_running/08_cluster.ipynb #99431fde
+def _is_bystander(spread, job, future):
+    "Whether a run is blamed for the deaths of workers that had it in their queue only."
+    return (
+        future.status == "error"
+        and isinstance(future.exception(), _distributed().KilledWorker)
+        and str(job.folder) not in spread.begun
+    )
+
+
+def _ended(spread, pause):
+    """Yield (job, result) of what has ended; what somebody else holds is given out again after the
+    pause."""
+    for job in [job for due, job in spread.later if due < time.monotonic()]:
+        spread.submit(job)
+    spread.later = [(due, job) for due, job in spread.later if due >= time.monotonic()]
+    for future in [f for f in spread.futures if f.status != "pending"]:
+        job = spread.futures.pop(future)
+        if _is_bystander(spread, job, future):
+            spread.submit(job)
+        elif isinstance(result := _outcome(job, future), Busy):
+            spread.later.append((time.monotonic() + pause, job))
+        else:
+            yield job, result
 
 # %% ../../nbs/13_running/08_cluster.ipynb #37ab0d17
 @contextmanager
@@ -290,7 +294,7 @@ def _mark(folder):
     finally:
         path.unlink(missing_ok=True)
 
-
+# %% ../../nbs/13_running/08_cluster.ipynb #1f1abd86
 def spread_runs(
     client,  # from connect
     jobs,  # from plan_run, all with the same folder for runs, which every worker sees
@@ -306,7 +310,7 @@ def spread_runs(
         try:
             looked = time.monotonic()
             while spread.futures or spread.later:
-                yield from spread.ended(pause)
+                yield from _ended(spread, pause)
                 if watch and time.monotonic() > looked + 1:
                     looked = time.monotonic()
                     watch(*spread.standing())

@@ -15,12 +15,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 # %% ../../nbs/13_running/02_dependencies.ipynb #9a991704
-_UNSEEN = {
-    "returns",
-    "ctx",
-    "kind",
-    "type_comment",
-}  # fields of a syntax tree that change no number
+# fields of a syntax tree that change no number
+_UNSEEN = {"returns", "ctx", "kind", "type_comment"}
 _APART = {ast.Import, ast.ImportFrom, ast.Pass}  # statements that are not written down
 _TELLING = {ast.Import, ast.ImportFrom, ast.Call, ast.Attribute}  # what may lead to other modules
 
@@ -29,6 +25,16 @@ def _is_words(node):  # a docstring, or a string that nobody takes
     return type(node) is ast.Expr and isinstance(getattr(node.value, "value", None), str)
 
 
+def _is_for_checkers(node):  # if TYPE_CHECKING: ..., which never runs
+    return type(node) is ast.If and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def _is_unseen(name, value, kind):  # a field that is not written down
+    if value is None or value == [] or name in _UNSEEN:
+        return True
+    return name == "annotation" and kind is ast.arg
+
+# %% ../../nbs/13_running/02_dependencies.ipynb #5d5e0a27
 def _tree(node, telling, in_class=False):  # syntax tree → text; nodes of _TELLING are collected
     if type(node) is list:
         return f"[{' '.join(filter(None, [_tree(n, telling, in_class) for n in node]))}]"
@@ -41,6 +47,8 @@ def _tree(node, telling, in_class=False):  # syntax tree → text; nodes of _TEL
         return repr(node.value)
     if kind in _APART or _is_words(node):
         return ""
+    if _is_for_checkers(node):
+        return _tree(node.orelse, telling, in_class) if node.orelse else ""
     if kind is ast.AnnAssign and not in_class:
         if node.value is None:
             return ""
@@ -48,11 +56,8 @@ def _tree(node, telling, in_class=False):  # syntax tree → text; nodes of _TEL
     written = [kind.__name__]
     for name in node._fields:
         value = getattr(node, name, None)
-        if value is None or value == [] or name in _UNSEEN:
-            continue
-        if name == "annotation" and kind is ast.arg:
-            continue
-        written.append(f"{name}={_tree(value, telling, kind is ast.ClassDef)}")
+        if not _is_unseen(name, value, kind):
+            written.append(f"{name}={_tree(value, telling, kind is ast.ClassDef)}")
     return f"({' '.join(written)})"
 
 # %% ../../nbs/13_running/02_dependencies.ipynb #5c5cae21
@@ -84,7 +89,7 @@ def _literal(arguments):  # the leading arguments that are written out as text
         found.append(a.value)
     return tuple(found)
 
-
+# %% ../../nbs/13_running/02_dependencies.ipynb #4f60c6be
 def _absolute(name, level, package):  # ".scores" in oodnb.methods → "oodnb.methods.scores"
     base = package.split(".")[: len(package.split(".")) - level + 1] if level else []
     return ".".join(filter(None, [*base, name]))
@@ -110,13 +115,27 @@ def _attributes(node):  # a.b.c → ["a", "b", "c"]; [] when it does not begin w
     return [node.id, *found] if isinstance(node, ast.Name) else []
 
 
+def _by_attributes(telling, imports):  # imports written as oodnb.name after `import oodnb`
+    calls = {
+        called or module.split(".")[0]: module if called else module.split(".")[0]
+        for module, name, called in imports
+        if not name
+    }  # name in the code → module
+    found = set()
+    for node in telling:
+        if isinstance(node, ast.Attribute) and (chain := _attributes(node)) and chain[0] in calls:
+            for i in range(1, len(chain)):  # a.b.c: b of a, c of a.b
+                found.add((".".join([calls[chain[0]], *chain[1:i]]), chain[i], ""))
+    return found
+
+
 def _homes(tree):  # the table of a door
     for node in tree.body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_HOMES":
             return tuple(sorted(ast.literal_eval(node.value).items()))
     return ()
 
-
+# %% ../../nbs/13_running/02_dependencies.ipynb #1d360db8
 def read_code(
     text,  # Python
     # package it belongs to, for imports with dots: "oodnb.methods" in oodnb.methods.knn
@@ -126,15 +145,7 @@ def read_code(
     tree, telling = ast.parse(text), []
     body = _tree(tree.body, telling)
     imports = {found for node in telling for found in _imported(node, package)}
-    calls = {
-        called or module.split(".")[0]: module if called else module.split(".")[0]
-        for module, name, called in imports
-        if not name
-    }  # name in the code → module
-    for node in telling:
-        if isinstance(node, ast.Attribute) and (chain := _attributes(node)) and chain[0] in calls:
-            for i in range(1, len(chain)):  # a.b.c: b of a, c of a.b
-                imports.add((".".join([calls[chain[0]], *chain[1:i]]), chain[i], ""))
+    imports |= _by_attributes(telling, imports)
     reads = [n for n in telling if isinstance(n, ast.Call) and _called(n) == "shipped"]
     data = frozenset(_literal(call.args) for call in reads)
     return Code(body, frozenset(imports), data, _homes(tree))
@@ -152,7 +163,7 @@ def _cell_code(source):  # a code cell; what IPython alone understands counts as
         return Code(repr(source))
     return Code(code.body + repr(magic.findall(source)), code.imports, code.data)
 
-
+# %% ../../nbs/13_running/02_dependencies.ipynb #84bd53b7
 def _version(path):  # what a changed file does not share with itself
     facts = Path(path).stat()
     return facts.st_mtime_ns, facts.st_size
@@ -185,38 +196,48 @@ def _file(module, package):  # "oodnb.methods.knn" → (file, package for its do
     plain = path.with_name(f"{path.name}.py")
     return (plain, module.rpartition(".")[0]) if parts and plain.is_file() else None
 
+# %% ../../nbs/13_running/02_dependencies.ipynb #c9e1eb05
+class _Walk:
+    "A walk through the modules of a package, along their imports."
 
+    def __init__(self, package, imports):
+        self.package, self.waiting = package, list(imports)
+        self.found, self.followed = {}, set()
+
+    def visit(self, module):
+        if module in self.followed:
+            return
+        self.followed.add(module)
+        if not (place := _file(module, self.package)):
+            return
+        self.found[module] = _read_module(place[0], _version(place[0]), place[1])
+        self.waiting.extend(self.found[module].imports)
+
+    def follow(self, taken):  # one import
+        module, name, _ = taken
+        parts = module.split(".")
+        if taken in self.followed or parts[0] != self.package.name:
+            return
+        self.followed.add(taken)
+        for i in range(1, len(parts) + 1):
+            self.visit(".".join(parts[:i]))
+        if not name or module not in self.found:
+            return
+        self.visit(f"{module}.{name}")
+        homes = [(lazy, home) for lazy, home in self.found[module].homes if name in (lazy, "*")]
+        self.waiting += [(f"{module}.{home}", lazy, "") for lazy, home in homes]
+
+# %% ../../nbs/13_running/02_dependencies.ipynb #dc13e2be
 def reached_modules(
     code,  # where to begin
     package,  # folder of the package
 ) -> dict[str, Code]:  # name of the module → its code, in alphabetical order
     "All modules of the package that a piece of code reaches by imports, however indirectly."
-    package, found, followed, waiting = Path(package), {}, set(), list(code.imports)
-
-    def visit(module):
-        if module in followed:
-            return
-        followed.add(module)
-        if not (place := _file(module, package)):
-            return
-        found[module] = _read_module(place[0], _version(place[0]), place[1])
-        waiting.extend(found[module].imports)
-
-    while waiting:
-        module, name, _ = taken = waiting.pop()
-        parts = module.split(".")
-        if taken in followed or parts[0] != package.name:
-            continue
-        followed.add(taken)
-        for i in range(1, len(parts) + 1):
-            visit(".".join(parts[:i]))
-        if not name or module not in found:
-            continue
-        visit(f"{module}.{name}")
-        homes = [(lazy, home) for lazy, home in found[module].homes if name in (lazy, "*")]
-        waiting += [(f"{module}.{home}", lazy, "") for lazy, home in homes]
-    found.pop(package.name, None)
-    return dict(sorted(found.items()))
+    walk = _Walk(Path(package), code.imports)
+    while walk.waiting:
+        walk.follow(walk.waiting.pop())
+    walk.found.pop(walk.package.name, None)
+    return dict(sorted(walk.found.items()))
 
 # %% ../../nbs/13_running/02_dependencies.ipynb #4457e06f
 _BESIDE = ("published", "reproduced/manifests")  # shown with results, never part of them
@@ -235,7 +256,7 @@ def data_files(
     beside = tuple(f"{folder}/" for folder in _BESIDE)
     return {name: path for name, path in named.items() if not name.startswith(beside)}
 
-
+# %% ../../nbs/13_running/02_dependencies.ipynb #83d11e5d
 def depends_on(
     notebook,  # path of a notebook
     package,  # folder of the package
@@ -251,7 +272,7 @@ def depends_on(
         | {f"data {name}": _digest(path, _version(path)) for name, path in files.items()}
     )
 
-
+# %% ../../nbs/13_running/02_dependencies.ipynb #6123d228
 def say_changes(
     before,  # from depends_on, then
     now,  # from depends_on, today

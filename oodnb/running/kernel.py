@@ -38,30 +38,35 @@ _KERNEL = (
 )
 
 
+def _named_kernel(name):  # KernelSpec, whatever language it speaks
+    manager = KernelSpecManager(ensure_native_kernel=False)
+    known = manager.find_kernel_specs()
+    try:
+        return manager.get_kernel_spec(name)
+    except NoSuchKernel:
+        raise ValueError(
+            f"There is no Jupyter kernel {name!r}.{did_you_mean(name, known)} There are: "
+            f"{', '.join(sorted(known)) or 'none'}. Leave out --kernel to use the interpreter "
+            "of this command, or add one: python -m ipykernel install --user --name NAME, in "
+            "the environment it shall belong to."
+        ) from None
+
+# %% ../../nbs/13_running/05_kernel.ipynb #7d60a4f8
 def find_kernel(
     # a Jupyter kernel, as `jupyter kernelspec list` shows it; None is the running interpreter
     name,
 ) -> KernelSpec:  # how to start it
-    "The kernel to run notebooks with. Raises `ValueError` when there is none of that name, or it speaks another language."
+    """The kernel to run notebooks with. Raises `ValueError` when there is none of that name, or it
+    speaks another language."""
     if name is None:
-        return KernelSpec(
-            argv=[sys.executable, "-c", _KERNEL, "-f", "{connection_file}"],
-            display_name="python3",
-            language="python",
-        )
-    known = KernelSpecManager(ensure_native_kernel=False).find_kernel_specs()
-    try:
-        spec = KernelSpecManager(ensure_native_kernel=False).get_kernel_spec(name)
-    except NoSuchKernel:
-        raise ValueError(
-            f"There is no Jupyter kernel {name!r}.{did_you_mean(name, known)} There are: {', '.join(sorted(known)) or 'none'}. Leave out --kernel to use the interpreter of this command, "
-            "or add one: python -m ipykernel install --user --name NAME, in the environment it shall belong to."
-        ) from None
+        start = [sys.executable, "-c", _KERNEL, "-f", "{connection_file}"]
+        return KernelSpec(argv=start, display_name="python3", language="python")
+    spec = _named_kernel(name)
     if spec.language.lower() != "python":
         raise ValueError(f"The kernel {name!r} speaks {spec.language}; the notebooks are Python.")
     return spec
 
-
+# %% ../../nbs/13_running/05_kernel.ipynb #80fb41b1
 class _Kernel(AsyncKernelManager):
     "The kernel of a run, quiet on the terminal and written down."
 
@@ -80,6 +85,7 @@ class _Kernel(AsyncKernelManager):
         )
 
 # %% ../../nbs/13_running/05_kernel.ipynb #93ee4b5d
+# what the runner writes into a folder; all other files are the notebook's results
 _OWN = (
     "request.json",
     "process.json",
@@ -105,7 +111,7 @@ _PACKAGES = (
     "ipykernel",
 )
 
-
+# %% ../../nbs/13_running/05_kernel.ipynb #70cd0718
 def versions() -> dict:  # name → version, of what is installed
     "Versions of what a run's numbers may depend on."
     found = {
@@ -120,7 +126,7 @@ def versions() -> dict:  # name → version, of what is installed
             pass
     return found
 
-
+# %% ../../nbs/13_running/05_kernel.ipynb #7011ee35
 def _costs(times):
     "Begin, seconds and peak memory of the notebook; the kernel must have ended."
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (
@@ -133,18 +139,9 @@ def _costs(times):
     }
 
 
-def _manifest(folder, request, times):
-    "Everything there is to say about a complete run."
-    environment, process = (
-        read_json(folder / "environment.json"),
-        read_json(folder / "process.json"),
-    )
-    names = sorted(
-        p.relative_to(folder).as_posix()
-        for p in folder.rglob("*")
-        if p.is_file() and p.name not in _OWN and not p.name.startswith(".")
-    )
-    device = {
+def _device(environment, process):
+    "Where the notebook ran, as its last cell and its process say it."
+    return {
         "used": environment.get("device"),
         "gpu": environment.get("gpu"),
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -152,21 +149,29 @@ def _manifest(folder, request, times):
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }
-    return (
-        request
-        | {
-            "key": folder.name,
-            "versions": versions(),
-            "environment": environment,
-            "device": device,
-            "seed": {k: v for k, v in request["parameters"].items() if k in ("seed", "seeds")},
-        }
-        | _costs(times)
-        | {
-            "cell_seconds": [round(s, 3) for s in read_progress(folder / "executed.ipynb").seconds],
-            "files": {n: content_hash(folder / n, length=64) for n in names},
-        }
-    )
+
+
+def _results(folder):
+    "Names of the files that the notebook made."
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in _OWN]
+    return sorted(p.relative_to(folder).as_posix() for p in files if not p.name.startswith("."))
+
+# %% ../../nbs/13_running/05_kernel.ipynb #22a656fa
+def _manifest(folder, request, times):
+    "Everything there is to say about a complete run."
+    environment = read_json(folder / "environment.json")
+    names, seconds = _results(folder), read_progress(folder / "executed.ipynb").seconds
+    return {
+        **request,
+        "key": folder.name,
+        "versions": versions(),
+        "environment": environment,
+        "device": _device(environment, read_json(folder / "process.json")),
+        "seed": {k: v for k, v in request["parameters"].items() if k in ("seed", "seeds")},
+        **_costs(times),
+        "cell_seconds": [round(s, 3) for s in seconds],
+        "files": {n: content_hash(folder / n, length=64) for n in names},
+    }
 
 # %% ../../nbs/13_running/05_kernel.ipynb #c0996748
 _STALE = (
@@ -197,64 +202,75 @@ def _stop_with_parent(folder):
     _kill_kernel(folder)
     os._exit(130)
 
+# %% ../../nbs/13_running/05_kernel.ipynb #421e8164
+def _failing_cell(cells):
+    "The cell that was begun last, {} when none was."
+    begun = [i for i, c in enumerate(cells) if c["metadata"].get("papermill", {}).get("start_time")]
+    if not begun:
+        return {}
+    return {"cell": begun[-1] + 1, "source": "".join(cells[begun[-1]]["source"])}
+
 
 def _fail(folder, error, times):
     "Keep the notebook as failed.ipynb, and write down in which cell it stopped and why."
-    cells, fact = (
-        own_cells(read_json(folder / "executing.ipynb")),
-        {"error": type(error).__name__, "message": str(error).strip()[-2000:]},
-    )
+    cells = own_cells(read_json(folder / "executing.ipynb"))
     if cells:
         os.replace(folder / "executing.ipynb", folder / "failed.ipynb")
-    begun = [i for i, c in enumerate(cells) if c["metadata"].get("papermill", {}).get("start_time")]
-    if begun:
-        fact |= {"cell": begun[-1] + 1, "source": "".join(cells[begun[-1]]["source"])}
+    fact = {"error": type(error).__name__, "message": str(error).strip()[-2000:]}
+    fact |= _failing_cell(cells)
     if hasattr(error, "ename"):
         fact |= {"error": error.ename, "message": error.evalue}
+    costs = _costs(times)
     if fact["error"] == "DeadKernelError":
         fact["message"] = (
-            f"The kernel died; it may have used up the memory (at its peak {_costs(times)['peak_memory_mb']} MB)."
+            "The kernel died; it may have used up the memory (at its peak "
+            f"{costs['peak_memory_mb']} MB)."
         )
-    write_json(folder / "failure.json", fact | _costs(times))
+    write_json(folder / "failure.json", fact | costs)
 
 # %% ../../nbs/13_running/05_kernel.ipynb #72f4de8a
-def _execute(folder):
-    "Run the notebook of a folder, which holds nothing from earlier attempts but caches and checkpoints. Returns an exit code."
-    request, times = (
-        json.loads((folder / "request.json").read_text("utf-8")),
-        {"started": time.perf_counter(), "began": time.time()},
-    )
+def _run_notebook(folder, request):
+    "Let papermill write executing.ipynb, cell by cell."
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    sys.modules.setdefault(
-        "rfc3987_syntax", None
-    )  # jsonschema would build a grammar of web addresses, for a second, that no notebook needs
+    # jsonschema would build a grammar of web addresses, for a second, that no notebook needs
+    sys.modules.setdefault("rfc3987_syntax", None)
     braced = lambda path: str(path).replace("{", "{{").replace("}", "}}")
-    kernel = type("RunKernel", (_Kernel,), {"folder": folder, "request": request})
-    try:
-        importlib.import_module("papermill").execute_notebook(
-            braced(request["notebook"]),
-            braced(folder / "executing.ipynb"),
-            request["parameters"],
-            kernel_name="python3",
-            language="python",
-            cwd=Path(request["notebook"]).parent,
-            kernel_manager_class=kernel,
-            progress_bar=False,
-        )
-    except Exception as error:
-        _fail(folder, error, times)
-        return 1
+    importlib.import_module("papermill").execute_notebook(
+        braced(request["notebook"]),
+        braced(folder / "executing.ipynb"),
+        request["parameters"],
+        kernel_name="python3",
+        language="python",
+        cwd=Path(request["notebook"]).parent,
+        kernel_manager_class=type("RunKernel", (_Kernel,), {"folder": folder, "request": request}),
+        progress_bar=False,
+    )
+
+
+def _finish(folder, request, times):
+    "Give the complete notebook its name, then the manifest, then the mark that all is there."
     os.replace(folder / "executing.ipynb", folder / "executed.ipynb")
     manifest = _manifest(folder, request, times)
     write_json(folder / "manifest.json", manifest)
-    write_json(
-        folder / "done.json",
-        {
-            "key": folder.name,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "files": [*manifest["files"], "manifest.json"],
-        },
-    )
+    done = {
+        "key": folder.name,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "files": [*manifest["files"], "manifest.json"],
+    }
+    write_json(folder / "done.json", done)
+
+# %% ../../nbs/13_running/05_kernel.ipynb #f967d219
+def _execute(folder):
+    """Run the notebook of a folder, which holds nothing from earlier attempts but caches and
+    checkpoints. Returns an exit code."""
+    request = json.loads((folder / "request.json").read_text("utf-8"))
+    times = {"started": time.perf_counter(), "began": time.time()}
+    try:
+        _run_notebook(folder, request)
+    except Exception as error:
+        _fail(folder, error, times)
+        return 1
+    _finish(folder, request, times)
     return 0
 
 
@@ -276,23 +292,13 @@ def process(
 class RunFailed(RuntimeError):
     "A run was started and did not finish."
 
-
-def _explain(folder, name, code):
-    "What to tell a person about a run that stopped with this exit code."
-    failure = read_json(folder / "failure.json")
-    if code == _CANNOT_WRITE:
-        return f"{name}: a file could not be written into {folder} ({shutil.disk_usage(folder).free // 2**20} MB are free there). Make room, then run the same command again; caches and checkpoints are kept."
-    if code != 1 or not failure:
-        how = f"was ended by signal {-code}" if code < 0 else f"stopped with exit code {code}"
-        return f"{name}: its process {how} before the notebook was complete (out of memory?). What it had written is in {folder}; run the same command again, caches and checkpoints are kept."
-    first = next((line for line in failure.get("source", "").splitlines() if line.strip()), "")
-    where = (
-        f" in cell {failure['cell']} (`{first[:80]}`)"
-        if "cell" in failure
-        else ""
-        if read_json(folder / "process.json")
-        else " before the first cell"
-    )
+# %% ../../nbs/13_running/05_kernel.ipynb #079327bf
+def _explain_failure(folder, name, failure):  # of a cell, or before the first one
+    where = "" if read_json(folder / "process.json") else " before the first cell"
+    if "cell" in failure:
+        source = failure.get("source", "").splitlines()
+        first = next((line for line in source if line.strip()), "")
+        where = f" in cell {failure['cell']} (`{first[:80]}`)"
     kept = folder / "failed.ipynb"
     return f"{name} failed{where}: {failure['error']}: {failure['message']}\n" + (
         f"  notebook with the traceback: {kept}"
@@ -300,7 +306,64 @@ def _explain(folder, name, code):
         else f"  what the kernel printed: {folder / 'kernel.log'}"
     )
 
+
+def _explain(folder, name, code):
+    "What to tell a person about a run that stopped with this exit code."
+    failure = read_json(folder / "failure.json")
+    if code == _CANNOT_WRITE:
+        return (
+            f"{name}: a file could not be written into {folder} "
+            f"({shutil.disk_usage(folder).free // 2**20} MB are free there). Make room, "
+            "then run the same command again; caches and checkpoints are kept."
+        )
+    if code == 1 and failure:
+        return _explain_failure(folder, name, failure)
+    how = f"was ended by signal {-code}" if code < 0 else f"stopped with exit code {code}"
+    return (
+        f"{name}: its process {how} before the notebook was complete (out of "
+        f"memory?). What it had written is in {folder}; run the same command again, "
+        "caches and checkpoints are kept."
+    )
+
 # %% ../../nbs/13_running/05_kernel.ipynb #d962f9dd
+def _start(folder, request, path):  # the process, Popen
+    gpu = request.get("gpu")
+    paths = [str(p) for p in (path, os.environ.get("PYTHONPATH")) if p]
+    environment = (
+        os.environ
+        | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
+        | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+    )
+    return subprocess.Popen(
+        [sys.executable, "-m", "oodnb.running.kernel", str(folder)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+        env=environment,
+    )
+
+
+def _wait(process, stop):
+    "Until the process ends, or is to stop."
+    while process.poll() is None and not stop.is_set():
+        try:
+            process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            pass
+
+
+def _end(process, folder):
+    "Close the pipe, which ends what still runs, and see to it that nothing is left. Exit code."
+    process.stdin.close()
+    try:
+        code = process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        code = process.wait()
+    if code not in (0, 1):
+        _kill_kernel(folder)
+    return code
+
+# %% ../../nbs/13_running/05_kernel.ipynb #72cd5b03
 def launch(
     folder,  # folder of the run; whoever calls holds its lock
     request,  # dict: name, notebook, parameters, and perhaps kernel, gpu, hashes
@@ -308,39 +371,16 @@ def launch(
     stop=None,  # threading.Event: end the run when it is set
 ) -> dict:  # the manifest
     "Run a notebook in a process of its own, to its end. Raises `RunFailed`."
-    stop, gpu = stop or threading.Event(), request.get("gpu")
-    paths = [str(p) for p in (path, os.environ.get("PYTHONPATH")) if p]
-    environment = (
-        os.environ
-        | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
-        | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
-    )
     try:
         (folder / "done.json").unlink(missing_ok=True)
         write_json(folder / "request.json", request)
     except OSError as error:
         raise RunFailed(f"{_explain(folder, request['name'], _CANNOT_WRITE)}\n  {error}") from None
-    process = subprocess.Popen(
-        [sys.executable, "-m", "oodnb.running.kernel", str(folder)],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-        env=environment,
-    )
+    process = _start(folder, request, path)
     try:
-        while process.poll() is None and not stop.is_set():
-            try:
-                process.wait(0.2)
-            except subprocess.TimeoutExpired:
-                pass
+        _wait(process, stop or threading.Event())
     finally:
-        process.stdin.close()
-        try:
-            code = process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            code = process.wait()
-        if code not in (0, 1):
-            _kill_kernel(folder)
+        code = _end(process, folder)
     if code:
         raise RunFailed(_explain(folder, request["name"], code))
     return json.loads((folder / "manifest.json").read_text("utf-8"))

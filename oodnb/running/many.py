@@ -55,34 +55,40 @@ def work_through(
             stop.set()
 
 # %% ../../nbs/13_running/06_many.ipynb #ba5da3f8
-def places(
-    jobs=None,  # runs at the same time; None means one per GPU, or one
-    gpus=None,  # "0,1", "all", "none" or None: leave the GPUs as they are
-) -> list:  # one CUDA_VISIBLE_DEVICES per run at the same time, None where it stays as it is
-    "Where runs may go. GPUs are shared when there are more runs than GPUs. Raises `ValueError` for a GPU that is not there."
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"--jobs is {jobs}; it takes a number from 1 upwards.")
-    if gpus in (None, "none"):
-        return ["" if gpus else None] * (jobs or 1)
-    count = importlib.import_module("torch").cuda.device_count()
-    names = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))) or [
-        str(i) for i in range(count)
-    ]
-    wanted = (
-        [str(i) for i in range(count)] if gpus == "all" else [g.strip() for g in gpus.split(",")]
+def _refuse_gpus(gpus, unknown, count):
+    raise ValueError(
+        f"--gpus {gpus}: "
+        + (f"there is no GPU {', '.join(unknown)}; " if unknown else "")
+        + f"torch sees {count} here"
+        + (f" (0 to {count - 1})" if count else "")
+        + ". Give numbers as in 0,1, or all, or none for the processor alone."
     )
+
+
+def _chosen_gpus(gpus):  # what CUDA_VISIBLE_DEVICES calls them
+    count = importlib.import_module("torch").cuda.device_count()
+    numbers = [str(i) for i in range(count)]
+    names = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))) or numbers
+    wanted = numbers if gpus == "all" else [g.strip() for g in gpus.split(",")]
     unknown = [
         g for g in wanted if not (g.isdigit() and int(g) < count or g.startswith(("GPU-", "MIG-")))
     ]
     if unknown or not wanted:
-        raise ValueError(
-            f"--gpus {gpus}: "
-            + (f"there is no GPU {', '.join(unknown)}; " if unknown else "")
-            + f"torch sees {count} here"
-            + (f" (0 to {count - 1})" if count else "")
-            + ". Give numbers as in 0,1, or all, or none for the processor alone."
-        )
-    found = [names[int(g)] if g.isdigit() else g for g in wanted]
+        _refuse_gpus(gpus, unknown, count)
+    return [names[int(g)] if g.isdigit() else g for g in wanted]
+
+# %% ../../nbs/13_running/06_many.ipynb #594c26e9
+def places(
+    jobs=None,  # runs at the same time; None means one per GPU, or one
+    gpus=None,  # "0,1", "all", "none" or None: leave the GPUs as they are
+) -> list:  # one CUDA_VISIBLE_DEVICES per run at the same time, None where it stays as it is
+    """Where runs may go. GPUs are shared when there are more runs than GPUs. Raises `ValueError`
+    for a GPU that is not there."""
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"--jobs is {jobs}; it takes a number from 1 upwards.")
+    if gpus in (None, "none"):
+        return ["" if gpus else None] * (jobs or 1)
+    found = _chosen_gpus(gpus)
     return [found[i % len(found)] for i in range(jobs or len(found))]
 
 # %% ../../nbs/13_running/06_many.ipynb #265f0a51

@@ -26,7 +26,7 @@ def repository() -> Path | None:  # root of the checkout, None when oodnb is an 
         root if (root / "nbs" / "papers").is_dir() and (root / "settings.ini").is_file() else None
     )
 
-
+# %% ../../nbs/13_running/01_notebook.ipynb #361720f8
 def runs_folder(
     # a folder of your choice; None is runs/ of the checkout, or of the current folder without one
     out=None,
@@ -64,12 +64,7 @@ def gather(
     return found
 
 # %% ../../nbs/13_running/01_notebook.ipynb #8c0ccc86
-def footer(
-    folder,  # folder of the run
-    started,  # time.perf_counter() at the notebook's start
-    device="cpu",  # device the model ran on
-) -> pd.DataFrame:  # one row per fact, for display
-    "Versions, device and seconds of a run; also written to `environment.json`."
+def _versions_and_device(device):  # fact → value
     facts = {
         "oodnb": oodnb.__version__,
         "python": platform.python_version(),
@@ -87,6 +82,16 @@ def footer(
             "gpu": torch.cuda.get_device_name(device),
             "gpu_peak_memory_mb": round(torch.cuda.max_memory_allocated(device) / 2**20),
         }
+    return facts
+
+# %% ../../nbs/13_running/01_notebook.ipynb #a4850609
+def footer(
+    folder,  # folder of the run
+    started,  # time.perf_counter() at the notebook's start
+    device="cpu",  # device the model ran on
+) -> pd.DataFrame:  # one row per fact, for display
+    "Versions, device and seconds of a run; also written to `environment.json`."
+    facts = _versions_and_device(device)
     facts["seconds"] = round(time.perf_counter() - started, 1)
     (Path(folder) / "environment.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
     return pd.DataFrame({"value": facts.values()}, index=facts)

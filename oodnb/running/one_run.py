@@ -40,6 +40,26 @@ def _turn(job, wait, say):
             ) from None
         yield
 
+# %% ../../nbs/13_running/07_one_run.ipynb #ebf91201
+def _perform(job, say, kernel, gpu, stop):
+    "Let the kernel's process bring a job to its end, and say what it took."
+    scale, on = job.parameters.get("scale", "mini"), f" on GPU {gpu}" * bool(gpu)
+    say(f"{job.name}: running at scale {scale}{on} into {job.folder}")
+    out = {"out": str(job.folder)} if "out" in job.parameters else {}
+    request = {
+        "name": job.name,
+        "notebook": str(job.notebook),
+        "parameters": job.parameters | out,
+        "kernel": kernel,
+        "gpu": gpu,
+        "hashes": source_hashes(job.notebook),
+    }
+    manifest = launch(job.folder, request, repository(), stop)
+    say(
+        f"{job.name}: done in {manifest['seconds']:.0f} s, peak memory "
+        f"{manifest['peak_memory_mb']} MB"
+    )
+
 
 def execute(
     job,  # what to run, from plan_run
@@ -60,33 +80,12 @@ def execute(
         if job.done and not force:
             say(f"{job.name}: done already, nothing to do (--force runs it again): {job.folder}")
         else:
-            say(
-                f"{job.name}: running at scale {job.parameters.get('scale', 'mini')}{f' on GPU {gpu}' * bool(gpu)} into {job.folder}"
-            )
-            parameters = job.parameters | (
-                {"out": str(job.folder)} if "out" in job.parameters else {}
-            )
-            manifest = launch(
-                job.folder,
-                {
-                    "name": job.name,
-                    "notebook": str(job.notebook),
-                    "parameters": parameters,
-                    "kernel": kernel,
-                    "gpu": gpu,
-                    "hashes": source_hashes(job.notebook),
-                },
-                repository(),
-                stop,
-            )
-            say(
-                f"{job.name}: done in {manifest['seconds']:.0f} s, peak memory {manifest['peak_memory_mb']} MB"
-            )
+            _perform(job, say, kernel, gpu, stop)
         if accept:
             say(f"{job.name}: accepted " + ", ".join(accept_run(job)))
     return job
 
-
+# %% ../../nbs/13_running/07_one_run.ipynb #f645ffd1
 def run(
     name,  # name of a paper notebook
     parameters=None,  # name → value; the others keep their defaults
@@ -95,7 +94,8 @@ def run(
     out=None,  # folder for the runs
     **options,  # of execute: force, accept, say, kernel, gpu
 ) -> Run:  # a finished run
-    "Execute a paper notebook, unless this very run is done. Raises `ValueError` for wrong usage, `RunFailed` when a cell fails."
+    """Execute a paper notebook, unless this very run is done. Raises `ValueError` for wrong usage,
+    `RunFailed` when a cell fails."""
     return execute(plan_run(name, parameters, scale, notebooks, out), **options)
 
 # %% ../../nbs/13_running/07_one_run.ipynb #c938f422
@@ -111,47 +111,47 @@ def check_acceptable(
     if changed := _changed(job):
         raise ValueError(
             f"{job.name}: only the run with default parameters can be accepted, and here "
-            f"{', '.join(changed)} differ{'s' * (len(changed) == 1)}. Leave out -p and --scale, or --accept."
+            f"{', '.join(changed)} differ{'s' * (len(changed) == 1)}. Leave out -p and --scale, "
+            "or --accept."
         )
 
-
+# %% ../../nbs/13_running/07_one_run.ipynb #4466ba72
 def _costs(manifest):
     "What a run took and with what, without the names of machines and folders."
-    device = {
-        k: v
-        for k, v in manifest.get("device", {}).items()
-        if k in ("used", "gpu", "cores", "threads")
+    of_run = ("key", "versions", "seed", "seconds", "peak_memory_mb")
+    of_device, device = ("used", "gpu", "cores", "threads"), manifest.get("device", {})
+    return {k: v for k, v in manifest.items() if k in of_run} | {
+        "device": {k: v for k, v in device.items() if k in of_device}
     }
-    return {
-        k: v
-        for k, v in manifest.items()
-        if k in ("key", "versions", "seed", "seconds", "peak_memory_mb")
-    } | {"device": device}
 
 
-def accept_run(
-    job,  # a finished run at scale mini with default parameters
-    root=None,  # checkout to copy into; None is the one of this package
-) -> list[str]:  # the files written, relative to the checkout
-    "Copy rows to `data/reproduced/<name>.csv`, metrics with their intervals and what the run cost beside, figures to `figures/<name>_<file>`."
-    check_acceptable(job)
-    root = Path(root) if root else repository()
-    if not root:
-        raise FileNotFoundError(
-            "Results are accepted into a checkout (data/reproduced, figures), and this oodnb is an installed package. Run the command from a clone."
-        )
-    if not job.done:
-        raise ValueError(f"{job.name} is not done: {job.folder}. Run it first.")
+def _places(job):
+    "Where the files of a run go in a checkout, for those that it has."
     targets = {
         job.folder / "rows.csv": f"data/reproduced/{job.name}.csv",
         job.folder / "metrics.csv": f"data/reproduced/metrics/{job.name}.csv",
     }
-    targets |= {
-        p: f"figures/{job.name}_{p.name}"
-        for p in sorted(job.folder.iterdir())
-        if p.suffix in (".png", ".svg")
-    }
-    written = [(source, target) for source, target in targets.items() if source.is_file()]
+    figures = [p for p in sorted(job.folder.iterdir()) if p.suffix in (".png", ".svg")]
+    targets |= {p: f"figures/{job.name}_{p.name}" for p in figures}
+    return [(source, target) for source, target in targets.items() if source.is_file()]
+
+# %% ../../nbs/13_running/07_one_run.ipynb #20eef115
+def accept_run(
+    job,  # a finished run at scale mini with default parameters
+    root=None,  # checkout to copy into; None is the one of this package
+) -> list[str]:  # the files written, relative to the checkout
+    """Copy rows to `data/reproduced/<name>.csv`, metrics with their intervals and what the run cost
+    beside, figures to `figures/<name>_<file>`."""
+    check_acceptable(job)
+    root = Path(root) if root else repository()
+    if not root:
+        raise FileNotFoundError(
+            "Results are accepted into a checkout (data/reproduced, figures), and this oodnb is an "
+            "installed package. Run the command from a clone."
+        )
+    if not job.done:
+        raise ValueError(f"{job.name} is not done: {job.folder}. Run it first.")
+    written = _places(job)
     for source, target in written:
         with atomic_path(root / target) as temporary:
             shutil.copyfile(source, temporary)
@@ -160,27 +160,25 @@ def accept_run(
     return [*(target for _, target in written), costs]
 
 # %% ../../nbs/13_running/07_one_run.ipynb #37f2fcda
-_RANKED = dict.fromkeys(("auroc", "aupr_in", "aupr_out"), 0.05)
-_COUNTED = dict.fromkeys(
-    (
-        "fpr95_id_positive",
-        "fpr95_ood_positive",
-        "accuracy",
-        "forget_accuracy",
-        "forget_accuracy_by_image",
-        "retain_accuracy",
-        "region_precision",
-        "region_recall",
-        "region_iou",
-    ),
-    0.5,
+_RANKED = ("auroc", "aupr_in", "aupr_out")
+_COUNTED = (
+    "fpr95_id_positive",
+    "fpr95_ood_positive",
+    "accuracy",
+    "forget_accuracy",
+    "forget_accuracy_by_image",
+    "retain_accuracy",
+    "region_precision",
+    "region_recall",
+    "region_iou",
 )
+# metric → largest difference that is none
 TOLERANCES = (
-    _RANKED | _COUNTED | {"forgetting_score": 0.005}
-)  # metric → largest difference that is none
+    dict.fromkeys(_RANKED, 0.05) | dict.fromkeys(_COUNTED, 0.5) | {"forgetting_score": 0.005}
+)
 SPREAD = 0.2  # or this part of the standard deviation over seeds, where there are several
 
-
+# %% ../../nbs/13_running/07_one_run.ipynb #e0d8e986
 @dataclass(frozen=True)
 class Comparison:
     "How the numbers of a run stand to the accepted ones."
@@ -196,9 +194,8 @@ class Comparison:
             return f"equal to the accepted rows: largest difference {self.largest:.2g}{where}"
         many, more = len(self.different), len(self.different) - 10
         head = f"{many} of {self.count} numbers differ from the accepted rows, worst first:"
-        return "\n  ".join(
-            [head, *self.different[:10], *([f"and {more} more"] if more > 0 else [])]
-        )
+        lines = [head, *self.different[:10], *([f"and {more} more"] if more > 0 else [])]
+        return "\n  ".join(lines)
 
 # %% ../../nbs/13_running/07_one_run.ipynb #1355463e
 def _is_number(text):
@@ -208,17 +205,21 @@ def _is_number(text):
         return False
 
 
+def _columns(table):  # (columns with words, columns with values)
+    if "metric" in table:  # rows
+        values = [c for c in ("value", "std") if c in table]
+        return [*(c for c in table if c not in (*values, "metric")), "metric"], values
+    values = [c for c in table if re.sub("_(low|high|std)$", "", c) in TOLERANCES]
+    words = [c for c in table if c not in values and not all(map(_is_number, table[c]))]
+    return words, values
+
+# %% ../../nbs/13_running/07_one_run.ipynb #fb49448c
 def _numbers(file):  # (what it is about, column) → (metric, value, std over seeds); {} without it
     if not file.is_file():
         return {}
     table = importlib.import_module("pandas").read_csv(file, dtype=str, keep_default_na=False)
     table, found, met = table.drop(columns=["source", "run"], errors="ignore"), {}, {}
-    if "metric" in table:  # rows: one number a line
-        values = [c for c in ("value", "std") if c in table]
-        words = [*(c for c in table if c not in (*values, "metric")), "metric"]
-    else:  # metrics: one column per metric, and some for the ends of its interval
-        values = [c for c in table if re.sub("_(low|high|std)$", "", c) in TOLERANCES]
-        words = [c for c in table if c not in values and not all(map(_is_number, table[c]))]
+    words, values = _columns(table)
     for row in table.to_dict("records"):
         about = tuple(row[c] for c in words)
         met[about] = met.get(about, 0) + 1
@@ -228,32 +229,27 @@ def _numbers(file):  # (what it is about, column) → (metric, value, std over s
             found[*about, met[about], column] = metric, float(row[column]), spread
     return found
 
-
+# %% ../../nbs/13_running/07_one_run.ipynb #f2260abc
 def _called(key):  # the identity of a number, for people
     *about, number, column = key
-    own = [
-        *about,
-        *([f"no. {number}"] if number > 1 else []),
-        *([column] if column != "value" else []),
-    ]
-    return " / ".join(filter(None, own))
+    which = [f"no. {number}"] if number > 1 else []
+    return " / ".join(filter(None, [*about, *which, *([column] if column != "value" else [])]))
 
-# %% ../../nbs/13_running/07_one_run.ipynb #7ba2f557
+
 def _allowed(metric, column, spread):  # largest difference that is none
     ends = 2 if column.endswith(("_low", "_high")) else 1
     return max(ends * TOLERANCES.get(metric, 0.0), SPREAD * spread)
 
 
+def _one_sided(accepted):
+    return "accepted, but not made by this run" if accepted else "new, nothing like it was accepted"
+
+# %% ../../nbs/13_running/07_one_run.ipynb #7ba2f557
 def _compare(own, accepted):  # two results of _numbers → Comparison
     different, largest, where = [], 0.0, ""
     for key in {**accepted, **own}:
         if key not in own or key not in accepted:
-            how = (
-                "accepted, but not made by this run"
-                if key in accepted
-                else "new, nothing like it was accepted"
-            )
-            different.append((math.inf, f"{_called(key)}: {how}"))
+            different.append((math.inf, f"{_called(key)}: {_one_sided(key in accepted)}"))
             continue
         (metric, before, spread), now = accepted[key], own[key][1]
         apart, allowed = abs(now - before), _allowed(metric, key[-1], spread)
@@ -263,11 +259,10 @@ def _compare(own, accepted):  # two results of _numbers → Comparison
         elif apart > largest:
             largest, where = apart, _called(key)
     different.sort(key=lambda found: -found[0])
-    return Comparison(
-        len({**accepted, **own}), largest, where, tuple(line for _, line in different)
-    )
+    lines = tuple(line for _, line in different)
+    return Comparison(len({**accepted, **own}), largest, where, lines)
 
-
+# %% ../../nbs/13_running/07_one_run.ipynb #52a0448c
 def compare_with_accepted(
     job,  # a finished run
     root=None,  # checkout to compare with; None is what this package ships

@@ -142,7 +142,11 @@ def collect_results(
     if not chosen:
         raise FileNotFoundError(
             (f"There are no results of {', '.join(names)}" if names else "There are no results yet")
-            + f" (there are: {', '.join(sorted({r.name for r in found})) or 'none'}). Make them with: oodnb run {names[0] if names else 'NAME'}; oodnb list shows the names."
+            + (
+                f" (there are: {', '.join(sorted({r.name for r in found})) or 'none'}). Make "
+                f"them with: oodnb run {names[0] if names else 'NAME'}; oodnb list shows the "
+                "names."
+            )
         )
     return sorted(chosen, key=lambda r: (r.name, r.state != "accepted", r.scale, str(r.folder)))
 
@@ -328,7 +332,10 @@ def _against_published(rows):  # blocks; rows of scale paper only
             "table",
             ["", "data set", "metric", "published", "reproduced", "difference"],
             lines,
-            f"Published beside reproduced, largest difference first; {len(table) - len(both)} numbers stand on one side only.",
+            (
+                "Published beside reproduced, largest difference first; "
+                f"{len(table) - len(both)} numbers stand on one side only."
+            ),
         )
     ]
 
@@ -393,9 +400,17 @@ def report_blocks(
         for r in results
     ]
     scales = [r.scale for r in ended]
-    words = f"{len(ended)} results ({scales.count('mini')} at scale mini, {scales.count('paper')} at scale paper), {len(failed)} that did not finish. Rates are in percent. ± is half of the 95 % bootstrap interval over pictures; ±ˢ, where there is none, is the standard deviation over seeds."
+    words = (
+        f"{len(ended)} results ({scales.count('mini')} at scale mini, "
+        f"{scales.count('paper')} at scale paper), {len(failed)} that did not finish. "
+        "Rates are in percent. ± is half of the 95 % bootstrap interval over pictures; "
+        "±ˢ, where there is none, is the standard deviation over seeds."
+    )
     apart = (
-        "Numbers of scale mini belong to a small drawn world; they are never compared with those of the papers."
+        (
+            "Numbers of scale mini belong to a small drawn world; they are never compared "
+            "with those of the papers."
+        )
         if "mini" in scales
         else ""
     )
@@ -507,7 +522,8 @@ def write_report(
     path = Path(path).expanduser().absolute()
     if path.suffix not in (".html", ".md"):
         raise ValueError(
-            f"{path.name!r} is no page that can be written; end it in .html (one file with everything) or .md (figures are linked)."
+            f"{path.name!r} is no page that can be written; end it in .html (one file "
+            "with everything) or .md (figures are linked)."
         )
     blocks = report_blocks(collect_results() if results is None else results)
     text = _html(blocks) if path.suffix == ".html" else _markdown(blocks, path.parent)
@@ -542,7 +558,10 @@ def add_report_command(
     one.add_argument(
         "--to",
         metavar="FILE",
-        help="page to write: .html holds everything, .md links its figures (default: report.html in the folder of the runs)",
+        help=(
+            "page to write: .html holds everything, .md links its figures (default: "
+            "report.html in the folder of the runs)"
+        ),
     )
     one.add_argument(
         "--accepted",

@@ -41,14 +41,16 @@ def find_notebooks(
     if folder is None:
         if not repository():
             raise FileNotFoundError(
-                "The paper notebooks live in the repository, not in the installed package. Run the command from a checkout "
-                "(git clone, then pip install -e .), or pass --notebooks DIR with a copy of its folder nbs/papers."
+                "The paper notebooks live in the repository, not in the installed package. "
+                "Run the command from a checkout (git clone, then pip install -e .), or pass "
+                "--notebooks DIR with a copy of its folder nbs/papers."
             )
         folder = repository() / "nbs" / "papers"
     folder = Path(folder).expanduser().absolute()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder} is not a folder. Pass the folder that holds the paper notebooks, nbs/papers of a checkout."
+            f"{folder} is not a folder. Pass the folder that holds the paper notebooks, "
+            "nbs/papers of a checkout."
         )
     return {p.stem: p for p in sorted(folder.glob("[!_.]*.ipynb"))}
 
@@ -81,7 +83,8 @@ def _cells(notebook):
 
 
 def _kind(annotation):
-    "The basic type of an annotation such as `int`, `list[str]` or `float | None`, and whether None is allowed."
+    """The basic type of an annotation such as `int`, `list[str]` or `float | None`, and whether
+    None is allowed."""
     if (
         isinstance(annotation, ast.BinOp)
         and isinstance(annotation.op, ast.BitOr)
@@ -110,6 +113,23 @@ def _meanings(source):  # number of a line → what its comment says
     return found
 
 # %% ../../nbs/13_running/04_plan.ipynb #558843a3
+def _declared(line, meanings, notebook):  # one line of the cell → Parameter
+    try:
+        kind, optional = _kind(line.annotation)
+        default = ast.literal_eval(line.value)
+        if kind not in _KINDS:
+            raise ValueError(kind)
+    except (AttributeError, ValueError):
+        raise ValueError(
+            f"{notebook}, cell 'parameters', line {line.lineno}: "
+            f"{ast.unparse(line)!r} is not of the form `name: type = value  # "
+            f"meaning` with a plain value and a type of {', '.join(_KINDS)}, perhaps "
+            "`| None`."
+        ) from None
+    meaning = meanings.get(line.end_lineno, "")
+    return Parameter(line.target.id, kind, optional or default is None, default, meaning)
+
+# %% ../../nbs/13_running/04_plan.ipynb #b3daf71b
 def read_parameters(
     notebook,  # path of a paper notebook
 ) -> dict[str, Parameter]:  # in the order of the cell
@@ -119,28 +139,13 @@ def read_parameters(
     ]
     if len(found) != 1:
         raise ValueError(
-            f"{notebook} has {len(found)} cells tagged 'parameters' and needs exactly one: without it papermill's values would be overwritten by the notebook's own."
+            f"{notebook} has {len(found)} cells tagged 'parameters' and needs exactly "
+            "one: without it papermill's values would be overwritten by the notebook's "
+            "own."
         )
     meanings = _meanings(found[0])
-    declared = {}
-    for line in ast.parse(found[0]).body:
-        try:
-            kind, optional = _kind(line.annotation)
-            default = ast.literal_eval(line.value)
-            if kind not in _KINDS:
-                raise ValueError(kind)
-        except (AttributeError, ValueError):
-            raise ValueError(
-                f"{notebook}, cell 'parameters', line {line.lineno}: {ast.unparse(line)!r} is not of the form `name: type = value  # meaning` with a plain value and a type of {', '.join(_KINDS)}, perhaps `| None`."
-            ) from None
-        declared[line.target.id] = Parameter(
-            line.target.id,
-            kind,
-            optional or default is None,
-            default,
-            meanings.get(line.end_lineno, ""),
-        )
-    return declared
+    declared = [_declared(line, meanings, notebook) for line in ast.parse(found[0]).body]
+    return {parameter.name: parameter for parameter in declared}
 
 # %% ../../nbs/13_running/04_plan.ipynb #955bb6d8
 def _plain(value):
@@ -152,24 +157,31 @@ def _plain(value):
     return value is None or type(value) in (str, int, float, bool)
 
 
+# how to write a value on the command line, where that is not plain
+_WRITTEN = {
+    "list": """; on the command line write a JSON list, as in '["mcm", "energy"]'""",
+    "dict": """; on the command line write JSON, as in '{"a": 1}'""",
+    "bool": "; write true or false",
+}
+
+# %% ../../nbs/13_running/04_plan.ipynb #b76635d8
 def _checked(parameter, value, where):
     kind, given = parameter.kind, type(value).__name__
     if not _plain(value):
         raise ValueError(
-            f"{where}: {parameter.name} got {value!r} ({given}), which papermill cannot carry over. Write a path as str(path), a tuple as a list, a NumPy value as value.item()."
+            f"{where}: {parameter.name} got {value!r} ({given}), which papermill cannot "
+            "carry over. Write a path as str(path), a tuple as a list, a NumPy value as "
+            "value.item()."
         )
     if value is None and parameter.optional:
         return None
     if kind == "float" and type(value) is int:
         return float(value)
     if type(value) is not _KINDS[kind]:
-        hint = {
-            "list": """; on the command line write a JSON list, as in '["mcm", "energy"]'""",
-            "dict": """; on the command line write JSON, as in '{"a": 1}'""",
-            "bool": "; write true or false",
-        }.get(kind, "")
         raise ValueError(
-            f"{where}: {parameter.name} is {kind}{' or None' * parameter.optional} (default {parameter.default!r}), but got {value!r} ({given}){hint}."
+            f"{where}: {parameter.name} is {kind}{' or None' * parameter.optional} "
+            f"(default {parameter.default!r}), but got {value!r} ({given})"
+            f"{_WRITTEN.get(kind, '')}."
         )
     return value
 
@@ -183,7 +195,8 @@ def check_parameters(
     for name in given:
         if name not in declared:
             raise ValueError(
-                f"{where} has no parameter {name!r}.{did_you_mean(name, declared)} It has: {', '.join(declared)}."
+                f"{where} has no parameter {name!r}.{did_you_mean(name, declared)} It "
+                f"has: {', '.join(declared)}."
             )
     return {name: _checked(p, given.get(name, p.default), where) for name, p in declared.items()}
 
@@ -191,7 +204,8 @@ def check_parameters(
 def parse_value(
     parameter,  # the declared parameter
     text,  # what stands on the command line
-    # a value of that kind, or the text itself when it cannot be one (check_parameters then explains)
+    # a value of that kind, or the text itself when it cannot be one (check_parameters then
+    # explains)
 ):
     "Read a command-line value by the type of its parameter."
     if parameter.kind == "str":
@@ -213,18 +227,17 @@ def source_hashes(
     "What a result depends on beside the parameters."
     return depends_on(notebook, Path(importlib.util.find_spec("oodnb").origin).parent, shipped())
 
+# %% ../../nbs/13_running/04_plan.ipynb #5d12eb5b
+def _asked(parameters):  # the parameters without the runner's own: they say what was asked
+    return {k: v for k, v in parameters.items() if k != "out"}
+
 
 def run_key(
     notebook,  # path of the paper notebook
     parameters,  # all of them, from check_parameters
 ) -> str:  # 12 hexadecimal digits
     "Name of the folder of a run, by everything that the result depends on."
-    return content_hash(
-        "run",
-        source_hashes(notebook),
-        {k: v for k, v in parameters.items() if k != "out"},
-        length=12,
-    )
+    return content_hash("run", source_hashes(notebook), _asked(parameters), length=12)
 
 # %% ../../nbs/13_running/04_plan.ipynb #d83a7b98
 @dataclass(frozen=True)
@@ -242,6 +255,27 @@ class Run:
         return finished(self.folder)
 
 # %% ../../nbs/13_running/04_plan.ipynb #d76a5bd2
+def _with_scale(given, scale):  # the parameters given, with the scale among them
+    if "out" in given:
+        raise ValueError(
+            "The parameter out is set by the runner. To put the results elsewhere pass "
+            "--out DIR (in Python: out=DIR)."
+        )
+    if scale is not None and given.setdefault("scale", scale) != scale:
+        raise ValueError(
+            f"scale is given twice, as {scale!r} and as {given['scale']!r}. Give it once."
+        )
+    return given
+
+
+def _check_scale(full, name):
+    if full.get("scale", "mini") not in ("mini", "paper"):
+        raise ValueError(
+            f"{name}: scale is {full['scale']!r}; it can be 'mini' (embedded, offline) or "
+            "'paper' (real data sets)."
+        )
+
+# %% ../../nbs/13_running/04_plan.ipynb #069e96b4
 def plan_run(
     name,  # name of a paper notebook
     parameters=None,  # name → value; the others keep their defaults
@@ -249,26 +283,17 @@ def plan_run(
     notebooks=None,  # folder with paper notebooks; None is nbs/papers of the checkout
     out=None,  # folder for the runs; None is runs/ of the checkout
 ) -> Run:  # nothing has been executed or written
-    "Check a run and name its folder. Raises `ValueError` or `FileNotFoundError` before anything long starts."
+    """Check a run and name its folder. Raises `ValueError` or `FileNotFoundError` before anything
+    long starts."""
     known = find_notebooks(notebooks)
     if name not in known:
         raise ValueError(
-            f"There is no run {name!r}.{did_you_mean(name, known)} There are: {', '.join(known) or 'none'}."
+            f"There is no run {name!r}.{did_you_mean(name, known)} There are: "
+            f"{', '.join(known) or 'none'}."
         )
-    declared, given = read_parameters(known[name]), dict(parameters or {})
-    if "out" in given:
-        raise ValueError(
-            "The parameter out is set by the runner. To put the results elsewhere pass --out DIR (in Python: out=DIR)."
-        )
-    if scale is not None and given.setdefault("scale", scale) != scale:
-        raise ValueError(
-            f"scale is given twice, as {scale!r} and as {given['scale']!r}. Give it once."
-        )
-    full = check_parameters(declared, given, name)
-    if full.get("scale", "mini") not in ("mini", "paper"):
-        raise ValueError(
-            f"{name}: scale is {full['scale']!r}; it can be 'mini' (embedded, offline) or 'paper' (real data sets)."
-        )
+    declared = read_parameters(known[name])
+    full = check_parameters(declared, _with_scale(dict(parameters or {}), scale), name)
+    _check_scale(full, name)
     return Run(name, known[name], full, runs_folder(out) / name / run_key(known[name], full))
 
 # %% ../../nbs/13_running/04_plan.ipynb #2127efea
@@ -294,12 +319,7 @@ def _newest(folders):
     found = {}
     for folder in sorted(folders, key=lambda f: (f / "request.json").stat().st_mtime):
         asked = read_json(folder / "request.json")
-        found[
-            content_hash(
-                asked.get("name"),
-                {k: v for k, v in asked.get("parameters", {}).items() if k != "out"},
-            )
-        ] = folder
+        found[content_hash(asked.get("name"), _asked(asked.get("parameters", {})))] = folder
     return list(found.values())
 
 
@@ -311,50 +331,43 @@ def _outdated(notebook, parameters, before, key):
         return ""
     return f"{say_changes(before, source_hashes(notebook)) or 'what it depends on'} changed"
 
+# %% ../../nbs/13_running/04_plan.ipynb #a91977f5
+def _of_finished(folder, asked):  # state, seconds, note
+    took = read_json(folder / "manifest.json").get("seconds")
+    notebook, hashes = Path(asked.get("notebook", "")), asked.get("hashes", {})
+    reason = _outdated(notebook, asked.get("parameters", {}), hashes, folder.name)
+    return "outdated" if reason else "done", took, reason
 
+
+def _of_running(folder, progress, scale):  # seconds, seconds left, note
+    took = sum(progress.seconds) + progress.here if progress else 0
+    place = read_json(folder / "process.json")
+    note = f"on {place['host']}, process {place['pid']}" if place else "starting"
+    return took, time_left(progress, last_time(folder.parent, scale)), note
+
+
+def _of_failed(folder):  # seconds, note
+    failure = read_json(folder / "failure.json")
+    where = f"cell {failure.get('cell', '?')}"
+    note = f"{where}: {failure.get('error')}: {failure.get('message')}"
+    return failure.get("seconds"), " ".join(note.split())[:160]
+
+# %% ../../nbs/13_running/04_plan.ipynb #d26b94fc
 def _status(folder):
     "One line about one folder."
-    asked, now, failure = (
-        read_json(folder / "request.json"),
-        state(folder),
-        read_json(folder / "failure.json"),
-    )
-    parameters, notebook = asked.get("parameters", {}), Path(asked.get("notebook", ""))
-    progress, before = (
-        read_progress(folder / "executing.ipynb"),
-        last_time(folder.parent, parameters.get("scale", "mini")),
-    )
+    asked, now = read_json(folder / "request.json"), state(folder)
+    scale = asked.get("parameters", {}).get("scale", "mini")
+    progress = read_progress(folder / "executing.ipynb")
     took, left, note = None, None, ""
     if now == "done":
-        took = read_json(folder / "manifest.json").get("seconds")
-        reason = _outdated(notebook, parameters, asked.get("hashes", {}), folder.name)
-        if reason:
-            now, note = "outdated", reason
-    if now == "running":
-        took, left, place = (
-            sum(progress.seconds) + progress.here if progress else 0,
-            time_left(progress, before),
-            read_json(folder / "process.json"),
-        )
-        note = f"on {place['host']}, process {place['pid']}" if place else "starting"
-    if now == "failed":
-        took, note = (
-            failure.get("seconds"),
-            " ".join(
-                f"cell {failure.get('cell', '?')}: {failure.get('error')}: {failure.get('message')}".split()
-            )[:160],
-        )
+        now, took, note = _of_finished(folder, asked)
+    elif now == "running":
+        took, left, note = _of_running(folder, progress, scale)
+    elif now == "failed":
+        took, note = _of_failed(folder)
     cells = f"{progress.cell}/{progress.cells}" if progress else ""
-    return (
-        folder.parent.name,
-        folder.name,
-        parameters.get("scale", "mini"),
-        now,
-        cells,
-        "" if took is None else spoken(took),
-        "" if left is None else spoken(left),
-        note,
-    )
+    times = ["" if seconds is None else spoken(seconds) for seconds in (took, left)]
+    return folder.parent.name, folder.name, scale, now, cells, *times, note
 
 # %% ../../nbs/13_running/04_plan.ipynb #d64af08e
 def status(
@@ -362,7 +375,8 @@ def status(
     out=None,  # folder for the runs; None is runs/ of the checkout
     every=False,  # also folders that a newer run with the same parameters has replaced
 ) -> pd.DataFrame:  # run, key, scale, state (as in ledger, or outdated), cells, took, left, note
-    "What became of everything that was ever asked for. A name without a folder gets a line that says so."
+    """What became of everything that was ever asked for. A name without a folder gets a line that
+    says so."""
     folders = [p.parent for p in sorted(runs_folder(out).glob("*/*/request.json"))]
     folders = [
         f

@@ -24,7 +24,7 @@ def write_json(
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
 
-
+# %% ../../nbs/13_running/03_state.ipynb #a4872035
 def read_json(
     path,  # file to read
 ) -> dict:  # {} when it is absent or incomplete
@@ -42,7 +42,7 @@ def finished(
     files = read_json(Path(folder) / "done.json").get("files")
     return files is not None and all((Path(folder) / name).is_file() for name in files)
 
-
+# %% ../../nbs/13_running/03_state.ipynb #5de4eb7e
 def held(
     folder,  # folder of a run
 ) -> bool:  # whether a process works in it now
@@ -55,7 +55,7 @@ def held(
     except TimeoutError:
         return True
 
-
+# %% ../../nbs/13_running/03_state.ipynb #2912890e
 def state(
     folder,  # folder of a run
 ) -> str:  # done, running, failed, interrupted or not run
@@ -79,13 +79,18 @@ class Progress:
     seconds: list  # seconds of each complete cell
     here: float  # seconds spent in the cell that runs now
 
-
+# %% ../../nbs/13_running/03_state.ipynb #edd9c896
 def own_cells(
     notebook,  # a notebook that papermill wrote, as a dict
 ) -> list:  # its cells without those that papermill added
     "The cells as they are in the source notebook, with papermill's notes."
     added = {"papermill-error-cell-tag", "injected-parameters"}
     return [c for c in notebook.get("cells", []) if not added & set(c["metadata"].get("tags", []))]
+
+# %% ../../nbs/13_running/03_state.ipynb #ab823978
+def _seconds_since(start, now):  # start: papermill's time of day, in UTC
+    began = datetime.fromisoformat(start).replace(tzinfo=UTC).timestamp()
+    return max(0.0, (now or time.time()) - began)
 
 
 def read_progress(
@@ -94,22 +99,12 @@ def read_progress(
 ) -> Progress | None:  # None when the file is absent or incomplete
     "Read papermill's notes."
     notes = [c["metadata"].get("papermill", {}) for c in own_cells(read_json(notebook))]
+    if not notes:
+        return None
     complete = [n.get("duration") or 0.0 for n in notes if n.get("status") == "completed"]
-    since = [
-        datetime.fromisoformat(n["start_time"]).replace(tzinfo=UTC).timestamp()
-        for n in notes
-        if n.get("status") == "running"
-    ]
-    return (
-        Progress(
-            len(complete),
-            len(notes),
-            complete,
-            max(0.0, (now or time.time()) - since[-1]) if since else 0.0,
-        )
-        if notes
-        else None
-    )
+    starts = [n["start_time"] for n in notes if n.get("status") == "running"]
+    here = _seconds_since(starts[-1], now) if starts else 0.0
+    return Progress(len(complete), len(notes), complete, here)
 
 # %% ../../nbs/13_running/03_state.ipynb #c40a3477
 def last_time(
@@ -123,7 +118,7 @@ def last_time(
     ]
     return found[-1] if found else {}
 
-
+# %% ../../nbs/13_running/03_state.ipynb #de84312b
 def time_left(
     progress,  # how far the notebook is; None before its first cell
     before,  # manifest of an earlier run, {} when there is none

@@ -22,22 +22,17 @@ def _finished_rows(name, out, accepted_only):
         found["mini"] = accepted
     if accepted_only:
         return found
-    done = [
-        p.parent
-        for p in (runs_folder(out) / name).glob("*/done.json")
-        if (p.parent / "rows.csv").is_file()
-    ]
+    done = [p.parent for p in (runs_folder(out) / name).glob("*/done.json")]
+    done = [folder for folder in done if (folder / "rows.csv").is_file()]
     for folder in sorted(done, key=lambda f: (f / "done.json").stat().st_mtime):
-        found[
-            json.loads((folder / "request.json").read_text("utf-8"))["parameters"].get(
-                "scale", "mini"
-            )
-        ] = folder / "rows.csv"
+        asked = json.loads((folder / "request.json").read_text("utf-8"))
+        found[asked["parameters"].get("scale", "mini")] = folder / "rows.csv"
     return found
 
-
+# %% ../../nbs/13_running/09_tables.ipynb #f290665b
 def _intervals(file, **part):
-    "The intervals that lie beside the rows of this setting and backbone: (method, dataset) → ends, empty when that file is about something else."
+    """The intervals that lie beside the rows of this setting and backbone: (method, dataset) →
+    ends, empty when that file is about something else."""
     beside = (
         file.with_name("metrics.csv")
         if file.name == "rows.csv"
@@ -51,20 +46,15 @@ def _intervals(file, **part):
         return pd.DataFrame()
     return found.set_index(labels)
 
-
+# %% ../../nbs/13_running/09_tables.ipynb #ccd0cf45
 def _as_metrics(rows, ends, metrics):
     "One line per method and data set, one column per metric, as `to_markdown` wants it."
-    wide = rows.pivot(index=["method", "dataset"], columns="metric", values="value").reindex(
-        list(dict.fromkeys(zip(rows["method"], rows["dataset"])))
-    )
-    wide = wide.reindex(columns=list(metrics))
+    order = list(dict.fromkeys(zip(rows["method"], rows["dataset"])))
+    wide = rows.pivot(index=["method", "dataset"], columns="metric", values="value")
+    wide = wide.reindex(order).reindex(columns=list(metrics))
     for metric in list(wide.columns):
-        for end in ("low", "high"):
-            wide[f"{metric}_{end}"] = (
-                ends[f"{metric}_{end}"].reindex(wide.index)
-                if f"{metric}_{end}" in ends
-                else float("nan")
-            )
+        for end in (f"{metric}_low", f"{metric}_high"):
+            wide[end] = ends[end].reindex(wide.index) if end in ends else float("nan")
     for metric, part in rows.groupby("metric"):
         wide[f"{metric}_std"] = part.set_index(["method", "dataset"])["std"].reindex(wide.index)
     if "tied" in ends:
@@ -72,47 +62,42 @@ def _as_metrics(rows, ends, metrics):
     return wide.rename_axis(index=["detector", "dataset"]).reset_index()
 
 # %% ../../nbs/13_running/09_tables.ipynb #67c2d77c
+def _detection_table(rows, ends, results):  # Markdown
+    table = results.to_markdown(_as_metrics(rows, ends, results.METRICS))
+    return table.strip().replace(" nan", " –")
+
+
+def _other_numbers(rows, methods):  # Markdown; methods: how many the result has in all
+    lines = []
+    kinds = rows.groupby(["metric", "dataset", "value"], sort=False)["method"].agg(list)
+    for (metric, dataset, value), those in kinds.items():
+        who = ", ".join(those) if len(those) < methods else "all methods"
+        lines.append(f"- {metric} on {dataset}: {value:.1f} ({who})")
+    return "\n".join(lines)
+
+
+def _in_checkout(file):  # a path as the reader of a checkout knows it
+    root = repository()
+    return file.relative_to(root) if root and file.is_relative_to(root) else file
+
+# %% ../../nbs/13_running/09_tables.ipynb #3de4a014
 def _section(name, scale, file):
     "Heading and tables of one result."
-    results, parts = importlib.import_module("oodnb.results"), []
+    results, parts, where = importlib.import_module("oodnb.results"), [], _in_checkout(file)
     rows = results.read_rows(file)
-    where = (
-        file.relative_to(repository())
-        if repository() and file.is_relative_to(repository())
-        else file
-    )
     for (backbone, setting, run), part in rows.groupby(["backbone", "setting", "run"], sort=False):
-        detection = part[part["metric"].isin(results.METRICS)]
-        lines = [
-            f"**{name}, scale {scale}** (backbone {backbone}; {setting}; run {run or 'unnamed'}; `{where}`)"
-        ]
-        if len(detection):
-            lines.append(
-                results.to_markdown(
-                    _as_metrics(
-                        detection,
-                        _intervals(file, setting=setting, backbone=backbone),
-                        results.METRICS,
-                    )
-                )
-                .strip()
-                .replace(" nan", " –")
-            )
-        other = (
-            part[~part["metric"].isin(results.METRICS)]
-            .groupby(["metric", "dataset", "value"], sort=False)["method"]
-            .agg(list)
+        parts.append(
+            f"**{name}, scale {scale}** (backbone {backbone}; {setting}; run "
+            f"{run or 'unnamed'}; `{where}`)"
         )
-        lines.append(
-            "\n".join(
-                f"- {metric} on {dataset}: {value:.1f} ({', '.join(methods) if len(methods) < part['method'].nunique() else 'all methods'})"
-                for (metric, dataset, value), methods in other.items()
-            )
-        )
-        parts.append("\n\n".join(filter(None, lines)))
-    return "\n\n".join(parts)
+        is_detection = part["metric"].isin(results.METRICS)
+        if is_detection.any():
+            ends = _intervals(file, setting=setting, backbone=backbone)
+            parts.append(_detection_table(part[is_detection], ends, results))
+        parts.append(_other_numbers(part[~is_detection], part["method"].nunique()))
+    return "\n\n".join(filter(None, parts))
 
-
+# %% ../../nbs/13_running/09_tables.ipynb #b91525cd
 def table(
     name=None,  # one run, or None for all
     out=None,  # folder of the runs; None looks into runs/ and data/reproduced of the checkout
@@ -131,6 +116,7 @@ def table(
     if not sections:
         raise FileNotFoundError(
             (f"There are no results of {name!r}" if name else "There are no results yet")
-            + f" (there are: {', '.join(sorted(names)) or 'none'}). Make them with: oodnb run {name or 'NAME'}; oodnb list shows the names."
+            + f" (there are: {', '.join(sorted(names)) or 'none'}). Make them with: oodnb "
+            f"run {name or 'NAME'}; oodnb list shows the names."
         )
     return "\n\n".join(sections) + "\n"
