@@ -74,7 +74,8 @@ def far_sets(
 
 def without_cleaned(
     scores,  # score table
-    # (score table without the sets "...-cleaned", score table with these as its only OOD sets, or None)
+    # (score table without the sets "...-cleaned", score table with these as its only OOD sets, or
+    # None)
 ) -> tuple:
     "Part a table, so that no mean counts a set and its cleaned copy."
     cleaned = scores["dataset"].str.endswith("-cleaned")
@@ -89,7 +90,10 @@ def _group_members(groups, names):
             raise ValueError(
                 f"The group {group!r} "
                 + (
-                    f"names {unknown[0]!r}, which is no OOD set of this table; they are {', '.join(names)}."
+                    (
+                        f"names {unknown[0]!r}, which is no OOD set of this table; they are "
+                        f"{', '.join(names)}."
+                    )
                     if unknown
                     else "is empty."
                 )
@@ -345,12 +349,19 @@ def compare_with_published(
     check_rows(rows)
     if "published" in set(rows["scale"]):
         raise ValueError(
-            "rows holds published numbers; give them as published=..., and reproduced rows (scale paper, mini or own) as rows."
+            
+                "rows holds published numbers; give them as published=..., and reproduced "
+                "rows (scale paper, mini or own) as rows."
+            
         )
     again = rows[rows.duplicated([*IDENTITY, "scale"], keep=False)]
     if len(again):
         raise ValueError(
-            f"{len(again)} rows belong to several runs of the same experiment (runs {', '.join(sorted(set(again['run'])))}); take one run, or average_seeds(rows) first."
+            
+                f"{len(again)} rows belong to several runs of the same experiment (runs "
+                f"{', '.join(sorted(set(again['run'])))}); take one run, or "
+                "average_seeds(rows) first."
+            
         )
     if published is None:
         published = published_rows()
@@ -505,7 +516,11 @@ def _body(table, convention, digits, mark):
     if "published" in table.columns:
         return _comparison(table, digits)
     raise ValueError(
-        f"This is neither a metrics table nor a comparison (columns {', '.join(map(str, table.columns[:8]))}); make one with metrics_table(scores) or compare_with_published(rows)."
+        
+            "This is neither a metrics table nor a comparison (columns "
+            f"{', '.join(map(str, table.columns[:8]))}); make one with metrics_table(scores) "
+            "or compare_with_published(rows)."
+        
     )
 
 # %% ../nbs/12_evidence/01_results.ipynb #afa82e97
