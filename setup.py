@@ -1,4 +1,5 @@
-"""Builds oodnb from settings.ini, the one place where version, requirements and entry points stand."""
+"""Builds oodnb from settings.ini, the one place where version, requirements and entry points
+stand."""
 
 from configparser import ConfigParser
 from pathlib import Path
@@ -39,7 +40,8 @@ setup(
     long_description_content_type="text/markdown",
     author=settings["author"],
     author_email=settings["author_email"],
-    license_expression="Apache-2.0 AND CC-BY-4.0 AND MIT",  # code; drawings and lists of others, see the ATTRIBUTION files
+    # code; drawings and lists of others, see the ATTRIBUTION files
+    license_expression="Apache-2.0 AND CC-BY-4.0 AND MIT",
     license_files=["LICENSE", "data/*/ATTRIBUTION.md"],
     keywords=settings["keywords"],
     packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),

@@ -1,10 +1,13 @@
-"""One pass over the pictures for all detectors, against one pass per detector, in the same run; or new scores from a full cache. Seconds are processor time, so that a busy machine changes little.
+"""One pass over the pictures for all detectors, against one pass per detector, in the same run; or
+new scores from a full cache. Seconds are processor time, so that a busy machine changes little.
 
-python benchmarks/benchmark_pass.py                     the embedded world and its CLIP
-python benchmarks/benchmark_pass.py --images 200        fewer pictures per set
-python benchmarks/benchmark_pass.py --backbone tiny-vit a backbone without knowledge, for a machine without the weights
-python benchmarks/benchmark_pass.py --rescore 85640     that many cached features x 1,000 classes (50,000 of 85,640 are ID, the rest four OOD sets), all zero-shot scores of global features
-python benchmarks/benchmark_pass.py --local 2000        that many pictures x 196 regions x 1,000 classes streamed: the memory must not grow with the number
+python benchmarks/benchmark_pass.py                     the embedded world and its CLIP python
+benchmarks/benchmark_pass.py --images 200        fewer pictures per set python
+benchmarks/benchmark_pass.py --backbone tiny-vit a backbone without knowledge, for a machine without
+the weights python benchmarks/benchmark_pass.py --rescore 85640     that many cached features x
+1,000 classes (50,000 of 85,640 are ID, the rest four OOD sets), all zero-shot scores of global
+features python benchmarks/benchmark_pass.py --local 2000        that many pictures x 196 regions x
+1,000 classes streamed: the memory must not grow with the number
 """
 
 import argparse
@@ -134,7 +137,9 @@ def rescore(count):
     ]
     detectors = made_detectors(backbone, [s for s in SCORES if "l_mcm" not in s])
     print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads; {count:,} cached features x {CLASSES:,} classes, {len(detectors)} detectors: {', '.join(d.name for d in detectors)}"
+        f"{platform.machine()}, {torch.get_num_threads()} threads; {count:,} cached "
+        f"features x {CLASSES:,} classes, {len(detectors)} detectors: "
+        f"{', '.join(d.name for d in detectors)}"
     )
     with tempfile.TemporaryDirectory() as home:
         for s in (id_set, *ood_sets):
@@ -147,7 +152,9 @@ def rescore(count):
             lambda: run_benchmark(backbone, id_set, ood_sets, detectors, cache=home, progress=False)
         )
         print(
-            f"run_benchmark from the cache  {taken:6.1f} s of processor time, {time.perf_counter() - wall:.1f} s on the wall, {1e6 * taken / count:.0f} us per picture; peak memory {peak():,.0f} MB"
+            f"run_benchmark from the cache  {taken:6.1f} s of processor time, "
+            f"{time.perf_counter() - wall:.1f} s on the wall, {1e6 * taken / count:.0f} "
+            f"us per picture; peak memory {peak():,.0f} MB"
         )
     print(
         f"metrics without intervals     {timed(lambda: metrics_table(scores, n_boot=0))[0]:6.1f} s"
@@ -161,7 +168,9 @@ def stream_local(count):
     detectors = made_detectors(backbone, ("mcm", "l_mcm", "gl_mcm"))
     whole = count * GRID[0] * GRID[1] * WIDTH * 4 / 1e6
     print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads; {count:,} pictures x {GRID[0] * GRID[1]} regions x {CLASSES:,} classes ({whole:,.0f} MB of local features), {len(detectors)} detectors"
+        f"{platform.machine()}, {torch.get_num_threads()} threads; {count:,} pictures x "
+        f"{GRID[0] * GRID[1]} regions x {CLASSES:,} classes ({whole:,.0f} MB of local "
+        f"features), {len(detectors)} detectors"
     )
     for n in (count // 4, count):
         sets = made_set(f"id{n}", n // 2), made_set(f"ood{n}", n - n // 2)
@@ -176,7 +185,9 @@ def stream_local(count):
         )
         grown.append(peak())
         print(
-            f"{n:8,} pictures: {1000 * (taken / n - making):6.1f} ms per picture to score ({1000 * making:.1f} ms to make the noise are taken off), peak memory {grown[-1]:,.0f} MB"
+            f"{n:8,} pictures: {1000 * (taken / n - making):6.1f} ms per picture to score "
+            f"({1000 * making:.1f} ms to make the noise are taken off), peak memory "
+            f"{grown[-1]:,.0f} MB"
         )
     return grown
 
@@ -186,7 +197,9 @@ def one_pass(name, images):
     id_set, *ood_sets = [some(load_dataset(name), images) for name in ("mini", *OOD)]
     detectors = zero_shot(backbone, id_set, SCORES)
     print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, {backbone.device}; {backbone.name}, {sum(map(len, (id_set, *ood_sets)))} pictures, {len(detectors)} detectors"
+        f"{platform.machine()}, {torch.get_num_threads()} threads, {backbone.device}; "
+        f"{backbone.name}, {sum(map(len, (id_set, *ood_sets)))} pictures, "
+        f"{len(detectors)} detectors"
     )
     print(f"{'':28}{'together':>10}{'each':>10}{'ratio':>8}   largest difference")
     for part in (id_set, *ood_sets):

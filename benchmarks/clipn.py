@@ -1,13 +1,19 @@
-"""What does a step of CLIPN's pre-training cost? Texts in one line and own columns against 77 tokens and all columns, same numbers, in one run.
+"""What does a step of CLIPN's pre-training cost? Texts in one line and own columns against 77
+tokens and all columns, same numbers, in one run.
 
-    python benchmarks/clipn.py                        ViT-B-16's text towers with random weights; 32 captions of each of 4 ranks, one of which is played
+    python benchmarks/clipn.py                        ViT-B-16's text towers with random weights; 32
+                                                      captions of each of 4 ranks, one of which is
+                                                      played
     python benchmarks/clipn.py --batch 512            the published size, on a GPU
     python benchmarks/clipn.py --precision bf16       or fp16
     python benchmarks/clipn.py --small                a tiny tower, in seconds
 
-A step is what a rank does once the image features are there: frozen yes tower, no branch, loss, backward, AdamW. The plain one reads all 77 positions, and computes both similarity matrices of the
-whole batch as softmax and logarithm. Captions are as long as those of CC3M (ten words in the mean). Time is processor time on a CPU (a busy machine does not spoil it) and wall time on a GPU, the median of a
-few turns. "kept" is what the graphs hold for the way back, weights not counted; "peak" what the step adds to the process (resident memory on Linux) or to the GPU.
+A step is what a rank does once the image features are there: frozen yes tower, no branch, loss,
+backward, AdamW. The plain one reads all 77 positions, and computes both similarity matrices of the
+whole batch as softmax and logarithm. Captions are as long as those of CC3M (ten words in the mean).
+Time is processor time on a CPU (a busy machine does not spoil it) and wall time on a GPU, the
+median of a few turns. "kept" is what the graphs hold for the way back, weights not counted; "peak"
+what the step adds to the process (resident memory on Linux) or to the GPU.
 """
 
 import argparse
@@ -157,16 +163,21 @@ def main(arguments=None):
     print(f"{backbone!r}\n{machine}, torch {torch.__version__}, Python {platform.python_version()}")
     lengths = step.tokens.argmax(1) + 1
     print(
-        f"{options.batch} captions of each of {options.ranks} ranks, {lengths.float().mean():.1f} tokens in the mean, {lengths.max()} in the longest, of {step.tokens.shape[1]}"
+        f"{options.batch} captions of each of {options.ranks} ranks, "
+        f"{lengths.float().mean():.1f} tokens in the mean, {lengths.max()} in the "
+        f"longest, of {step.tokens.shape[1]}"
     )
     (whole, first), (share, second) = step.gradient(True), step.gradient(False)
     error = ((first - second).abs().max() / first.abs().max()).item()
     print(
-        f"loss: {whole:.6f} plain, {share + step.others():.6f} own columns and those of the other ranks; gradients of {len(first):,} parameters differ by {error:.1e} of the largest"
+        f"loss: {whole:.6f} plain, {share + step.others():.6f} own columns and those of "
+        f"the other ranks; gradients of {len(first):,} parameters differ by {error:.1e} "
+        "of the largest"
     )
     moved = (step.after(True) - step.after(False)).abs()
     print(
-        f"after a step of AdamW (learning rate 3e-4) parameters differ by {moved.max():.1e} at most, {moved.mean():.1e} in the mean"
+        "after a step of AdamW (learning rate 3e-4) parameters differ by "
+        f"{moved.max():.1e} at most, {moved.mean():.1e} in the mean"
     )
     times = seconds(
         {"plain": lambda: step(True), "ours": lambda: step(False)}, backbone.device, options.repeats
@@ -182,7 +193,8 @@ def main(arguments=None):
     print(f"{'step':<8}{'ms':>12}{'kept MB':>14}{'peak MB':>14}")
     for name in times:
         print(
-            f"{name:<8}{1000 * times[name]:>12,.1f}{megabytes(kept[name], False):>14}{megabytes(peak[name], False):>14}"
+            f"{name:<8}{1000 * times[name]:>12,.1f}{megabytes(kept[name], False):>14}"
+            f"{megabytes(peak[name], False):>14}"
         )
     result = {
         "error": error,
@@ -191,7 +203,8 @@ def main(arguments=None):
         "kept": kept["plain"] / kept["ours"],
     }
     print(
-        f"{'ratio':<8}{result['faster']:>12.1f}{result['kept']:>14.1f}{peak['plain'] / peak['ours'] if peak['ours'] else float('nan'):>14.1f}"
+        f"{'ratio':<8}{result['faster']:>12.1f}{result['kept']:>14.1f}"
+        f"{peak['plain'] / peak['ours'] if peak['ours'] else float('nan'):>14.1f}"
     )
     return result
 

@@ -1,8 +1,9 @@
-"""How long an explorer takes from a moved control to the new picture: the median of many moves, in CPU and wall time, on the mini world.
+"""How long an explorer takes from a moved control to the new picture: the median of many moves, in
+CPU and wall time, on the mini world.
 
-python benchmarks/explore.py                30 moves per explorer
-python benchmarks/explore.py --quick        8 moves
-python benchmarks/explore.py --limit 100    exit with 1 when a median CPU time is above so many milliseconds
+python benchmarks/explore.py                30 moves per explorer python benchmarks/explore.py
+--quick        8 moves python benchmarks/explore.py --limit 100    exit with 1 when a median CPU
+time is above so many milliseconds
 """
 
 import argparse
@@ -91,7 +92,8 @@ def explorers():
 
 
 def times(explorer, moves, count):
-    """Milliseconds of `count` moves as (CPU, wall) lists; moves that change nothing are left out."""
+    """Milliseconds of `count` moves as (CPU, wall) lists; moves that change nothing are left
+    out."""
     cpu, wall = [], []
     for name, value in islice(cycle(moves), count + 2):
         if explorer.controls[name].value == value:
@@ -115,14 +117,17 @@ def main():
     options = parser.parse_args()
     worst = 0.0
     print(
-        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}\n\n{'explorer':<22}{'CPU ms':>8}{'90 %':>8}{'wall ms':>9}{'JPEG kB':>9}"
+        f"{platform.processor() or platform.machine()}, Python "
+        f"{platform.python_version()}\n\n"
+        f"{'explorer':<22}{'CPU ms':>8}{'90 %':>8}{'wall ms':>9}{'JPEG kB':>9}"
     )
     for name, explorer, moves in explorers():
         cpu, wall = times(explorer, moves, 8 if options.quick else options.moves)
         middle = statistics.median(cpu)
         worst = max(worst, middle)
         print(
-            f"{name:<22}{middle:>8.0f}{np.quantile(cpu, 0.9):>8.0f}{statistics.median(wall):>9.0f}{len(explorer.picture.value) / 1000:>9.0f}"
+            f"{name:<22}{middle:>8.0f}{np.quantile(cpu, 0.9):>8.0f}"
+            f"{statistics.median(wall):>9.0f}{len(explorer.picture.value) / 1000:>9.0f}"
         )
     return int(options.limit is not None and worst > options.limit)
 

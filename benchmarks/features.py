@@ -1,8 +1,10 @@
-"""How long do features take? Cold against warm, decoding in threads against one thread, all in one run on pictures made here.
+"""How long do features take? Cold against warm, decoding in threads against one thread, all in one
+run on pictures made here.
 
-python benchmarks/features.py                     600 JPEG photographs of 500 x 375 pixels, a tiny encoder: decoding is what costs
-python benchmarks/features.py --backbone ViT-B-32 a real architecture (random weights unless they are on this machine)
-python benchmarks/features.py --quick             a sixth of the pictures
+python benchmarks/features.py                     600 JPEG photographs of 500 x 375 pixels, a tiny
+encoder: decoding is what costs python benchmarks/features.py --backbone ViT-B-32 a real
+architecture (random weights unless they are on this machine) python benchmarks/features.py --quick
+a sixth of the pictures
 """
 
 import argparse
@@ -60,7 +62,8 @@ def main():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     backbone = load_backbone(options.backbone, device=options.device)
     print(
-        f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} torch threads, {backbone!r}"
+        f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, torch "
+        f"{torch.__version__}, {torch.get_num_threads()} torch threads, {backbone!r}"
     )
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["OODNB_HOME"] = str(Path(scratch) / "home")
@@ -72,7 +75,8 @@ def main():
         second, dataset = seconds(lambda: load_dataset(folder))
         megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
         print(
-            f"{count} pictures, {megabytes:.0f} MB; listing and fingerprint {1000 * first:.0f} ms, again {1000 * second:.0f} ms"
+            f"{count} pictures, {megabytes:.0f} MB; listing and fingerprint "
+            f"{1000 * first:.0f} ms, again {1000 * second:.0f} ms"
         )
         extract(backbone, dataset.subset(range(8)), cache=False, progress=False)
         taken = {workers: [] for workers in sorted({0, 1, 2, 4, cores})}

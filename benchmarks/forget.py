@@ -1,15 +1,23 @@
-"""What do the sixteen class-forgetting tasks of one backbone cost? Ours against the published procedure, same results, in one run.
+"""What do the sixteen class-forgetting tasks of one backbone cost? Ours against the published
+procedure, same results, in one run.
 
-    python benchmarks/forget.py                               ViT-B-16 with random weights; a few images and steps, and what follows for the whole protocol
+    python benchmarks/forget.py                               ViT-B-16 with random weights; a few
+                                                              images and steps, and what follows for
+                                                              the whole protocol
     python benchmarks/forget.py --model RN50
     python benchmarks/forget.py --images 21305 --steps 2000   the whole protocol, on a GPU
     python benchmarks/forget.py --small                       a tiny CLIP, in seconds
 
-Twelve single classes and four times three classes are forgotten, names and lists are the published ones. The published procedure trains task by task, multiplies all rows with the whole matrix and copies the merged matrix
-at every step, and afterwards encodes all test images of the four data sets for every task. Ours trains all tasks as one batch whose steps need no large matrix, merges once, and encodes every image once.
+Twelve single classes and four times three classes are forgotten, names and lists are the published
+ones. The published procedure trains task by task, multiplies all rows with the whole matrix and
+copies the merged matrix at every step, and afterwards encodes all test images of the four data sets
+for every task. Ours trains all tasks as one batch whose steps need no large matrix, merges once,
+and encodes every image once.
 
-Both are given the hidden rows of all texts. What the authors' program does besides (loading the model twice per task, encoding texts again, writing whole models) is left out, in its favour. Images are noise: the cost of an image does
-not depend on what it shows. Time is processor time on a CPU (a busy machine does not spoil it) and wall time on a GPU.
+Both are given the hidden rows of all texts. What the authors' program does besides (loading the
+model twice per task, encoding texts again, writing whole models) is left out, in its favour. Images
+are noise: the cost of an image does not depend on what it shows. Time is processor time on a CPU (a
+busy machine does not spoil it) and wall time on a GPU.
 """
 
 import argparse
@@ -82,7 +90,8 @@ def sixteen_tasks(options):
 
 
 def published_training(P, problem, A, recipe):
-    """One task, one trial: every step multiplies with the whole matrix and copies the merged one."""
+    """One task, one trial: every step multiplies with the whole matrix and copies the merged
+    one."""
     weight, X, X_r, U = (
         P.T.contiguous(),
         problem.forget_hidden,
@@ -192,7 +201,8 @@ def compare(options):
 
 
 def whole_protocol(result, who):
-    """Seconds for one trial of 2,000 steps of every task and 21,305 images, from what was measured."""
+    """Seconds for one trial of 2,000 steps of every task and 21,305 images, from what was
+    measured."""
     return (
         result[who]["steps"] * 2000 / result["steps"]
         + result[who]["images"] * 21305 / result["images"]
@@ -218,11 +228,15 @@ def main(argv=None):
     logging.disable(logging.WARNING)
     result = compare(options)
     print(
-        f"{'tiny CLIP' if options.small else options.model}, random weights, {options.device} ({platform.machine()}, {torch.get_num_threads()} threads): {result['tasks']} tasks, {result['steps']} steps, {result['images']} images"
+        f"{'tiny CLIP' if options.small else options.model}, random weights, "
+        f"{options.device} ({platform.machine()}, {torch.get_num_threads()} threads): "
+        f"{result['tasks']} tasks, {result['steps']} steps, {result['images']} images"
     )
     for who, name in (("theirs", "published procedure"), ("ours", "ours")):
         print(
-            f"   {name:20} training {result[who]['steps']:8.2f} s   images {result[who]['images']:8.2f} s   whole protocol {whole_protocol(result, who):10.0f} s (computed)"
+            f"   {name:20} training {result[who]['steps']:8.2f} s   images "
+            f"{result[who]['images']:8.2f} s   whole protocol "
+            f"{whole_protocol(result, who):10.0f} s (computed)"
         )
     ratios = [
         sum(result["theirs"].values()) / sum(result["ours"].values()),
@@ -230,10 +244,13 @@ def main(argv=None):
         whole_protocol(result, "theirs") / whole_protocol(result, "ours"),
     ]
     print(
-        f"   {ratios[0]:.1f} times faster as measured (training {ratios[1]:.1f}, images {ratios[2]:.1f}); {ratios[3]:.1f} times for the whole protocol with one trial per task"
+        f"   {ratios[0]:.1f} times faster as measured (training {ratios[1]:.1f}, images "
+        f"{ratios[2]:.1f}); {ratios[3]:.1f} times for the whole protocol with one trial "
+        "per task"
     )
     print(
-        f"   same predictions in {100 * result['same']:.1f} % of the tasks and data sets; largest difference of the matrices {result['error']:.1e}"
+        f"   same predictions in {100 * result['same']:.1f} % of the tasks and data sets; "
+        f"largest difference of the matrices {result['error']:.1e}"
     )
     return {**result, "faster": ratios[0]}
 

@@ -1,11 +1,16 @@
-"""What does HFTT's training cost? Cached against straightforward, in the same run and with the same result.
+"""What does HFTT's training cost? Cached against straightforward, in the same run and with the same
+result.
 
-    python benchmarks/hftt.py                                ImageNet's size (1000 classes, 79,840 texts) on a GPU, an eighth of it on a CPU
+    python benchmarks/hftt.py                                ImageNet's size (1000 classes, 79,840
+                                                             texts) on a GPU, an eighth of it on a
+                                                             CPU
     python benchmarks/hftt.py --texts 79840 --steps 5
 
-A step of the straightforward training multiplies all texts of the task with all K + N embeddings, forward and backward, as the paper writes the loss; the cached one only with the N that are trained.
+A step of the straightforward training multiplies all texts of the task with all K + N embeddings,
+forward and backward, as the paper writes the loss; the cached one only with the N that are trained.
 
-Words are encoded over 77 tokens in the straightforward way, and with the shared prefix and without padding in ours. The towers have random weights.
+Words are encoded over 77 tokens in the straightforward way, and with the shared prefix and without
+padding in ours. The towers have random weights.
 """
 
 import argparse
@@ -86,13 +91,17 @@ def steps(device, options):
     (plain, first), (ours, second) = times
     per_step = (min(ours, now(device) - begun) - once) / (options.steps - 1)
     print(
-        f"training: {options.texts} task texts, {options.classes} classes, {options.outliers} outliers, batch {options.batch}, width {options.width}"
+        f"training: {options.texts} task texts, {options.classes} classes, "
+        f"{options.outliers} outliers, batch {options.batch}, width {options.width}"
     )
     print(
-        f"   straightforward {1000 * plain / options.steps:.1f} ms per step, cached {1000 * per_step:.1f} ms per step and {once:.2f} s once (with its first step): {plain / options.steps / per_step:.0f} times faster per step"
+        f"   straightforward {1000 * plain / options.steps:.1f} ms per step, cached "
+        f"{1000 * per_step:.1f} ms per step and {once:.2f} s once (with its first step): "
+        f"{plain / options.steps / per_step:.0f} times faster per step"
     )
     print(
-        f"   largest difference of the trained directions after {options.steps} steps: {(first - second).abs().max():.1e}"
+        f"   largest difference of the trained directions after {options.steps} steps: "
+        f"{(first - second).abs().max():.1e}"
     )
 
 
@@ -121,7 +130,9 @@ def encoding(device, options):
     (plain, first), (ours, second) = times
     print(f"words: {len(texts)} through {options.model}, random weights")
     print(
-        f"   77 tokens {1000 * plain / len(texts):.2f} ms per word, shared prefix {1000 * ours / len(texts):.2f} ms per word: {plain / ours:.1f} times faster, largest difference {(first - second).abs().max():.1e}"
+        f"   77 tokens {1000 * plain / len(texts):.2f} ms per word, shared prefix "
+        f"{1000 * ours / len(texts):.2f} ms per word: {plain / ours:.1f} times faster, "
+        f"largest difference {(first - second).abs().max():.1e}"
     )
 
 
@@ -145,7 +156,8 @@ def main():
     logging.disable(logging.WARNING)
     device = torch.device(options.device)
     print(
-        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python "
+        f"{platform.python_version()}"
     )
     steps(device, options)
     encoding(device, options)

@@ -1,12 +1,22 @@
-"""How many ImageNet-sized pictures per second does the benchmark take, and where does the time go? JPEGs made here, through load_dataset and run_benchmark as they are.
+"""How many ImageNet-sized pictures per second does the benchmark take, and where does the time go?
+JPEGs made here, through load_dataset and run_benchmark as they are.
 
-    python benchmarks/imagenet_pass.py                             100 JPEGs of 500 x 375 pixels through a ViT-B/16 with random weights and through the embedded CLIP
+    python benchmarks/imagenet_pass.py                             100 JPEGs of 500 x 375 pixels
+                                                                   through a ViT-B/16 with random
+                                                                   weights and through the embedded
+                                                                   CLIP
     python benchmarks/imagenet_pass.py --images 1000 --size 640x480
-    python benchmarks/imagenet_pass.py --backbone ViT-B-32 --weights random --workers 8 --precision bf16
-    python benchmarks/imagenet_pass.py --decode                    pictures alone: per core, in threads, and what reading at a reduced size would save and change
+    python benchmarks/imagenet_pass.py --backbone
+            ViT-B-32 --weights random --workers 8 --precision bf16
+    python benchmarks/imagenet_pass.py --decode                    pictures alone: per core, in
+                                                                   threads, and what reading at a
+                                                                   reduced size would save and
+                                                                   change
 
-"decode" is from the file to the pixels that the tower gets (open, decompress, resize, crop, normalise), "encode" the tower, "score" all detectors over 1,000 classes, "rest" everything else.
-Shares are of the time that the threads worked (on a GPU, encode is the time waited for it), so they add up whether or not the threads overlap.
+"decode" is from the file to the pixels that the tower gets (open, decompress, resize, crop,
+normalise), "encode" the tower, "score" all detectors over 1,000 classes, "rest" everything else.
+Shares are of the time that the threads worked (on a GPU, encode is the time waited for it), so they
+add up whether or not the threads overlap.
 """
 
 import argparse
@@ -166,12 +176,14 @@ def report_decoding(folder, dataset, cores):
         for path in paths[:20]
     )
     print(
-        f"largest difference of a pixel between full and reduced reading: {difference:.3f} (pixels have standard deviation 1)"
+        "largest difference of a pixel between full and reduced reading: "
+        f"{difference:.3f} (pixels have standard deviation 1)"
     )
     for threads in sorted({1, 2, 4, cores}):
         rate, work = decode_alone(dataset, preprocess, threads)
         print(
-            f"{threads} threads: {rate:.0f} pictures/s on the wall, {1000 * work:.2f} ms of processor time each"
+            f"{threads} threads: {rate:.0f} pictures/s on the wall, {1000 * work:.2f} ms "
+            "of processor time each"
         )
 
 
@@ -209,7 +221,9 @@ def main(arguments=None):
         sets = made(Path(scratch), options.images, (height, width))
         bytes_each = np.mean([path.stat().st_size for path in Path(scratch).rglob("*.jpg")])
         print(
-            f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} torch threads, Python {platform.python_version()}, torch {torch.__version__}; {options.images} JPEGs of {options.size}, {bytes_each / 1000:.0f} kB each"
+            f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} torch "
+            f"threads, Python {platform.python_version()}, torch {torch.__version__}; "
+            f"{options.images} JPEGs of {options.size}, {bytes_each / 1000:.0f} kB each"
         )
         if options.decode:
             return report_decoding(Path(scratch), sets[0], cores)

@@ -1,9 +1,11 @@
 """What do local features cost? One shared pass against two passes, in the same run.
 
-    python benchmarks/local_features.py                       ViT-B-16 and RN50 with random weights, on the CPU or the GPU there is
+    python benchmarks/local_features.py                       ViT-B-16 and RN50 with random weights,
+                                                              on the CPU or the GPU there is
     python benchmarks/local_features.py --models ViT-B-32-quickgelu --batch 2 --repeats 3
 
-"global" gives one vector per image, "shared" gives both kinds from one pass, "two passes" asks for global features and then runs the tower again for the local ones.
+"global" gives one vector per image, "shared" gives both kinds from one pass, "two passes" asks for
+global features and then runs the tower again for the local ones.
 """
 
 import argparse
@@ -79,7 +81,9 @@ def main():
         }
         times = seconds(functions, backbone.device, options.repeats)
         print(
-            f"{name}, {backbone.device}, {options.precision}, batch {options.batch}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+            f"{name}, {backbone.device}, {options.precision}, batch {options.batch}, "
+            f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python "
+            f"{platform.python_version()}"
         )
         print(
             "   ms per image"
@@ -89,12 +93,15 @@ def main():
             )
         )
         print(
-            f"   shared / two passes {times['shared'] / times['two passes']:.2f}, shared / global {times['shared'] / times['global']:.2f}, largest difference {difference:.1e}"
+            f"   shared / two passes {times['shared'] / times['two passes']:.2f}, shared "
+            f"/ global {times['shared'] / times['global']:.2f}, largest difference "
+            f"{difference:.1e}"
         )
         start = time.process_time()
         backbone.fingerprint
         print(
-            f"   fingerprint of {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters: {time.process_time() - start:.2f} s of processor time, once"
+            f"   fingerprint of {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M "
+            f"parameters: {time.process_time() - start:.2f} s of processor time, once"
         )
 
 

@@ -1,8 +1,11 @@
-"""How fast and how equal are oodnb's metrics? Compared with scikit-learn, and the bootstrap with the straightforward loop, in the same run. Times are processor time, in turns, so that a busy machine changes little.
+"""How fast and how equal are oodnb's metrics? Compared with scikit-learn, and the bootstrap with
+the straightforward loop, in the same run. Times are processor time, in turns, so that a busy
+machine changes little.
 
 python benchmarks/metrics.py                    50,000 ID and 10,000 OOD scores, 1,000 resamples
-python benchmarks/metrics.py --quick            a tenth of everything
-python benchmarks/metrics.py --cases 100000     no times: all five metrics of that many random cases with ties, against scikit-learn
+python benchmarks/metrics.py --quick            a tenth of everything python benchmarks/metrics.py
+--cases 100000     no times: all five metrics of that many random cases with ties, against
+scikit-learn
 """
 
 import argparse
@@ -113,7 +116,9 @@ def report_equality(cases, seed):
     start = time.process_time()
     worst, tied, across = disagreement(cases, seed)
     print(
-        f"{cases:,} random cases (seed {seed}, {tied:.0%} with tied scores, {across:.0%} with ties between ID and OOD), {time.process_time() - start:.0f} s; largest difference to scikit-learn {sklearn.__version__}:"
+        f"{cases:,} random cases (seed {seed}, {tied:.0%} with tied scores, {across:.0%} "
+        f"with ties between ID and OOD), {time.process_time() - start:.0f} s; largest "
+        f"difference to scikit-learn {sklearn.__version__}:"
     )
     for name, value in worst.items():
         print(f"  {name:20}{value:.1e}")
@@ -161,7 +166,8 @@ def report_speed(n_id, n_ood, resamples, repeats):
         )
         rows.append((f"bootstrap x {resamples}, {name}", ours, theirs * resamples / loops))
     print(
-        f"{n_id} ID + {n_ood} OOD scores, medians; Python {platform.python_version()}, NumPy {np.__version__}, scikit-learn {sklearn.__version__}, {platform.machine()}"
+        f"{n_id} ID + {n_ood} OOD scores, medians; Python {platform.python_version()}, "
+        f"NumPy {np.__version__}, scikit-learn {sklearn.__version__}, {platform.machine()}"
     )
     print(f"(the loop around scikit-learn is timed on {loops} resamples and scaled)")
     print(f"{'':36}{'oodnb ms':>12}{'sklearn ms':>14}{'ratio':>9}")

@@ -1,15 +1,25 @@
-"""What does a training step of learned prompts cost? Shared and packed rows against the plain 77 positions, same numbers, in one run.
+"""What does a training step of learned prompts cost? Shared and packed rows against the plain 77
+positions, same numbers, in one run.
 
-    python benchmarks/prompts.py                    ViT-B-16 with random weights, 100 and 1000 ImageNet names, 16 learned words: the text part of a LoCoOp step
-    python benchmarks/prompts.py --images           the image tower too: a whole step with fresh crops, and one that reads a bank of encoded views
+    python benchmarks/prompts.py                    ViT-B-16 with random weights, 100 and 1000
+                                                    ImageNet names, 16 learned words: the text part
+                                                    of a LoCoOp step
+    python benchmarks/prompts.py --images           the image tower too: a whole step with fresh
+                                                    crops, and one that reads a bank of encoded
+                                                    views
     python benchmarks/prompts.py --precision bf16   or fp16: also the error that it brings
     python benchmarks/prompts.py --ensemble         a zero-shot classifier of seven templates too
     python benchmarks/prompts.py --small            a tiny tower and 24 names, in seconds
-    python benchmarks/prompts.py --mini             instead: LoCoOp in the mini world, trained in fp32 and in bf16 from the same start; time per step, way of the context, AUROC
+    python benchmarks/prompts.py --mini             instead: LoCoOp in the mini world, trained in
+                                                    fp32 and in bf16 from the same start; time per
+                                                    step, way of the context, AUROC
 
-A step is forward, loss, backward and update. Time is processor time on a CPU (a busy machine does not spoil it) and wall time on a GPU, the median of a few turns. "kept" is what the
-graph of the text tower holds for the way back, "peak" what the step adds to the process (resident memory on Linux) or to the GPU. Where the plain step does not fit (--at-once), its
-classes are encoded in parts, forward and backward, which costs the same time; its memory is then that of one part times the number of parts, and marked with *.
+A step is forward, loss, backward and update. Time is processor time on a CPU (a busy machine does
+not spoil it) and wall time on a GPU, the median of a few turns. "kept" is what the graph of the
+text tower holds for the way back, "peak" what the step adds to the process (resident memory on
+Linux) or to the GPU. Where the plain step does not fit (--at-once), its classes are encoded in
+parts, forward and backward, which costs the same time; its memory is then that of one part times
+the number of parts, and marked with *.
 """
 
 import argparse
@@ -198,7 +208,8 @@ def measure(backbone, classes, options):
         exact, backbone.precision = step.gradient(True).clone(), options.precision
         away = lambda gradient: ((gradient - exact).norm() / exact.norm()).item()
         print(
-            f"\ngradients in {options.precision} are away from those in fp32 by {away(first):.1e} (packed) and {away(plain_gradient):.1e} (plain)"
+            f"\ngradients in {options.precision} are away from those in fp32 by "
+            f"{away(first):.1e} (packed) and {away(plain_gradient):.1e} (plain)"
         )
     times = seconds(
         {"plain": lambda: step(False), "packed": lambda: step(True)},
@@ -208,11 +219,15 @@ def measure(backbone, classes, options):
     memory = {"plain": step.memory(False), "packed": step.memory(True)}
     rows = {"plain": step.context.rows.numel(), "packed": len(step.context.packed.tokens)}
     print(
-        f"\n{classes} classes, {options.length} learned words, {rows['packed']:,} of {rows['plain']:,} rows; gradients differ by {error:.1e} of the largest\n{'text step':<12}{'ms':>12}{'kept MB':>14}{'peak MB':>14}"
+        f"\n{classes} classes, {options.length} learned words, {rows['packed']:,} of "
+        f"{rows['plain']:,} rows; gradients differ by {error:.1e} of the "
+        f"largest\n{'text step':<12}{'ms':>12}{'kept MB':>14}{'peak MB':>14}"
     )
     for name in times:
         print(
-            f"{name:<12}{1000 * times[name]:>12,.1f}{megabytes(memory[name][0], memory[name][2]):>14}{megabytes(memory[name][1], memory[name][2]):>14}"
+            f"{name:<12}{1000 * times[name]:>12,.1f}"
+            f"{megabytes(memory[name][0], memory[name][2]):>14}"
+            f"{megabytes(memory[name][1], memory[name][2]):>14}"
         )
     share = lambda place: (
         memory["plain"][place] / memory["packed"][place]
@@ -243,15 +258,19 @@ def whole_steps(backbone, text, options):
         min(options.repeats, 1),
     )["images"]
     print(
-        f"\nimage tower, {options.batch} images with local features: {1000 * images:,.1f} ms\n{'whole step, ms':<26}{'fresh crops':>14}{'view bank':>14}"
+        f"\nimage tower, {options.batch} images with local features: {1000 * images:,.1f} "
+        f"ms\n{'whole step, ms':<26}{'fresh crops':>14}{'view bank':>14}"
     )
     for result in text:
         for name, taken in result["times"].items():
             print(
-                f"{result['classes']:>5} classes, {name:<11}{1000 * (taken + images):>14,.1f}{1000 * taken:>14,.1f}"
+                f"{result['classes']:>5} classes, "
+                f"{name:<11}{1000 * (taken + images):>14,.1f}{1000 * taken:>14,.1f}"
             )
         print(
-            f"{'':<13}{'ratio':<13}{(result['times']['plain'] + images) / (result['times']['packed'] + images):>14.1f}{result['faster']:>14.1f}"
+            f"{'':<13}{'ratio':<13}"
+            f"{(result['times']['plain'] + images) / (result['times']['packed'] + images):>14.1f}"
+            f"{result['faster']:>14.1f}"
         )
 
 
@@ -284,7 +303,9 @@ def ensemble(backbone, classes, options):
         min(options.repeats, 1),
     )
     print(
-        f"\nzero-shot classifier, {classes} classes, {len(templates)} templates: {1000 * times['plain']:,.1f} ms plain, {1000 * times['packed']:,.1f} ms packed, ratio {times['plain'] / times['packed']:.1f}, largest difference {error:.1e}"
+        f"\nzero-shot classifier, {classes} classes, {len(templates)} templates: "
+        f"{1000 * times['plain']:,.1f} ms plain, {1000 * times['packed']:,.1f} ms packed, "
+        f"ratio {times['plain'] / times['packed']:.1f}, largest difference {error:.1e}"
     )
 
 
@@ -303,7 +324,8 @@ def mini_training(options):
     )(load_dataset(name))
     known, *strange = map(every, ("mini", *MINI_OOD))
     print(
-        f"LoCoOp, mini, {options.shots} pictures per class, {options.epochs} epochs\n{'seed':<6}{'towers':<8}{'ms per step':>12}{'loss':>9}{'GL-MCM AUROC, %':>18}"
+        f"LoCoOp, mini, {options.shots} pictures per class, {options.epochs} "
+        f"epochs\n{'seed':<6}{'towers':<8}{'ms per step':>12}{'loss':>9}{'GL-MCM AUROC, %':>18}"
     )
     for seed in range(1, options.seeds + 1):
         few, start = few_shot(pictures, options.shots, seed), None
@@ -334,7 +356,8 @@ def mini_training(options):
                 "way": (context.vectors.detach() - start).flatten(),
             }
             print(
-                f"{seed:<6}{precision:<8}{1000 * took:>12.1f}{context.history[-1]['loss']:>9.3f}{areas:>18.2f}"
+                f"{seed:<6}{precision:<8}{1000 * took:>12.1f}"
+                f"{context.history[-1]['loss']:>9.3f}{areas:>18.2f}"
             )
     return found
 
@@ -353,7 +376,9 @@ def compare_precisions(found):
         "difference": statistics.mean(b["auroc"] - a["auroc"] for a, b in pairs),
     }
     print(
-        f"bf16 is {result['faster']:.1f} times as fast; the ways of the contexts have cosines of {result['cosine']:.3f} or more; AUROC differs by {result['difference']:+.2f} points on average"
+        f"bf16 is {result['faster']:.1f} times as fast; the ways of the contexts have "
+        f"cosines of {result['cosine']:.3f} or more; AUROC differs by "
+        f"{result['difference']:+.2f} points on average"
     )
     return result
 

@@ -1,9 +1,13 @@
-"""What does TOE's training cost? From features that were encoded once, against encoding pictures and texts at every step, in the same run and with the same result.
+"""What does TOE's training cost? From features that were encoded once, against encoding pictures
+and texts at every step, in the same run and with the same result.
 
-    python benchmarks/toe.py                                 ViT-B/16's size with random weights on a GPU, the small embedded CLIP on a CPU
+    python benchmarks/toe.py                                 ViT-B/16's size with random weights on
+                                                             a GPU, the small embedded CLIP on a CPU
     python benchmarks/toe.py --model ViT-B-32 --steps 2
 
-The released program encodes both sides at every step, and lets gradients flow back through both frozen towers. Both variants are timed: as released, and without those gradients. Then several seeds, and several lists of different lengths, side by side against one after another.
+The released program encodes both sides at every step, and lets gradients flow back through both
+frozen towers. Both variants are timed: as released, and without those gradients. Then several
+seeds, and several lists of different lengths, side by side against one after another.
 """
 
 import argparse
@@ -132,7 +136,9 @@ def main():
     ]
     eps = torch.randn(options.steps, BATCH, width, generator=draw).to(device)
     print(
-        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}; {options.model}, {options.steps} steps of {BATCH} pictures and {BATCH} texts, {options.classes} classes"
+        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python "
+        f"{platform.python_version()}; {options.model}, {options.steps} steps of {BATCH} "
+        f"pictures and {BATCH} texts, {options.classes} classes"
     )
 
     order = lambda epoch: (np.arange(count), np.arange(count))
@@ -174,10 +180,19 @@ def main():
     ):
         print(f"   {name}: {seconds:.3f} s")
     print(
-        f"   one epoch: {flowing / epoch:.0f} times faster than released, {still / epoch:.0f} times than without gradients; {options.epochs} epochs with the encoding: {options.epochs * flowing / (once + options.epochs * epoch):.0f} and {options.epochs * still / (once + options.epochs * epoch):.0f} times"
+        f"   one epoch: {flowing / epoch:.0f} times faster than released, "
+        f"{still / epoch:.0f} times than without gradients; {options.epochs} epochs with "
+        f"the encoding: {options.epochs * flowing / (once + options.epochs * epoch):.0f} "
+        f"and {options.epochs * still / (once + options.epochs * epoch):.0f} times"
+    )
+    apart = max(
+        (a - b).abs().max().item()
+        for layer, other in zip(released, ours)
+        for a, b in zip(layer, other)
     )
     print(
-        f"   largest difference of the heads after the epoch: {far:.1e} (released against ours: {max((a - b).abs().max().item() for layer, other in zip(released, ours) for a, b in zip(layer, other)):.1e})"
+        f"   largest difference of the heads after the epoch: {far:.1e} (released against "
+        f"ours: {apart:.1e})"
     )
 
     heads = [
@@ -199,7 +214,9 @@ def main():
         for a, b in zip(left, right)
     )
     print(
-        f"{options.seeds} seeds: side by side {1000 * side / many / options.steps:.2f} ms per step, one after another {1000 * row / many / options.steps:.2f} ms: {row / side:.1f} times faster, largest difference {far:.1e}"
+        f"{options.seeds} seeds: side by side {1000 * side / many / options.steps:.2f} ms "
+        f"per step, one after another {1000 * row / many / options.steps:.2f} ms: "
+        f"{row / side:.1f} times faster, largest difference {far:.1e}"
     )
 
     known = Features(
@@ -234,7 +251,9 @@ def main():
         for a, b in zip(left, right)
     )
     print(
-        f"{options.lists} lists of different lengths, 3 seeds each: side by side {side:.2f} s, one after another {row:.2f} s: {row / side:.1f} times faster, largest difference {far:.1e} ({many} epochs, on the CPU)"
+        f"{options.lists} lists of different lengths, 3 seeds each: side by side "
+        f"{side:.2f} s, one after another {row:.2f} s: {row / side:.1f} times faster, "
+        f"largest difference {far:.1e} ({many} epochs, on the CPU)"
     )
 
 

@@ -146,7 +146,10 @@ def test_everything_that_is_missing_is_named_together(tmp_path, monkeypatch):
     needs = clipn_plan("paper")["needs"]
     with pytest.raises(
         FileNotFoundError,
-        match=r"(?s)6 of 6 things are missing at scale 'paper'.*captions: .*cc3m.*ImageNet.*Textures",
+        match=(
+            r"(?s)6 of 6 things are missing at scale 'paper'.*captions: "
+            r".*cc3m.*ImageNet.*Textures"
+        ),
     ):
         gather({name: load for name, load in needs.items() if name != "model"}, "paper")
     with pytest.raises(FileNotFoundError, match="no-such.pt"):

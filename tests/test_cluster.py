@@ -28,7 +28,10 @@ psutil = pytest.importorskip("psutil", reason="the extra scale is not installed"
 
 RESULT = f"""from pathlib import Path
 with open(Path(out).parents[1] / "log", "a") as log: log.write(f"{{Path(out).parent.name}}\\n")
-(Path(out) / "rows.csv").write_text("{COLUMNS}\\n" + "".join(f"locoop,demo,mcm,mini,mini,mini-near,{{m}},{{40 + seed + i}},oodnb,,,{{scale}},x\\n" for i, m in enumerate(("auroc", "aupr_in"))))"""
+lines = ["{COLUMNS}"]
+for i, m in enumerate(("auroc", "aupr_in")):
+    lines.append(f"locoop,demo,mcm,mini,mini,mini-near,{{m}},{{40 + seed + i}},oodnb,,,{{scale}},x")
+(Path(out) / "rows.csv").write_text("\\n".join(lines) + "\\n")"""
 WAIT_ONCE = """import time
 first = not (Path(out) / "begun").exists()
 (Path(out) / "begun").touch()

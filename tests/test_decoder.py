@@ -169,7 +169,8 @@ def test_whole_numbers_cut_the_decimals(tiny):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A language model of few words, laid out like google/bert_for_seq_generation_L-24_bbc_encoder."""
+    """A language model of few words, laid out like
+    google/bert_for_seq_generation_L-24_bbc_encoder."""
     spm = pytest.importorskip("sentencepiece")
     folder = tmp_path_factory.mktemp("published")
     (folder / "texts.txt").write_text(

@@ -156,7 +156,10 @@ def site(tmp_path_factory):
         reason="no latex2mathml in this environment; pip install 'oodnb[docs]' brings it",
     )
     root = tmp_path_factory.mktemp("project")
-    pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    pixel = (
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9"
+        "awAAAABJRU5ErkJggg=="
+    )
     shown = [
         dict(output_type="execute_result", data={"text/plain": ["<Figure>"], "image/png": pixel}),
         dict(output_type="stream", name="stdout", text=["1 < 2\n"]),

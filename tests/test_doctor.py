@@ -380,8 +380,12 @@ def test_the_command(tmp_path, capsys, run):
     )
     assert "unexplained number" in capsys.readouterr().out
     (tmp_path / "mine.py").write_text(
-        "import copy\nfrom torchvision import transforms as T\nfrom oodnb.backbones import load_backbone\ndef make():\n    mine = copy.copy(load_backbone('mini', device='cpu'))\n"
-        "    mine.preprocess = T.Compose([T.Resize(96), T.CenterCrop(96), T.ToTensor()])\n    return mine\n"
+        "import copy\nfrom torchvision import transforms as T\n"
+        "from oodnb.backbones import load_backbone\n"
+        "def make():\n"
+        "    mine = copy.copy(load_backbone('mini', device='cpu'))\n"
+        "    mine.preprocess = T.Compose([T.Resize(96), T.CenterCrop(96), T.ToTensor()])\n"
+        "    return mine\n"
     )
     assert main(["doctor", *few, "--pipeline", f"{tmp_path / 'mine.py'}:make"]) == 1
     out = capsys.readouterr().out

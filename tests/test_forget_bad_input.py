@@ -141,7 +141,10 @@ def test_a_redraw_without_an_end():
     classes = 100 * draw(5, 8)
     with pytest.raises(
         RuntimeError,
-        match=r"After 30 draws .* forgotten class itself \(class 2\).*raise noise_std or max_rounds",
+        match=(
+            r"After 30 draws .* forgotten class itself \(class 2\).*raise noise_std or "
+            r"max_rounds"
+        ),
     ):
         forget_target(
             classes[2], classes, [2], generator=torch.Generator().manual_seed(0), max_rounds=30

@@ -335,7 +335,9 @@ def test_isic(tmp_path):
     table = tmp_path / "ISIC-18/ISIC2018_Task3_Test_GroundTruth/ISIC2018_Task3_Test_GroundTruth.csv"
     table.parent.mkdir()
     table.write_text(
-        "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\nISIC_0,0.0,1.0,0.0,0.0,0.0,0.0,0.0\nISIC_1,0.0,0.0,0.0,0.0,0.0,0.0,1.0\n"
+        "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\n"
+        "ISIC_0,0.0,1.0,0.0,0.0,0.0,0.0,0.0\n"
+        "ISIC_1,0.0,0.0,0.0,0.0,0.0,0.0,1.0\n"
     )
     images = load_dataset("ISIC-18", root=tmp_path, allow_different=True)
     assert [images.class_names[label] for label in images.labels] == [

@@ -374,7 +374,10 @@ def test_name_lengths_are_limited_exactly():
     assert PromptContext(backbone, ["dog " * 58], 16).eot_index.tolist() == [76]
     with pytest.raises(
         ValueError,
-        match=r"Class name number 1, 'dog dog.* has 59 tokens; beside a context of 16 at most 58 fit into 77",
+        match=(
+            r"Class name number 1, 'dog dog.* has 59 tokens; beside a context of 16 at most "
+            r"58 fit into 77"
+        ),
     ):
         PromptContext(backbone, ["cat", "dog " * 59], 16)
     assert PromptContext(backbone, ["dog " * 53 + "(dog dog dog)"], 16).eot_index.tolist() == [75]

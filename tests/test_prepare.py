@@ -109,7 +109,10 @@ def test_check_names_each_file(zoo):
     before = {name: (zoo.root / name).read_bytes() for name in files(zoo.root)}
     with pytest.raises(
         ValueError,
-        match=r"1 files are missing \(first 3.png\), 1 files do not belong to it \(first new.png\), 1 files have another size",
+        match=(
+            r"1 files are missing \(first 3.png\), 1 files do not belong to it \(first "
+            r"new.png\), 1 files have another size"
+        ),
     ):
         load_dataset("Zoo", root=zoo.root)
     report = check_dataset("Zoo", zoo.root, progress=False)
@@ -223,7 +226,9 @@ import os, signal, sys
 import oodnb.data.prepare as p
 import oodnb.data.catalogue as catalogue
 from oodnb.data.catalogue import Archive, Entry, Split
-known = {"Zoo": Entry("Zoo", "ood", "", "", "folder", (Archive("zoo.tar.gz", None, "", None, (), ".", True),), {"test": Split("test", 10, 0, ("Zoo/images",), "", {})}, "", "")}
+archive = Archive("zoo.tar.gz", None, "", None, (), ".", True)
+split = Split("test", 10, 0, ("Zoo/images",), "", {})
+known = {"Zoo": Entry("Zoo", "ood", "", "", "folder", (archive,), {"test": split}, "", "")}
 catalogue.entries = lambda: known
 moved, rename = [], os.rename
 def dying(*words):

@@ -400,7 +400,10 @@ def test_a_branch_of_another_width_or_backbone(backbone, tmp_path):
     )
     with pytest.raises(
         ValueError,
-        match=r"whose text tower has width 64.*of another shape: positional_embedding_no \(77, 32\) instead of \(77, 64\)",
+        match=(
+            r"whose text tower has width 64.*of another shape: positional_embedding_no \(77, "
+            r"32\) instead of \(77, 64\)"
+        ),
     ):
         import_no_branch(tmp_path / "theirs.pt", other)
     save_no_branch(tmp_path / "ours.safetensors", branch, backbone)

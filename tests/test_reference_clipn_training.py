@@ -244,8 +244,11 @@ def test_stopping_after_any_step_changes_nothing(tmp_path, straight, step):
 def test_unequal_ranks_are_refused(tmp_path):
     script = tmp_path / "unequal.py"
     script.write_text(
-        "import torch\nfrom oodnb.pipeline.processes import gathered, process_group, rank_and_ranks\n"
-        "with process_group('cpu'):\n    try: gathered(torch.zeros(2 + rank_and_ranks()[0], 3))\n    except ValueError as error: print(error)\n"
+        "import torch\n"
+        "from oodnb.pipeline.processes import gathered, process_group, rank_and_ranks\n"
+        "with process_group('cpu'):\n"
+        "    try: gathered(torch.zeros(2 + rank_and_ranks()[0], 3))\n"
+        "    except ValueError as error: print(error)\n"
     )
     done = subprocess.run(
         [
@@ -296,8 +299,9 @@ def test_half_precision(tmp_path, precision, more):
     branch, history = learn(tmp_path, stop_after=2, **options)
     branch, history = learn(tmp_path, **options)
     exact = learn(**options | {"precision": "fp32"}, stop_after=1)[1]
-    # yes and no begin equal, so match moves by half of the scale 100 times the error of a cosine, mismatch back by as much.
-    # Measured: 0.036 in bf16 (this seed; 0.083 is the worst of twelve) and 0.005 in fp16; 0.002 in the loss.
+    # yes and no begin equal, so match moves by half of the scale 100 times the error of a cosine,
+    # mismatch back by as much. Measured: 0.036 in bf16 (this seed; 0.083 is the worst of twelve)
+    # and 0.005 in fp16; 0.002 in the loss.
     close(history[0]["match"], exact[0]["match"], atol={"fp16": 0.01, "bf16": 0.05}[precision])
     close(history[0]["loss"], exact[0]["loss"], atol=0.003)
     assert (

@@ -57,7 +57,8 @@ def test_logits(case):
 
 
 def summary_rows(case):
-    """Per row of a summary: metrics before forgetting, from the class accuracies of its data set."""
+    """Per row of a summary: metrics before forgetting, from the class accuracies of its data
+    set."""
     multi = bool(case["multi"])
     for dataset, name in zip(case["row_dataset"].tolist(), case["row_name"].tolist()):
         at = class_positions(

@@ -177,7 +177,8 @@ def test_regions_are_row_major(backbones):
 
 
 def test_replaced_stem():
-    """A convolutional stem in place of conv1 is used as it is, as the small CLIP that ships needs."""
+    """A convolutional stem in place of conv1 is used as it is, as the small CLIP that ships
+    needs."""
     model = tiny_model("vit_a", 0)
     model.visual.conv1 = nn.Sequential(
         nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(16, 64, 4, stride=4)
@@ -463,13 +464,15 @@ def test_archives_are_read_without_running_code(tmp_path, monkeypatch):
             "ViT-B-16",
             "openai",
             ValueError,
-            r"'ViT-B-16' computes GELU, but the weights 'openai' were trained with QuickGELU.*Use load_backbone\('ViT-B-16-quickgelu', 'openai'\)",
+            r"'ViT-B-16' computes GELU, but the weights 'openai' were trained with QuickGELU.*"
+            r"Use load_backbone\('ViT-B-16-quickgelu', 'openai'\)",
         ),
         (
             "ViT-B-32-quickgelu",
             "laion2b_s34b_b79k",
             ValueError,
-            r"computes QuickGELU, but .* were trained with GELU.*load_backbone\('ViT-B-32', 'laion2b_s34b_b79k'\)",
+            r"computes QuickGELU, but .* were trained with GELU.*"
+            r"load_backbone\('ViT-B-32', 'laion2b_s34b_b79k'\)",
         ),
         ("RN50", "weights.pt", FileNotFoundError, "There is no checkpoint weights.pt"),
         ("weights.safetensors", None, FileNotFoundError, "There is no checkpoint"),

@@ -15,9 +15,12 @@ import oodnb
 ROOT = Path(oodnb.__file__).parents[1]
 CELL = f"""from pathlib import Path
 line = "locoop,demo,mcm,mini,mini,{{}},{{}},{{}},oodnb,,,mini,"
-rows = [line.format(d, m, v) for d in ("mini-near", "mini-far") for m, v in (("auroc", 60.0), ("fpr95_id_positive", 90.0))]
-(Path(out) / "rows.csv").write_text("\\n".join(["{COLUMNS}", *(row + Path(out).name for row in rows)]) + "\\n")
-(Path(out) / "metrics.csv").write_text("detector,dataset,auroc,auroc_low\\nmcm,mini-near,60.0,58.5\\nmcm,mini-far,60.0,58.5\\n")
+values = (("auroc", 60.0), ("fpr95_id_positive", 90.0))
+rows = [line.format(d, m, v) for d in ("mini-near", "mini-far") for m, v in values]
+lines = ["{COLUMNS}", *(row + Path(out).name for row in rows)]
+(Path(out) / "rows.csv").write_text("\\n".join(lines) + "\\n")
+lines = ["detector,dataset,auroc,auroc_low", "mcm,mini-near,60.0,58.5", "mcm,mini-far,60.0,58.5"]
+(Path(out) / "metrics.csv").write_text("\\n".join(lines) + "\\n")
 (Path(out) / "plot.svg").write_text("<svg/>")"""
 
 
@@ -38,7 +41,10 @@ def accepted_checkout(tmp_path_factory):
     code, said = command(root, "run", "demo", "--accept")
     assert (
         code == 0
-        and "accepted data/reproduced/demo.csv, data/reproduced/metrics/demo.csv, figures/demo_plot.svg"
+        and (
+            "accepted data/reproduced/demo.csv, data/reproduced/metrics/demo.csv, "
+            "figures/demo_plot.svg"
+        )
         in said
     )
     git(root, "add", "-A")
@@ -85,7 +91,8 @@ def test_equal_rows_leave_the_checkout_as_it_is(checkout):
         and "nothing to do" in said
         and "demo: equal to the accepted rows: largest difference 0\n" in said
     )
-    # other code, hence another key and another folder, and numbers that differ as between two machines
+    # other code, hence another key and another folder, and numbers that differ as between two
+    # machines
     rewrite(
         checkout / "nbs" / "papers" / "demo.ipynb",
         ("60.0", "60.004"),
@@ -105,7 +112,10 @@ def test_equal_rows_leave_the_checkout_as_it_is(checkout):
     assert (
         code == 0
         and "done in" in said
-        and "demo: equal to the accepted rows: largest difference 0.1 (rows / locoop / demo / mcm / mini"
+        and (
+            "demo: equal to the accepted rows: largest difference 0.1 (rows / locoop / demo "
+            "/ mcm / mini"
+        )
         in said
     )
     assert git(checkout, "status", "--porcelain") == ""

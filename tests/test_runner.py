@@ -17,7 +17,10 @@ from oodnb.running.state import last_time, read_json
 from oodnb.command.main import main
 
 RESULT = f"""from pathlib import Path
-(Path(out) / "rows.csv").write_text("{COLUMNS}\\n" + "".join(f"locoop,demo,mcm,mini,mini,mini-near,{{m}},{{40 + seed + i}},oodnb,,,{{scale}},x\\n" for i, m in enumerate(("auroc", "aupr_in"))))"""
+lines = ["{COLUMNS}"]
+for i, m in enumerate(("auroc", "aupr_in")):
+    lines.append(f"locoop,demo,mcm,mini,mini,mini-near,{{m}},{{40 + seed + i}},oodnb,,,{{scale}},x")
+(Path(out) / "rows.csv").write_text("\\n".join(lines) + "\\n")"""
 COUNT = (
     "import os\nwith open(os.environ['OODNB_TEST_LOG'], 'a') as log: log.write(f'{os.getpid()}\\n')"
 )
@@ -25,7 +28,8 @@ MEET = """import time
 from pathlib import Path
 (Path(out).parents[1] / f"here-{seed}").touch()
 end = time.monotonic() + 200
-while len(list(Path(out).parents[1].glob("here-*"))) < 2 and time.monotonic() < end: time.sleep(0.05)
+here = Path(out).parents[1]
+while len(list(here.glob("here-*"))) < 2 and time.monotonic() < end: time.sleep(0.05)
 assert time.monotonic() < end, "the other run did not start beside this one\""""
 
 
@@ -90,10 +94,17 @@ def test_a_killed_process_takes_its_kernel_along(papers):
     wait_for(lambda: gone(running["kernel_pid"]), "the kernel to stop", 60)
 
 
-@pytest.mark.parametrize(("cell", "message"), [
-    ("(Path(out) / 'rows.csv').write_text('x' * 400_000)", "failed in cell 4 (`(Path(out) / 'rows.csv').write_text('x' * 400_000)`): OSError: [Errno 27] File too large"),
-    ("for line in range(50): print('x' * 9_000)", "failed: OSError: [Errno 27] File too large"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (
+            "(Path(out) / 'rows.csv').write_text('x' * 400_000)",
+            "failed in cell 4 (`(Path(out) / 'rows.csv').write_text('x' * 400_000)`): "
+            "OSError: [Errno 27] File too large",
+        ),
+        ("for line in range(50): print('x' * 9_000)", "failed: OSError: [Errno 27] File too large"),
+    ],
+)
 def test_a_file_that_cannot_be_written_is_named_and_the_next_run_is_whole(papers, cell, message):
     write(papers / "large.ipynb", "from pathlib import Path", cell)
     process = start(
@@ -120,7 +131,11 @@ def test_a_full_disk(papers):
     )
     runs = papers.parent / "runs"
     runs.mkdir()
-    script = f"mount -t tmpfs -o size=300k none '{runs}' || exit 99; \"$@\"; echo code $?; mount -o remount,size=9m '{runs}' || exit 99; \"$@\"; echo code $?; ls '{runs}'/large/*"
+    script = (
+        f"mount -t tmpfs -o size=300k none '{runs}' || exit 99; \"$@\"; echo code $?; "
+        f"mount -o remount,size=9m '{runs}' || exit 99; \"$@\"; echo code $?; ls "
+        f"'{runs}'/large/*"
+    )
     if not shutil.which("unshare"):
         pytest.skip("no unshare here, so no small file system can be made without being root")
     words, environment = command(papers, "run", "large")
@@ -270,7 +285,11 @@ def test_another_kernel(papers, capsys, tmp_path, monkeypatch):
 def test_a_kernel_cleans_up_behind_itself(papers, tmp_path):
     """It stops without taking Python apart, but not before what was registered for the end."""
     end = tmp_path / "end.txt"
-    first = f"import atexit, pathlib, tempfile\nfolder = tempfile.TemporaryDirectory(dir={str(tmp_path)!r})\natexit.register(pathlib.Path({str(end)!r}).write_text, 'last words')"
+    first = (
+        "import atexit, pathlib, tempfile\nfolder = "
+        f"tempfile.TemporaryDirectory(dir={str(tmp_path)!r})\n"
+        f"atexit.register(pathlib.Path({str(end)!r}).write_text, 'last words')"
+    )
     write(papers / "tidy.ipynb", first, ROWS)
     before = set(tmp_path.iterdir())
     assert main(["run", "tidy", *where(papers)]) == 0
@@ -278,9 +297,14 @@ def test_a_kernel_cleans_up_behind_itself(papers, tmp_path):
     assert end.read_text() == "last words"
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["--jobs", "0"], "--jobs is 0"), (["--gpus", "77"], "there is no GPU 77"), (["--kernel", "nothing"], "There is no Jupyter kernel 'nothing'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--jobs", "0"], "--jobs is 0"),
+        (["--gpus", "77"], "there is no GPU 77"),
+        (["--kernel", "nothing"], "There is no Jupyter kernel 'nothing'"),
+    ],
+)
 def test_wrong_usage_starts_nothing(papers, capsys, words, message):
     write(papers / "count.ipynb", ROWS)
     assert main(["run", "count", *words, *where(papers)]) == 2

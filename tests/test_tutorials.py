@@ -27,7 +27,9 @@ from oodnb.methods.blank import BlankDetector
 from oodnb.results import metrics_table
 unit = torch.eye(4)
 detector = BlankDetector("blank", unit[:2], unit[3:], 10.0)
-features = lambda rows: Features(rows, np.zeros(len(rows), np.int64), [str(i) for i in range(len(rows))], "made", "", "")
+def features(rows):
+    ids = [str(i) for i in range(len(rows))]
+    return Features(rows, np.zeros(len(rows), np.int64), ids, "made", "", "")
 assert isinstance(detector, Detector)
 known, strange = detector.score(features(unit[:2])), detector.score(features(unit[2:]))
 assert known.tolist() == [10., 10.] and strange.tolist() == [0., -10.]

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Does every link lead somewhere? Relative links of the sources, and all internal links and anchors of a built site.
+"""Does every link lead somewhere? Relative links of the sources, and all internal links and anchors
+of a built site.
 
     python tools/links.py            README, CONTRIBUTING, ... and the prose of all notebooks
     python tools/links.py FOLDER     the same, and the HTML pages below FOLDER
 
-One finding per line, with file and link; exit code 1 if there is any. Addresses on the network are not visited.
+One finding per line, with file and link; exit code 1 if there is any. Addresses on the network are
+not visited.
 """
 
 import json
@@ -17,7 +19,8 @@ from urllib.parse import unquote, urlsplit
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.I)
 FENCE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`|^(?: {4}|\t).*$", re.M | re.S)
 IN_MARKDOWN = re.compile(
-    r"""\]\(<?([^)\s>]+)>?(?:\s+"[^"]*")?\)|<(?:a|img)\b[^>]*?\b(?:href|src)="([^"]+)"|^\[[^\]]+\]:\s*(\S+)""",
+    r"""\]\(<?([^)\s>]+)>?(?:\s+"[^"]*")?\)"""
+    r"""|<(?:a|img)\b[^>]*?\b(?:href|src)="([^"]+)"|^\[[^\]]+\]:\s*(\S+)""",
     re.M,
 )
 UNLOADED = ("link", "script", "img", "source", "iframe")  # what a page fetches to be shown

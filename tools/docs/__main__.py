@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""The site: every notebook, the reference of every public name, and the accepted results as HTML pages that can be read without a network.
+"""The site: every notebook, the reference of every public name, and the accepted results as HTML
+pages that can be read without a network.
 
     python tools/docs [FOLDER]      writes FOLDER (runs/html); open FOLDER/index.html
 
-Why no mkdocs: mkdocs 1.6 with material, mkdocs-jupyter 0.26 and mkdocstrings 1.0 was tried on this repository (2026).
-It took 74 s of one core for 233 pages of 127 MB, against 9 s for 246 pages of 34 MB, and 82 packages, against one besides nbdev's own.
-The comments beside parameters, which hold shapes and units, are lost, links from notebook to notebook lead to .ipynb files
-(135 of them), formulas stay TeX until a MathJax is added, and the search needs a server or one more plugin.
-Contents, accepted results and the ways between a name and its cell would have to be written all the same.
+Why no mkdocs: mkdocs 1.6 with material, mkdocs-jupyter 0.26 and mkdocstrings 1.0 was tried on this
+repository (2026). It took 74 s of one core for 233 pages of 127 MB, against 9 s for 246 pages of 34
+MB, and 82 packages, against one besides nbdev's own. The comments beside parameters, which hold
+shapes and units, are lost, links from notebook to notebook lead to .ipynb files (135 of them),
+formulas stay TeX until a MathJax is added, and the search needs a server or one more plugin.
+Contents, accepted results and the ways between a name and its cell would have to be written all the
+same.
 """
 
 import argparse
@@ -156,9 +159,29 @@ class Site:
             shown = page.source if page.source and page.url != "index.html" else ""
             self.copied |= {shown} - {""}
             text = self.template.render(
-                site="oodnb", title=page.title, blurb=page.blurb, body=body, toc=toc, url=page.url, here=page.section, source=shown, root="../" * page.url.count("/"), sections=self.sections,
-                top=[*((s.name, s.pages[0].url) for s in self.sections if s.pages and s.name not in ("Start", "About")), *((p.title, p.url) for p in self.pages if p.source == "nbs/explore.ipynb")],
-                before=self.pages[k - 1] if k else None, after=self.pages[k + 1] if k + 1 < len(self.pages) else None, **extra)  # fmt: skip
+                site="oodnb",
+                title=page.title,
+                blurb=page.blurb,
+                body=body,
+                toc=toc,
+                url=page.url,
+                here=page.section,
+                source=shown,
+                root="../" * page.url.count("/"),
+                sections=self.sections,
+                top=[
+                    *(
+                        (s.name, s.pages[0].url)
+                        for s in self.sections
+                        if s.pages and s.name not in ("Start", "About")
+                    ),
+                    *((p.title, p.url) for p in self.pages if p.source == "nbs/explore.ipynb"),
+                ],
+                # fmt: skip
+                before=self.pages[k - 1] if k else None,
+                after=self.pages[k + 1] if k + 1 < len(self.pages) else None,
+                **extra,
+            )
             path = self.out / page.url
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, "utf-8")
@@ -221,9 +244,13 @@ class Site:
             rows = self.link(page)("../" * page.source.count("/") + f"data/reproduced/{stem}.csv")
             numbers = rows_as_html(blocks, prose)
             spread = "; ±ˢ the standard deviation over seeds" if "ˢ" in numbers else ""
+            half = f" ± is half of the 95 % bootstrap interval over pictures{spread}."
             parts += [
                 numbers,
-                f'<p class="note">All rows: <a href="{rows}">{stem}.csv</a>.{f" ± is half of the 95 % bootstrap interval over pictures{spread}." if "±" in numbers else ""}</p>',
+                (
+                    f'<p class="note">All rows: <a href="{rows}">{stem}.csv</a>.'
+                    f"{half if '±' in numbers else ''}</p>"
+                ),
             ]
         return "".join([*parts, prose("## How it is made") if paper else ""])
 
@@ -257,11 +284,17 @@ class Site:
         if entry.kind == "elsewhere":
             there = self.relative(page, f"api/{entry.home}.html#{entry.name}")
             prose.renderer.headings.append((2, entry.name, entry.name))
-            return f'<div class="entry"><h2 id="{entry.name}">{entry.name}</h2><p>comes from <a href="{there}"><code>{entry.home}</code></a></p></div>'
+            return (
+                f'<div class="entry"><h2 id="{entry.name}">{entry.name}</h2><p>comes from '
+                f'<a href="{there}"><code>{entry.home}</code></a></p></div>'
+            )
         cell = self.relative(page, f"{self.by_source[module.notebook].url}#cell-{entry.cell}")
         prose.renderer.headings.append((2, entry.name, entry.name))
         parts = [
-            f'<div class="entry"><h2 id="{entry.name}">{entry.name}<a class="anchor" href="#{entry.name}" aria-label="link to {entry.name}">#</a></h2>',
+            (
+                f'<div class="entry"><h2 id="{entry.name}">{entry.name}<a class="anchor" '
+                f'href="#{entry.name}" aria-label="link to {entry.name}">#</a></h2>'
+            ),
             self.described(prose, entry),
         ]
         for member in entry.members:
@@ -271,7 +304,8 @@ class Site:
             inside = Prose(self.link(self.by_source[module.notebook]), prose.renderer.names)
             inside.renderer.address = self.from_notebook(page, module)
             parts.append(
-                f'<details class="fold"{" open" if "$$" in need else ""}><summary>from the notebook</summary>{inside(need)}</details>'
+                f'<details class="fold"{" open" if "$$" in need else ""}><summary>from '
+                f"the notebook</summary>{inside(need)}</details>"
             )
         return "".join(
             [*parts, f'<p class="note"><a href="{cell}">notebook cell and source</a></p></div>\n']
@@ -327,7 +361,8 @@ class Site:
                 f"<tr>{''.join(f'<td>{row[k]}</td>' for k in columns)}</tr>" for row in rows
             )
             parts.append(
-                f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+                f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+                f"<tbody>{lines}</tbody></table></div>"
             )
         return "".join(parts)
 
@@ -338,7 +373,11 @@ class Site:
             for group, pages in section.groups:
                 parts.append(prose(f"### {group}") if group else "")
                 items = (
-                    f'<li><a href="{self.relative(page, p.url)}">{p.mark + " " if p.mark else ""}{html.escape(p.title)}</a><span>{prose.inline(p.blurb) if p.blurb else ""}</span></li>'
+                    (
+                        f'<li><a href="{self.relative(page, p.url)}">'
+                        f"{p.mark + ' ' if p.mark else ''}{html.escape(p.title)}</a>"
+                        f"<span>{prose.inline(p.blurb) if p.blurb else ''}</span></li>"
+                    )
                     for p in pages
                     if p is not page
                 )
@@ -348,13 +387,18 @@ class Site:
     def all_names(self, page, prose):
         parts = [
             prose(
-                f"# {page.title}\n\n> {page.blurb} Signatures, parameters and shapes are read from the package, the reasons and formulas from its notebooks."
+                f"# {page.title}\n\n> {page.blurb} Signatures, parameters and shapes are "
+                "read from the package, the reasons and formulas from its notebooks."
             )
         ]
         for name, module in self.modules.items():
             parts.append(prose(f"## {name}\n\n{module.doc.splitlines()[0] if module.doc else ''}"))
             items = (
-                f'<li><a href="{self.relative(page, f"api/{name}.html#{e.name}")}"><code>{e.name}</code></a><span>{prose.inline(e.doc.splitlines()[0]) if e.doc else ""}</span></li>'
+                (
+                    f'<li><a href="{self.relative(page, f"api/{name}.html#{e.name}")}">'
+                    f"<code>{e.name}</code></a>"
+                    f"<span>{prose.inline(e.doc.splitlines()[0]) if e.doc else ''}</span></li>"
+                )
                 for e in module.entries
                 if e.kind != "elsewhere"
             )
@@ -415,7 +459,8 @@ def main():
         parser.error(f"{root} is no project: it has no nbs/ or no README.md; give one with --root")
     if out.is_dir() and os.listdir(out) and not (out / "index.html").is_file():
         parser.error(
-            f"{out} holds something else than a site; give an empty folder, because it is written anew"
+            f"{out} holds something else than a site; give an empty folder, because it is "
+            "written anew"
         )
     fresh = out.with_name(out.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)

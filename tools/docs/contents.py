@@ -7,8 +7,26 @@ from dataclasses import dataclass, field
 from notebooks import read_notebook
 from public_names import read_package
 
-CHAPTERS = dict(ground="The ground", measure="Measuring", models="Models", miniworld="The mini world", data="Data", pipeline="From pictures to scores", locoop="LoCoOp", hftt="HFTT", clipn="CLIPN", toe="TOE",
-                forget="Class forgetting", more="More methods", evidence="Evidence", running="Running", checks="Checks", views="Views", command="The command")  # fmt: skip
+CHAPTERS = dict(
+    ground="The ground",
+    measure="Measuring",
+    models="Models",
+    miniworld="The mini world",
+    data="Data",
+    pipeline="From pictures to scores",
+    locoop="LoCoOp",
+    hftt="HFTT",
+    clipn="CLIPN",
+    toe="TOE",
+    # fmt: skip
+    forget="Class forgetting",
+    more="More methods",
+    evidence="Evidence",
+    running="Running",
+    checks="Checks",
+    views="Views",
+    command="The command",
+)
 PAPERS = dict(
     scoreboard="All methods",
     zeroshot="MCM and GL-MCM",
@@ -74,6 +92,13 @@ def chapters(root):
     ]
 
 
+def module_page(name, module):
+    short = name.removeprefix("oodnb.")
+    blurb = module.doc.splitlines()[0] if module.doc else ""
+    source = f"oodnb/{short.replace('.', '/')}.py"
+    return Page(f"api/{name}.html", short, "Reference", source, blurb, about=module)
+
+
 def notebook_pages(root, section, paths, group=lambda notebook: ""):
     for path in paths:
         notebook = read_notebook(root, path.relative_to(root).as_posix())
@@ -128,8 +153,9 @@ def plan(root):
         notebook_pages(root, "Papers", below("papers"), lambda n: paper_group(n)[1]),
         key=lambda page: (paper_group(page.about)[0], page.title),
     )
-    modules = [Page(f"api/{name}.html", name.removeprefix("oodnb."), "Reference", f"oodnb/{name.removeprefix('oodnb.').replace('.', '/')}.py", module.doc.splitlines()[0] if module.doc else "", about=module)
-               for name, module in sorted(read_package(root / "oodnb").items())]  # fmt: skip
+    modules = [
+        module_page(name, module) for name, module in sorted(read_package(root / "oodnb").items())
+    ]
     return [
         Section("Start", start),
         Section("Tutorials", list(notebook_pages(root, "Tutorials", below("tutorials")))),

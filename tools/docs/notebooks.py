@@ -116,9 +116,13 @@ class Writer:
         if listed and not made and (self.folded or only_imports(code)):
             lines = code.strip().splitlines()
             first = "imports" if only_imports(code) else html.escape(lines[0][:90])
-            listed = f'<details class="code"><summary>{first}{f" … <small>{len(lines)} lines</small>" if len(lines) > 1 else ""}</summary>{listed}</details>'
+            count = f" … <small>{len(lines)} lines</small>" if len(lines) > 1 else ""
+            listed = f'<details class="code"><summary>{first}{count}</summary>{listed}</details>'
         kind = " exported" if kinds & {"export", "exporti", "exports"} else ""
-        return f'<div class="cell{kind}" id="cell-{cell.get("id", "")}">{note}{listed}{f"<div class=output>{outputs}</div>" if outputs else ""}</div>\n'
+        shown = f"<div class=output>{outputs}</div>" if outputs else ""
+        return (
+            f'<div class="cell{kind}" id="cell-{cell.get("id", "")}">{note}{listed}{shown}</div>\n'
+        )
 
     def output(self, output, code):
         if output["output_type"] == "stream":
@@ -154,7 +158,10 @@ class Writer:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / name).write_bytes(content)
         last = plain(code.strip().splitlines()[-1])[:120] if code.strip() else "output"
-        return f'<img src="{self.folder.name}/{name}" alt="{html.escape("output of: " + last, quote=True)}" loading="lazy">'
+        return (
+            f'<img src="{self.folder.name}/{name}" '
+            f'alt="{html.escape("output of: " + last, quote=True)}" loading="lazy">'
+        )
 
 
 def figures_of(root, notebook):
@@ -172,9 +179,14 @@ def figures_as_markdown(notebook, figures):
     for path in figures:
         what = Path(path).stem.removeprefix(f"{notebook.stem}_").replace("_", " ").replace("-", " ")
         lines.append(
-            f'<figure><a href="{depth}{path}"><img src="{depth}{path}" alt="{notebook.stem}: {what}" loading="lazy"></a><figcaption>{what}</figcaption></figure>'
+            f'<figure><a href="{depth}{path}"><img src="{depth}{path}" '
+            f'alt="{notebook.stem}: {what}" '
+            f'loading="lazy"></a><figcaption>{what}</figcaption></figure>'
         )
-    return f'<div class="figures{"" if "/papers/" in notebook.path else " small"}">{"".join(lines)}</div>'
+    return (
+        "<div "
+        f'class="figures{"" if "/papers/" in notebook.path else " small"}">{"".join(lines)}</div>'
+    )
 
 
 def rows_as_html(blocks, prose):
@@ -199,11 +211,12 @@ def rows_as_html(blocks, prose):
 
 def _table(columns, lines, legend):
     head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-    body = "".join(
-        f"<tr><th>{html.escape(line[0])}</th>{''.join(f'<td>{html.escape(c)}</td>' for c in line[1:])}</tr>"
-        for line in lines
+    cells = lambda line: "".join(f"<td>{html.escape(c)}</td>" for c in line[1:])
+    body = "".join(f"<tr><th>{html.escape(line[0])}</th>{cells(line)}</tr>" for line in lines)
+    table = (
+        '<div class="wide '
+        f'numbers"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
-    table = f'<div class="wide numbers"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     if len(lines) > SHOWN:
         table = f'<details class="fold"><summary>{len(lines)} lines</summary>{table}</details>'
     return table + (f'<p class="note">{html.escape(legend)}</p>' if legend else "")

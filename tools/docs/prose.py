@@ -36,7 +36,8 @@ def math(tex, display):
         made = convert(clean, display="block" if display else "inline")
     except Exception as error:  # it has many, none names the formula
         raise ValueError(
-            f"This formula cannot be shown: {tex.strip()} ({type(error).__name__} {error}); mend it in its notebook."
+            f"This formula cannot be shown: {tex.strip()} ({type(error).__name__} "
+            f"{error}); mend it in its notebook."
         ) from error
     made = re.sub(
         r"<msup><m[io]>(\w)</m[io]><m[io]>(?:&#x0*2032;|′)</m[io]></msup>",
@@ -77,13 +78,19 @@ class Renderer(mistune.HTMLRenderer):
             anchor = f"{base}-{k}"
         self.used.add(anchor)
         self.headings.append((level, anchor, text))
-        return f'<h{level} id="{anchor}">{text}<a class="anchor" href="#{anchor}" aria-label="link to this heading">#</a></h{level}>\n'
+        return (
+            f'<h{level} id="{anchor}">{text}<a class="anchor" href="#{anchor}" '
+            f'aria-label="link to this heading">#</a></h{level}>\n'
+        )
 
     def link(self, text, url, title=None):
         return super().link(text, self.address(url), title)
 
     def image(self, text, url, title=None):
-        return f'<img src="{html.escape(self.address(url))}" alt="{html.escape(plain(text), quote=True)}" loading="lazy">'
+        return (
+            f'<img src="{html.escape(self.address(url))}" '
+            f'alt="{html.escape(plain(text), quote=True)}" loading="lazy">'
+        )
 
     def codespan(self, text):
         code = f"<code>{html.escape(text)}</code>"

@@ -1,6 +1,8 @@
-"""What a module offers, read from its source: signatures, the comment beside every parameter, docstrings, and the notebook cell they come from.
+"""What a module offers, read from its source: signatures, the comment beside every parameter,
+docstrings, and the notebook cell they come from.
 
-Nothing is imported, so the reference needs no torch and cannot be changed by the machine it is made on.
+Nothing is imported, so the reference needs no torch and cannot be changed by the machine it is made
+on.
 """
 
 import ast
@@ -41,13 +43,20 @@ class Module:
 
 
 def comments(source):
-    """Line number → the comment at its end."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {
-        t.start[0]: t.string.lstrip("# ").strip()
-        for t in tokens
-        if t.type == tokenize.COMMENT and t.line[: t.start[1]].strip()
-    }
+    """Line number → the comment at its end, or else the lines of comment that stand alone above."""
+    behind, alone, above = {}, [], {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            text = token.string.lstrip("# ").strip()
+            if token.line[: token.start[1]].strip():
+                behind[token.start[0]] = text
+            else:
+                alone.append(text)
+        elif token.type not in (tokenize.NL, tokenize.INDENT, tokenize.DEDENT):
+            if alone:
+                above[token.start[0]] = " ".join(alone)
+            alone = []
+    return above | behind
 
 
 def _defaults(arguments):
@@ -86,12 +95,13 @@ def _header_end(node):
 
 
 def parameters(node, notes):
-    """Rows of the parameter table; parameters on one line share its comment. And what comes back."""
+    """Rows of the parameter table; parameters on one line share its comment. And what comes
+    back."""
     defaults, end, rows, last = _defaults(node.args), _header_end(node), [], None
     for name, argument in _arguments(node.args):
         default = defaults.get(name)
         line = max(argument.end_lineno, default.end_lineno if default is not None else 0)
-        note = "" if line >= end else notes.get(line, "")
+        note = "" if line >= end else notes.get(line) or notes.get(argument.lineno, "")
         row = (name, _code(argument.annotation), _code(default), note)
         if note and line == last:
             rows[-1] = tuple(
@@ -151,7 +161,12 @@ def _function(node, notes, kind="function", name=None):
 
 def _class(node, notes):
     fields = [
-        (a.target.id, _code(a.annotation), _code(a.value), notes.get(a.end_lineno, ""))
+        (
+            a.target.id,
+            _code(a.annotation),
+            _code(a.value),
+            notes.get(a.end_lineno) or notes.get(a.lineno, ""),
+        )
         for a in node.body
         if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name)
     ]
@@ -220,13 +235,14 @@ def _passed_on(tree, package):
     """Names imported from modules of the package → the module."""
     found = {}
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.level:
+        if not isinstance(node, ast.ImportFrom) or not node.module:
+            continue
+        home = node.module
+        if node.level:
             base = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
-            found |= {
-                alias.asname or alias.name: f"{base}.{node.module}"
-                for alias in node.names
-                if node.module
-            }
+            home = f"{base}.{node.module}"
+        if home.startswith("oodnb."):
+            found |= {alias.asname or alias.name: home for alias in node.names}
     return found
 
 
