@@ -145,10 +145,8 @@ def explore_regions(
     )
     if other is not None:
         raise ValueError(
-            
-                f"The probe {other!r} has other class names or texts than the first; the "
-                "controls are shared, so make them alike."
-            
+            f"The probe {other!r} has other class names or texts than the first; the "
+            "controls are shared, so make them alike."
         )
 
     def panel(picture, label, **values):

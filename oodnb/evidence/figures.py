@@ -398,10 +398,8 @@ def plot_metric_intervals(
     unknown = [n for n in names if n not in _LABELS or n not in metrics]
     if unknown:
         raise ValueError(
-            
-                f"No metric {unknown[0]!r} in this table; choose from "
-                f"{', '.join(n for n in _LABELS if n in metrics)}."
-            
+            f"No metric {unknown[0]!r} in this table; choose from "
+            f"{', '.join(n for n in _LABELS if n in metrics)}."
         )
     sets, detectors, labels = (
         list(metrics["dataset"].unique()),
@@ -497,11 +495,9 @@ def _find_pictures(rows, sets):  # (image set, position) per row
     missing = sorted({d for d in rows["dataset"] if d not in sets})
     if missing:
         raise ValueError(
-            
-                f"The pictures of {missing[0]!r} are needed; give "
-                f"image_sets={{{missing[0]!r}: load_dataset({missing[0]!r}), ...}}, one per "
-                "data set of the score table."
-            
+            f"The pictures of {missing[0]!r} are needed; give "
+            f"image_sets={{{missing[0]!r}: load_dataset({missing[0]!r}), ...}}, one per "
+            "data set of the score table."
         )
     where = {
         name: {str(i): k for k, i in enumerate(sets[name].ids)} for name in set(rows["dataset"])
@@ -509,10 +505,8 @@ def _find_pictures(rows, sets):  # (image set, position) per row
     lost = [(d, i) for d, i in zip(rows["dataset"], rows["image_id"]) if str(i) not in where[d]]
     if lost:
         raise ValueError(
-            
-                f"The image set {lost[0][0]!r} has no image {lost[0][1]!r}; it is not the set "
-                "(or split) the scores were made from."
-            
+            f"The image set {lost[0][0]!r} has no image {lost[0][1]!r}; it is not the set "
+            "(or split) the scores were made from."
         )
     return [(sets[d], where[d][str(i)]) for d, i in zip(rows["dataset"], rows["image_id"])]
 

@@ -244,10 +244,8 @@ def compare_runs(
     for name, own in runs.items():
         if 1 not in (len(own), len(base)) and len(own) != len(base):
             raise ValueError(
-                
-                    f"{name!r} has {len(own)} trainings and {reference!r} {len(base)}; give "
-                    "the same seeds for both, in the same order."
-                
+                f"{name!r} has {len(own)} trainings and {reference!r} {len(base)}; give "
+                "the same seeds for both, in the same order."
             )
     groups, found = _grouped_samples(
         scores, [c for columns in runs.values() for c in columns], metrics, groups, n_boot, seed

@@ -101,10 +101,8 @@ def line_counts(
     "What a line costs in both conventions, beside FPR95 in both."
     if detector not in detector_names(scores):
         raise ValueError(
-            
-                f"No detector {detector!r} in this score table; it has "
-                f"{', '.join(detector_names(scores))}."
-            
+            f"No detector {detector!r} in this score table; it has "
+            f"{', '.join(detector_names(scores))}."
         )
     if not 0 < accepted < 100:
         raise ValueError(
@@ -227,10 +225,8 @@ def _labelled(rows, detector, sets, classes):  # [(PIL, caption)] of rows of a s
         images = sets.get(row["dataset"])
         if images is None:
             raise ValueError(
-                
-                    f"The pictures of {row['dataset']!r} are needed; image_sets has "
-                    f"{', '.join(sets) or 'none'}. Give the ImageSets that were scored."
-                
+                f"The pictures of {row['dataset']!r} are needed; image_sets has "
+                f"{', '.join(sets) or 'none'}. Give the ImageSets that were scored."
             )
         if row["dataset"] not in places:
             places[row["dataset"]] = {name: i for i, name in enumerate(images.ids)}

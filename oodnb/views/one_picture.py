@@ -50,10 +50,8 @@ def probe_regions(
     "Ask the image tower once."
     if backbone.grid is None:
         raise ValueError(
-            
-                f"The backbone {backbone.name} has no local features, so it has no regions; "
-                "use a CLIP vision transformer or ResNet."
-            
+            f"The backbone {backbone.name} has no local features, so it has no regions; "
+            "use a CLIP vision transformer or ResNet."
         )
     names = clean_names(class_names)
     with torch.no_grad():
@@ -64,10 +62,8 @@ def probe_regions(
     wrong = next((title for title, t in found.items() if len(t) != len(names)), None)
     if wrong is not None:
         raise ValueError(
-            
-                f"The texts {wrong!r} have {len(found[wrong])} rows for {len(names)} class "
-                "names; give one row per class."
-            
+            f"The texts {wrong!r} have {len(found[wrong])} rows for {len(names)} class "
+            "names; give one row per class."
         )
     whole, local = backbone.encode_images(backbone.preprocess(image)[None], local=True)
     return RegionProbe(
@@ -210,10 +206,8 @@ def make_gallery(
     lost = [name for name, features in gallery.features.items() if len(features) != len(sets[name])]
     if lost:
         raise ValueError(
-            
-                f"{lost[0]!r} has pictures that cannot be read, so positions in it mean "
-                "nothing; leave them out with readable(...) first."
-            
+            f"{lost[0]!r} has pictures that cannot be read, so positions in it mean "
+            "nothing; leave them out with readable(...) first."
         )
     return gallery
 
@@ -268,10 +262,8 @@ def judge_picture(
     "Scores of one picture, of the known ones and of the others, with the line and the decision."
     if not 0 < accepted < 100:
         raise ValueError(
-            
-                f"accepted is {accepted} percent of the known pictures; give a number between "
-                "0 and 100."
-            
+            f"accepted is {accepted} percent of the known pictures; give a number between "
+            "0 and 100."
         )
     names, rows = list(clean_names(class_names)), []
     texts, detectors, scores = _scored(gallery, names, detectors, templates)

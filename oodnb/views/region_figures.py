@@ -22,10 +22,8 @@ def _placed(image, regions):
     "(picture [H, W, 3], box in it) of a picture that must be the one the map was made of."
     if regions.size and tuple(image.size) != tuple(regions.size):
         raise ValueError(
-            
-                f"The map was made of a picture of {regions.size[0]} x {regions.size[1]} "
-                f"pixels, this one has {image.size[0]} x {image.size[1]}; give the original."
-            
+            f"The map was made of a picture of {regions.size[0]} x {regions.size[1]} "
+            f"pixels, this one has {image.size[0]} x {image.size[1]}; give the original."
         )
     return np.asarray(image.convert("RGB")), regions.box or (0.0, 0.0, *map(float, image.size))
 
