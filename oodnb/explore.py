@@ -68,11 +68,17 @@ class Explorer(widgets.VBox):
                 **{name: control.value for name, control in self.controls.items()}
             )
         except (ValueError, RuntimeError) as error:
-            self.says.value = f'<div class="oodnb-says" style="color:#B00020; max-width:60em; line-height:1.4">{escape(str(error))}</div>'
+            self.says.value = (
+                '<div class="oodnb-says" style="color:#B00020; max-width:60em; '
+                f'line-height:1.4">{escape(str(error))}</div>'
+            )
             return
         self.picture.value = self.panel.encoded()
         self.milliseconds = 1000 * (time.perf_counter() - start)
-        self.says.value = f'<div class="oodnb-says" style="max-width:60em; line-height:1.4">{escape(self.panel.says)}</div>'
+        self.says.value = (
+            '<div class="oodnb-says" style="max-width:60em; '
+            f'line-height:1.4">{escape(self.panel.says)}</div>'
+        )
         self.note.value = (
             f'<small class="oodnb-time" style="color:#767676">{self.milliseconds:.0f} ms</small>'
         )
@@ -139,7 +145,8 @@ def explore_regions(
     )
     if other is not None:
         raise ValueError(
-            f"The probe {other!r} has other class names or texts than the first; the controls are shared, so make them alike."
+            f"The probe {other!r} has other class names or texts than the first; the "
+            "controls are shared, so make them alike."
         )
 
     def panel(picture, label, **values):

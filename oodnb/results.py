@@ -58,10 +58,9 @@ def _metric_samples(
         found[name] = {m: 100 * v for m, v in samples.items()}
     return found
 
-# %% ../nbs/12_evidence/01_results.ipynb #7fc03196
-NEAR = frozenset(
-    ["NINCO", "SSB-hard", "mini-near", "mini-small-near"]
-)  # OOD sets of the same kinds as the ID classes
+# %% ../nbs/12_evidence/01_results.ipynb #4ecff859
+# OOD sets of the same kinds as the ID classes
+NEAR = frozenset(["NINCO", "SSB-hard", "mini-near", "mini-small-near"])
 
 
 def far_sets(
@@ -71,34 +70,37 @@ def far_sets(
     far = [name for name in names if name not in NEAR]
     return {"far": far} if 1 < len(far) < len(names) else {}
 
-
+# %% ../nbs/12_evidence/01_results.ipynb #b8b95e97
 def without_cleaned(
     scores,  # score table
-    # (score table without the sets "...-cleaned", score table with these as its only OOD sets, or None)
+    # (score table without the sets "...-cleaned", score table with these as its only OOD sets, or
+    # None)
 ) -> tuple:
     "Part a table, so that no mean counts a set and its cleaned copy."
     cleaned = scores["dataset"].str.endswith("-cleaned")
     return scores[~cleaned], scores[cleaned | (scores["role"] == "id")] if cleaned.any() else None
 
+# %% ../nbs/12_evidence/01_results.ipynb #84019a00
+def _check_group(group, members, names):
+    unknown = [m for m in members if m not in names]
+    if unknown:
+        raise ValueError(
+            f"The group {group!r} names {unknown[0]!r}, which is no OOD set of this table; "
+            f"they are {', '.join(names)}."
+        )
+    if not members:
+        raise ValueError(f"The group {group!r} is empty.")
+    if group in names:
+        raise ValueError(f"{group!r} is both a group and an OOD set; rename the group.")
+
 
 def _group_members(groups, names):
     groups = {**(groups or {}), "mean": list(names)}
     for group, members in groups.items():
-        unknown = [m for m in members if m not in names]
-        if unknown or not members:
-            raise ValueError(
-                f"The group {group!r} "
-                + (
-                    f"names {unknown[0]!r}, which is no OOD set of this table; they are {', '.join(names)}."
-                    if unknown
-                    else "is empty."
-                )
-            )
-        if group in names:
-            raise ValueError(f"{group!r} is both a group and an OOD set; rename the group.")
+        _check_group(group, members, names)
     return groups
 
-
+# %% ../nbs/12_evidence/01_results.ipynb #7fc03196
 def _metric_row(detector, dataset, point, samples, level):
     ends = {
         m: np.quantile(samples[m], [(1 - level) / 2, (1 + level) / 2])
@@ -117,6 +119,37 @@ def _metric_row(detector, dataset, point, samples, level):
         "tied": point["tied"],
     }
 
+# %% ../nbs/12_evidence/01_results.ipynb #8282aa99
+def _chosen(scores, detectors):  # list of names, checked
+    names = detector_names(scores)
+    if detectors is None:
+        return names
+    wanted = [detectors] if isinstance(detectors, str) else list(detectors)
+    unknown = [d for d in wanted if d not in names]
+    if unknown:
+        raise ValueError(
+            f"No detector {unknown[0]!r} in this score table; it has {', '.join(names)}."
+        )
+    return wanted
+
+# %% ../nbs/12_evidence/01_results.ipynb #9cf98674
+def _points(known, ood, detector):  # {set: its metrics in percent, with ties and tied}
+    points = {}
+    for name, rows in ood.items():
+        point = detection_metrics(known[detector].to_numpy(), rows[detector].to_numpy())
+        points[name] = {k: 100 * v if k in METRICS else v for k, v in point.items()} | {
+            "tied": 100 * point["ties"] / (point["n_id"] + point["n_ood"])
+        }
+    return points
+
+
+def _group_mean(points, samples, members, n_id, n_ood):  # (metrics of a group, its samples)
+    mean = {m: float(np.mean([points[s][m] for s in members])) for m in (*METRICS, "tied")}
+    mean |= {"ties": sum(points[s]["ties"] for s in members), "n_id": n_id, "n_ood": n_ood}
+    if not samples:
+        return mean, None
+    return mean, {m: np.mean([samples[s][m] for s in members], axis=0) for m in METRICS}
+
 # %% ../nbs/12_evidence/01_results.ipynb #00f23941
 def metrics_table(
     scores,  # score table
@@ -126,56 +159,35 @@ def metrics_table(
     detectors=None,  # names; None takes all
     groups=None,  # dict: name -> OOD sets whose mean is wanted too
 ) -> pd.DataFrame:  # one row per detector and OOD set, then groups and "mean", in percent
-    "AUROC, AUPR of both sides and FPR95 in both conventions, each with `_low` and `_high`, for every detector and OOD set."
+    """AUROC, AUPR of both sides and FPR95 in both conventions for every detector and OOD set,
+    each with `_low` and `_high`."""
     known, ood = by_role(scores)
     groups, out = _group_members(groups, ood), []
     for detector in _chosen(scores, detectors):
-        points = {}
-        for name, rows in ood.items():
-            point = detection_metrics(known[detector].to_numpy(), rows[detector].to_numpy())
-            points[name] = {k: 100 * v if k in METRICS else v for k, v in point.items()} | {
-                "tied": 100 * point["ties"] / (point["n_id"] + point["n_ood"])
-            }
+        points = _points(known, ood, detector)
         samples = _metric_samples(known, ood, detector, n_boot, seed) if n_boot else {}
         out += [_metric_row(detector, name, points[name], samples.get(name), level) for name in ood]
         for group, members in groups.items():
-            mean = {m: float(np.mean([points[s][m] for s in members])) for m in (*METRICS, "tied")}
-            mean |= {
-                "ties": sum(points[s]["ties"] for s in members),
-                "n_id": len(known),
-                "n_ood": sum(len(ood[s]) for s in members),
-            }
-            joint = (
-                {m: np.mean([samples[s][m] for s in members], axis=0) for m in METRICS}
-                if samples
-                else None
-            )
+            n_ood = sum(len(ood[s]) for s in members)
+            mean, joint = _group_mean(points, samples, members, len(known), n_ood)
             out.append(_metric_row(detector, group, mean, joint, level))
     table = pd.DataFrame(out)
-    table.attrs = {
-        "level": level,
-        "n_boot": n_boot,
-        "id_set": str(known["dataset"].iloc[0]),
-        "groups": groups,
-    }
+    id_set = str(known["dataset"].iloc[0])
+    table.attrs = {"level": level, "n_boot": n_boot, "id_set": id_set, "groups": groups}
     return table
 
-
-def _chosen(scores, detectors):
-    names = detector_names(scores)
-    wanted = (
-        names
-        if detectors is None
-        else [detectors]
-        if isinstance(detectors, str)
-        else list(detectors)
-    )
-    unknown = [d for d in wanted if d not in names]
-    if unknown:
-        raise ValueError(
-            f"No detector {unknown[0]!r} in this score table; it has {', '.join(names)}."
+# %% ../nbs/12_evidence/01_results.ipynb #5bb55014
+def _points_and_samples(known, ood, detector, metrics, n_boot, seed):
+    "Per OOD set, and for their mean: (points [M], samples [M, n_boot]), in percent."
+    samples = _metric_samples(known, ood, detector, n_boot, seed)
+    both = {}
+    for name, rows in ood.items():
+        point = detection_metrics(known[detector].to_numpy(), rows[detector].to_numpy())
+        both[name] = (
+            100 * np.array([point[m] for m in metrics]),
+            np.array([samples[name][m] for m in metrics]),
         )
-    return wanted
+    return both | {"mean": tuple(np.mean([both[s][k] for s in ood], axis=0) for k in (0, 1))}
 
 # %% ../nbs/12_evidence/01_results.ipynb #055708f7
 def difference_table(
@@ -186,45 +198,21 @@ def difference_table(
     seed=0,  # fixes the resamples
     level=0.95,  # coverage
 ) -> pd.DataFrame:  # detector minus reference per OOD set and for the mean, in percentage points
-    "Paired differences to one detector with their intervals; `clear` when the interval leaves out zero."
+    """Paired differences to one detector with their intervals; `clear` when the interval leaves
+    out zero."""
     (reference,), (known, ood), out = _chosen(scores, reference), by_role(scores), []
-
-    def table(detector):
-        points = {
-            s: detection_metrics(known[detector].to_numpy(), rows[detector].to_numpy())
-            for s, rows in ood.items()
-        }
-        samples = _metric_samples(known, ood, detector, n_boot, seed)
-        both = {
-            s: (
-                100 * np.array([points[s][m] for m in metrics]),
-                np.array([samples[s][m] for m in metrics]),
-            )
-            for s in ood
-        }
-        return both | {"mean": tuple(np.mean([both[s][k] for s in ood], axis=0) for k in (0, 1))}
-
-    base = table(reference)
+    base = _points_and_samples(known, ood, reference, metrics, n_boot, seed)
     for detector in detector_names(scores):
         if detector == reference:
             continue
-        for name, (point, sample) in table(detector).items():
-            low, high = np.quantile(
-                sample - base[name][1], [(1 - level) / 2, (1 + level) / 2], axis=1
-            )
+        own = _points_and_samples(known, ood, detector, metrics, n_boot, seed)
+        for name, (point, sample) in own.items():
+            ends = [(1 - level) / 2, (1 + level) / 2]
+            low, high = np.quantile(sample - base[name][1], ends, axis=1)
             for m, d, a, b in zip(metrics, point - base[name][0], low, high):
-                out.append(
-                    {
-                        "detector": detector,
-                        "reference": reference,
-                        "dataset": name,
-                        "metric": m,
-                        "difference": d,
-                        "low": a,
-                        "high": b,
-                        "clear": bool(a > 0 or b < 0),
-                    }
-                )
+                row = {"detector": detector, "reference": reference, "dataset": name, "metric": m}
+                clear = bool(a > 0 or b < 0)
+                out.append({**row, "difference": d, "low": a, "high": b, "clear": clear})
     return pd.DataFrame(out)
 
 # %% ../nbs/12_evidence/01_results.ipynb #1bd7334d
@@ -256,7 +244,7 @@ def id_accuracy(
         out.append({"detector": detector, **_accuracy(right), "n": len(right)})
     return pd.DataFrame(out)
 
-# %% ../nbs/12_evidence/01_results.ipynb #bb72eda9
+# %% ../nbs/12_evidence/01_results.ipynb #76171184
 _all_ = [
     "ROW_COLUMNS",
     "SCALES",
@@ -269,17 +257,23 @@ _all_ = [
 ]
 
 
-def _mean_names(metrics):
+def _mean_names(metrics):  # {group: what its mean is called}
     "A mean over other sets than the papers' four must not be called `mean`: say what it averages."
-    four, groups = (
-        set(row_vocabulary()["mean_of"]),
-        metrics.attrs.get("groups")
-        or {"mean": [d for d in metrics["dataset"].unique() if d != "mean"]},
-    )
+    four = set(row_vocabulary()["mean_of"])
+    sets = [d for d in metrics["dataset"].unique() if d != "mean"]
+    groups = metrics.attrs.get("groups") or {"mean": sets}
     return {
         group: "mean" if set(members) == four else f"mean of {', '.join(members)}"
         for group, members in groups.items()
     }
+
+# %% ../nbs/12_evidence/01_results.ipynb #bb72eda9
+def _accuracy_rows(accuracy, id_set):
+    return [
+        {"method": r["detector"], "dataset": id_set, "metric": "accuracy", "value": r["accuracy"]}
+        for r in accuracy.to_dict("records")
+        if r["n"]
+    ]
 
 
 def rows(
@@ -296,7 +290,13 @@ def rows(
     names=("auroc", "fpr95_id_positive", "fpr95_ood_positive", "aupr_in", "aupr_out"),
 ) -> pd.DataFrame:  # rows, percent, unrounded
     "Rows of one run from its metrics table; the detectors' names are the methods."
-    seeds = ";".join(str(s) for s in ([seeds] if isinstance(seeds, int) else seeds))
+    called = _mean_names(metrics) if scale == "paper" else {}
+    out = []
+    for r in metrics.to_dict("records"):
+        place = {"method": r["detector"], "dataset": called.get(r["dataset"], r["dataset"])}
+        out += [{**place, "metric": m, "value": r[m]} for m in names]
+    if accuracy is not None:
+        out += _accuracy_rows(accuracy, metrics.attrs.get("id_set", "ImageNet"))
     fixed = {
         "paper": paper,
         "table": table,
@@ -304,36 +304,42 @@ def rows(
         "setting": setting,
         "source": f"oodnb {oodnb.__version__}",
         "std": np.nan,
-        "seeds": seeds,
+        "seeds": ";".join(str(s) for s in ([seeds] if isinstance(seeds, int) else seeds)),
         "scale": scale,
         "run": run,
     }
-    called = _mean_names(metrics) if scale == "paper" else {}
-    out = [
-        {
-            "method": r["detector"],
-            "dataset": called.get(r["dataset"], r["dataset"]),
-            "metric": m,
-            "value": r[m],
-            **fixed,
-        }
-        for r in metrics.to_dict("records")
-        for m in names
-    ]
-    if accuracy is not None:
-        id_set = metrics.attrs.get("id_set", "ImageNet")
-        out += [
-            {
-                "method": r["detector"],
-                "dataset": id_set,
-                "metric": "accuracy",
-                "value": r["accuracy"],
-                **fixed,
-            }
-            for r in accuracy.to_dict("records")
-            if r["n"]
-        ]
-    return check_rows(pd.DataFrame(out, columns=list(ROW_COLUMNS)), "these rows")
+    made = pd.DataFrame([row | fixed for row in out], columns=list(ROW_COLUMNS))
+    return check_rows(made, "these rows")
+
+# %% ../nbs/12_evidence/01_results.ipynb #343c5b2c
+def _check_reproduced(rows):
+    check_rows(rows)
+    if "published" in set(rows["scale"]):
+        raise ValueError(
+            "rows holds published numbers; give them as published=..., and reproduced "
+            "rows (scale paper, mini or own) as rows."
+        )
+    again = rows[rows.duplicated([*IDENTITY, "scale"], keep=False)]
+    if len(again):
+        raise ValueError(
+            f"{len(again)} rows belong to several runs of the same experiment (runs "
+            f"{', '.join(sorted(set(again['run'])))}); take one run, or "
+            "average_seeds(rows) first."
+        )
+
+# %% ../nbs/12_evidence/01_results.ipynb #8faadd31
+def _published_beside(rows):
+    published = published_rows()
+    tables = rows["paper"] + "/" + rows["table"]
+    return published[(published["paper"] + "/" + published["table"]).isin(tables)]
+
+
+def _in_order(table, rows, published):
+    "Reproduced lines in their own order first, then what only the paper has."
+    keys = pd.concat([rows, published])[_KEYS].drop_duplicates().to_numpy().tolist()
+    order = {tuple(key): i for i, key in enumerate(keys)}
+    places = [order[tuple(key)] for key in table[_KEYS].to_numpy().tolist()]
+    return table.iloc[np.argsort(places, kind="stable")].reset_index(drop=True)
 
 # %% ../nbs/12_evidence/01_results.ipynb #e919865c
 def compare_with_published(
@@ -341,62 +347,29 @@ def compare_with_published(
     # rows to compare with; None takes the same papers and tables from published_rows()
     published=None,
 ) -> pd.DataFrame:  # published | reproduced, std, difference | mini | own
-    "Published and reproduced numbers side by side; a difference exists only for rows of scale `paper`."
-    check_rows(rows)
-    if "published" in set(rows["scale"]):
-        raise ValueError(
-            "rows holds published numbers; give them as published=..., and reproduced rows (scale paper, mini or own) as rows."
-        )
-    again = rows[rows.duplicated([*IDENTITY, "scale"], keep=False)]
-    if len(again):
-        raise ValueError(
-            f"{len(again)} rows belong to several runs of the same experiment (runs {', '.join(sorted(set(again['run'])))}); take one run, or average_seeds(rows) first."
-        )
-    if published is None:
-        published = published_rows()
-        published = published[
-            (published["paper"] + "/" + published["table"]).isin(
-                rows["paper"] + "/" + rows["table"]
-            )
-        ]
-    columns = [
-        published.set_index(_KEYS)[["value", "source"]].rename(columns={"value": "published"})
-    ]
+    """Published and reproduced numbers side by side; a difference exists only for rows of scale
+    `paper`."""
+    _check_reproduced(rows)
+    published = _published_beside(rows) if published is None else published
+    printed = published.set_index(_KEYS)[["value", "source"]]
+    table = printed.rename(columns={"value": "published"})
     for scale, name in (("paper", "reproduced"), ("mini", "mini"), ("own", "own")):
         part = rows[rows["scale"] == scale].set_index(_KEYS)[["value", "std", "seeds"]]
         if len(part) or scale == "paper":
-            columns.append(
-                part.rename(columns={"value": name, "std": f"{name}_std", "seeds": f"{name}_seeds"})
-            )
-    table = columns[0]
-    for extra in columns[1:]:
-        table = table.join(extra, how="outer", sort=False)
-    table.insert(
-        table.columns.get_loc("reproduced") + 1,
-        "difference",
-        table["reproduced"] - table["published"],
-    )
+            called = {"value": name, "std": f"{name}_std", "seeds": f"{name}_seeds"}
+            table = table.join(part.rename(columns=called), how="outer", sort=False)
+    difference = table["reproduced"] - table["published"]
+    table.insert(table.columns.get_loc("reproduced") + 1, "difference", difference)
     return _in_order(table.reset_index(), rows, published)
 
-
-def _in_order(table, rows, published):
-    "Reproduced lines in their own order first, then what only the paper has."
-    order = {
-        tuple(k): i
-        for i, k in enumerate(
-            pd.concat([rows, published])[_KEYS].drop_duplicates().to_numpy().tolist()
-        )
-    }
-    return table.iloc[
-        np.argsort([order[tuple(k)] for k in table[_KEYS].to_numpy().tolist()], kind="stable")
-    ].reset_index(drop=True)
-
-# %% ../nbs/12_evidence/01_results.ipynb #8214fb38
+# %% ../nbs/12_evidence/01_results.ipynb #50c8a794
 _CONVENTIONS = {
     "both": ("fpr95_id_positive", "fpr95_ood_positive"),
     "id_positive": ("fpr95_id_positive",),
     "ood_positive": ("fpr95_ood_positive",),
 }
+
+
 _HEADS = {
     "auroc": "AUROC",
     "fpr95_id_positive": "FPR95 (ID positive)",
@@ -405,126 +378,115 @@ _HEADS = {
 
 
 def _cell(row, metric, digits, best, mark):
-    low, high, spread = (
-        row[f"{metric}_low"],
-        row[f"{metric}_high"],
-        row.get(f"{metric}_std", np.nan),
-    )
+    low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+    spread = row.get(f"{metric}_std", np.nan)
     text = f"{row[metric]:.{digits}f}"
     if best:
         text = mark.format(text)
-    return (
-        text
-        + (f" ±{(high - low) / 2:.{digits}f}" if np.isfinite(high - low) else "")
-        + (f" ({spread:.{digits}f})" if np.isfinite(spread) else "")
-    )
+    if np.isfinite(high - low):
+        text += f" ±{(high - low) / 2:.{digits}f}"
+    if np.isfinite(spread):
+        text += f" ({spread:.{digits}f})"
+    return text
+
+# %% ../nbs/12_evidence/01_results.ipynb #fc005fb6
+def _say_ties(metrics):
+    "How many images share their score, in words; nothing where it is not known."
+    if "tied" not in metrics or metrics["tied"].isna().all():
+        return ""
+    most = metrics.loc[metrics["tied"].idxmax()]
+    if most["tied"] > 0:
+        where = f"{most['detector']} on {most['dataset']}"
+        return f" Tied images: at most {most['tied']:.1f} % ({where})."
+    return " Tied images: none."
 
 
+def _legend(metrics, shown):
+    legend = " / ".join(_HEADS[m] + {"auroc": " ↑"}.get(m, " ↓") for m in shown) + ", in percent"
+    if metrics["auroc_low"].notna().any():
+        legend += f"; ± half of the {metrics.attrs.get('level', 0.95):.0%} bootstrap interval"
+    if "auroc_std" in metrics and metrics["auroc_std"].notna().any():
+        legend += "; in brackets the standard deviation over seeds"
+    return legend + "." + _say_ties(metrics)
+
+# %% ../nbs/12_evidence/01_results.ipynb #93af4c4e
 def _compact(metrics, convention, digits, mark):
     "Cells of a metrics table as text, and the line that explains them."
     if convention not in _CONVENTIONS:
         raise ValueError(f"Unknown convention {convention!r}; choose {', '.join(_CONVENTIONS)}.")
     shown = ("auroc", *_CONVENTIONS[convention])
     metrics = metrics.assign(**{f"_{m}": metrics[m].round(digits) for m in shown})
-    best = {
-        (d, m): (g[f"_{m}"].max() if m == "auroc" else g[f"_{m}"].min())
-        for d, g in metrics.groupby("dataset")
-        for m in shown
-    }
-    many = metrics["detector"].nunique() > 1
-    cells = [
-        " / ".join(
-            _cell(r, m, digits, many and r[f"_{m}"] == best[r["dataset"], m], mark) for m in shown
-        )
-        for r in metrics.to_dict("records")
-    ]
-    wide = (
-        metrics.assign(cell=cells)
-        .pivot(index="detector", columns="dataset", values="cell")
-        .reindex(index=metrics["detector"].unique(), columns=metrics["dataset"].unique())
-    )
-    legend = " / ".join(_HEADS[m] + {"auroc": " ↑"}.get(m, " ↓") for m in shown) + ", in percent"
-    if metrics["auroc_low"].notna().any():
-        legend += f"; ± half of the {metrics.attrs.get('level', 0.95):.0%} bootstrap interval"
-    if "auroc_std" in metrics and metrics["auroc_std"].notna().any():
-        legend += "; in brackets the standard deviation over seeds"
-    return wide.fillna("–").reset_index(), legend + "." + _say_ties(metrics)
+    best = {}
+    for dataset, group in metrics.groupby("dataset"):
+        for m in shown:
+            best[dataset, m] = group[f"_{m}"].max() if m == "auroc" else group[f"_{m}"].min()
+    many, cells = metrics["detector"].nunique() > 1, []
+    for r in metrics.to_dict("records"):
+        is_best = [many and r[f"_{m}"] == best[r["dataset"], m] for m in shown]
+        cells.append(" / ".join(_cell(r, m, digits, b, mark) for m, b in zip(shown, is_best)))
+    wide = metrics.assign(cell=cells).pivot(index="detector", columns="dataset", values="cell")
+    wide = wide.reindex(index=metrics["detector"].unique(), columns=metrics["dataset"].unique())
+    return wide.fillna("–").reset_index(), _legend(metrics, shown)
+
+# %% ../nbs/12_evidence/01_results.ipynb #4172d660
+def _shown_columns(table, fixed):
+    always = ("published", "reproduced", "difference")
+    there = lambda c: c in always or not table[c].replace("", np.nan).isna().all()
+    return [c for c in table.columns if c not in (*fixed, "source") and there(c)]
 
 
-def _say_ties(metrics):
-    "How many images share their score, in words; nothing where it is not known."
-    if "tied" not in metrics or metrics["tied"].isna().all():
-        return ""
-    most = metrics.loc[metrics["tied"].idxmax()]
-    return (
-        f" Tied images: at most {most['tied']:.1f} % ({most['detector']} on {most['dataset']})."
-        if most["tied"] > 0
-        else " Tied images: none."
-    )
+def _shown(value, column, digits):
+    if value is None or value != value or value == "":
+        return "–"
+    if column == "difference":
+        return f"{value:+.{digits}f}"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def _comparison(table, digits):
-    "Cells of compare_with_published as text; columns that hold one value throughout go into the legend."
+    "Cells of compare_with_published as text, and the line that explains them."
     fixed = [c for c in _KEYS if table[c].nunique() == 1]
-    wanted = [
-        c
-        for c in table.columns
-        if c not in (*fixed, "source")
-        and (
-            c in ("published", "reproduced", "difference")
-            or not table[c].replace("", np.nan).isna().all()
+    wanted = _shown_columns(table, fixed)
+    body = pd.DataFrame({c: [_shown(v, c, digits) for v in table[c]] for c in wanted})
+    legend = "; ".join(f"{c}: {table[c].iloc[0]}" for c in fixed)
+    legend += ". In percent; – means that side has no number."
+    if "mini" in wanted:
+        legend += (
+            " The mini column is another, smaller world: it is not comparable with the others."
         )
-    ]
+    return body, legend
 
-    def text(value, column):
-        return (
-            "–"
-            if value is None or value != value or value == ""
-            else f"{value:+.{digits}f}"
-            if column == "difference"
-            else f"{value:.{digits}f}"
-            if isinstance(value, float)
-            else str(value)
-        )
-
-    body = pd.DataFrame({c: [text(v, c) for v in table[c]] for c in wanted})
-    legend = (
-        "; ".join(f"{c}: {table[c].iloc[0]}" for c in fixed)
-        + ". In percent; – means that side has no number."
-    )
-    return body, legend + (
-        " The mini column is another, smaller world: it is not comparable with the others."
-        if "mini" in wanted
-        else ""
-    )
-
-
+# %% ../nbs/12_evidence/01_results.ipynb #8214fb38
 def _body(table, convention, digits, mark):
     if {"detector", "auroc", "auroc_low"} <= set(table.columns):
         return _compact(table, convention, digits, mark)
     if "published" in table.columns:
         return _comparison(table, digits)
     raise ValueError(
-        f"This is neither a metrics table nor a comparison (columns {', '.join(map(str, table.columns[:8]))}); make one with metrics_table(scores) or compare_with_published(rows)."
+        "This is neither a metrics table nor a comparison (columns "
+        f"{', '.join(map(str, table.columns[:8]))}); make one with metrics_table(scores) "
+        "or compare_with_published(rows)."
     )
 
-# %% ../nbs/12_evidence/01_results.ipynb #afa82e97
+# %% ../nbs/12_evidence/01_results.ipynb #becf1ad8
 def to_markdown(
     table,  # metrics_table(...) or compare_with_published(...)
     convention="both",  # which FPR95: "both", "id_positive" or "ood_positive"
     digits=1,  # decimals
 ) -> str:  # Markdown with a legend below
-    "A compact Markdown table: AUROC and FPR95 per detector and set, or published beside reproduced."
+    """A compact Markdown table: AUROC and FPR95 per detector and set, or published beside
+    reproduced."""
     body, legend = _body(table, convention, digits, "\x02{}\x03")
     text = markdown_table(body.columns, body.to_numpy().tolist()) + f"\n\n{markdown_text(legend)}\n"
     return text.translate({2: "**", 3: "**"})
 
-
+# %% ../nbs/12_evidence/01_results.ipynb #afa82e97
 _TABLE = """<table style="border-collapse:collapse;font-size:90%">
 {%- macro cells(tag, texts, rule) %}
 <tr style="border-bottom:{{ rule }}">
 {%- for text in texts %}
-<{{ tag }} style="text-align:{{ 'left' if loop.first else 'right' }};padding:.25em .7em;white-space:nowrap">{{ text }}</{{ tag }}>
+{%- set side = "left" if loop.first else "right" %}
+<{{ tag }} style="text-align:{{ side }};padding:.25em .7em;white-space:nowrap">{{ text }}</{{ tag }}>
 {%- endfor %}</tr>
 {%- endmacro %}
 <caption style="caption-side:bottom;text-align:left;padding-top:.5em">{{ words }}</caption>

@@ -281,11 +281,16 @@ def plot_score_distributions(
             axis.set_axis_off()
         for axis in axes[:, 1:].flat:
             axis.tick_params(labelleft=False)
-        note = "score (higher = more in-distribution); dashed: accepts 95 % of the ID images; solid area: OOD images accepted there, their share is FPR95 (ID positive)"
+        note = (
+            "score (higher = more in-distribution); dashed: accepts 95 % of the ID "
+            "images; solid area: OOD images accepted there, their share is FPR95 (ID "
+            "positive)"
+        )
         figure.supxlabel(
             textwrap.fill(note, int(21.5 * figure.get_figwidth())), fontsize=6.5, color="#666666"
         )
-        figure.draw_without_rendering()  # what stands beside the panels is as wide as they are: the layout needs another round
+        # what stands beside the panels is as wide as they are: the layout needs another round
+        figure.draw_without_rendering()
         return _finished(figure, pd.concat(data, ignore_index=True))
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #0d4de795
@@ -393,7 +398,8 @@ def plot_metric_intervals(
     unknown = [n for n in names if n not in _LABELS or n not in metrics]
     if unknown:
         raise ValueError(
-            f"No metric {unknown[0]!r} in this table; choose from {', '.join(n for n in _LABELS if n in metrics)}."
+            f"No metric {unknown[0]!r} in this table; choose from "
+            f"{', '.join(n for n in _LABELS if n in metrics)}."
         )
     sets, detectors, labels = (
         list(metrics["dataset"].unique()),
@@ -489,7 +495,9 @@ def _find_pictures(rows, sets):  # (image set, position) per row
     missing = sorted({d for d in rows["dataset"] if d not in sets})
     if missing:
         raise ValueError(
-            f"The pictures of {missing[0]!r} are needed; give image_sets={{{missing[0]!r}: load_dataset({missing[0]!r}), ...}}, one per data set of the score table."
+            f"The pictures of {missing[0]!r} are needed; give "
+            f"image_sets={{{missing[0]!r}: load_dataset({missing[0]!r}), ...}}, one per "
+            "data set of the score table."
         )
     where = {
         name: {str(i): k for k, i in enumerate(sets[name].ids)} for name in set(rows["dataset"])
@@ -497,7 +505,8 @@ def _find_pictures(rows, sets):  # (image set, position) per row
     lost = [(d, i) for d, i in zip(rows["dataset"], rows["image_id"]) if str(i) not in where[d]]
     if lost:
         raise ValueError(
-            f"The image set {lost[0][0]!r} has no image {lost[0][1]!r}; it is not the set (or split) the scores were made from."
+            f"The image set {lost[0][0]!r} has no image {lost[0][1]!r}; it is not the set "
+            "(or split) the scores were made from."
         )
     return [(sets[d], where[d][str(i)]) for d, i in zip(rows["dataset"], rows["image_id"])]
 

@@ -45,11 +45,15 @@ def _of_line(line, folder):
     own = rows[(rows["method"] == line.method) & ends(rows) & rows["metric"].isin(METRICS)]
     if own.empty:
         raise ValueError(
-            f"{file.name} has no row of {line.method!r}{f' with the setting {line.setting!r}' if line.setting else ''}; it has {', '.join(dict.fromkeys(rows['method'] + ' (' + rows['setting'].str.split('; ').str[-1] + ')'))}."
+            f"{file.name} has no row of "
+            f"{line.method!r}{f' with the setting {line.setting!r}' if line.setting else ''}; "
+            "it has "
+            f"{', '.join(dict.fromkeys(rows['method'] + ' (' + rows['setting'].str.split('; ').str[-1] + ')'))}."
         )
     if own.duplicated(["dataset", "metric"]).any():
         raise ValueError(
-            f"{file.name} has several settings of {line.method!r}: {', '.join(own['setting'].unique())}; name the last part of one."
+            f"{file.name} has several settings of {line.method!r}: "
+            f"{', '.join(own['setting'].unique())}; name the last part of one."
         )
     own = own.assign(label=line.label, given=line.given, low=np.nan, high=np.nan)
     if beside.is_file():
@@ -92,7 +96,8 @@ def board_table(
     part = board[board["metric"] == metric]
     if part.empty:
         raise ValueError(
-            f"The board holds no {metric!r}; it holds {', '.join(board['metric'].unique()) or 'nothing'}."
+            f"The board holds no {metric!r}; it holds "
+            f"{', '.join(board['metric'].unique()) or 'nothing'}."
         )
     number = lambda v: f"{v:.{digits}f}"
     cells = [
@@ -197,7 +202,9 @@ def plot_board(
     "The scoreboard as one picture. Raises `ValueError` for an empty board."
     if board.empty:
         raise ValueError(
-            f"No line of the board has rows yet ({', '.join(board.attrs.get('missing', [])) or 'no line was given'}); run the notebooks with `oodnb run NAME --accept` first."
+            "No line of the board has rows yet "
+            f"({', '.join(board.attrs.get('missing', [])) or 'no line was given'}); run "
+            "the notebooks with `oodnb run NAME --accept` first."
         )
     titles = {
         "auroc": "AUROC, % (higher is better)",
@@ -234,7 +241,10 @@ def plot_board(
                 annotation_clip=False,
             )
         figure.supxlabel(
-            "large dot and number: mean over the OOD sets, with its 95 % interval; small dots: the single sets",
+            (
+                "large dot and number: mean over the OOD sets, with its 95 % interval; small "
+                "dots: the single sets"
+            ),
             fontsize=6.5,
             color="#666666",
         )

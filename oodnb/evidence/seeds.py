@@ -112,13 +112,15 @@ def _grouped_samples(scores, columns, metrics, groups, n_boot, seed):
 def seed_metrics(
     scores,  # score table
     methods,  # dict: method -> its columns, one per seed (one column where nothing is trained)
-    # dict: name -> OOD sets whose mean is wanted beside each set and the mean of all; None adds "far" where near and far sets are mixed
+    # dict: name -> OOD sets whose mean is wanted beside each set and the mean of all; None adds
+    # "far" where near and far sets are mixed
     groups=None,
     n_boot=1000,  # bootstrap resamples of the test pictures
     seed=0,  # fixes the resamples
     level=0.95,  # coverage
     metrics=METRICS,  # of METRICS
-    # method, dataset, then every metric with _std, _low and _high, and `tied`, the share of pictures that have their score in common; percent
+    # method, dataset, then every metric with _std, _low and _high, and `tied`, the share of
+    # pictures that have their score in common; percent
 ) -> pd.DataFrame:
     "Means over seeds: `_std` is the spread of the seeds (NaN for one), `_low` and `_high` what other test pictures might have given."
     _, ood = by_role(scores)
@@ -155,7 +157,8 @@ def metric_cells(
     table,  # from `seed_metrics`
     metric="auroc",  # which metric, or a list of them
     digits=1,  # decimals
-    # text: mean ± std over seeds [low, high]; methods by data sets, and the largest share of tied pictures
+    # text: mean ± std over seeds [low, high]; methods by data sets, and the largest share of tied
+    # pictures
 ) -> pd.DataFrame:
     "One metric of a table, or several below each other, wide."
     if not isinstance(metric, str):
@@ -225,7 +228,8 @@ def compare_runs(
     n_boot=1000,  # bootstrap resamples of the test pictures
     seed=0,  # fixes the resamples
     level=0.95,  # coverage
-    # setting, reference, dataset, metric, difference, std, low, high, seeds_agree, clear; percentage points
+    # setting, reference, dataset, metric, difference, std, low, high, seeds_agree, clear;
+    # percentage points
 ) -> pd.DataFrame:
     "Differences to a reference, over seeds and over test pictures. Positive is better, whichever way the metric points."
     metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
@@ -240,7 +244,8 @@ def compare_runs(
     for name, own in runs.items():
         if 1 not in (len(own), len(base)) and len(own) != len(base):
             raise ValueError(
-                f"{name!r} has {len(own)} trainings and {reference!r} {len(base)}; give the same seeds for both, in the same order."
+                f"{name!r} has {len(own)} trainings and {reference!r} {len(base)}; give "
+                "the same seeds for both, in the same order."
             )
     groups, found = _grouped_samples(
         scores, [c for columns in runs.values() for c in columns], metrics, groups, n_boot, seed
@@ -327,6 +332,7 @@ def say_difference(
     )
     where = "" if row["dataset"] == "mean" else f" on {row['dataset']}"
     return (
-        f"- **{row['setting']}** {verb} {row['reference']}{side} in {row['metric']}{where}: {row['difference']:+.2f} points [{row['low']:+.2f}, {row['high']:+.2f}]"
-        + (f", {row['std']:.2f} over seeds." if np.isfinite(row["std"]) else ".")
-    )
+        f"- **{row['setting']}** {verb} {row['reference']}{side} in "
+        f"{row['metric']}{where}: {row['difference']:+.2f} points [{row['low']:+.2f}, "
+        f"{row['high']:+.2f}]"
+    ) + (f", {row['std']:.2f} over seeds." if np.isfinite(row["std"]) else ".")

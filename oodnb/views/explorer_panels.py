@@ -101,7 +101,8 @@ def line_counts(
     "What a line costs in both conventions, beside FPR95 in both."
     if detector not in detector_names(scores):
         raise ValueError(
-            f"No detector {detector!r} in this score table; it has {', '.join(detector_names(scores))}."
+            f"No detector {detector!r} in this score table; it has "
+            f"{', '.join(detector_names(scores))}."
         )
     if not 0 < accepted < 100:
         raise ValueError(
@@ -224,7 +225,8 @@ def _labelled(rows, detector, sets, classes):  # [(PIL, caption)] of rows of a s
         images = sets.get(row["dataset"])
         if images is None:
             raise ValueError(
-                f"The pictures of {row['dataset']!r} are needed; image_sets has {', '.join(sets) or 'none'}. Give the ImageSets that were scored."
+                f"The pictures of {row['dataset']!r} are needed; image_sets has "
+                f"{', '.join(sets) or 'none'}. Give the ImageSets that were scored."
             )
         if row["dataset"] not in places:
             places[row["dataset"]] = {name: i for i, name in enumerate(images.ids)}
@@ -431,14 +433,21 @@ def forget_panel(
     table = pd.DataFrame(rows, columns=["what", "before", "after"])
     takes = changes[changes["takes"] > 0].nlargest(3, "takes") if names else changes.head(0)
     says = (
-        f"Forgotten: {', '.join(names)}. Accuracy on {'it' if len(names) == 1 else 'them'}: {rows[0][1]:.0f} → {rows[0][2]:.0f} %, on the other classes {rows[1][1]:.0f} → {rows[1][2]:.0f} %. "
+        (
+            f"Forgotten: {', '.join(names)}. Accuracy on "
+            f"{'it' if len(names) == 1 else 'them'}: {rows[0][1]:.0f} → {rows[0][2]:.0f} %, "
+            f"on the other classes {rows[1][1]:.0f} → {rows[1][2]:.0f} %. "
+        )
         if names and (~gone).any()
         else ""
         if names
         else "Nothing is forgotten. "
     )
     says += (
-        f"Its pictures are now called {', '.join(f'{n} ({t})' for n, t in zip(takes['class'], takes['takes']))}. "
+        (
+            "Its pictures are now called "
+            f"{', '.join(f'{n} ({t})' for n, t in zip(takes['class'], takes['takes']))}. "
+        )
         if len(takes)
         else ""
     )

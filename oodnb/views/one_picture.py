@@ -50,7 +50,8 @@ def probe_regions(
     "Ask the image tower once."
     if backbone.grid is None:
         raise ValueError(
-            f"The backbone {backbone.name} has no local features, so it has no regions; use a CLIP vision transformer or ResNet."
+            f"The backbone {backbone.name} has no local features, so it has no regions; "
+            "use a CLIP vision transformer or ResNet."
         )
     names = clean_names(class_names)
     with torch.no_grad():
@@ -61,7 +62,8 @@ def probe_regions(
     wrong = next((title for title, t in found.items() if len(t) != len(names)), None)
     if wrong is not None:
         raise ValueError(
-            f"The texts {wrong!r} have {len(found[wrong])} rows for {len(names)} class names; give one row per class."
+            f"The texts {wrong!r} have {len(found[wrong])} rows for {len(names)} class "
+            "names; give one row per class."
         )
     whole, local = backbone.encode_images(backbone.preprocess(image)[None], local=True)
     return RegionProbe(
@@ -134,8 +136,17 @@ def region_panel(
     if probe.mask is not None:
         found = region_scores([regions], [probe.mask]).iloc[0]
         table |= {name: float(found[name]) for name in ("precision", "recall", "iou")}
-        marked = f" Against the true outline: precision {table['precision']:.0f} %, recall {table['recall']:.0f} % of the background."
-    says = f"{table['ood_regions']} of {table['regions']} regions are OOD for {label!r}: it is not among their first {top_k} of {len(probe.class_names)} classes. The model calls the picture {probe.class_names[int(whole.argmax())]!r}.{marked} At temperature {temperature:.3g}: MCM {table['mcm']:.4g}, L-MCM {table['l_mcm']:.4g}, GL-MCM {table['gl_mcm']:.4g}."
+        marked = (
+            f" Against the true outline: precision {table['precision']:.0f} %, recall "
+            f"{table['recall']:.0f} % of the background."
+        )
+    says = (
+        f"{table['ood_regions']} of {table['regions']} regions are OOD for {label!r}: it "
+        f"is not among their first {top_k} of {len(probe.class_names)} classes. The model "
+        f"calls the picture {probe.class_names[int(whole.argmax())]!r}.{marked} At "
+        f"temperature {temperature:.3g}: MCM {table['mcm']:.4g}, L-MCM "
+        f"{table['l_mcm']:.4g}, GL-MCM {table['gl_mcm']:.4g}."
+    )
     views = {
         "picture": probe.image,
         f"OOD at K = {top_k}": overlay(probe.image, regions),
@@ -195,7 +206,8 @@ def make_gallery(
     lost = [name for name, features in gallery.features.items() if len(features) != len(sets[name])]
     if lost:
         raise ValueError(
-            f"{lost[0]!r} has pictures that cannot be read, so positions in it mean nothing; leave them out with readable(...) first."
+            f"{lost[0]!r} has pictures that cannot be read, so positions in it mean "
+            "nothing; leave them out with readable(...) first."
         )
     return gallery
 
@@ -250,7 +262,8 @@ def judge_picture(
     "Scores of one picture, of the known ones and of the others, with the line and the decision."
     if not 0 < accepted < 100:
         raise ValueError(
-            f"accepted is {accepted} percent of the known pictures; give a number between 0 and 100."
+            f"accepted is {accepted} percent of the known pictures; give a number between "
+            "0 and 100."
         )
     names, rows = list(clean_names(class_names)), []
     texts, detectors, scores = _scored(gallery, names, detectors, templates)
@@ -349,7 +362,16 @@ def image_panel(
     order = np.argsort(-sims, kind="stable")
     says = f"Nearest: {', '.join(f'{names[k]} ({sims[k]:.3f})' for k in order[:3])}. "
     if table["decision"].iloc[0] == "no line":
-        says += f"{table['known'].iloc[0]} pictures of these names are at hand, too few to promise that {accepted:g} % of them pass, so no line is drawn."
+        says += (
+            f"{table['known'].iloc[0]} pictures of these names are at hand, too few to "
+            f"promise that {accepted:g} % of them pass, so no line is drawn."
+        )
     for row in table.to_dict("records") if table["decision"].iloc[0] != "no line" else ():
-        says += f"{row['detector']} {row['score']:.5g} is {'at or above' if row['decision'] == 'known' else 'below'} the line {row['line']:.5g}: {row['decision']}; {row['known_below']:.0f} % of the {row['known']} known pictures and {row['others_below']:.0f} % of the {row['others']} others lie below it. "
+        says += (
+            f"{row['detector']} {row['score']:.5g} is "
+            f"{'at or above' if row['decision'] == 'known' else 'below'} the line "
+            f"{row['line']:.5g}: {row['decision']}; {row['known_below']:.0f} % of the "
+            f"{row['known']} known pictures and {row['others_below']:.0f} % of the "
+            f"{row['others']} others lie below it. "
+        )
     return Panel(picture, says.strip(), table)

@@ -22,7 +22,8 @@ def _placed(image, regions):
     "(picture [H, W, 3], box in it) of a picture that must be the one the map was made of."
     if regions.size and tuple(image.size) != tuple(regions.size):
         raise ValueError(
-            f"The map was made of a picture of {regions.size[0]} x {regions.size[1]} pixels, this one has {image.size[0]} x {image.size[1]}; give the original."
+            f"The map was made of a picture of {regions.size[0]} x {regions.size[1]} "
+            f"pixels, this one has {image.size[0]} x {image.size[1]}; give the original."
         )
     return np.asarray(image.convert("RGB")), regions.box or (0.0, 0.0, *map(float, image.size))
 
@@ -142,7 +143,10 @@ def plot_regions(
     wrong = next((t for t, column in maps.items() if len(column) != len(images)), None)
     if wrong is not None or not maps:
         raise ValueError(
-            f"The column {wrong!r} has {len(maps[wrong])} maps for {len(images)} pictures; each needs one per picture."
+            (
+                f"The column {wrong!r} has {len(maps[wrong])} maps for {len(images)} "
+                "pictures; each needs one per picture."
+            )
             if maps
             else "No maps were given; pass a dict from column title to maps."
         )
