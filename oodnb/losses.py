@@ -69,9 +69,9 @@ _INSIDE_LOG = 1e-5 # added to probabilities before the logarithm, as in the pape
 
 
 def _mean_entropy(local_logits, selected): # float tensor []
-    p = local_logits.softmax(-1)
-    each = -(p * (p + _INSIDE_LOG).log()).sum(-1)
-    return each.masked_fill(~selected, 0).sum() / selected.sum().clamp_min(1)
+    rows = selected.flatten().nonzero().flatten()
+    p = local_logits.flatten(0, 1).index_select(0, rows).softmax(-1)
+    return -(p * (p + _INSIDE_LOG).log()).sum() / max(1, len(p)) if len(p) else p.sum()
 
 
 def region_entropy(
