@@ -61,7 +61,7 @@ def _read_members(shard, path, complain):
         why = f"damaged or cut off at byte {shard.offset:,}; the pairs before it are kept"
         complain(path.name, why)
 
-# %% ../nbs/4_data/06_captions.ipynb #b4f2ec03
+# %% ../nbs/4_data/06_captions.ipynb #c362c645
 # yields (key, suffix, offset, size, caption bytes or None) of what is complete
 def _members(path, complain):
     try:
@@ -74,7 +74,7 @@ def _members(path, complain):
         except tarfile.TarError as error:
             complain(path.name, f"damaged: {error}; the pairs before it are kept")
 
-# %% ../nbs/4_data/06_captions.ipynb #fc89f678
+# %% ../nbs/4_data/06_captions.ipynb #1edc33e9
 SHARD_PICTURES = ("jpg", "jpeg", "png", "webp")
 
 
@@ -100,7 +100,7 @@ def _halves(path, skipped):  # ({key: (offset, size)} of pictures, {key: (captio
             kind[key] = (offset, size) if kind is pictures else _text(text)
     return pictures, texts
 
-# %% ../nbs/4_data/06_captions.ipynb #4b262d57
+# %% ../nbs/4_data/06_captions.ipynb #a5584401
 def index_shard(
     path,  # a tar file
 ) -> pd.DataFrame:  # key, offset, size, caption; .attrs["skipped"] lists (what, why)
@@ -139,7 +139,7 @@ def _expand_braces(pattern):  # every text that it stands for
         for text in _expand_braces(before + middle + after)
     ]
 
-# %% ../nbs/4_data/06_captions.ipynb #1300c2fc
+# %% ../nbs/4_data/06_captions.ipynb #88c852bf
 def _matching(pattern):  # Paths: the file itself, or what *, ? and [...] stand for
     path = Path(pattern).expanduser()
     if path.is_file():
@@ -148,7 +148,7 @@ def _matching(pattern):  # Paths: the file itself, or what *, ? and [...] stand 
         return [Path(name) for name in sorted(glob(str(path)))]
     return []
 
-# %% ../nbs/4_data/06_captions.ipynb #4672909a
+# %% ../nbs/4_data/06_captions.ipynb #b0ec5501
 def _find_files(source):  # existing Paths, each once
     parts = [source] if isinstance(source, (str, Path)) else source
     patterns = [text for part in parts for text in _expand_braces(str(part))]
@@ -184,7 +184,7 @@ def _kept_index(path, cache):
         table.to_parquet(temporary)
     return table
 
-# %% ../nbs/4_data/06_captions.ipynb #92a637e6
+# %% ../nbs/4_data/06_captions.ipynb #5ce64971
 def _reader(
     paths, ids, places
 ):  # function that reads picture i; places [N] are (shard, offset, size)
@@ -198,14 +198,14 @@ def _reader(
 
     return read
 
-# %% ../nbs/4_data/06_captions.ipynb #0f6a9b7c
+# %% ../nbs/4_data/06_captions.ipynb #8f8ea6a4
 def _unique(names):  # a number behind what was there before
     seen = {}
     for name in names:
         seen[name] = seen.get(name, 0) + 1
         yield name if seen[name] == 1 else f"{name}#{seen[name]}"
 
-# %% ../nbs/4_data/06_captions.ipynb #851a32c5
+# %% ../nbs/4_data/06_captions.ipynb #d6f9c58a
 def _say_skipped(name, pairs, skipped):  # an error when nothing is left, else a warning
     shown = "; ".join(f"{what}: {why}" for what, why in skipped[:3]) + (
         "; ..." if skipped[3:] else ""
@@ -224,7 +224,7 @@ def _say_skipped(name, pairs, skipped):  # an error when nothing is left, else a
             stacklevel=5,
         )
 
-# %% ../nbs/4_data/06_captions.ipynb #8aaa8624
+# %% ../nbs/4_data/06_captions.ipynb #70cd9ce1
 def _pair_set(name, table, read, skipped):  # ImageSet, or an error when nothing is left
     _say_skipped(name, len(table), skipped)
     ids, captions = table.id.tolist(), table.caption.tolist()
@@ -241,7 +241,7 @@ def _pair_set(name, table, read, skipped):  # ImageSet, or an error when nothing
         about={"skipped": [tuple(row) for row in skipped]},
     )
 
-# %% ../nbs/4_data/06_captions.ipynb #18567569
+# %% ../nbs/4_data/06_captions.ipynb #d6d2bb07
 def _indices(paths, cache, progress):  # table of each shard
     with ThreadPoolExecutor(8) as pool:
         return list(
@@ -261,7 +261,7 @@ def _shards_name(paths):
         return paths[0].stem
     return f"{paths[0].parent.absolute().name} ({len(paths)} shards)"
 
-# %% ../nbs/4_data/06_captions.ipynb #83028670
+# %% ../nbs/4_data/06_captions.ipynb #0e975abe
 def _from_shards(paths, cache, progress):
     tables = _indices(paths, cache, progress)
     skipped = [
@@ -296,7 +296,7 @@ def _column(columns, kind, wanted, path):
         f"{', '.join(COLUMNS[kind])})."
     )
 
-# %% ../nbs/4_data/06_captions.ipynb #7d612bd1
+# %% ../nbs/4_data/06_captions.ipynb #90bf9036
 def _read_table(path):  # all columns as text
     tabs = path.suffix == ".tsv"
     try:
@@ -314,7 +314,7 @@ def _what_is_wrong(place, caption):  # with a row, or None
         return "the caption is empty"
     return None if place.is_file() else "there is no such file"
 
-# %% ../nbs/4_data/06_captions.ipynb #7991fce4
+# %% ../nbs/4_data/06_captions.ipynb #e1441113
 def _from_table(path, image_column, caption_column):
     table = _read_table(path)
     images = table[_column(table.columns, "image", image_column, path)]
@@ -331,7 +331,7 @@ def _from_table(path, image_column, caption_column):
     places = table.pop("place").tolist()
     return _pair_set(path.stem, table, lambda i: open_rgb(places[i]), skipped)
 
-# %% ../nbs/4_data/06_captions.ipynb #4c2939c5
+# %% ../nbs/4_data/06_captions.ipynb #901cd13e
 def _from_set(source):  # its pictures whose caption is not blank
     if source.captions is None:
         raise ValueError(
@@ -349,7 +349,7 @@ def _from_set(source):  # its pictures whose caption is not blank
         [(source.ids[i], "the caption is empty") for i in blank],
     )
 
-# %% ../nbs/4_data/06_captions.ipynb #7e0fcccc
+# %% ../nbs/4_data/06_captions.ipynb #66a6b091
 def load_captions(
     # "mini", *.tar (path, list, 'cc3m/{00000..00331}.tar', 'cc3m/*.tar'), *.csv or *.tsv, or an
     # ImageSet with captions
@@ -410,7 +410,7 @@ def epoch_order(
     order.flags.writeable = False
     return order
 
-# %% ../nbs/4_data/06_captions.ipynb #e1d9c93e
+# %% ../nbs/4_data/06_captions.ipynb #f1801809
 # (epoch, positions [batch_size])
 def _step_rows(count, batch_size, seed, step, steps_per_epoch=None, block=None):
     epoch, place = divmod(step, steps_per_epoch or -(-count // batch_size))
@@ -436,7 +436,7 @@ class CaptionBatch:
             self.pixels = self.pixels.pin_memory()
         return self
 
-# %% ../nbs/4_data/06_captions.ipynb #b15e17f6
+# %% ../nbs/4_data/06_captions.ipynb #993913e5
 def _others(count, batch, chance):  # endless: rows that may stand in the place of one
     taken = set(batch.tolist()) if count > len(batch) else set()
     while True:
@@ -462,7 +462,7 @@ def _crop(backbone, images, facts, epoch, row, batch):
         f"none can be read; the last was {skipped[-1][0]!r} ({skipped[-1][1]}). Is the disk there?"
     )
 
-# %% ../nbs/4_data/06_captions.ipynb #a84de216
+# %% ../nbs/4_data/06_captions.ipynb #c9c7d9a1
 def _in_templates(captions, facts, step, batch_size, own):  # (texts, texts that say no)
     yes, no = facts["templates"] or (("{}",), ("{}",))
     chance = chance_of("templates", facts["seed"], step)
@@ -472,7 +472,7 @@ def _in_templates(captions, facts, step, batch_size, own):  # (texts, texts that
         for texts in (yes, no)
     )
 
-# %% ../nbs/4_data/06_captions.ipynb #30eb3ded
+# %% ../nbs/4_data/06_captions.ipynb #166d5252
 class _Steps:  # step -> CaptionBatch; sent to worker processes
     def __init__(self, backbone, images, batch_size, own, facts):
         self.backbone, self.images, self.facts = backbone, images, facts
@@ -530,7 +530,7 @@ def _check_templates(templates):
             f"the lengths {[len(part) for part in templates]}."
         )
 
-# %% ../nbs/4_data/06_captions.ipynb #cf28dd62
+# %% ../nbs/4_data/06_captions.ipynb #0444273b
 def _in_order(steps, start, workers, pin_memory):  # endless iterator of CaptionBatch
     ahead = workers if "fork" in torch.multiprocessing.get_all_start_methods() else 0
     return iter(
@@ -544,7 +544,7 @@ def _in_order(steps, start, workers, pin_memory):  # endless iterator of Caption
         )
     )
 
-# %% ../nbs/4_data/06_captions.ipynb #64833507
+# %% ../nbs/4_data/06_captions.ipynb #c87eebd3
 def caption_batches(
     backbone,  # Backbone: its tokenizer and preprocessing
     images,  # ImageSet with captions

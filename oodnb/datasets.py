@@ -24,13 +24,21 @@ from .ground.spelling import unknown_name
 _all_ = ["ImageSet", "fingerprint", "load_folder"]  # offered here too
 
 # %% ../nbs/4_data/13_datasets.ipynb #98261ea6
+def _no_such_folder(folder):  # the error that names what is near
+    near = next((above for above in folder.absolute().parents if above.is_dir()), Path("/"))
+    inside = sorted(entry.name for entry in near.iterdir() if entry.is_dir())
+    close = difflib.get_close_matches(folder.absolute().relative_to(near).parts[0], inside, n=3)
+    return FileNotFoundError(
+        f"The folder {folder} does not exist; {near} does"
+        + (f" and holds {', '.join(map(repr, close))}" if close else "")
+        + "."
+    )
+
+# %% ../nbs/4_data/13_datasets.ipynb #923f23f2
 def _folder_named(name):  # the folder meant by `name`, or None when it is a plain word
     text = os.fspath(name)
-    meant = (
-        not isinstance(name, str)
-        or any(mark in text for mark in {"/", os.sep})
-        or text.startswith((".", "~"))
-    )
+    has_slash = any(mark in text for mark in {"/", os.sep})
+    meant = not isinstance(name, str) or has_slash or text.startswith((".", "~"))
     folder = Path(text).expanduser()
     if folder.is_dir():
         return folder
@@ -40,37 +48,49 @@ def _folder_named(name):  # the folder meant by `name`, or None when it is a pla
         raise ValueError(
             f"{folder} is a file; load_dataset reads folders of pictures, open_rgb one picture."
         )
-    near = next((above for above in folder.absolute().parents if above.is_dir()), Path("/"))
-    inside = sorted(entry.name for entry in near.iterdir() if entry.is_dir())
-    close = difflib.get_close_matches(folder.absolute().relative_to(near).parts[0], inside, n=3)
-    raise FileNotFoundError(
-        f"The folder {folder} does not exist; {near} does"
-        + (f" and holds {', '.join(map(repr, close))}" if close else "")
-        + "."
-    )
+    raise _no_such_folder(folder)
 
 # %% ../nbs/4_data/13_datasets.ipynb #c771543d
+def _check_name(name):
+    if not isinstance(name, (str, os.PathLike)) or not os.fspath(name).strip():
+        raise ValueError(
+            f"name is {name!r}; give the name of a data set (list_datasets() shows them) or the "
+            "path of a folder."
+        )
+
+
+def _unknown(name):  # the error for a plain word that is neither a set nor a folder
+    named = [*catalogue.entries(), *(row["name"] for row in mini.list_sets())]
+    return ValueError(
+        unknown_name("data set", name, named)
+        + f" A folder of that name does not exist here; write a path as './{name}'."
+    )
+
+# %% ../nbs/4_data/13_datasets.ipynb #7a87816f
 def load_dataset(
-    # "mini", "mini-...", "ImageNet", "iNaturalist", ... (see list_datasets), or the path of a folder
+    # "mini", "mini-...", "ImageNet", "iNaturalist", ... (see list_datasets), or the path of a
+    # folder
     name,
-    # ImageNet's "test" is the official validation list, as in the papers, and "train" is there to draw few shots from; others: see catalogue
+    # ImageNet's "test" is the official validation list, as in the papers, and "train" is there to
+    # draw few shots from; others: see catalogue
     split="test",
     root=None,  # folder that holds the named benchmarks; default $OODNB_DATA
     # for folders: list of class folders, dict folder -> class name, or False to ignore folders
     classes=None,
-    # take a named benchmark that is not the published list; its name, and every row made with it, then says so
+    # take a named benchmark that is not the published list; its name, and every row made with it,
+    # then says so
     allow_different=False,
 ) -> ImageSet:
-    "Any set of pictures. `FileNotFoundError` says what is missing and where it goes, `ValueError` what does not fit."
-    if not isinstance(name, (str, os.PathLike)) or not os.fspath(name).strip():
-        raise ValueError(
-            f"name is {name!r}; give the name of a data set (list_datasets() shows them) or the path of a folder."
-        )
+    """Any set of pictures.
+
+    `FileNotFoundError` says what is missing and where it goes, `ValueError` what does not fit."""
+    _check_name(name)
     world = mini.is_mini(name)
     known = None if world else catalogue.spelled(name)
     if classes is not None and (known or world):
         raise ValueError(
-            f"classes belongs to folders of yours; {name} has its own. Choose pictures with .subset(...)."
+            f"classes belongs to folders of yours; {name} has its own. Choose pictures with "
+            ".subset(...)."
         )
     if world:
         return mini.load_split(name, split)
@@ -78,35 +98,31 @@ def load_dataset(
         return published_sets.load_published(known, split, root, allow_different)
     folder = _folder_named(name)
     if folder is None:
-        raise ValueError(
-            unknown_name(
-                "data set", name, [*catalogue.entries(), *(row["name"] for row in mini.list_sets())]
-            )
-            + f" A folder of that name does not exist here; write a path as './{name}'."
-        )
+        raise _unknown(name)
     return load_folder(folder, split, classes)
 
 # %% ../nbs/4_data/13_datasets.ipynb #9505e5a3
+def _embedded(row):  # of the mini world, as rows of the catalogue are
+    splits = row["splits"]
+    return {
+        "name": row["name"],
+        "splits": ", ".join(f"{split} {count:,}" for split, count in splits.items()),
+        "images": sum(splits.values()),
+        "classes": row["classes"],
+        "role": row["role"],
+        "licence": row["licence"],
+        "access": "embedded",
+        "ready": True,
+    }
+
+# %% ../nbs/4_data/13_datasets.ipynb #f836f173
 def list_datasets(
     root=None,  # data root; default $OODNB_DATA
 ) -> pd.DataFrame:  # name, splits, images, classes, role, licence, access, ready
-    "All data sets with a name. `ready` looks for the folder only; `check_dataset` reads every picture."
-    rows = []
-    for row in mini.list_sets():
-        splits = row["splits"]
-        rows.append(
-            {
-                "name": row["name"],
-                "splits": ", ".join(f"{split} {count:,}" for split, count in splits.items()),
-                "images": sum(splits.values()),
-                "classes": row["classes"],
-                "role": row["role"],
-                "licence": row["licence"],
-                "access": "embedded",
-                "ready": True,
-            }
-        )
-    rows += catalogue.list_entries(root)
+    """All data sets with a name.
+
+    `ready` looks for the folder only; `check_dataset` reads every picture."""
+    rows = [_embedded(row) for row in mini.list_sets()] + catalogue.list_entries(root)
     return (
         pd.DataFrame(rows)
         .drop(columns="splits_ready")
@@ -115,9 +131,8 @@ def list_datasets(
     )
 
 # %% ../nbs/4_data/13_datasets.ipynb #5fea3d97
-def _look_at(
-    images, i
-):  # (id, why it cannot be read or None, is it another file than was unpacked)
+# (id, why it cannot be read or None, is it another file than was unpacked)
+def _look_at(images, i):
     name, recorded = images.ids[i], images.about.get("recorded", {})
     changed = (
         name in recorded and file_digest(Path(images.about["folder"]) / name) != recorded[name]
@@ -128,16 +143,22 @@ def _look_at(
         return name, getattr(error, "reason", f"{type(error).__name__}: {error}"), changed
     return name, None, changed
 
+# %% ../nbs/4_data/13_datasets.ipynb #d2a4b032
+def _look_at_all(images, workers, progress):
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        return list(
+            tqdm(
+                pool.map(lambda i: _look_at(images, i), range(len(images))),
+                total=len(images),
+                desc=f"check {images.name}",
+                disable=not progress,
+                delay=1,
+            )
+        )
 
-def check_dataset(
-    name,  # as in load_dataset
-    root=None,  # data root; default $OODNB_DATA
-    split="test",
-    workers=8,  # threads that decode
-    progress=True,  # show a bar while decoding
-) -> dict:  # ok, problems, found, expected, missing, extra, different, unreadable, other_files
-    "Read every picture of a set once and compare with what is known about it. `missing` and `extra` are names where the list of names is known, else counts. Nothing is changed."
-    report = {
+# %% ../nbs/4_data/13_datasets.ipynb #915cde0f
+def _blank_report(name, split):
+    return {
         "name": str(name),
         "split": split,
         "ok": False,
@@ -150,6 +171,40 @@ def check_dataset(
         "other_files": {},
         "problems": [],
     }
+
+
+def _report_files(report, images):
+    found, due = images.about.get("pictures", len(images)), report["expected"]
+    report.update(
+        found=found,
+        other_files=images.about.get("other_files", {}),
+        **images.about.get("files", {}),
+    )
+    if due is not None and not report["missing"] and not report["extra"]:
+        report.update(missing=max(0, due - found), extra=max(0, found - due))
+
+# %% ../nbs/4_data/13_datasets.ipynb #134feabd
+def _problems(report, images):  # sentences
+    if images.about.get("different"):
+        yield images.about["different"]
+    if report["different"]:
+        yield f"{len(report['different'])} files are not those that were unpacked"
+    if report["unreadable"]:
+        yield f"{len(report['unreadable'])} pictures cannot be read"
+
+# %% ../nbs/4_data/13_datasets.ipynb #11a79f11
+def check_dataset(
+    name,  # as in load_dataset
+    root=None,  # data root; default $OODNB_DATA
+    split="test",
+    workers=8,  # threads that decode
+    progress=True,  # show a bar while decoding
+) -> dict:  # ok, problems, found, expected, missing, extra, different, unreadable, other_files
+    """Read every picture of a set once and compare with what is known about it.
+
+    `missing` and `extra` are names where the list of names is known, else counts. Nothing is
+    changed."""
+    report = _blank_report(name, split)
     known = catalogue.spelled(name)
     if known:
         report["expected"] = catalogue.split_of(known, split).images
@@ -157,37 +212,10 @@ def check_dataset(
         images = load_dataset(name, split, root, allow_different=True)
     except FileNotFoundError as error:
         return {**report, "missing": report["expected"] or [], "problems": [str(error)]}
-    found = images.about.get("pictures", len(images))
-    report.update(
-        found=found,
-        other_files=images.about.get("other_files", {}),
-        **images.about.get("files", {}),
-    )
-    if report["expected"] is not None and not report["missing"] and not report["extra"]:
-        report.update(
-            missing=max(0, report["expected"] - found), extra=max(0, found - report["expected"])
-        )
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        looked = list(
-            tqdm(
-                pool.map(lambda i: _look_at(images, i), range(len(images))),
-                total=len(images),
-                desc=f"check {images.name}",
-                disable=not progress,
-                delay=1,
-            )
-        )
+    _report_files(report, images)
+    looked = _look_at_all(images, workers, progress)
     report["unreadable"] = [(name, why) for name, why, _ in looked if why]
     report["different"] = [name for name, _, changed in looked if changed]
-    if images.about.get("different"):
-        report["problems"].append(images.about["different"])
-    if report["different"]:
-        report["problems"].append(
-            f"{len(report['different'])} files are not those that were unpacked"
-        )
-    if report["unreadable"]:
-        report["problems"].append(f"{len(report['unreadable'])} pictures cannot be read")
-    return {
-        **report,
-        "ok": not any(report[kind] for kind in ("problems", "missing", "extra", "different")),
-    }
+    report["problems"] += _problems(report, images)
+    wrong = any(report[kind] for kind in ("problems", "missing", "extra", "different"))
+    return {**report, "ok": not wrong}

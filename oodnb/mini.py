@@ -63,7 +63,7 @@ def load_concepts():
         for c in table["concepts"]
     )
 
-# %% ../nbs/4_data/05_mini.ipynb #ad3221d7
+# %% ../nbs/4_data/05_mini.ipynb #681e0887
 def _decoded(data):  # a sprite, uint8 [4, H, W]
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")).transpose(2, 0, 1)
 
@@ -80,7 +80,7 @@ def load_world():
         packed.artist,
     )
 
-# %% ../nbs/4_data/05_mini.ipynb #35cd9ff4
+# %% ../nbs/4_data/05_mini.ipynb #9e5e2bd3
 def web_drawers(world):
     """The sprites that pre-training may show.
 
@@ -101,7 +101,7 @@ class PaintedSplit:
     seed: int  # of the compositions
     stands_for: str  # the data set of the papers that it mirrors
 
-# %% ../nbs/4_data/05_mini.ipynb #b74d9887
+# %% ../nbs/4_data/05_mini.ipynb #756411ef
 PAINTED_SPLITS = {
     ("mini", "test"): PaintedSplit("id", HELD_OUT, 20, 1, "ImageNet-1k"),
     ("mini", "val"): PaintedSplit("id", HELD_OUT, 10, 2, "ImageNet-1k"),
@@ -126,7 +126,7 @@ GROUPS = {
     "mini-objects": "object",
 }
 
-# %% ../nbs/4_data/05_mini.ipynb #99614040
+# %% ../nbs/4_data/05_mini.ipynb #f2528037
 def _may_show(split, concept):
     drawn = split.artist in concept.artists or not split.artist
     return drawn and split.role in (concept.role, "web")
@@ -146,7 +146,7 @@ def _in_group(name, class_names):
     kinds = {c.name: c.kind for c in load_concepts()}
     return [k for k, thing in enumerate(class_names) if kinds[thing] == GROUPS[name]]
 
-# %% ../nbs/4_data/05_mini.ipynb #4d87d792
+# %% ../nbs/4_data/05_mini.ipynb #da01c257
 def _listed(name):
     "Row of `list_sets`."
     painted = "mini" if name in GROUPS else name
@@ -161,7 +161,7 @@ def _listed(name):
         licence="open emoji sets, see data/mini/ATTRIBUTION.md",
     )
 
-
+# %% ../nbs/4_data/05_mini.ipynb #13d4a8e4
 def list_sets():
     "One dictionary per set: name, role, splits with their numbers of pictures, classes, licence."
     return [_listed(name) for name in dict.fromkeys([*(n for n, _ in PAINTED_SPLITS), *GROUPS])]
@@ -194,7 +194,7 @@ _BESIDE = ("objects", "activities", "travel-places")
 def _may_stand_beside(concept, artist):
     return concept.role == "web" and artist in concept.artists and concept.group in _BESIDE
 
-# %% ../nbs/4_data/05_mini.ipynb #70400a48
+# %% ../nbs/4_data/05_mini.ipynb #a44ee392
 def _draw_split(split, rng):
     "(Contents, labels) of all pictures of a split."
     names, numbers = _classes(split)
@@ -218,7 +218,7 @@ def _recipe():
     code = [inspect.getsource(module) for module in (backgrounds, compose, painter)]
     return content_hash(code, shipped("mini", "concepts.json"), shipped("mini", "sprites.parquet"))
 
-# %% ../nbs/4_data/05_mini.ipynb #943a8643
+# %% ../nbs/4_data/05_mini.ipynb #f24e651e
 def _kept(key, make):
     "Tensors from the cache, or made and kept there: {name: tensor}."
     path = home() / "mini" / f"{key}.safetensors"
@@ -229,7 +229,7 @@ def _kept(key, make):
                 save_file(make(), temporary)
     return load_file(path)
 
-# %% ../nbs/4_data/05_mini.ipynb #59501221
+# %% ../nbs/4_data/05_mini.ipynb #32ee26a1
 def background_cache(
     drawings,  # of each background
     seed,  # test pictures use 1, pre-training 0
@@ -240,7 +240,7 @@ def background_cache(
     kept = _kept(f"backgrounds-{_recipe()}-{drawings}-{seed}", make)
     return kept["a"].numpy(), kept["b"].numpy()
 
-# %% ../nbs/4_data/05_mini.ipynb #e1db03c8
+# %% ../nbs/4_data/05_mini.ipynb #c573c625
 def _take(contents, at):
     return Contents(*(getattr(contents, f)[at] for f in Contents.__dataclass_fields__))
 
@@ -260,7 +260,7 @@ def _paint_split(split, wrap=lambda chunks: chunks):
         captions += [caption(rng, world.concepts, part, i) for i in range(len(part.main))]
     return torch.cat(pictures), torch.cat(masks), labels, captions
 
-# %% ../nbs/4_data/05_mini.ipynb #32726444
+# %% ../nbs/4_data/05_mini.ipynb #e6dc9a95
 def _as_bytes(text):
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
@@ -292,7 +292,7 @@ def _group(images, name):
         class_names=[images.class_names[k] for k in own],
     )
 
-# %% ../nbs/4_data/05_mini.ipynb #bc8ec40c
+# %% ../nbs/4_data/05_mini.ipynb #d73946bf
 def _painted_split(name, split):
     "How a split is made; ValueError names those that exist."
     if (recipe := PAINTED_SPLITS.get((name, split))) is not None:
@@ -305,7 +305,7 @@ def _painted_split(name, split):
         f"{', '.join(GROUPS)}: as mini."
     )
 
-# %% ../nbs/4_data/05_mini.ipynb #b74e9d85
+# %% ../nbs/4_data/05_mini.ipynb #79ba420f
 def _ids(name, split, labels, names, per):
     stems = [names[k].replace(" ", "-") if k >= 0 else "web" for k in labels]
     return [f"{name}/{split}/{stem}-{k % per:02d}" for k, stem in enumerate(stems)]
@@ -319,7 +319,7 @@ def _about(recipe):
         "licence": "see data/mini/ATTRIBUTION.md",
     }
 
-# %% ../nbs/4_data/05_mini.ipynb #d610b15f
+# %% ../nbs/4_data/05_mini.ipynb #5025b167
 def load_split(
     name,  # "mini", "mini-near", ... (`PAINTED_SPLITS`), "mini-animals", ... (`GROUPS`)
     split="test",  # "test"; for "mini" and its groups also "val" and "fewshot"

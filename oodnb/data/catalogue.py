@@ -34,7 +34,7 @@ class Archive:
     # archive with the labels by which the pictures are sorted into folders
     arrange: str | None = None
 
-# %% ../../nbs/4_data/08_catalogue.ipynb #4cb741cb
+# %% ../../nbs/4_data/08_catalogue.ipynb #cd6f61e0
 @dataclass(frozen=True)
 class Split:
     "One list of pictures."
@@ -46,7 +46,7 @@ class Split:
     inside: str  # what the folder looks like
     options: dict  # for the reader
 
-# %% ../../nbs/4_data/08_catalogue.ipynb #c025c9dc
+# %% ../../nbs/4_data/08_catalogue.ipynb #a1b96458
 @dataclass(frozen=True)
 class Entry:
     "A named data set."
@@ -89,7 +89,7 @@ def _splits(raw):  # name -> Split
         for name in names.split()
     }
 
-# %% ../../nbs/4_data/08_catalogue.ipynb #a3d9591c
+# %% ../../nbs/4_data/08_catalogue.ipynb #c65e66e4
 def _archive(facts):
     return Archive(**facts | {k: tuple(facts[k]) for k in ("checksums", "splits") if k in facts})
 
@@ -106,7 +106,7 @@ def entries() -> dict:  # name -> Entry, in the order of the file
         )
     return made
 
-# %% ../../nbs/4_data/08_catalogue.ipynb #39a96ad7
+# %% ../../nbs/4_data/08_catalogue.ipynb #deafe8e2
 @functools.cache
 def class_lists(
     # name -> {"wnids": [...]} or {"class_names": [...], "test_counts": [...]}
@@ -123,7 +123,7 @@ def spelled(
         return None
     return next((known for known in entries() if known.casefold() == name.casefold()), None)
 
-# %% ../../nbs/4_data/08_catalogue.ipynb #7c75c8c2
+# %% ../../nbs/4_data/08_catalogue.ipynb #d20cf2c4
 def entry(
     name,  # of a data set, in any case
 ) -> Entry:
@@ -136,7 +136,7 @@ def entry(
         )
     return entries()[known]
 
-# %% ../../nbs/4_data/08_catalogue.ipynb #36d65760
+# %% ../../nbs/4_data/08_catalogue.ipynb #71c85979
 def _shown(splits):  # their names for people, at most eight
     if len(splits) == 1:
         return f"only {splits[0]!r}"
@@ -170,7 +170,7 @@ def find(
     ]
     return next((place for place in places if place.is_dir()), None), places
 
-# %% ../../nbs/4_data/08_catalogue.ipynb #bd50b5c8
+# %% ../../nbs/4_data/08_catalogue.ipynb #2d11026a
 def archives_of(
     name,  # of a data set
     split=None,  # one split; None: all of them
@@ -180,14 +180,14 @@ def archives_of(
         split_of(name, split)
     return [a for a in entry(name).archives if split is None or not a.splits or split in a.splits]
 
-# %% ../../nbs/4_data/08_catalogue.ipynb #64bf6ba0
+# %% ../../nbs/4_data/08_catalogue.ipynb #a7036a51
 def _bytes(size):  # text for people
     if size is None:
         return "size not published"
     power = 3 if size >= 1e9 else 2
     return f"{size / 1000**power:,.1f} {'MB' if power == 2 else 'GB'} ({size:,} bytes)"
 
-
+# %% ../../nbs/4_data/08_catalogue.ipynb #c014babf
 def describe(
     archive,  # an Archive
     folder,  # where it is put
@@ -211,7 +211,7 @@ def _how_to_get(found, split):  # lines: the command, then each file
         told = describe(archive, f"$OODNB_DATA/archives/{owner}")
         yield "            " + told.replace("\n", "\n        ")
 
-# %% ../../nbs/4_data/08_catalogue.ipynb #ea6d786d
+# %% ../../nbs/4_data/08_catalogue.ipynb #23f004c8
 def missing(
     name,  # of a data set
     split,  # of it
@@ -235,7 +235,7 @@ def missing(
     ]
     return FileNotFoundError("\n".join(lines))
 
-# %% ../../nbs/4_data/08_catalogue.ipynb #dc1aace6
+# %% ../../nbs/4_data/08_catalogue.ipynb #00d42515
 def locate(
     name,  # of a data set
     split="test",  # of it
@@ -283,7 +283,7 @@ def _row(found, base):  # of `list_entries`; base is the data root or None
         "splits_ready": there,
     }
 
-# %% ../../nbs/4_data/08_catalogue.ipynb #243ab0e3
+# %% ../../nbs/4_data/08_catalogue.ipynb #a96d7323
 def list_entries(
     root=None,  # data root; default $OODNB_DATA
 ) -> list:  # one dictionary per data set

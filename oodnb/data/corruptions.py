@@ -59,7 +59,7 @@ CORRUPTIONS = {  # name -> (family, constants of severities 1 to 5)
     "saturate": ("spare", ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2))),
 }
 
-# %% ../../nbs/4_data/07_corruptions.ipynb #f7033dd2
+# %% ../../nbs/4_data/07_corruptions.ipynb #c8811f95
 # 14 of the 15 that ImageNet-C's mean is taken over
 COMMON = tuple(name for name, (family, _) in CORRUPTIONS.items() if family != "spare")
 
@@ -74,7 +74,7 @@ def _noise(x, kind, c, rng):
     struck, white = rng.random(x.shape) < c, rng.random(x.shape) < 0.5
     return np.where(struck, white.astype(float), x)
 
-# %% ../../nbs/4_data/07_corruptions.ipynb #359e6aab
+# %% ../../nbs/4_data/07_corruptions.ipynb #1c4f6c5f
 def _colour(x, kind, c):
     if kind == "contrast":
         return (x - x.mean((0, 1))) * c + x.mean((0, 1))
@@ -97,7 +97,7 @@ def _disk(radius):
     inside = np.clip(radius + 0.5 - np.hypot(reach[:, None], reach), 0, 1)
     return inside / inside.sum()
 
-# %% ../../nbs/4_data/07_corruptions.ipynb #8990dfb3
+# %% ../../nbs/4_data/07_corruptions.ipynb #c57d1e81
 def _streak(radius, sigma, angle):  # one side of a line, bell-shaped, degrees
     along = np.arange(max(2, round(2 * radius + 1)))
     weights, reach = np.exp(-(along**2) / (2 * sigma**2)), int(along[-1]) + 1
@@ -108,7 +108,7 @@ def _streak(radius, sigma, angle):  # one side of a line, bell-shaped, degrees
         kernel[i : i + 2, j : j + 2] += w * np.outer([i + 1 - y, y - i], [j + 1 - x, x - j])
     return kernel / kernel.sum()
 
-# %% ../../nbs/4_data/07_corruptions.ipynb #e32d6f69
+# %% ../../nbs/4_data/07_corruptions.ipynb #68f2a1f5
 def _zoomed(x, factor):  # the middle, enlarged to the whole
     h, w = x.shape[:2]
     dy, dx = (h - h / factor) / 2, (w - w / factor) / 2
@@ -129,7 +129,7 @@ def _glass(x, sigma, reach, rounds, rng):
         x = x[there[0].clip(0, h - 1), there[1].clip(0, w - 1)]
     return gaussian_filter(x, (sigma, sigma, 0), mode="nearest")
 
-# %% ../../nbs/4_data/07_corruptions.ipynb #7667bb37
+# %% ../../nbs/4_data/07_corruptions.ipynb #2d891449
 def _blurred(x, kind, c, unit, rng):
     if kind == "gaussian_blur":
         return gaussian_filter(x, (c * unit, c * unit, 0), mode="nearest")
@@ -165,13 +165,13 @@ def _cloud(rng, side, decay):  # fractal noise 0 to 1 [n, n], n the next power o
         step, size = half, size / decay
     return (field - field.min()) / np.ptp(field)
 
-# %% ../../nbs/4_data/07_corruptions.ipynb #64125737
+# %% ../../nbs/4_data/07_corruptions.ipynb #58751d26
 def _fog(x, c, rng):
     h, w = x.shape[:2]
     top = x.max()
     return (x + c[0] * _cloud(rng, max(h, w), c[1])[:h, :w, None]) * top / (top + c[0])
 
-
+# %% ../../nbs/4_data/07_corruptions.ipynb #27641379
 def _snow(x, c, unit, rng):
     h, w = x.shape[:2]
     mean, spread, grain, least, radius, sigma, rest = c
@@ -182,7 +182,7 @@ def _snow(x, c, unit, rng):
     pale = np.maximum(x, (x @ [0.299, 0.587, 0.114])[..., None] * 1.5 + 0.5)
     return rest * x + (1 - rest) * pale + flakes + flakes[::-1, ::-1]
 
-# %% ../../nbs/4_data/07_corruptions.ipynb #d7043c76
+# %% ../../nbs/4_data/07_corruptions.ipynb #98d0642c
 def _shaken(h, w, push, sigma, rng):  # where each pixel moves [2, h * w]
     shake = [
         push * gaussian_filter(rng.uniform(-1, 1, (h, w)), sigma, mode="reflect", truncate=3)
@@ -190,7 +190,7 @@ def _shaken(h, w, push, sigma, rng):  # where each pixel moves [2, h * w]
     ]
     return np.c_[[(grid + field).ravel() for grid, field in zip(np.mgrid[:h, :w], shake)]]
 
-
+# %% ../../nbs/4_data/07_corruptions.ipynb #39ff46dd
 def _elastic(x, c, unit, rng):
     h, w = x.shape[:2]
     push, sigma, turn = (value * unit for value in c)
@@ -218,7 +218,7 @@ def _digital(picture, kind, c, unit):
         picture.save(file, "JPEG", quality=c)
         return Image.open(file).convert("RGB")
 
-# %% ../../nbs/4_data/07_corruptions.ipynb #385f612c
+# %% ../../nbs/4_data/07_corruptions.ipynb #131c326b
 def _check_request(kind, severity):
     if kind not in CORRUPTIONS:
         raise ValueError(
@@ -230,7 +230,7 @@ def _check_request(kind, severity):
             f"severity is {severity!r}; ImageNet-C has the severities 1, 2, 3, 4 and 5."
         )
 
-# %% ../../nbs/4_data/07_corruptions.ipynb #bc978d20
+# %% ../../nbs/4_data/07_corruptions.ipynb #ea7ca7ba
 def _corrupted(x, kind, c, unit, rng):  # float [H, W, 3], not yet clipped
     if kind.endswith("noise"):
         return _noise(x, kind, c, rng)
@@ -242,7 +242,7 @@ def _corrupted(x, kind, c, unit, rng):  # float [H, W, 3], not yet clipped
         return _elastic(x, c, unit, rng)
     return _fog(x, c, rng) if kind == "fog" else _snow(x, c, unit, rng)
 
-# %% ../../nbs/4_data/07_corruptions.ipynb #14beffd7
+# %% ../../nbs/4_data/07_corruptions.ipynb #296ac4a8
 def corrupt_image(
     picture,  # PIL picture, any size from 16 pixels
     kind,  # name in CORRUPTIONS
@@ -280,7 +280,7 @@ def _cropped(picture, side):  # short side to 256/224 of the crop, then the midd
         (left, top, left + side, top + side)
     )
 
-# %% ../../nbs/4_data/07_corruptions.ipynb #eb82d369
+# %% ../../nbs/4_data/07_corruptions.ipynb #77d2cf60
 _VERSION = 1  # of the pictures; part of the fingerprint
 
 

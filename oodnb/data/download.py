@@ -39,7 +39,7 @@ def _digests(path, kinds, progress):  # {kind: hexadecimal digits}, all of them 
             bar.update(len(block))
     return {kind: one.hexdigest() for kind, one in hashes.items()}
 
-# %% ../../nbs/4_data/09_download.ipynb #7fce52cb
+# %% ../../nbs/4_data/09_download.ipynb #252c563b
 def verify(
     path,  # file to check
     size=None,  # bytes, where they are known
@@ -74,7 +74,7 @@ class _NeverWeaker(urllib.request.HTTPRedirectHandler):
             )
         return super().redirect_request(request, answer, code, message, headers, url)
 
-# %% ../../nbs/4_data/09_download.ipynb #d264cccb
+# %% ../../nbs/4_data/09_download.ipynb #b573541e
 def _size(path):
     return path.stat().st_size if path.is_file() else 0
 
@@ -87,7 +87,7 @@ def _version(headers):  # what the server calls its file; a weak tag may stand f
     tag = headers.get("ETag") or ""
     return headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
 
-
+# %% ../../nbs/4_data/09_download.ipynb #bfba2010
 def _request(url, part):  # for all of the file, or for what is not in `part`
     version, have = _version_file(part), _size(part)
     headers = {"User-Agent": "oodnb", "Accept-Encoding": "identity"}
@@ -96,7 +96,7 @@ def _request(url, part):  # for all of the file, or for what is not in `part`
         headers |= {"Range": f"bytes={have}-", "If-Range": known}
     return urllib.request.Request(url, headers=headers)
 
-# %% ../../nbs/4_data/09_download.ipynb #ba3f45a2
+# %% ../../nbs/4_data/09_download.ipynb #1352b0c8
 def _open(url, part, timeout):  # response, or an error that says whether to try again
     try:
         return urllib.request.build_opener(_NeverWeaker).open(_request(url, part), timeout=timeout)
@@ -108,7 +108,7 @@ def _open(url, part, timeout):  # response, or an error that says whether to try
             raise _Again(f"the server answered {error.code} {error.reason}") from None
         raise ConnectionError(f"{url} answers {error.code} {error.reason}.") from None
 
-# %% ../../nbs/4_data/09_download.ipynb #741bebfa
+# %% ../../nbs/4_data/09_download.ipynb #27fde99e
 def _ask(url, part, timeout):  # open response, and how many bytes are there already
     have = _size(part)
     answer = _open(url, part, timeout)
@@ -139,7 +139,7 @@ def _check_announced(url, part, total, have, size):
             ),
         )
 
-# %% ../../nbs/4_data/09_download.ipynb #5fc94add
+# %% ../../nbs/4_data/09_download.ipynb #b79d8d49
 def _receive(url, part, size, timeout, bar):  # one answer, to its end; _Again when it was cut
     answer, have = _ask(url, part, timeout)
     with answer:
@@ -182,7 +182,7 @@ def _receive_all(url, part, size, tries, wait, timeout, bar):
                 ) from error
             time.sleep(wait * 2 ** (failed - 1))
 
-# %% ../../nbs/4_data/09_download.ipynb #fd9919e5
+# %% ../../nbs/4_data/09_download.ipynb #24fa2b1f
 def _accept(part, path, url, size, checksums, progress):  # size and digests
     try:
         digests = verify(part, size, checksums, progress)
@@ -194,7 +194,7 @@ def _accept(part, path, url, size, checksums, progress):  # size and digests
     os.replace(part, path)
     return digests
 
-# %% ../../nbs/4_data/09_download.ipynb #77eccf0e
+# %% ../../nbs/4_data/09_download.ipynb #97740804
 def download(
     url,  # http:// or https://
     path,  # file to make; its folder must exist

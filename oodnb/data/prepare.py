@@ -45,7 +45,7 @@ def prepared(
         return done, pd.read_parquet(listed)
     return done, pd.DataFrame(columns=_COLUMNS)
 
-# %% ../../nbs/4_data/11_prepare.ipynb #7af3244f
+# %% ../../nbs/4_data/11_prepare.ipynb #fe1fe464
 def _write_record(name, root, archive, facts, rows):
     done, files = prepared(name, root)
     others = files[files["archive"] != archive.name]
@@ -64,7 +64,7 @@ def _stem(name):  # the name without .tar, .tar.gz, .tgz, ...
             return name.removesuffix(ending)
     return name
 
-# %% ../../nbs/4_data/11_prepare.ipynb #c8ec8408
+# %% ../../nbs/4_data/11_prepare.ipynb #14ec638b
 def _unpack_one_inner(staging, name, where):  # rows of Unpacked.files, and links left out
     target = PurePosixPath(name).parent / where.format(stem=_stem(PurePosixPath(name).name))
     found = unpack(staging / name, staging / ".inner", progress=False)
@@ -77,7 +77,7 @@ def _unpack_one_inner(staging, name, where):  # rows of Unpacked.files, and link
     (staging / name).unlink()
     return [(str(target / path), *facts) for path, *facts in found.files], found.skipped
 
-# %% ../../nbs/4_data/11_prepare.ipynb #211bba9e
+# %% ../../nbs/4_data/11_prepare.ipynb #1acbdf55
 # Unpacked, with the archives inside replaced by their contents
 def _unpack_inner(staging, done, inner):
     for pattern, where in inner.items():
@@ -87,14 +87,14 @@ def _unpack_inner(staging, done, inner):
             done = Unpacked(others + files, done.skipped + skipped)
     return done
 
-# %% ../../nbs/4_data/11_prepare.ipynb #5d307026
+# %% ../../nbs/4_data/11_prepare.ipynb #da4e208e
 def _kit_labels(kit):  # WordNet id of each validation picture
     imagenet = importlib.import_module("torchvision.datasets.imagenet")
     with tempfile.TemporaryDirectory() as folder:
         imagenet.parse_devkit_archive(folder, str(Path(kit).absolute()))
         return imagenet.load_meta_file(folder)[1]
 
-
+# %% ../../nbs/4_data/11_prepare.ipynb #b196af21
 # Unpacked, with flat pictures moved into WordNet id folders
 def _sort_by_class(staging, done, kit):
     wnids, pictures, moved = _kit_labels(kit), sorted(done.files), []
@@ -128,14 +128,14 @@ def _same_contents(path, size, sha):
         and verify(path, progress=False)["sha256"] == sha
     )
 
-
+# %% ../../nbs/4_data/11_prepare.ipynb #a09eeb3b
 def _clashes(files, target):  # files of another content that are there
     for name, size, sha in files:
         _check_links(target, name)
         if (target / name).exists() and not _same_contents(target / name, size, sha):
             yield name
 
-# %% ../../nbs/4_data/11_prepare.ipynb #b53fbf97
+# %% ../../nbs/4_data/11_prepare.ipynb #b430a2a2
 def _move(staging, files, target):
     clashes = list(_clashes(files, target))
     if clashes:
@@ -150,7 +150,7 @@ def _move(staging, files, target):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         os.rename(staging / name, target / name)
 
-# %% ../../nbs/4_data/11_prepare.ipynb #70123f13
+# %% ../../nbs/4_data/11_prepare.ipynb #48539e6e
 def _stage(archive, path, staging, kit, progress):  # Unpacked, in the scratch folder
     if archive.unpack:
         done = unpack(path, staging, progress)
@@ -163,7 +163,7 @@ def _stage(archive, path, staging, kit, progress):  # Unpacked, in the scratch f
         done = _unpack_inner(staging, done, archive.inner)
     return _sort_by_class(staging, done, kit) if kit else done
 
-
+# %% ../../nbs/4_data/11_prepare.ipynb #f267537a
 def _place(archive, path, root, kit, progress):  # Unpacked, now in its place
     target = Path(root) / archive.into
     target.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ def _address(archive, source):  # None when a person must get it
         return archive.url
     return f"{str(source).rstrip('/')}/{archive.name}" if _is_web(source) else None
 
-
+# %% ../../nbs/4_data/11_prepare.ipynb #2df7bc1e
 def _fetch(archive, shelf, source, progress):  # (path or None when a person must get it, digests)
     size, checksums = archive.size, archive.checksums
     if path := _at_hand(archive.name, shelf, source):
@@ -206,7 +206,7 @@ def _fetch(archive, shelf, source, progress):  # (path or None when a person mus
     path = shelf / archive.name
     return path, download(url, path, size, checksums, progress=progress)
 
-# %% ../../nbs/4_data/11_prepare.ipynb #b5014bc9
+# %% ../../nbs/4_data/11_prepare.ipynb #63fd6459
 def _there(found, archive, root):  # somebody else has unpacked it: every split of it has pictures
     folders = [find(found.name, split, root)[0] for split in archive.splits or found.splits]
     return archive.unpack and all(
@@ -223,7 +223,7 @@ def _to_do(found, split, root):  # archives that are not done, those first that 
     ]
     return sorted(left, key=lambda archive: archive.into is not None)
 
-# %% ../../nbs/4_data/11_prepare.ipynb #ab161712
+# %% ../../nbs/4_data/11_prepare.ipynb #5ee912ab
 def _told(found, archive, digests, placed):  # the line that says what was done
     checked = (
         "verified"
@@ -233,7 +233,7 @@ def _told(found, archive, digests, placed):  # the line that says what was done
     links = f", {len(placed.skipped)} links left out" if placed.skipped else ""
     return f"{found.name}: {archive.name} {checked}, {len(placed.files):,} files{links}"
 
-
+# %% ../../nbs/4_data/11_prepare.ipynb #6df3830e
 def _one(found, archive, path, digests, root, kit, progress):  # the line that says what was done
     _write_record(found.name, root, archive, {"begun": True}, [])
     placed = Unpacked() if archive.into is None else _place(archive, path, root, kit, progress)
@@ -270,7 +270,7 @@ def _prepare_left(found, left, root, source, say, progress):  # how to get the r
             say(_one(found, archive, path, digests, root, kit, progress))
     return waiting
 
-# %% ../../nbs/4_data/11_prepare.ipynb #a96078eb
+# %% ../../nbs/4_data/11_prepare.ipynb #183c36a2
 def prepare(
     name,  # of a data set
     split=None,  # only what this split needs; None: everything

@@ -40,7 +40,7 @@ def imagenet_names(
             )
     return [named[wnid] for wnid in wnids]
 
-# %% ../../nbs/4_data/12_published_sets.ipynb #7f836eb1
+# %% ../../nbs/4_data/12_published_sets.ipynb #3d2d5590
 def _from_folder(folder, found, part):  # flat, or one folder per class
     classes = None if part.classes else False
     return load_folder(folder, part.name, classes, found.name, part.options.get("contents", True))
@@ -78,7 +78,7 @@ def _which_exist(folder, found, part, names):  # name -> is it a file
         raise missing(found.name, part.name, folder, why)
     return there
 
-# %% ../../nbs/4_data/12_published_sets.ipynb #c65133c8
+# %% ../../nbs/4_data/12_published_sets.ipynb #62630e74
 # ImageSet of the named files that exist
 def _listed(folder, found, part, names, labels, class_names, ids=None, captions=None):
     there = _which_exist(folder, found, part, names)
@@ -100,7 +100,7 @@ def _listed(folder, found, part, names, labels, class_names, ids=None, captions=
         },
     )
 
-# %% ../../nbs/4_data/12_published_sets.ipynb #1711d3c8
+# %% ../../nbs/4_data/12_published_sets.ipynb #91cdaeac
 def _list_file(folder, found, part):  # Path of the file that names the pictures
     path = Path(os.path.normpath(folder / part.options["list"]))
     if not path.is_file():
@@ -109,7 +109,7 @@ def _list_file(folder, found, part):  # Path of the file that names the pictures
         )
     return path
 
-
+# %% ../../nbs/4_data/12_published_sets.ipynb #4e00b006
 # "openimage_o/images/1.jpg -1" per line, relative to the folder
 def _from_list(folder, found, part):
     path = Path(folder).parent / part.options["list"]
@@ -120,7 +120,7 @@ def _from_list(folder, found, part):
     names = [line.rsplit(" ", 1)[0] for line in lines]
     return _listed(folder, found, part, names, [-1] * len(names), [])
 
-# %% ../../nbs/4_data/12_published_sets.ipynb #fed9b099
+# %% ../../nbs/4_data/12_published_sets.ipynb #90f55e8c
 def _from_table(folder, found, part):  # a CSV with one column of 0 and 1 per class
     table = pd.read_csv(_list_file(folder, found, part))
     hot = table[part.options["columns"]].to_numpy()
@@ -133,7 +133,7 @@ def _from_table(folder, found, part):  # a CSV with one column of 0 and 1 per cl
     names = [f"{name}.jpg" for name in table["image"]]
     return _listed(folder, found, part, names, hot.argmax(1), part.options["names"])
 
-
+# %% ../../nbs/4_data/12_published_sets.ipynb #885bd9fb
 def _from_coco(folder, found, part):  # one entry per caption, so a picture appears several times
     listed = json.loads(_list_file(folder, found, part).read_text("utf-8"))
     files = {image["id"]: image["file_name"] for image in listed["images"]}
@@ -163,7 +163,7 @@ def _check_names(path, found, rows, ours):
             "data/lists/class_lists.json."
         )
 
-# %% ../../nbs/4_data/12_published_sets.ipynb #314b949d
+# %% ../../nbs/4_data/12_published_sets.ipynb #cd9f5e7e
 def _split_rows(path, part):  # (path, label, name) of each picture
     try:
         listed = json.loads(path.read_text("utf-8"))[part.name]
@@ -174,7 +174,7 @@ def _split_rows(path, part):  # (path, label, name) of each picture
             f'{{"{part.name}": [[path, label, name], ...]}}.'
         ) from None
 
-
+# %% ../../nbs/4_data/12_published_sets.ipynb #dec7c498
 def _from_split_file(folder, found, part):
     path, ours = _list_file(folder, found, part), class_lists()[found.name]["class_names"]
     rows = _split_rows(path, part)
@@ -200,7 +200,7 @@ def _torchvision(folder, found, **options):  # a torchvision data set, with its 
             "fetches or checks its files."
         ) from None
 
-# %% ../../nbs/4_data/12_published_sets.ipynb #080d0e09
+# %% ../../nbs/4_data/12_published_sets.ipynb #b84b4d3e
 def _from_cifar(folder, found, part):
     data = _torchvision(folder, found, train=part.name == "train")
     return ImageSet(
@@ -214,7 +214,7 @@ def _from_cifar(folder, found, part):
         about={"folder": str(folder)},
     )
 
-# %% ../../nbs/4_data/12_published_sets.ipynb #ea392dfd
+# %% ../../nbs/4_data/12_published_sets.ipynb #fe020710
 def _from_pcam(folder, found, part):
     data = _torchvision(folder, found, split=part.name)
     files = [Path(folder) / data._FILES[part.name][kind][0] for kind in ("images", "targets")]
@@ -231,7 +231,7 @@ def _from_pcam(folder, found, part):
         about={"folder": str(folder)},
     )
 
-# %% ../../nbs/4_data/12_published_sets.ipynb #f624288d
+# %% ../../nbs/4_data/12_published_sets.ipynb #6b662ac5
 def _from_shards(folder, found, part):
     return load_captions(str(Path(folder) / part.options["list"]))
 
@@ -257,7 +257,7 @@ def _per_class(images, part, known):  # a sentence about the first class that do
     elif due and set(counts) != {due}:
         yield f"{counts.min()} to {counts.max()} images per class instead of {due}"
 
-
+# %% ../../nbs/4_data/12_published_sets.ipynb #a127a5d6
 def _counts(images, part, known):  # sentences about numbers that do not agree
     total = images.about.get("pictures", len(images))
     if part.images not in (None, total):
@@ -269,7 +269,7 @@ def _counts(images, part, known):  # sentences about numbers that do not agree
     elif part.images == total:
         yield from _per_class(images, part, known)
 
-# %% ../../nbs/4_data/12_published_sets.ipynb #0d44e378
+# %% ../../nbs/4_data/12_published_sets.ipynb #ec38162f
 def _names(images, part):  # {"missing": [...], "extra": [...]}
     if "missing" in images.about:
         return {"missing": images.about["missing"], "extra": []}
@@ -279,7 +279,7 @@ def _names(images, part):  # {"missing": [...], "extra": [...]}
     there = {PurePosixPath(name).name for name in images.ids}
     return {"missing": sorted(due - there), "extra": sorted(there - due)}
 
-# %% ../../nbs/4_data/12_published_sets.ipynb #34ee496c
+# %% ../../nbs/4_data/12_published_sets.ipynb #df46e4ac
 def _is_picture(path):  # and not below a hidden folder
     return os.path.splitext(path)[1].lower() in PICTURES and "/." not in f"/{path}"
 
@@ -295,7 +295,7 @@ def _recorded(folder, found, root):  # name -> (size, sha256); None without a re
         if path.startswith(inside) and _is_picture(path)
     }
 
-
+# %% ../../nbs/4_data/12_published_sets.ipynb #947f0755
 # {"missing", "extra", "different"} names, or None without a record
 def _against_record(images, found, root):
     folder = Path(images.about["folder"])
@@ -340,7 +340,7 @@ def compare(
         ]
     return wrong, files
 
-# %% ../../nbs/4_data/12_published_sets.ipynb #08b0ee28
+# %% ../../nbs/4_data/12_published_sets.ipynb #3a9a6cf1
 def _not_published(images, folder, found, wrong):  # the error that says so
     flat = ""
     if found.layout == "wnids" and not images.class_names:
@@ -354,7 +354,7 @@ def _not_published(images, folder, found, wrong):  # the error that says so
         "its name then says so."
     )
 
-# %% ../../nbs/4_data/12_published_sets.ipynb #c5a74969
+# %% ../../nbs/4_data/12_published_sets.ipynb #c96c9a7d
 def load_published(
     name,  # of a data set, as the catalogue spells it
     split="test",  # see the catalogue
