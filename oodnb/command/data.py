@@ -70,7 +70,7 @@ def _named(kind, names, every):  # lines about the pictures of one kind
     if not every and names[20:]:
         yield f"  {kind}: ... {len(names):,} in all; --all names every one"
 
-
+# %% ../../nbs/16_command/01_data.ipynb #cfa7b6b8
 def _report(report, every):  # lines
     if report["ok"]:
         yield f"{report['name']} {report['split']}: ok, {report['found']:,} images"
@@ -102,7 +102,7 @@ def _checked(name, args, split):  # report
         found = {"ok": False, "found": 0, "expected": None, "problems": [str(error)]}
         return {"name": name, "split": split, **found, **{kind: [] for kind in _KINDS}}
 
-
+# %% ../../nbs/16_command/01_data.ipynb #f97210c5
 def _check(args):
     from oodnb.mini import is_mini
 

@@ -43,7 +43,7 @@ def _examined_pictures(args):  # ID set, and the OOD sets
     ood = [load_dataset(name, root=args.root, allow_different=True) for name in args.ood]
     return id_set, ood
 
-
+# %% ../../nbs/16_command/02_doctor.ipynb #9415d95a
 def _findings(args):
     examine = importlib.import_module("oodnb.checks.doctor")
     load_backbone = importlib.import_module("oodnb.backbones").load_backbone

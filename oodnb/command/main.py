@@ -139,7 +139,7 @@ def _workers_told(machines, workers, at_once, wanted):
     there = f"{_several(workers, 'worker')}{wanted} on {_several(machines, 'machine')}"
     return f"{there}, up to {_several(at_once, 'run')} at a time"
 
-
+# %% ../../nbs/16_command/03_main.ipynb #e7578998
 def _on_a_cluster(args, jobs, client, board):
     "Yield (job, result) of runs that workers take; what is to be accepted is accepted here."
     needs = read_needs(args.needs)
@@ -169,7 +169,7 @@ def _check_places(args):
             "threads and GPUs. Choose among them with --needs."
         )
 
-
+# %% ../../nbs/16_command/03_main.ipynb #0e9fc5e4
 def _how_it_ended(job, result, accept, board):  # "failed", "different" or "done", and told
     if isinstance(result, Exception):
         known = isinstance(result, RunFailed)
@@ -181,7 +181,7 @@ def _how_it_ended(job, result, accept, board):  # "failed", "different" or "done
         return "different" if found.different else "done"
     return "done"
 
-
+# %% ../../nbs/16_command/03_main.ipynb #77b3c39b
 def _verdict(jobs, ended):  # last lines, and the exit code
     failed = [name for name, how in ended if how == "failed"]
     different = [name for name, how in ended if how == "different"]
