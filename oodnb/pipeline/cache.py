@@ -181,7 +181,7 @@ def _finished_piece(facts, path, kind, dataset):  # the whole set, as the file h
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #98ea8f8a
 class CacheEntry:
-    """The features of one data set through one backbone, on disk.
+    """The features of one data set through one backbone, on disk:
     `<root>/<key>/global.safetensors`, `global.json`, the same for local, and parts."""
 
     def __init__(self, root, backbone, dataset):
