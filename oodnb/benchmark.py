@@ -108,7 +108,7 @@ def _columns(name, columns, detectors):  # {detector: scores [N]}, checked
         )
     return values
 
-
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #09bde117
 def score_table(
     id_scores,  # dict: detector -> scores of the ID images [N]
     ood_scores,  # dict: OOD set -> dict: detector -> scores [M]
@@ -139,7 +139,7 @@ def _check_protocol(d):
             f"{', '.join(_KEYS)}."
         )
 
-
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #14287ccd
 def _check_detectors(detectors, backbone):  # the list of them
     detectors = [detectors] if isinstance(detectors, Detector) else list(detectors)
     if not detectors:
@@ -174,7 +174,7 @@ def _check_new(s, seen):  # neither the name nor the images were there before
             )
         seen[what, value] = s.name
 
-
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #b0f669cf
 def _warn_of_known_classes(ood_set, id_set):
     lower = {str(c).casefold() for c in id_set.class_names}
     both = sorted({str(c) for c in ood_set.class_names if str(c).casefold() in lower})
@@ -286,7 +286,7 @@ def _check_complete(dataset, rows, skipped):
             "came back. Clear the feature cache of this set and run again."
         )
 
-
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #c097d126
 def _score_set(backbone, dataset, role, detectors, classes, **options):
     "Rows of one image set, its unit image features, and its unreadable images."
     parts, features, skipped = [], [], {}
@@ -421,7 +421,7 @@ def _read_parquet(path):
             "run the benchmark again."
         ) from None
 
-
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #a055cb78
 def _check_as_written(path, scores, facts):
     if len(scores) != facts["rows"] or list(scores.columns) != facts["columns"]:
         raise ValueError(

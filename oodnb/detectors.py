@@ -173,7 +173,7 @@ def _best_region(features, classifier, temperature):  # l_mcm [N]
 
     return _once(("best region", temperature), features, classifier, compute)
 
-
+# %% ../nbs/5_pipeline/07_detectors.ipynb #a03015e5
 def _mcm_family(detector, features):  # mcm, l_mcm or gl_mcm [N], float64
     classifier, temperature = detector.classifier, detector.temperature
     if detector.kind == "l_mcm":

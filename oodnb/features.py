@@ -143,7 +143,7 @@ def _check_encoded(backbone, tensors, ids):
                 f"(now {backbone.precision}); else look at these pictures."
             )
 
-
+# %% ../nbs/5_pipeline/02_features.ipynb #28664a1f
 def _encode(backbone, pixels, local, ids):  # {"global": ..., "local": ...} float32 on the CPU
     device = torch.device(backbone.device)
     if device.type == "cuda":
@@ -174,7 +174,7 @@ def _decoded(pictures, count, dataset, on_error):  # ([(position, pixels)], [[po
         skipped.append([i, reason]) if reason else good.append((i, pixels))
     return good, skipped
 
-
+# %% ../nbs/5_pipeline/02_features.ipynb #75952d0b
 def _rows(backbone, dataset, good, local):  # tensors of the pictures that could be read
     if good:
         pixels = torch.stack([p for _, p in good])
@@ -238,7 +238,7 @@ class _Parts:
             self.pieces.append(part)
         self.fresh.clear()
 
-
+# %% ../nbs/5_pipeline/02_features.ipynb #edf63169
 def _bar(dataset, progress, start=0):  # pictures of a set that have been encoded
     about = f"{dataset.name} {dataset.split}"
     hidden = dict(disable=not progress, delay=1)

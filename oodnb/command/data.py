@@ -15,31 +15,31 @@ from ..ground.places import data_root
 from ..data.prepare import prepare
 
 # %% ../../nbs/16_command/01_data.ipynb #aaa3a83e
+def _split_line(part):  # about one split of a data set
+    count = "any number of" if part.images is None else f"{part.images:,}"
+    classes = f", {part.classes:,} classes" if part.classes else ""
+    place = f"$OODNB_DATA/{part.folders[0]}: {part.inside}"
+    return f"  {part.name:<9} {count} images{classes}, in {place}"
+
+
 def _one_set(name):  # lines about one data set
     found = entry(name)
     yield f"{found.name} ({found.role}; {found.access})"
     yield f"  licence   {found.licence}"
     yield f"  homepage  {found.homepage}"
     shown = list(found.splits.values())
-    for part in shown[:6]:
-        count = "any number of" if part.images is None else f"{part.images:,}"
-        yield (
-            f"  {part.name:<9} {count} images"
-            + (f", {part.classes:,} classes" if part.classes else "")
-            + f", in $OODNB_DATA/{part.folders[0]}: {part.inside}"
-        )
+    yield from map(_split_line, shown[:6])
     if shown[6:]:
         yield f"  ...       {len(shown)} splits in all, the last is {shown[-1].name!r}"
     for archive in archives_of(found.name):
-        yield "  file      " + describe(archive, f"$OODNB_DATA/archives/{found.name}").replace(
-            "\n    ", "\n            "
-        )
+        about = describe(archive, f"$OODNB_DATA/archives/{found.name}")
+        yield "  file      " + about.replace("\n    ", "\n            ")
     if found.part_of:
         yield f"  made of   {found.part_of}; nothing to fetch beside it"
     yield f"  note      {found.note}"
     yield f"  known by  {found.source}"
 
-
+# %% ../../nbs/16_command/01_data.ipynb #4ebea147
 def _list(args):
     if args.names:
         for name in args.names:
@@ -48,34 +48,62 @@ def _list(args):
     rows = list_entries(args.root)
     width = max(len(row["name"]) for row in rows)
     for row in rows:
-        print(
-            f"{row['name']:<{width}}  {'ready' if row['ready'] else 'partly' if row['splits_ready'] else '-':<6}  {row['access']:<7}  {row['splits']}; {row['licence']}"
-        )
+        state = "ready" if row["ready"] else "partly" if row["splits_ready"] else "-"
+        about = f"{row['access']:<7}  {row['splits']}; {row['licence']}"
+        print(f"{row['name']:<{width}}  {state:<6}  {about}")
     return 0
 
 # %% ../../nbs/16_command/01_data.ipynb #b893367a
+_KINDS = ("missing", "extra", "different", "unreadable")
+
+
+def _named(kind, names, every):  # lines about the pictures of one kind
+    if isinstance(names, int):
+        if names:
+            yield (
+                f"  {kind}: {names:,} (their names are not known; "
+                "only a set that oodnb data prepare unpacked has a list)"
+            )
+        return
+    for name in names if every else names[:20]:
+        yield f"  {kind}: " + (name if isinstance(name, str) else f"{name[0]} ({name[1]})")
+    if not every and names[20:]:
+        yield f"  {kind}: ... {len(names):,} in all; --all names every one"
+
+# %% ../../nbs/16_command/01_data.ipynb #cfa7b6b8
 def _report(report, every):  # lines
     if report["ok"]:
         yield f"{report['name']} {report['split']}: ok, {report['found']:,} images"
         return
-    yield f"{report['name']} {report['split']}: not as published; {report['found']:,} images" + (
-        f" of {report['expected']:,}" if report["expected"] is not None else ""
-    )
+    of = f" of {report['expected']:,}" if report["expected"] is not None else ""
+    about = f"{report['name']} {report['split']}"
+    yield f"{about}: not as published; {report['found']:,} images{of}"
     yield from ("  " + line.replace("\n", "\n  ") for line in report["problems"])
-    for kind in ("missing", "extra", "different", "unreadable"):
-        names = report[kind]
-        if isinstance(names, int):
-            if names:
-                yield f"  {kind}: {names:,} (their names are not known; only a set that oodnb data prepare unpacked has a list)"
-            continue
-        for name in names if every else names[:20]:
-            yield f"  {kind}: " + (name if isinstance(name, str) else f"{name[0]} ({name[1]})")
-        if not every and names[20:]:
-            yield f"  {kind}: ... {len(names):,} in all; --all names every one"
+    for kind in _KINDS:
+        yield from _named(kind, report[kind], every)
+
+# %% ../../nbs/16_command/01_data.ipynb #556bc131
+def _splits(name, args):  # names of those to check
+    if not spelled(name):
+        return [args.split] if args.split else ["test"]
+    base = data_root() if args.root is None else args.root
+    there = [split for split in entry(name).splits if find(name, split, base)[0]]
+    if args.split:
+        return [split_of(name, args.split).name]
+    return there or list(entry(name).splits)[:1]
 
 
-def _check(args):
+def _checked(name, args, split):  # report
     from oodnb.datasets import check_dataset
+
+    try:
+        return check_dataset(name, args.root, split)
+    except ValueError as error:
+        found = {"ok": False, "found": 0, "expected": None, "problems": [str(error)]}
+        return {"name": name, "split": split, **found, **{kind: [] for kind in _KINDS}}
+
+# %% ../../nbs/16_command/01_data.ipynb #f97210c5
+def _check(args):
     from oodnb.mini import is_mini
 
     wrong = 0
@@ -83,31 +111,8 @@ def _check(args):
         if not (spelled(name) or is_mini(name) or os.sep in name or Path(name).is_dir()):
             entry(name)
     for name in args.names:
-        splits = [args.split] if args.split else ["test"]
-        if spelled(name):
-            base = data_root() if args.root is None else args.root
-            there = [split for split in entry(name).splits if find(name, split, base)[0]]
-            splits = (
-                [split_of(name, args.split).name]
-                if args.split
-                else there or list(entry(name).splits)[:1]
-            )
-        for split in splits:
-            try:
-                report = check_dataset(name, args.root, split)
-            except ValueError as error:
-                report = {
-                    "name": name,
-                    "split": split,
-                    "ok": False,
-                    "found": 0,
-                    "expected": None,
-                    "problems": [str(error)],
-                    "missing": [],
-                    "extra": [],
-                    "different": [],
-                    "unreadable": [],
-                }
+        for split in _splits(name, args):
+            report = _checked(name, args, split)
             wrong += not report["ok"]
             print(*_report(report, args.all), sep="\n", flush=True)
     return int(wrong > 0)
@@ -130,12 +135,42 @@ def _prepare(args):
             print(f"oodnb: {error}", file=sys.stderr, flush=True)
     if failed and args.names[1:]:
         print(
-            f"oodnb: {len(failed)} of {len(args.names)} data sets are not complete: {', '.join(failed)}",
+            f"oodnb: {len(failed)} of {len(args.names)} data sets are not complete: "
+            f"{', '.join(failed)}",
             file=sys.stderr,
         )
     return int(bool(failed))
 
 # %% ../../nbs/16_command/01_data.ipynb #9bffe127
+def _add_list(kinds):
+    one = kinds.add_parser(
+        "list", help="one line per data set; with a NAME all that is known about it"
+    )
+    one.add_argument("names", nargs="*", metavar="NAME")
+    one.set_defaults(act=_list)
+    return one
+
+
+def _add_check(kinds):
+    one = kinds.add_parser(
+        "check", help="read every picture, compare with the published list; nothing is changed"
+    )
+    one.add_argument("names", nargs="+", metavar="NAME", help="a data set, or a folder of yours")
+    every = "name every file, not only the first twenty of a kind"
+    one.add_argument("--all", action="store_true", help=every)
+    one.set_defaults(act=_check)
+    return one
+
+
+def _add_prepare(kinds):
+    one = kinds.add_parser("prepare", help="fetch, verify and unpack; goes on where it stopped")
+    one.add_argument("names", nargs="+", metavar="NAME")
+    mirror = "a mirror, or a folder that holds the archives"
+    one.add_argument("--from", dest="source", metavar="URL|DIR", help=mirror)
+    one.set_defaults(act=_prepare)
+    return one
+
+# %% ../../nbs/16_command/01_data.ipynb #71ff85b6
 def add_data_commands(
     commands,  # what ArgumentParser.add_subparsers gives
 ):
@@ -143,33 +178,13 @@ def add_data_commands(
     data = commands.add_parser(
         "data",
         help="data sets with a name: what is there, is it right, get it",
-        epilog="Exit codes: 0 all is well, 1 something is missing or wrong or must be fetched by hand, 2 wrong usage.",
+        epilog=(
+            "Exit codes: 0 all is well, 1 something is missing or wrong or must be fetched by "
+            "hand, 2 wrong usage."
+        ),
     )
     kinds = data.add_subparsers(required=True, metavar="list | check | prepare")
-    listing = kinds.add_parser(
-        "list", help="one line per data set; with a NAME all that is known about it"
-    )
-    listing.add_argument("names", nargs="*", metavar="NAME")
-    listing.set_defaults(act=_list)
-    checking = kinds.add_parser(
-        "check", help="read every picture, compare with the published list; nothing is changed"
-    )
-    checking.add_argument(
-        "names", nargs="+", metavar="NAME", help="a data set, or a folder of yours"
-    )
-    checking.add_argument(
-        "--all", action="store_true", help="name every file, not only the first twenty of a kind"
-    )
-    checking.set_defaults(act=_check)
-    getting = kinds.add_parser("prepare", help="fetch, verify and unpack; goes on where it stopped")
-    getting.add_argument("names", nargs="+", metavar="NAME")
-    getting.add_argument(
-        "--from",
-        dest="source",
-        metavar="URL|DIR",
-        help="a mirror, or a folder that holds the archives",
-    )
-    getting.set_defaults(act=_prepare)
+    listing, checking, getting = _add_list(kinds), _add_check(kinds), _add_prepare(kinds)
     for one in (checking, getting):
         one.add_argument("--split", metavar="SPLIT", help="only this split")
     for one in (listing, checking, getting):

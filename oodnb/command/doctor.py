@@ -15,74 +15,66 @@ def _own_pipeline(told):  # Backbone from "file.py:name"
     file, _, name = told.rpartition(":")
     if not file or not Path(file).expanduser().is_file():
         raise ValueError(
-            f"--pipeline is {told!r}; write FILE.py:NAME, where NAME is a Backbone or a function that makes one."
+            f"--pipeline is {told!r}; write FILE.py:NAME, where NAME is a Backbone or a function "
+            "that makes one."
         )
     spec = importlib.util.spec_from_file_location("own_pipeline", Path(file).expanduser())
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, name):
         raise ValueError(
-            f"{file} has no {name!r}; it has {', '.join(n for n in vars(module) if not n.startswith('_'))}."
+            f"{file} has no {name!r}; it has "
+            f"{', '.join(n for n in vars(module) if not n.startswith('_'))}."
         )
     made = getattr(module, name)
     return made() if callable(made) else made
 
 # %% ../../nbs/16_command/02_doctor.ipynb #bcf6ef41
+def _examined_backbone(args):
+    if args.pipeline:
+        return _own_pipeline(args.pipeline)
+    load_backbone = importlib.import_module("oodnb.backbones").load_backbone
+    return load_backbone(args.backbone, args.pretrained, args.device, activation=args.activation)
+
+
+def _examined_pictures(args):  # ID set, and the OOD sets
+    load_dataset = importlib.import_module("oodnb.datasets").load_dataset
+    id_set = load_dataset(args.id_set, args.split, args.root, allow_different=True)
+    ood = [load_dataset(name, root=args.root, allow_different=True) for name in args.ood]
+    return id_set, ood
+
+# %% ../../nbs/16_command/02_doctor.ipynb #9415d95a
+def _findings(args):
+    examine = importlib.import_module("oodnb.checks.doctor")
+    load_backbone = importlib.import_module("oodnb.backbones").load_backbone
+    backbone, names, reference, scores = _examined_backbone(args), None, None, None
+    if args.class_names:
+        names = Path(args.class_names).expanduser().read_text("utf-8").splitlines()
+    if args.reference:
+        reference = load_backbone(*args.reference, device=args.device)
+    pictures = _examined_pictures(args)
+    if args.scores:
+        scores = examine.read_scores(args.scores)
+    reported = dict(told.split("=", 1) for told in args.reported)
+    of = (args.detector, args.on)
+    return examine.doctor(
+        backbone, *pictures, names, args.templates, scores, reported, *of, reference, args.images
+    )
+
+# %% ../../nbs/16_command/02_doctor.ipynb #54995cea
 def _doctor_command(args):
     wrong = next((told for told in args.reported if "=" not in told), None)
     if wrong:
         raise ValueError(f"--reported is {wrong!r}; write METRIC=VALUE, for instance fpr95=41.2.")
-    examine, load_backbone, load_dataset = (
-        importlib.import_module("oodnb.checks.doctor"),
-        importlib.import_module("oodnb.backbones").load_backbone,
-        importlib.import_module("oodnb.datasets").load_dataset,
-    )
-    backbone = (
-        _own_pipeline(args.pipeline)
-        if args.pipeline
-        else load_backbone(args.backbone, args.pretrained, args.device, activation=args.activation)
-    )
-    names = (
-        Path(args.class_names).expanduser().read_text("utf-8").splitlines()
-        if args.class_names
-        else None
-    )
-    reference = load_backbone(*args.reference, device=args.device) if args.reference else None
-    id_set, ood = (
-        load_dataset(args.id_set, args.split, args.root, allow_different=True),
-        [load_dataset(name, root=args.root, allow_different=True) for name in args.ood],
-    )
-    found = examine.doctor(
-        backbone,
-        id_set,
-        ood,
-        names,
-        args.templates,
-        examine.read_scores(args.scores) if args.scores else None,
-        dict(told.split("=", 1) for told in args.reported),
-        args.detector,
-        args.on,
-        reference,
-        args.images,
-    )
+    found = _findings(args)
     print(*found, sep="\n")
     faults = sorted({finding.fault for finding in found if finding.fault})
-    print(
-        f"\n{len(faults)} fault{'s' * (len(faults) != 1)} found"
-        + (": " + ", ".join(faults) if faults else "")
-    )
+    named = ": " + ", ".join(faults) if faults else ""
+    print(f"\n{len(faults)} fault{'s' * (len(faults) != 1)} found{named}")
     return int(bool(faults))
 
 # %% ../../nbs/16_command/02_doctor.ipynb #29e194dc
-def add_doctor_command(
-    commands,  # what ArgumentParser.add_subparsers gives
-):
-    "Add `doctor` to a command line; it is `args.act(args)`."
-    one = commands.add_parser(
-        "doctor",
-        help="why is a number off? examine a pipeline, its pictures, its scores",
-        epilog="Exit codes: 0 nothing found, 1 a fault was found, 2 wrong usage.",
-    )
+def _add_pipeline(one):
     one.add_argument(
         "--backbone", default="mini", metavar="NAME", help="as in load_backbone (default: mini)"
     )
@@ -102,6 +94,9 @@ def add_doctor_command(
         help="load a healthy backbone to compare every tensor with",
     )
     one.add_argument("--device", metavar="DEVICE", help="cpu, cuda, ...")
+
+# %% ../../nbs/16_command/02_doctor.ipynb #6d82500f
+def _add_pictures(one):
     one.add_argument(
         "--id",
         dest="id_set",
@@ -118,6 +113,9 @@ def add_doctor_command(
     one.add_argument(
         "--templates", default="photo", metavar="NAME", help="prompts, as in zero_shot_classifier"
     )
+
+# %% ../../nbs/16_command/02_doctor.ipynb #d60829e0
+def _add_scores(one):
     one.add_argument("--scores", metavar="FILE", help="scores of your run: .parquet, .csv or .npz")
     one.add_argument(
         "--reported",
@@ -134,6 +132,20 @@ def add_doctor_command(
     one.add_argument(
         "--on", default="mean", metavar="SET", help="OOD set that they are of (default: the mean)"
     )
+
+# %% ../../nbs/16_command/02_doctor.ipynb #60c3652f
+def add_doctor_command(
+    commands,  # what ArgumentParser.add_subparsers gives
+):
+    "Add `doctor` to a command line; it is `args.act(args)`."
+    one = commands.add_parser(
+        "doctor",
+        help="why is a number off? examine a pipeline, its pictures, its scores",
+        epilog="Exit codes: 0 nothing found, 1 a fault was found, 2 wrong usage.",
+    )
+    _add_pipeline(one)
+    _add_pictures(one)
+    _add_scores(one)
     one.add_argument(
         "--images",
         type=int,

@@ -35,89 +35,71 @@ from ..running.state import last_time, read_json, read_progress, spoken, time_le
 from ..running.tables import table
 
 # %% ../../nbs/16_command/03_main.ipynb #bb0dfad1
-_all_ = [
-    "accept_run",
-    "compare_with_accepted",
-    "execute",
-    "list_runs",
-    "run",
-    "status",
-    "table",
-]  # what the commands do, for Python
+# what the commands do, for Python
+_all_ = ["accept_run", "compare_with_accepted", "execute", "list_runs", "run", "status", "table"]
 
 # %% ../../nbs/16_command/03_main.ipynb #d0f7825b
+def _seconds_left(job):  # of a run that is going on
+    return time_left(read_progress(job.folder / "executing.ipynb"), _before(job))
+
+
+def _before(job):  # what runs like it took
+    return last_time(job.folder.parent, job.parameters.get("scale", "mini"))
+
+
+def _all_together(ended, jobs, running, left):
+    "The line: how many have ended, where the others are, how long it takes."
+    now = [(job.name, read_progress(job.folder / "executing.ipynb")) for job in running]
+    where = ", ".join(f"{name} {p.cell}/{p.cells}" if p else name for name, p in now)
+    where = where or "all wait for their turn"
+    return f"{ended} of {len(jobs)} ended; {where}; time left: {spoken(left)}"
+
+# %% ../../nbs/16_command/03_main.ipynb #02932293
 class _Board:
     "Tells a person how far several runs are."
 
     def __init__(self, jobs, at_once, force, quiet=60.0):
         self.jobs, self.at_once, self.force, self.ended, self.took = jobs, at_once, force, 0, []
-        self.live, self.quiet, self.told, self.width = (
-            sys.stderr.isatty(),
-            quiet,
-            time.monotonic(),
-            0,
-        )
+        self.live, self.quiet = sys.stderr.isatty(), quiet
+        self.told, self.width = time.monotonic(), 0
 
     def say(self, line, file=None):
-        print(
-            "\r" + " " * self.width + "\r" if self.width else "",
-            line,
-            sep="",
-            file=file or sys.stdout,
-            flush=True,
-        )
+        wiped = "\r" + " " * self.width + "\r" if self.width else ""
+        print(wiped, line, sep="", file=file or sys.stdout, flush=True)
         self.width = 0
 
     def left(self, running, waiting):
         "Seconds until the last run ends, None when nothing is known."
-
-        def before(job):
-            return last_time(job.folder.parent, job.parameters.get("scale", "mini"))
-
-        rest = [
-            time_left(read_progress(job.folder / "executing.ipynb"), before(job)) for job in running
-        ]
-        rest += [
-            0.0 if job.done and not self.force else before(job).get("seconds") for job in waiting
-        ]
+        rest = [_seconds_left(job) for job in running]
+        for job in waiting:
+            done = job.done and not self.force
+            rest.append(0.0 if done else _before(job).get("seconds"))
         return together(rest, self.at_once, self.took)
 
     def end(self, job):
         self.ended += 1
-        self.took.append(
-            read_json(job.folder / "manifest.json").get("seconds") if job.done else None
-        )
+        took = read_json(job.folder / "manifest.json").get("seconds") if job.done else None
+        self.took.append(took)
 
     def watch(self, running, waiting):
         "One line that is written over on a terminal, and now and then a line elsewhere."
         if not self.live and time.monotonic() < self.told + self.quiet:
             return
-        now = [(job.name, read_progress(job.folder / "executing.ipynb")) for job in running]
-        line = (
-            f"{self.ended} of {len(self.jobs)} ended; "
-            + (
-                ", ".join(f"{name} {p.cell}/{p.cells}" if p else name for name, p in now)
-                or "all wait for their turn"
-            )
-            + f"; time left: {spoken(self.left(running, waiting))}"
-        )
+        line = _all_together(self.ended, self.jobs, running, self.left(running, waiting))
         if self.live:
             line = line[: shutil.get_terminal_size().columns - 1]
-        print(
-            f"\r{line:<{self.width}}" if self.live else line,
-            end="" if self.live else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
+            print(f"\r{line:<{self.width}}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
         self.told, self.width = time.monotonic(), len(line) if self.live else 0
 
 # %% ../../nbs/16_command/03_main.ipynb #b802616b
 def _planned(args):
     "The runs that were asked for, all of them checked."
-    known, jobs = find_notebooks(args.notebooks), []
-    for name in dict.fromkeys(
-        n for pattern in args.names for n in (fnmatch.filter(known, pattern) or [pattern])
-    ):
+    known, jobs, names = find_notebooks(args.notebooks), [], []
+    for pattern in args.names:
+        names += fnmatch.filter(known, pattern) or [pattern]
+    for name in dict.fromkeys(names):
         declared = read_parameters(plan_run(name, None, None, args.notebooks, args.out).notebook)
         given = {k: parse_value(declared[k], v) if k in declared else v for k, v in args.parameters}
         jobs.append(plan_run(name, given, args.scale, args.notebooks, args.out))
@@ -146,7 +128,18 @@ def _on_this_machine(args, jobs, where, board):
 
     return work_through(jobs, work, where, board.watch)
 
+# %% ../../nbs/16_command/03_main.ipynb #57651eda
+def _several(number, what):
+    return f"{number} {what}{'s' * (number != 1)}"
 
+
+def _workers_told(machines, workers, at_once, wanted):
+    if not workers:
+        return f"there is no worker{wanted} yet; the runs wait for the first"
+    there = f"{_several(workers, 'worker')}{wanted} on {_several(machines, 'machine')}"
+    return f"{there}, up to {_several(at_once, 'run')} at a time"
+
+# %% ../../nbs/16_command/03_main.ipynb #e7578998
 def _on_a_cluster(args, jobs, client, board):
     "Yield (job, result) of runs that workers take; what is to be accepted is accepted here."
     needs = read_needs(args.needs)
@@ -154,17 +147,10 @@ def _on_a_cluster(args, jobs, client, board):
     machines, workers, at_once = room(client, needs)
     board.at_once = max(1, at_once)
     wanted = f" with {' '.join(args.needs)}" if needs else ""
-    several = lambda number, what: f"{number} {what}{'s' * (number != 1)}"
-    board.say(
-        f"{several(workers, 'worker')}{wanted} on {several(machines, 'machine')}, up to {several(at_once, 'run')} at a time"
-        if workers
-        else f"there is no worker{wanted} yet; the runs wait for the first"
-    )
-    with closing(
-        spread_runs(
-            client, jobs, board.watch, board.say, needs, force=args.force, kernel=args.kernel
-        )
-    ) as results:
+    board.say(_workers_told(machines, workers, at_once, wanted))
+    options = dict(force=args.force, kernel=args.kernel)
+    spread = spread_runs(client, jobs, board.watch, board.say, needs, **options)
+    with closing(spread) as results:
         for job, result in results:
             try:
                 if args.accept and result is job:
@@ -173,84 +159,83 @@ def _on_a_cluster(args, jobs, client, board):
                 result = error
             yield job, result
 
-
-def _run_command(args):
-    remote = args.dask not in (None, "local")
+# %% ../../nbs/16_command/03_main.ipynb #f9b1b3ad
+def _check_places(args):
     if args.needs and not args.dask:
         raise ValueError("--needs is about the workers of a cluster; give its address with --dask.")
-    if remote and (args.jobs or args.gpus):
+    if args.dask not in (None, "local") and (args.jobs or args.gpus):
         raise ValueError(
-            f"--jobs and --gpus are about this machine; the workers at {args.dask} bring their own threads and GPUs. Choose among them with --needs."
+            f"--jobs and --gpus are about this machine; the workers at {args.dask} bring their own "
+            "threads and GPUs. Choose among them with --needs."
         )
-    jobs, where, failed, different = _planned(args), places(args.jobs, args.gpus), [], []
-    board = _Board(jobs, len(where), args.force)
-    with connect(args.dask, where[: len(jobs)]) if args.dask else nullcontext() as client:
-        with closing(
-            _on_a_cluster(args, jobs, client, board)
-            if args.dask
-            else _on_this_machine(args, jobs, where, board)
-        ) as results:
-            for job, result in results:
-                board.end(job)
-                if isinstance(result, Exception):
-                    failed.append(job.name)
-                    board.say(
-                        f"oodnb: {result if isinstance(result, RunFailed) else f'{job.name}: {type(result).__name__}: {result}'}",
-                        sys.stderr,
-                    )
-                elif not args.accept and (found := compare_with_accepted(job)):
-                    board.say(f"{job.name}: {found}")
-                    if found.different:
-                        different.append(job.name)
-    return _verdict(jobs, failed, different)
 
+# %% ../../nbs/16_command/03_main.ipynb #0e9fc5e4
+def _how_it_ended(job, result, accept, board):  # "failed", "different" or "done", and told
+    if isinstance(result, Exception):
+        known = isinstance(result, RunFailed)
+        why = result if known else f"{job.name}: {type(result).__name__}: {result}"
+        board.say(f"oodnb: {why}", sys.stderr)
+        return "failed"
+    if not accept and (found := compare_with_accepted(job)):
+        board.say(f"{job.name}: {found}")
+        return "different" if found.different else "done"
+    return "done"
 
-def _verdict(jobs, failed, different):  # last lines, and the exit code
+# %% ../../nbs/16_command/03_main.ipynb #77b3c39b
+def _verdict(jobs, ended):  # last lines, and the exit code
+    failed = [name for name, how in ended if how == "failed"]
+    different = [name for name, how in ended if how == "different"]
     if failed and len(jobs) > 1:
         print(
-            f"oodnb: {len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}", file=sys.stderr
+            f"oodnb: {len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}",
+            file=sys.stderr,
         )
     if different:
         print(
-            f"oodnb: {', '.join(different)}: not reproduced. If the new numbers are right, take them over: oodnb run {' '.join(different)} --accept",
+            f"oodnb: {', '.join(different)}: not reproduced. "
+            f"If the new numbers are right, take them over: oodnb run {' '.join(different)} "
+            "--accept",
             file=sys.stderr,
         )
     return 1 if failed else 4 if different else 0
 
+# %% ../../nbs/16_command/03_main.ipynb #bd657840
+def _run_command(args):
+    _check_places(args)
+    jobs, where, ended = _planned(args), places(args.jobs, args.gpus), []
+    board = _Board(jobs, len(where), args.force)
+    with connect(args.dask, where[: len(jobs)]) if args.dask else nullcontext() as client:
+        if args.dask:
+            going = _on_a_cluster(args, jobs, client, board)
+        else:
+            going = _on_this_machine(args, jobs, where, board)
+        with closing(going) as results:
+            for job, result in results:
+                board.end(job)
+                ended.append((job.name, _how_it_ended(job, result, args.accept, board)))
+    return _verdict(jobs, ended)
+
 # %% ../../nbs/16_command/03_main.ipynb #a17b0588
 def _list_command(args):
     if args.name:
-        print(
-            *read_parameters(
-                plan_run(args.name, None, None, args.notebooks, args.out).notebook
-            ).values(),
-            sep="\n",
-        )
+        notebook = plan_run(args.name, None, None, args.notebooks, args.out).notebook
+        print(*read_parameters(notebook).values(), sep="\n")
         return 0
     listed = list_runs(args.notebooks, args.out)
     width = max(map(len, listed["run"]), default=0)
-    print(
-        *(f"{name:<{width}}  {state:<11}  {about}" for name, state, about in listed.values),
-        sep="\n",
-    )
+    lines = [f"{name:<{width}}  {state:<11}  {about}" for name, state, about in listed.values]
+    print(*lines, sep="\n")
     return 0
 
 
 def _status_command(args):
     found = status(args.names, args.out, args.all)
     widths = [max(map(len, [column, *found[column]])) for column in found]
-    if len(found):
-        print(
-            *(
-                "  ".join(
-                    f"{text:<{width}}" for text, width in zip(row, widths, strict=True)
-                ).rstrip()
-                for row in [list(found), *found.values]
-            ),
-            sep="\n",
-        )
-    else:
+    if not len(found):
         print("Nothing has been run yet; oodnb list shows what there is.")
+    for row in [list(found), *found.values] if len(found) else ():
+        cells = [f"{text:<{width}}" for text, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
     return 1 if "failed" in set(found["state"]) else 0 if set(found["state"]) <= {"done"} else 3
 
 
@@ -259,42 +244,44 @@ def _table_command(args):
     return 0
 
 # %% ../../nbs/16_command/03_main.ipynb #f2400170
-def _parser():
-    parser = argparse.ArgumentParser(
-        prog="oodnb",
-        description="Reproduce tables and figures on out-of-distribution detection with vision-language models.",
-        epilog="Exit codes: 0 all done, 1 a run failed, 2 wrong usage (nothing was started), 3 not all done (status only), 4 done, but with other numbers than the accepted ones, 130 interrupted.",
-    )
-    parser.add_argument("--version", action="version", version=f"oodnb {oodnb.__version__}")
-    commands, shared = (
-        parser.add_subparsers(
-            required=True, metavar="list | run | status | table | report | data | doctor"
-        ),
-        argparse.ArgumentParser(add_help=False),
-    )
-    shared.add_argument(
+_EXIT_CODES = (
+    "Exit codes: 0 all done, 1 a run failed, 2 wrong usage (nothing was started), 3 not all done "
+    "(status only), 4 done, but with other numbers than the accepted ones, 130 interrupted."
+)
+
+
+def _shared():  # options that several commands have
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
         "--notebooks",
         metavar="DIR",
         help="folder with paper notebooks (default: nbs/papers of the checkout)",
     )
-    shared.add_argument(
+    parser.add_argument(
         "--out", metavar="DIR", help="folder for the runs (default: runs/ of the checkout)"
     )
-    listing = commands.add_parser(
+    return parser
+
+
+def _add_list(commands, shared):
+    one = commands.add_parser(
         "list", parents=[shared], help="what can be run; with a NAME its parameters"
     )
-    listing.add_argument("name", nargs="?", metavar="NAME")
-    listing.set_defaults(act=_list_command)
-    runner = commands.add_parser(
+    one.add_argument("name", nargs="?", metavar="NAME")
+    one.set_defaults(act=_list_command)
+
+# %% ../../nbs/16_command/03_main.ipynb #3f4eeac6
+def _add_run(commands, shared):
+    one = commands.add_parser(
         "run",
         parents=[shared],
         help="execute paper notebooks, and compare with the accepted rows",
-        epilog=parser.epilog,
+        epilog=_EXIT_CODES,
     )
-    runner.add_argument(
+    one.add_argument(
         "names", nargs="+", metavar="NAME", help="name of a run, or a pattern such as 'zeroshot_*'"
     )
-    runner.add_argument(
+    one.add_argument(
         "-p",
         dest="parameters",
         nargs=2,
@@ -303,78 +290,116 @@ def _parser():
         metavar=("KEY", "VALUE"),
         help="set a parameter of the notebook",
     )
-    runner.add_argument(
+    one.add_argument(
         "--scale",
         choices=["mini", "paper"],
         help="mini: embedded, offline; paper: real data sets below $OODNB_DATA",
     )
-    runner.add_argument("--force", action="store_true", help="run again although it is done")
-    runner.add_argument(
+    one.add_argument("--force", action="store_true", help="run again although it is done")
+    one.add_argument(
         "--accept",
         action="store_true",
-        help="in place of comparing: copy rows to data/reproduced and figures to figures/ of the checkout",
+        help=(
+            "in place of comparing: copy rows to data/reproduced and figures to figures/ of the "
+            "checkout"
+        ),
     )
-    runner.add_argument(
+    _add_where(one)
+    one.set_defaults(act=_run_command)
+
+# %% ../../nbs/16_command/03_main.ipynb #eca33d7f
+def _add_where(one):  # on which machine a run is, and on what part of it
+    one.add_argument(
         "--jobs",
         type=int,
         metavar="N",
-        help="runs at the same time, each a process of its own (default: 1, or one per GPU of --gpus)",
+        help=(
+            "runs at the same time, each a process of its own (default: "
+            "1, or one per GPU of --gpus)"
+        ),
     )
-    runner.add_argument(
+    one.add_argument(
         "--gpus",
         metavar="LIST",
-        help="GPUs to spread the runs over: 0,1 or all; none for the processor alone (default: each run takes what it finds)",
+        help=(
+            "GPUs to spread the runs over: 0,1 or all; none for the processor alone (default: "
+            "each run takes what it finds)"
+        ),
     )
-    runner.add_argument(
+    one.add_argument(
         "--kernel",
         metavar="NAME",
         help="Jupyter kernel to run the notebooks in (default: this interpreter)",
     )
-    runner.add_argument(
+    one.add_argument(
         "--dask",
         metavar="ADDRESS",
-        help="run on the workers of a Dask cluster: tcp://HOST:8786, its scheduler file, or local for workers of its own (--jobs many)",
+        help=(
+            "run on the workers of a Dask cluster: tcp://HOST:8786, its scheduler file, or local "
+            "for workers of its own (--jobs many)"
+        ),
     )
-    runner.add_argument(
+    one.add_argument(
         "--needs",
         action="append",
         default=[],
         metavar="NAME=AMOUNT",
         help="only on workers that offer this, as in GPU=1 (dask worker ADDRESS --resources GPU=1)",
     )
-    runner.set_defaults(act=_run_command)
-    standing = commands.add_parser(
+
+# %% ../../nbs/16_command/03_main.ipynb #e115079c
+def _add_status(commands, shared):
+    one = commands.add_parser(
         "status",
         parents=[shared],
         help="what was asked for, what became of it, how long it still needs",
-        epilog=parser.epilog,
+        epilog=_EXIT_CODES,
     )
-    standing.add_argument(
+    one.add_argument(
         "names", nargs="*", metavar="NAME", help="name of a run, or a pattern; default: all"
     )
-    standing.add_argument(
+    one.add_argument(
         "--all",
         action="store_true",
         help="also results that a newer run with the same parameters has replaced",
     )
-    standing.set_defaults(act=_status_command)
-    printing = commands.add_parser(
+    one.set_defaults(act=_status_command)
+
+
+def _add_table(commands, shared):
+    one = commands.add_parser(
         "table", parents=[shared], help="print the reproduced rows as a Markdown table"
     )
-    printing.add_argument("name", nargs="?", metavar="NAME")
-    printing.add_argument(
+    one.add_argument("name", nargs="?", metavar="NAME")
+    one.add_argument(
         "--accepted", action="store_true", help="only what was accepted into data/reproduced"
     )
-    printing.set_defaults(act=_table_command)
-    add_data_commands(commands)
-    add_doctor_command(commands)
-    add_report_command(commands)
+    one.set_defaults(act=_table_command)
+
+# %% ../../nbs/16_command/03_main.ipynb #8a82e64a
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="oodnb",
+        description=(
+            "Reproduce tables and figures on out-of-distribution detection with vision-language "
+            "models."
+        ),
+        epilog=_EXIT_CODES,
+    )
+    parser.add_argument("--version", action="version", version=f"oodnb {oodnb.__version__}")
+    kinds = "list | run | status | table | report | data | doctor"
+    commands, shared = parser.add_subparsers(required=True, metavar=kinds), _shared()
+    for add in (_add_list, _add_run, _add_status, _add_table):
+        add(commands, shared)
+    for add in (add_data_commands, add_doctor_command, add_report_command):
+        add(commands)
     return parser
 
 # %% ../../nbs/16_command/03_main.ipynb #2bc0bd55
 def main(
     argv=None,  # command-line words; None takes those of the process
-    # exit code: 0 all done, 1 a run failed, 2 wrong usage, 3 not all done (status), 4 other numbers than the accepted ones, 130 interrupted
+    # exit code: 0 all done, 1 a run failed, 2 wrong usage, 3 not all done (status),
+    # 4 other numbers than the accepted ones, 130 interrupted
 ) -> int:
     "The command `oodnb`."
     args = _parser().parse_args(argv)
@@ -388,7 +413,8 @@ def main(
         return 1
     except KeyboardInterrupt:
         print(
-            "oodnb: interrupted; the run was stopped, its caches and checkpoints are kept, and the same command starts it again.",
+            "oodnb: interrupted; the run was stopped, its caches and checkpoints are kept, and the "
+            "same command starts it again.",
             file=sys.stderr,
         )
         return 130

@@ -170,7 +170,7 @@ def _check_file(facts, path, entry):
     if _sha256(path) != facts["sha256"]:
         raise ValueError("its bytes have changed")
 
-
+# %% ../../nbs/5_pipeline/01_cache.ipynb #57871c2c
 def _finished_piece(facts, path, kind, dataset):  # the whole set, as the file holds it
     tensor = load_file(path)[kind].clone() if kind == "global" else load_file(path)[kind]
     if list(tensor.shape) != facts["shape"] or len(tensor) != len(facts["ids"]):
@@ -181,7 +181,7 @@ def _finished_piece(facts, path, kind, dataset):  # the whole set, as the file h
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #98ea8f8a
 class CacheEntry:
-    """The features of one data set through one backbone, on disk.
+    """The features of one data set through one backbone, on disk:
     `<root>/<key>/global.safetensors`, `global.json`, the same for local, and parts."""
 
     def __init__(self, root, backbone, dataset):

@@ -48,7 +48,7 @@ def _word_problem(row, words):
     if row["scale"] not in SCALES:
         return f"the scale {row['scale']!r} is unknown; allowed are {', '.join(SCALES)}"
 
-
+# %% ../../nbs/5_pipeline/11_rows.ipynb #0f8e1158
 def _value_problem(row, words):
     metric, value = str(row["metric"]), row["value"]
     given = isinstance(value, (int, float)) and np.isfinite(value)

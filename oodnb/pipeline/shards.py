@@ -59,7 +59,7 @@ def _checked_entry(root, key, backbone, dataset, host):  # CacheEntry of what th
         )
     return entry
 
-
+# %% ../../nbs/5_pipeline/03_shards.ipynb #44f5603e
 def _encode_part(backbone, dataset, root, key, start, stop, options):
     "Make the parts of a range on a worker. Returns the number of pictures."
     host = socket.gethostname()
@@ -82,7 +82,7 @@ def _submitted(client, recipes, entry, ranges, asked, needs):  # a future for ea
         for one in ranges
     ]
 
-
+# %% ../../nbs/5_pipeline/03_shards.ipynb #8f0fc0dc
 def _waited_for(client, futures, dataset, done, progress):
     "Until all ranges are encoded. Whatever ends the wait, no range is left with a worker."
     about = f"{dataset.name} {dataset.split}"

@@ -157,7 +157,7 @@ def _read_state(path):  # (tensors, settings, history); None when there is no fi
             "Delete it to start again, or give another folder."
         ) from error
 
-
+# %% ../../nbs/5_pipeline/08_train.ipynb #5f5cfd8d
 def _check_same(path, kept, settings):
     other = [
         f"{name} is {settings.get(name)!r} now and was {kept.get(name)!r}"
@@ -203,7 +203,7 @@ def _one_step(optimizer, step, batch, loss_of):  # the numbers of the step
     optimizer.step()
     return row
 
-
+# %% ../../nbs/5_pipeline/08_train.ipynb #d9a19a32
 # mean of every number over the steps
 def _run_epoch(optimizer, epoch, rate, batches, loss_of, watch, bar):
     for group in optimizer.param_groups:

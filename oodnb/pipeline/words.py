@@ -93,7 +93,7 @@ def _check_lines(lines):  # the list of them
         )
     return lines
 
-
+# %% ../../nbs/5_pipeline/04_words.ipynb #e95c2b83
 def make_list(
     lines,  # strings
     name="words",  # for tables
@@ -136,6 +136,8 @@ def _read_list(path, name, as_published):
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #7ea60791
 _DWYL_LINES, _DWYL_SHA256 = 370_099, ("2d8cf232", "f6a34d")  # of 2019
+
+
 _DWYL_PLACES = ("words_alpha.txt", "english-words/words_alpha.txt", "dwyl/words_alpha.txt")
 
 
@@ -149,7 +151,7 @@ def _check_dwyl(data, words, path):
             f"words={str(path)!r}."
         )
 
-
+# %% ../../nbs/5_pipeline/04_words.ipynb #0acb40cd
 def _dwyl(root, as_published):
     root = Path(root).expanduser() if root else data_root()
     path = next((root / place for place in _DWYL_PLACES if (root / place).is_file()), None)
@@ -201,7 +203,7 @@ def _known_names(class_names, synonyms):  # all spellings of the classes, plain
         names += [more] if isinstance(more, str) else more
     return {_plain(part) for name in names for part in (name, *name.split(","))} - {""}
 
-
+# %% ../../nbs/5_pipeline/04_words.ipynb #d6c9c45c
 def without_synonyms(
     words,  # WordList
     class_names,  # K names; commas separate synonyms
@@ -247,7 +249,7 @@ def _encoded(backbone, texts, batch_size):  # features [n, D], checked
         )
     return part
 
-
+# %% ../../nbs/5_pipeline/04_words.ipynb #4ee477bd
 def _read_or_encoded(backbone, texts, root, batch_size):  # one file's worth; no root keeps nothing
     if root is None:
         return _encoded(backbone, texts, batch_size)
