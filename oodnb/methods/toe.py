@@ -192,7 +192,7 @@ def _checked_texts(outliers, backbone):  # list of texts
         )
     return texts
 
-
+# %% ../../nbs/9_toe/09_toe.ipynb #0e8a6c25
 def _check_directions(rows):
     empty = (rows == 0).all(-1).nonzero().flatten().tolist() if rows.ndim == 2 else []
     if empty:
@@ -263,7 +263,7 @@ def _noise_draws(seeds, noise, width):
 
     return draw
 
-
+# %% ../../nbs/9_toe/09_toe.ipynb #6b537a59
 def _virtual_draws(seeds, synthesis, classes, width, texts):
     "Function of (epoch, step): the farthest draws, and what texts get added."
     kept = synthesis.sample_from, synthesis.select
@@ -310,7 +310,7 @@ def _check_known(features, labels, names, backbone):
             "Leave out pictures without a label (-1), and give the names in label order."
         )
 
-
+# %% ../../nbs/9_toe/09_toe.ipynb #16fad0a7
 # (raw rows, labels, names) of labelled training pictures
 def _known(features, class_names, backbone):
     names = clean_names(getattr(class_names, "class_names", class_names))
@@ -344,7 +344,7 @@ class _Plan:
     def seeds(self):
         return tuple(run["seed"] for run in self.runs)
 
-
+# %% ../../nbs/9_toe/09_toe.ipynb #70658564
 def _plan(outliers, seed, variance, name, noise, recipe):
     lists = outliers if isinstance(outliers, dict) else {name: outliers}
     seeds, variances = _as_tuple(seed), _as_tuple(variance)
@@ -370,7 +370,7 @@ class _Outliers:
     about: dict  # name -> what they are
     places: dict  # name -> (first row, how many)
 
-
+# %% ../../nbs/9_toe/09_toe.ipynb #f8ae59a3
 def _check_lists(counts, kinds, repeat):
     if len(counts) > 1 and (not all(counts.values()) or len(kinds) > 1):
         raise ValueError(
@@ -383,7 +383,7 @@ def _check_lists(counts, kinds, repeat):
             "epoch would end for some before the others. Train them one by one for that."
         )
 
-
+# %% ../../nbs/9_toe/09_toe.ipynb #e48cab52
 def _side_by_side(lists, repeat, rows_of):
     found = {name: rows_of(source) for name, source in lists.items()}
     given = {name: rows for name, (rows, *_) in found.items() if rows is not None}
@@ -409,7 +409,7 @@ def _starts(plan, images, classes, head, hidden, others):  # (heads, order) of t
     own = [others.places[run["list"]] for run in plan.runs] if others.rows is not None else None
     return [heads[seed] for seed in plan.seeds], _orders(plan.seeds, len(images), own, length)
 
-
+# %% ../../nbs/9_toe/09_toe.ipynb #4f1fd0b7
 def _train_on_lists(plan, known, others, starts, options):  # TrainedHeads
     images, labels, names = known
     energy = plan.recipe.loss == "energy_logistic"
@@ -420,7 +420,7 @@ def _train_on_lists(plan, known, others, starts, options):  # TrainedHeads
         images, labels, others.rows, *starts, draws, noise, logistic, plan.recipe, **options
     )
 
-
+# %% ../../nbs/9_toe/09_toe.ipynb #82ace0e4
 # TrainedHeads; the queues are fed by texts with these labels, or by the pictures
 def _train_on_virtual(plan, known, others, text_labels, starts, options):
     images, labels, names = known
@@ -442,7 +442,7 @@ def _told(plan, head, hidden, is_text, text_labels):  # what all runs say about 
         told["noise"] = {k: v for k, v in asdict(plan.noise).items() if k != "variance"}
     return told
 
-
+# %% ../../nbs/9_toe/09_toe.ipynb #62e6a9e8
 def _detectors(plan, done, about, told, names, fingerprint):  # one per run
     made = []
     for i, (run, label) in enumerate(zip(plan.runs, plan.labels)):
@@ -464,7 +464,7 @@ def _check_class_texts(class_texts, synthesis):
             "outliers=VirtualOutliers(...), or leave class_texts out."
         )
 
-
+# %% ../../nbs/9_toe/09_toe.ipynb #4612bcb0
 def _fitted(plan, known, class_texts, head, hidden, rows_of, fingerprint, options):  # detectors
     _check_class_texts(class_texts, plan.synthesis)
     texts, text_labels = class_texts or (None, None)
@@ -527,7 +527,7 @@ def _check_single(outliers, **given):
             "fit_toe_runs as many as you like."
         )
 
-
+# %% ../../nbs/9_toe/09_toe.ipynb #9648a640
 def fit_toe(
     features,
     class_names,

@@ -107,7 +107,7 @@ def _found(source):  # (what transformers is to read, its kind, folder for weigh
     where = CAPTIONERS[source]
     return where, _kind_of(where) or ("blip-2" if "blip2" in where else "blip"), place
 
-
+# %% ../../nbs/9_toe/06_captioners.ipynb #51d0b42e
 def _check_kind(source, kind):
     if kind not in _KINDS:
         this = f" (this one says {kind!r})" if kind else ""
@@ -190,7 +190,7 @@ def _drafts(captioner, image_features):  # N captions of every try: greedy, then
     write = captioner.decoder.write
     return [write(image_features, captioner.max_tokens, **draw) for draw in draws]
 
-
+# %% ../../nbs/9_toe/06_captioners.ipynb #3b61da20
 def _nearest(backbone, image_features, written):  # of every picture's captions, by their cosine
     near = []
     for texts in written:
@@ -273,7 +273,7 @@ def _read_some(images, rows):
             lost[images.ids[i]] = getattr(error, "reason", f"{type(error).__name__}: {error}")
     return [i for i, _ in good], [picture for _, picture in good], lost
 
-
+# %% ../../nbs/9_toe/06_captioners.ipynb #a2df65b6
 # ({id: caption}, {id: reason}) of some pictures
 def _written(model, images, rows, batch_size, bar):
     found, lost = {}, {}

@@ -37,7 +37,7 @@ def _head_sizes(kind, width, classes, hidden):  # widths from the features to th
         )
     return sizes
 
-
+# %% ../../nbs/9_toe/01_classifier_heads.ipynb #d8601b4d
 def make_head(
     kind="linear",  # "linear", "mlp" (one hidden layer) or "deep" (two)
     width=512,  # of the features, D
@@ -145,7 +145,7 @@ def _check_text_noise(noise):
             f"variance is {noise.variance}; it is 0 or more, and finite (0.016 in TOE)."
         )
 
-
+# %% ../../nbs/9_toe/01_classifier_heads.ipynb #ed39eb36
 def _unit_and_gap(images, texts):  # both normalised, and the way from texts to pictures
     images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
     return images, texts, images.mean(-2, keepdim=True) - texts.mean(-2, keepdim=True)
@@ -222,7 +222,7 @@ def _check_exposure_settings(recipe):
             "(0.5 in TOE)."
         )
 
-
+# %% ../../nbs/9_toe/01_classifier_heads.ipynb #1e732186
 def _batches(order, size):  # positions of each step, along the last axis
     return torch.as_tensor(order, dtype=torch.long).split(size, -1)
 
@@ -347,7 +347,7 @@ def _rate(recipe, taken, per_epoch):  # learning rate after so many steps
         return recipe.lr
     return recipe.lr * cosine_multiplier(taken, recipe.epochs * per_epoch, recipe.lr_low)
 
-
+# %% ../../nbs/9_toe/01_classifier_heads.ipynb #a7e0dbd7
 def _loss_row(found, runs):  # what a step reports: the sum, and the loss of every head
     losses, more = found if isinstance(found, tuple) else (found, {})
     each = losses.detach().expand(runs).tolist()
@@ -429,7 +429,7 @@ def _check_exposure(recipe, outliers, logistic, noise, draw):
             "or noise=None to take the outliers as they are."
         )
 
-
+# %% ../../nbs/9_toe/01_classifier_heads.ipynb #dfdd2569
 def _exposure_losses(recipe, logits, target, others, extra):  # [S], by the loss of the recipe
     weight = recipe.outlier_weight
     if recipe.loss == "uniform":

@@ -186,7 +186,7 @@ def _check_way(positions, max_tokens, beams, temperature, generator):
             "torch.Generator().manual_seed(0)."
         )
 
-
+# %% ../../nbs/9_toe/04_decoder.ipynb #988e6c8b
 def _search(model, context, max_tokens, beams, temperature, generator):  # token lists
     return (
         _best_of(model, context, max_tokens, beams)
@@ -204,7 +204,7 @@ def _evaluating(decoder):  # no dropout, no gradients
     finally:
         decoder.train(before)
 
-
+# %% ../../nbs/9_toe/04_decoder.ipynb #269c7b87
 def _first_logits(model, context):  # [N, V]
     begin = torch.full((len(context), 1), BEGIN, device=context.device)
     out = model(input_ids=begin, encoder_hidden_states=context, use_cache=False)

@@ -51,7 +51,7 @@ def caption_batch(
     ids = nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=PAD)
     return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in tensors])[:, None]
 
-
+# %% ../../nbs/9_toe/05_decoder_training.ipynb #312410ab
 def _cut(rows, size):
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
@@ -111,7 +111,7 @@ def _check_recipe(recipe):
             "or with 'auto' in the faster of both."
         )
 
-
+# %% ../../nbs/9_toe/05_decoder_training.ipynb #677720f4
 def _recipe_of(start, epochs, changes):
     known = PUBLISHED if start else SMALL
     _check_settings(changes, known, start)
@@ -135,7 +135,7 @@ def _begin_with_clip(decoder, backbone, features):
             look.self.value.bias.copy_(-centre.repeat(decoder.repeat) / length)
             look.output.dense.weight.copy_(same)
 
-
+# %% ../../nbs/9_toe/05_decoder_training.ipynb #040c841e
 def _first(backbone, texts, features, recipe, start, seed):  # decoder before its first step
     if start:
         return copy.deepcopy(start).requires_grad_(True)
@@ -244,7 +244,7 @@ def _misfits(own, state):  # what is missing, unknown, of another shape or not f
         *(f"{name} (not finite)" for name, t in state.items() if not t.isfinite().all()),
     ]
 
-
+# %% ../../nbs/9_toe/05_decoder_training.ipynb #d1f35d16
 def _filled(model, state, where):
     state = {
         name.removeprefix("module."): tensor
@@ -295,7 +295,7 @@ def _check_folder(folder):
             "https://huggingface.co/google/bert_for_seq_generation_L-24_bbc_encoder."
         )
 
-
+# %% ../../nbs/9_toe/05_decoder_training.ipynb #543ec840
 def _language_model(library, folder, config):  # (model, tensors that it did not have)
     model, report = load_or_explain(
         lambda: library.BertGenerationDecoder.from_pretrained(
@@ -350,7 +350,7 @@ def _check_backbone(path, about, backbone):
             "Train one: fit_decoder(backbone, captions)."
         )
 
-
+# %% ../../nbs/9_toe/05_decoder_training.ipynb #ce0015ea
 def _as_kept(path, state, about):  # TextDecoder
     if about["tokens"]:
         tokenizer = WordTokenizer(tuple(about["tokens"]))

@@ -47,7 +47,7 @@ def _mini_needs(rehearse):  # captions from which the decoder learns
 
     return {"pairs": pairs}
 
-
+# %% ../../nbs/9_toe/08_outlier_lists.ipynb #dcd798f6
 def _paper_needs(device):  # what the authors had
     def folder():
         return task_place(
@@ -133,7 +133,7 @@ def _drawn(images, count):  # some pictures of a set, or all
     chance = chance_of("mining", images.fingerprint, count)
     return images.subset(sorted(chance.choice(len(images), count, replace=False).tolist()))
 
-
+# %% ../../nbs/9_toe/08_outlier_lists.ipynb #1c4bddcd
 def _mined_words(tools, pictures, classes, released, progress):
     reader, decoder, _ = tools
     features = extract(reader, pictures, progress=progress).image_features

@@ -47,7 +47,7 @@ def _numbers(word):  # a word, its plurals, and what it might be the plural of
     if word.endswith("s"):
         yield word[:-1]
 
-
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #6e2f9496
 def _known_words(class_names):  # tuples of words that name a class, in any number
     known = set()
     for name in clean_names(class_names):
@@ -156,7 +156,7 @@ def _without_names(things, class_names, names):  # (what is left, number that we
     left = [thing for thing, out in zip(things, named) if not out]
     return left, len(things) - len(left)
 
-
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #4ce56920
 def _accounted(level, made, kept, texts, removed, class_names, **settings):  # OutlierTexts
     if not kept:
         why = ", ".join(f"{n} {why}" for why, n in removed.items() if n) or "none was made"
@@ -190,7 +190,7 @@ def _check_logits(logits):
             "[N, V] with N from 1 up."
         )
 
-
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #5483c298
 def _check_ranks(logits, skip, top, batch_size):
     if not 0 <= skip < top:
         raise ValueError(
@@ -240,7 +240,7 @@ def _tokens_of_pictures(logits, vocabulary, skip, top, batch_size):  # (token id
         ids, pictures = ids.union(*(row.tolist() for row in tokens)), pictures + len(tokens)
     return ids, pictures
 
-
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #8779c466
 def _word_texts(words, expand):  # a sentence for each word, or five
     constants = toe_constants()["words"]
     texts = [constants["word_prompt"].format(word) for word in words]
@@ -312,7 +312,7 @@ def _descriptor_file(source, facts):
         "https://github.com/sachit-menon/classify_by_description_release",
     )
 
-
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #efe458e6
 def _check_version(found, path, facts):
     lines = [text for texts in found.values() for text in texts]
     mark = sha256("\n".join(lines).encode()).hexdigest()
@@ -349,7 +349,7 @@ def _insides(texts, kept, strict):  # what goes into the templates
         return [text.strip("a photo of ") for text in texts]  # noqa: B005 (the release does)
     return [re.sub(r"^(an?|the) ", "", text) for text in kept]
 
-
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #c146b71b
 def description_outliers(
     descriptors,  # dict: class -> descriptors, see `load_descriptors`
     class_names,  # K names of ID classes
@@ -412,7 +412,7 @@ def _check_captions(captions, text_features, statistics):
             "encode the captions in their order."
         )
 
-
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #893c48f9
 def _farthest_of(rows, text_features, statistics, keep):  # those of some captions, or all
     if statistics is None or not rows:
         return rows

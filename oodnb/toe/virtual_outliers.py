@@ -125,7 +125,7 @@ def _check_kept(select, sample_from):
             f"of the draws 1 to {sample_from} can be kept."
         )
 
-
+# %% ../../nbs/9_toe/02_virtual_outliers.ipynb #aebca95a
 def farthest_normals(
     chance,  # numpy Generator
     classes,  # K
@@ -208,7 +208,7 @@ def _check_every_class(labels, classes, source):
             "Give samples of every class."
         )
 
-
+# %% ../../nbs/9_toe/02_virtual_outliers.ipynb #06d13e2a
 def _queues_for(images, labels, texts, heads, synthesis):  # fed by the pictures, or by texts
     rows, side, source = images, 0, "picture"
     if texts is not None:
