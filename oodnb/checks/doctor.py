@@ -30,6 +30,12 @@ def _half(values):  # names of the half precisions that hold every value exactly
     ]
 
 
+def _saturated(values, distinct, times):  # what many pictures share, "" when they do not
+    if times.max() <= 0.05 * len(values):
+        return ""
+    return f"{times.max():,} pictures have the score {distinct[times.argmax()]:.6g}"
+
+# %% ../../nbs/14_checks/03_doctor.ipynb #56796737
 def check_precision(
     scores,  # score table
     detector,  # column
@@ -43,26 +49,19 @@ def check_precision(
         "the pictures share theirs with another"
     )
     if len(values) < 50 or (values == values.round()).all():
-        return Finding(
-            label, said=said + "; too few or whole numbers, so nothing can be said", looked=False
-        )
+        more = "; too few or whole numbers, so nothing can be said"
+        return Finding(label, said=said + more, looked=False)
     if half := _half(values):
         return Finding(
             label,
             "half-precision scores",
             f"every score is a number of {half[0]}; {said}",
-            (
-                "compute scores from features in float32 or better; encoding may stay in "
-                "half precision"
-            ),
+            "compute scores from features in float32 or better; encoding may stay in "
+            "half precision",
         )
-    if times.max() > 0.05 * len(values):
-        return Finding(
-            label,
-            "saturated scores",
-            f"{times.max():,} pictures have the score {distinct[times.argmax()]:.6g}; {said}",
-            "use the log-odds of the score (log_odds=True), a higher temperature, or float64",
-        )
+    if ceiling := _saturated(values, distinct, times):
+        cure = "use the log-odds of the score (log_odds=True), a higher temperature, or float64"
+        return Finding(label, "saturated scores", f"{ceiling}; {said}", cure)
     return Finding(label, said=said)
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #621142b4
@@ -100,11 +99,11 @@ _FPR_RULES = {
     "at_least": ", first threshold that is enough",
 }
 
-
+# %% ../../nbs/14_checks/03_doctor.ipynb #57835aaa
 def _readings(known, ood):  # {(metric, rule): percent}, the mean over the OOD sets
-    mean = lambda function, *more: (
-        100 * float(np.mean([function(known, one, *more) for one in ood]))
-    )
+    def mean(function, *more):
+        return 100 * float(np.mean([function(known, one, *more) for one in ood]))
+
     found = {
         (f"fpr95_{side}_positive", rule): mean(fpr_at_tpr, 0.95, side, rule)
         for side in ("id", "ood")
@@ -117,6 +116,18 @@ def _readings(known, ood):  # {(metric, rule): percent}, the mean over the OOD s
     }
 
 
+def _rounded(kind):  # function of an array: as if it had once been of this precision
+    return lambda values: torch.tensor(values).to(kind).double().numpy()
+
+
+_WAYS = [  # fault, how it is said, what happened to the scores
+    ("", "", lambda values: values),
+    ("half-precision scores", " of scores rounded to bfloat16", _rounded(torch.bfloat16)),
+    ("half-precision scores", " of scores rounded to float16", _rounded(torch.float16)),
+    ("score direction", " of the negated score", np.negative),
+]
+
+# %% ../../nbs/14_checks/03_doctor.ipynb #09ba7a84
 def readings(
     scores,  # score table
     detector,  # column
@@ -130,29 +141,15 @@ def readings(
             f"There is no OOD set {dataset!r} in these scores; there are "
             f"{', '.join(ood)}, and 'mean'."
         )
-    rounded = lambda kind: lambda values: torch.tensor(values).to(kind).double().numpy()
-    ways = [
-        ("", "", lambda values: values),
-        ("half-precision scores", " of scores rounded to bfloat16", rounded(torch.bfloat16)),
-        ("half-precision scores", " of scores rounded to float16", rounded(torch.float16)),
-        ("score direction", " of the negated score", np.negative),
-    ]
-    sets, rows = [part for name, part in ood.items() if dataset in ("mean", name)], []
-    for fault, how, change in ways:
-        values = _readings(
-            change(known[detector].to_numpy(np.float64)),
-            [change(part[detector].to_numpy(np.float64)) for part in sets],
-        )
-        rows += [
-            (
-                fault or ("FPR rule" if rule != "nearest" else ""),
-                metric,
-                rule,
-                METRIC_NAMES[metric] + _FPR_RULES[rule] + how,
-                value,
-            )
-            for (metric, rule), value in values.items()
-        ]
+    known = known[detector].to_numpy(np.float64)
+    sets = [part[detector] for name, part in ood.items() if dataset in ("mean", name)]
+    rows = []
+    for fault, how, change in _WAYS:
+        values = _readings(change(known), [change(one.to_numpy(np.float64)) for one in sets])
+        for (metric, rule), value in values.items():
+            reading = METRIC_NAMES[metric] + _FPR_RULES[rule] + how
+            here = fault or ("FPR rule" if rule != "nearest" else "")
+            rows.append((here, metric, rule, reading, value))
     return pd.DataFrame(rows, columns=["fault", "metric", "rule", "reading", "value"])
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #4e8c29c0
@@ -172,6 +169,82 @@ def _told(value):  # (percent, tolerance) of a reported number
     return factor * number, factor * 0.5 * 10.0 ** -len(text.partition(".")[2]) + 1e-6
 
 
+def _metric_of(metric):  # its full name
+    metric = {"fpr95": "fpr95_id_positive"}.get(metric, metric)
+    if metric not in METRIC_NAMES:
+        raise ValueError(
+            f"The metric {metric!r} is not known; there are fpr95 (ID as positive), "
+            f"{', '.join(METRIC_NAMES)}."
+        )
+    return metric
+
+# %% ../../nbs/14_checks/03_doctor.ipynb #0f8218e3
+_LIKELIEST_FIRST = (
+    "FPR convention",
+    "FPR rule",
+    "half-precision scores",
+    "score direction",
+    "another metric",
+)
+
+
+def _name_faults(table, metric):  # of readings, seen from the metric that was reported
+    other = table["metric"] != metric
+    is_fpr = table["fault"].isin(["", "FPR rule"]) & table["metric"].str.startswith("fpr95")
+    table.loc[other & is_fpr, "fault"] = "FPR convention"
+    table.loc[other & (table["fault"] == ""), "fault"] = "another metric"
+
+
+def _likeliest(table, metric):  # the same lines in another order
+    ranks = dict(zip(_LIKELIEST_FIRST, range(5)))
+
+    def rank(column):
+        return column.map(ranks) if column.name == "fault" else column != metric
+
+    return table.sort_values(["fault", "metric"], key=rank)
+
+# %% ../../nbs/14_checks/03_doctor.ipynb #7661bd42
+_CURES = {
+    "FPR convention": (
+        "say which side is positive; HFTT, OpenOOD and pytorch-ood take OOD, MCM, "
+        "LoCoOp, CLIPN and TOE take ID"
+    ),
+    "half-precision scores": "compute scores in float32 or better",
+}
+
+
+def _explained(label, same, due):  # Finding; same: the readings that give the number
+    first, more = same.iloc[0], len(same) - 1
+    others = f" ({more} other reading{'s' * (more > 1)} would give it, too)" if more else ""
+    cure = _CURES.get(first["fault"], "report it under its own name")
+    return Finding(label, first["fault"], f"it is {first['reading']} {due}{others}", cure)
+
+# %% ../../nbs/14_checks/03_doctor.ipynb #98be1e36
+def _noise(scores, detector, dataset, metric, told):  # text: is it at least within the interval
+    known, ood = by_role(scores)
+    if dataset == "mean" and len(ood) > 1:
+        return ""
+    rows = next(rows for name, rows in ood.items() if dataset in ("mean", name))
+    ends = bootstrap_ci(known[detector], rows[detector], metric, 200)
+    low, high = (100 * end for end in ends)
+    where = "outside"
+    if low <= told <= high:
+        where = "inside, so other pictures of the same kind may give it"
+    return f" (95 % interval {low:.1f} to {high:.1f}; the reported one lies {where})"
+
+
+def _unexplained(label, table, told, where, due):  # Finding; due: what it should be, text
+    near = table.iloc[(table["value"] - told).abs().argmin()]
+    return Finding(
+        label,
+        "unexplained number",
+        f"no reading of these scores ({where}) gives it; {due}, nearest is "
+        f"{near['reading']} with {near['value']:.2f}",
+        "look at the findings above; if all are in order, the scores are of another "
+        "detector, temperature or prompt",
+    )
+
+# %% ../../nbs/14_checks/03_doctor.ipynb #abd2a98c
 def check_number(
     scores,  # score table
     metric,  # name in METRIC_NAMES; "fpr95" is "fpr95_id_positive"
@@ -180,133 +253,80 @@ def check_number(
     dataset="mean",  # an OOD set, or the mean over all
 ) -> Finding:
     "Which reading of the scores gives the reported number?"
-    metric = {"fpr95": "fpr95_id_positive"}.get(metric, metric)
-    if metric not in METRIC_NAMES:
-        raise ValueError(
-            f"The metric {metric!r} is not known; there are fpr95 (ID as positive), "
-            f"{', '.join(METRIC_NAMES)}."
-        )
-    detector, (told, tolerance), label = (
-        detector or detector_names(scores)[0],
-        _told(value),
-        f"{metric} {value}",
-    )
-    where = f"{detector}, " + ("mean of all OOD sets" if dataset == "mean" else dataset)
-    table = readings(scores, detector, dataset)
+    metric = _metric_of(metric)
+    detector, (told, tolerance) = detector or detector_names(scores)[0], _told(value)
+    label, where = f"{metric} {value}", "mean of all OOD sets" if dataset == "mean" else dataset
+    table, where = readings(scores, detector, dataset), f"{detector}, {where}"
     right = float(table["value"][(table["fault"] == "") & (table["metric"] == metric)].iloc[0])
     if abs(right - told) <= tolerance:
         return Finding(label, said=f"it is {METRIC_NAMES[metric]} ({where})")
-    table.loc[
-        (table["fault"].isin(["", "FPR rule"]))
-        & (table["metric"] != metric)
-        & table["metric"].str.startswith("fpr95"),
-        "fault",
-    ] = "FPR convention"
-    table.loc[(table["fault"] == "") & (table["metric"] != metric), "fault"] = "another metric"
+    _name_faults(table, metric)
+    due = f"{METRIC_NAMES[metric]} is {right:.2f}"
     same = table[(table["value"] - told).abs() <= tolerance]
-    rank = lambda column: (
-        column.map(
-            {
-                "FPR convention": 0,
-                "FPR rule": 1,
-                "half-precision scores": 2,
-                "score direction": 3,
-                "another metric": 4,
-            }
-        )
-        if column.name == "fault"
-        else column != metric
-    )
-    if len(same := same.sort_values(["fault", "metric"], key=rank)):
-        first, more = same.iloc[0], len(same) - 1
-        cure = {
-            "FPR convention": (
-                "say which side is positive; HFTT, OpenOOD and pytorch-ood take OOD, MCM, "
-                "LoCoOp, CLIPN and TOE take ID"
-            ),
-            "half-precision scores": "compute scores in float32 or better",
-        }.get(first["fault"], "report it under its own name")
-        return Finding(
-            label,
-            first["fault"],
-            f"it is {first['reading']} ({where}); {METRIC_NAMES[metric]} is {right:.2f}"
-            + (f" ({more} other reading{'s' * (more > 1)} would give it, too)" if more else ""),
-            cure,
-        )
-    near = table.iloc[(table["value"] - told).abs().argmin()]
-    return Finding(
-        label,
-        "unexplained number",
-        (
-            f"no reading of these scores ({where}) gives it; {METRIC_NAMES[metric]} is "
-            f"{right:.2f}{_noise(scores, detector, dataset, metric, told)}, nearest is "
-            f"{near['reading']} with {near['value']:.2f}"
-        ),
-        (
-            "look at the findings above; if all are in order, the scores are of another "
-            "detector, temperature or prompt"
-        ),
-    )
-
-
-def _noise(scores, detector, dataset, metric, told):  # text: is it at least within the interval
-    known, ood = by_role(scores)
-    if dataset == "mean" and len(ood) > 1:
-        return ""
-    low, high = (
-        100 * end
-        for end in bootstrap_ci(
-            known[detector],
-            next(rows for name, rows in ood.items() if dataset in ("mean", name))[detector],
-            metric,
-            200,
-        )
-    )
-    return (
-        f" (95 % interval {low:.1f} to {high:.1f}; the reported one lies "
-        f"{'inside, so other pictures of the same kind may give it' if low <= told <= high else 'outside'})"
-    )
+    if len(same):
+        return _explained(label, _likeliest(same, metric), f"({where}); {due}")
+    noise = _noise(scores, detector, dataset, metric, told)
+    return _unexplained(label, table, told, where, due + noise)
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #ea1d66d3
+def _check_rows(scores, images):  # Finding, or None; scores that know their pictures only
+    rows = scores[
+        (scores["dataset"] == images.name)
+        & (scores["image_id"].map(lambda name: name not in ("", None)))
+    ]
+    lost = {name for name, _ in scores.attrs.get("skipped", {}).get(images.name, ())}
+    if not len(rows) or not scores.attrs:
+        return None
+    scored, listed = set(rows["image_id"]), set(images.ids)
+    missing, extra = listed - lost - scored, scored - listed
+    if not missing and not extra:
+        return None
+    first = lambda names: f", first {min(names)}" if names else ""
+    said = (
+        f"{len(rows):,} scores for {len(images):,} pictures; {len(missing):,} missing"
+        f"{first(missing)}; {len(extra):,} of other pictures{first(extra)}"
+    )
+    cure = "score every picture of the list once"
+    return Finding(f"rows of {images.name}", "wrong file list", said, cure)
+
+
+def _check_shared(name, pairs):  # Finding; pairs: (picture of the set, ID picture)
+    (own, known), *_ = pairs
+    said = f"{len(pairs)} of its pictures are also ID pictures (first {own} = {known})"
+    cure = "remove them from one of the sets"
+    return Finding(f"pictures of {name}", "wrong file list", said, cure)
+
+# %% ../../nbs/14_checks/03_doctor.ipynb #45a3b27d
 def _examined_scores(scores, sets, reported, detector, dataset):  # Findings
-    for images in sets:
-        rows = scores[
-            (scores["dataset"] == images.name)
-            & (scores["image_id"].map(lambda name: name not in ("", None)))
-        ]
-        lost = {name for name, _ in scores.attrs.get("skipped", {}).get(images.name, ())}
-        if len(rows) and scores.attrs:
-            missing, extra = (
-                set(images.ids) - lost - set(rows["image_id"]),
-                set(rows["image_id"]) - set(images.ids),
-            )
-            if missing or extra:
-                yield Finding(
-                    f"rows of {images.name}",
-                    "wrong file list",
-                    f"{len(rows):,} scores for {len(images):,} pictures; {len(missing):,} missing"
-                    + (f", first {min(missing)}" if missing else "")
-                    + f"; {len(extra):,} of other pictures"
-                    + (f", first {min(extra)}" if extra else ""),
-                    "score every picture of the list once",
-                )
+    yield from filter(None, (_check_rows(scores, images) for images in sets))
     for name in [detector] if detector else detector_names(scores):
         yield check_precision(scores, name)
         yield check_direction(scores, name)
     for metric, value in (reported or {}).items():
         yield check_number(scores, metric, value, detector, dataset)
     for name, pairs in scores.attrs.get("shared_images", {}).items():
-        yield Finding(
-            f"pictures of {name}",
-            "wrong file list",
-            (
-                f"{len(pairs)} of its pictures are also ID pictures (first {pairs[0][0]} = "
-                f"{pairs[0][1]})"
-            ),
-            "remove them from one of the sets",
+        yield _check_shared(name, pairs)
+
+# %% ../../nbs/14_checks/03_doctor.ipynb #052eba8e
+def _loaded(images):  # an ImageSet, or a name
+    named = isinstance(images, (str, Path))
+    return load_dataset(images, allow_different=True) if named else images
+
+
+def _loaded_ood(ood_sets, id_set, is_needed):  # list of ImageSets
+    if isinstance(ood_sets, str) or hasattr(ood_sets, "ids"):
+        ood_sets = [ood_sets]
+    ood_sets = [_loaded(one) for one in ood_sets]
+    if ood_sets or not is_needed:
+        return ood_sets
+    if not is_mini(id_set.name):
+        raise ValueError(
+            "A reported number needs the scores it was made of, or OOD sets to "
+            "compute them on: scores=..., or ood_sets=[...]."
         )
+    return [load_dataset(name) for name in MINI_OOD]
 
-
+# %% ../../nbs/14_checks/03_doctor.ipynb #4ead8506
 def doctor(
     backbone="mini",  # the pipeline's Backbone, or a name for load_backbone
     id_set="mini",  # ImageSet of known pictures, or a name for load_dataset
@@ -321,43 +341,39 @@ def doctor(
     n_images=500,  # labelled pictures that are run through the pipeline
 ) -> list:  # Findings
     "Examine a pipeline, its pictures, its scores and the numbers read off them."
-    loaded = lambda one: (
-        load_dataset(one, allow_different=True) if isinstance(one, (str, Path)) else one
-    )
     backbone = load_backbone(backbone) if isinstance(backbone, (str, Path)) else backbone
-    id_set, ood_sets = (
-        loaded(id_set),
-        [
-            loaded(one)
-            for one in (
-                [ood_sets] if isinstance(ood_sets, str) or hasattr(ood_sets, "ids") else ood_sets
-            )
-        ],
-    )
-    if reported and scores is None and not ood_sets:
-        if not is_mini(id_set.name):
-            raise ValueError(
-                "A reported number needs the scores it was made of, or OOD sets to "
-                "compute them on: scores=..., or ood_sets=[...]."
-            )
-        ood_sets = [load_dataset(name) for name in MINI_OOD]
+    id_set = _loaded(id_set)
+    ood_sets = _loaded_ood(ood_sets, id_set, bool(reported) and scores is None)
     names = id_set.class_names if class_names is None else class_names
-    found = check_pipeline(backbone, id_set, names, templates, reference, n_images) + [
-        check_files(images) for images in (id_set, *ood_sets)
-    ]
+    found = check_pipeline(backbone, id_set, names, templates, reference, n_images)
+    found += [check_files(images) for images in (id_set, *ood_sets)]
     if scores is None and reported:
-        scores = run_benchmark(
-            backbone,
-            id_set,
-            ood_sets,
-            zero_shot(backbone, names, ("mcm",), templates=templates),
-            progress=False,
-        )
+        detectors = zero_shot(backbone, names, ("mcm",), templates=templates)
+        scores = run_benchmark(backbone, id_set, ood_sets, detectors, progress=False)
     if scores is not None:
         found += _examined_scores(scores, (id_set, *ood_sets), reported, detector, dataset)
     return found
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #1500e23a
+def _read_npz(path):
+    arrays = {name: values.ravel() for name, values in np.load(path, allow_pickle=False).items()}
+    if "id" not in arrays or len(arrays) < 2:
+        raise ValueError(
+            f"{path} holds {', '.join(arrays) or 'nothing'}; an array 'id' and one "
+            "array per OOD set are needed."
+        )
+    known = {"score": arrays.pop("id")}
+    return score_table(known, {name: {"score": values} for name, values in arrays.items()})
+
+
+def _read_csv(path):
+    table = pd.read_csv(path)
+    unnamed = [column for column in table.columns if column.startswith("Unnamed:")]
+    table = table.drop(columns=unnamed)
+    by_role(table)
+    return table.assign(image_id=table["image_id"] if "image_id" in table else "")
+
+# %% ../../nbs/14_checks/03_doctor.ipynb #9dd3e12b
 def read_scores(
     path,  # .parquet, .csv or .npz
 ) -> pd.DataFrame:  # score table
@@ -370,25 +386,9 @@ def read_scores(
             f"There is no file {path}. Scores come as .parquet (save_scores), .csv or .npz."
         )
     if path.suffix == ".npz":
-        arrays = {
-            name: values.ravel() for name, values in np.load(path, allow_pickle=False).items()
-        }
-        if "id" not in arrays or len(arrays) < 2:
-            raise ValueError(
-                f"{path} holds {', '.join(arrays) or 'nothing'}; an array 'id' and one "
-                "array per OOD set are needed."
-            )
-        return score_table(
-            {"score": arrays.pop("id")},
-            {name: {"score": values} for name, values in arrays.items()},
-        )
+        return _read_npz(path)
     if path.suffix != ".csv":
         raise ValueError(
             f"{path.name} is of no known kind; scores come as .parquet (save_scores), .csv or .npz."
         )
-    table = pd.read_csv(path)
-    table = table.drop(
-        columns=[column for column in table.columns if column.startswith("Unnamed:")]
-    )
-    by_role(table)
-    return table.assign(image_id=table["image_id"] if "image_id" in table else "")
+    return _read_csv(path)

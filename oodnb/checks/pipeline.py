@@ -71,6 +71,25 @@ def _activation(model):  # "gelu", "quick_gelu", "both", or None where there is 
     }
     return "both" if len(kinds) == 2 else next(iter(kinds), None)
 
+# %% ../../nbs/14_checks/02_pipeline.ipynb #bc4a399d
+def _published(backbone):  # Known, by what the publisher says about these weights
+    family = str(backbone.name).removesuffix("-quickgelu")
+    tag = str(backbone.pretrained or "").lower().replace("-", "_")
+    config = open_clip.get_pretrained_cfg(backbone.name, tag) or open_clip.get_pretrained_cfg(
+        family, tag
+    )
+    if not config:
+        return Known()
+    wanted = ("mean", "std", "interpolation", "resize_mode")
+    fields = {key: config[key] for key in wanted if key in config}
+    usual = PreprocessCfg(size=backbone.image_size)
+    settings = PreprocessCfg(**merge_preprocess_dict(usual, fields))
+    both = {family, f"{family}-quickgelu"} <= set(open_clip.list_models())
+    return Known(
+        image_transform_v2(settings, is_train=False),
+        ("quick_gelu" if config.get("quick_gelu") else "gelu") if both else None,
+    )
+
 
 def what_is_known(
     backbone,  # the pipeline's Backbone
@@ -81,26 +100,7 @@ def what_is_known(
         reference = load_backbone(backbone.name, device=backbone.device)
     if reference is not None:
         return Known(reference.preprocess, _activation(reference.model), reference)
-    family, tag = (
-        str(backbone.name).removesuffix("-quickgelu"),
-        str(backbone.pretrained or "").lower().replace("-", "_"),
-    )
-    config = open_clip.get_pretrained_cfg(backbone.name, tag) or open_clip.get_pretrained_cfg(
-        family, tag
-    )
-    if not config:
-        return Known()
-    fields = {
-        key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config
-    }
-    settings = PreprocessCfg(
-        **merge_preprocess_dict(PreprocessCfg(size=backbone.image_size), fields)
-    )
-    both = {family, f"{family}-quickgelu"} <= set(open_clip.list_models())
-    return Known(
-        image_transform_v2(settings, is_train=False),
-        ("quick_gelu" if config.get("quick_gelu") else "gelu") if both else None,
-    )
+    return _published(backbone)
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #44ecd9b5
 _LIKE = (
@@ -109,6 +109,26 @@ _LIKE = (
 )
 
 
+def _not_looked(check, said):
+    return Finding(check, said=said, looked=False)
+
+
+def _check_cut(seen, want):  # two Lenses
+    if seen.same_cut(want) and seen.known:
+        return Finding("resize", said=seen.cut)
+    said = f"it is {seen.cut}; these weights want {want.cut}"
+    return Finding("resize", "wrong resize", said, _LIKE)
+
+
+def _check_normalisation(seen, want):  # two Lenses
+    if seen.same_normalisation(want):
+        return Finding("normalisation", said=seen.normalisation)
+    if not seen.known:
+        return _not_looked("normalisation", "not to be told before the resize is mended")
+    said = f"it is {seen.normalisation}; these weights want {want.normalisation}"
+    return Finding("normalisation", "wrong normalisation", said, _LIKE)
+
+# %% ../../nbs/14_checks/02_pipeline.ipynb #0a835376
 def check_preprocess(
     backbone,  # the pipeline's Backbone
     preprocess=None,  # the published one, a function of a picture
@@ -116,47 +136,17 @@ def check_preprocess(
     "Are pictures cut and scaled as the weights want it?"
     size = max(backbone.image_size or (224,))
     if preprocess is None:
-        return [
-            Finding(
-                check, said="what these weights want is not known; give a reference", looked=False
-            )
-            for check in ("resize", "normalisation")
-        ]
+        said = "what these weights want is not known; give a reference"
+        return [_not_looked(check, said) for check in ("resize", "normalisation")]
     want = look_through(preprocess, size)
     try:
         seen = look_through(backbone.preprocess, size)
     except ValueError as error:
         return [
             Finding("resize", "wrong resize", str(error), _LIKE),
-            Finding(
-                "normalisation", said="not to be told before the resize is mended", looked=False
-            ),
+            _not_looked("normalisation", "not to be told before the resize is mended"),
         ]
-    resize = (
-        Finding("resize", said=seen.cut)
-        if seen.same_cut(want) and seen.known
-        else Finding(
-            "resize", "wrong resize", f"it is {seen.cut}; these weights want {want.cut}", _LIKE
-        )
-    )
-    if seen.same_normalisation(want):
-        return [resize, Finding("normalisation", said=seen.normalisation)]
-    if not seen.known:
-        return [
-            resize,
-            Finding(
-                "normalisation", said="not to be told before the resize is mended", looked=False
-            ),
-        ]
-    return [
-        resize,
-        Finding(
-            "normalisation",
-            "wrong normalisation",
-            f"it is {seen.normalisation}; these weights want {want.normalisation}",
-            _LIKE,
-        ),
-    ]
+    return [_check_cut(seen, want), _check_normalisation(seen, want)]
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #945ecbea
 @dataclass(frozen=True)
@@ -174,13 +164,21 @@ class Sight:
     def hits(self):
         return self.sims.argmax(1).numpy() == self.labels
 
-
+# %% ../../nbs/14_checks/02_pipeline.ipynb #334dd717
 def _sample(images, n):  # positions and places within the class, spread evenly over the classes
     rng, labels = np.random.default_rng(0), images.labels
     order = rng.permutation(np.flatnonzero(labels >= 0))
     place = pd.Series(labels[order]).groupby(labels[order]).cumcount().to_numpy()
     chosen = np.argsort(place, kind="stable")[:n]
     return order[chosen], place[chosen]
+
+
+def _encoded(backbone, images, rows):  # features [n, D], 64 pictures at a time
+    parts = []
+    for part in np.array_split(rows, -(-len(rows) // 64)):
+        tensors = [torch.as_tensor(backbone.preprocess(images.read(int(i)))) for i in part]
+        parts.append(backbone.encode_images(torch.stack(tensors)).cpu())
+    return torch.cat(parts)
 
 
 def look(
@@ -192,21 +190,13 @@ def look(
 ) -> Sight:
     "Run labelled pictures through a pipeline."
     rows, place = _sample(images, n)
-    classifier, parts = zero_shot_classifier(backbone, class_names, templates), []
-    for part in np.array_split(rows, -(-len(rows) // 64)):
-        parts.append(
-            backbone.encode_images(
-                torch.stack(
-                    [torch.as_tensor(backbone.preprocess(images.read(int(i)))) for i in part]
-                )
-            ).cpu()
-        )
-    features, labels = torch.cat(parts), images.labels[rows]
+    classifier = zero_shot_classifier(backbone, class_names, templates)
+    features, labels = _encoded(backbone, images, rows), images.labels[rows]
     sims = cosine_sims(features, classifier.cpu()).double()
     likely = (backbone.logit_scale * sims).log_softmax(1)[np.arange(len(rows)), labels].numpy()
     return Sight(features, sims, labels, place % 2 == 1, likely)
 
-
+# %% ../../nbs/14_checks/02_pipeline.ipynb #d0344f16
 def gain(
     better,  # Sight
     worse,  # Sight of the same pictures
@@ -236,7 +226,36 @@ def with_activation(
         backbone.precision,
     )
 
+# %% ../../nbs/14_checks/02_pipeline.ipynb #b7f24df5
+def _shown(kind):
+    return ACTIVATIONS.get(kind, "GELU in some blocks and QuickGELU in others")
 
+
+def _to_activation(kind):  # what to do to get it
+    return (
+        f"load_backbone(..., activation={kind!r}), or the name "
+        f"with{'out' if kind == 'gelu' else ''} -quickgelu"
+    )
+
+
+def _by_pictures(seen, other, gain):  # Finding; gain: of the other activation over the one seen
+    if gain > 4:
+        return Finding(
+            "activation",
+            f"wrong activation ({ACTIVATIONS[other]} is right)",
+            f"the model computes {_shown(seen)}; with {ACTIVATIONS[other]} the true classes "
+            f"become more likely, by {gain:.1f} standard errors",
+            _to_activation(other),
+        )
+    if gain < -4:
+        said = "the true classes are more likely with it than with the other"
+        return Finding("activation", said=f"{_shown(seen)}; {said} ({-gain:.1f} standard errors)")
+    said = (
+        "whether the weights were trained with it is not recorded, and these pictures do not tell"
+    )
+    return _not_looked("activation", f"{_shown(seen)}; {said}")
+
+# %% ../../nbs/14_checks/02_pipeline.ipynb #6862efa8
 def check_activation(
     backbone,  # the pipeline's Backbone
     expected=None,  # what the weights were trained with, if that is known
@@ -246,53 +265,20 @@ def check_activation(
     "Does the model compute the activation its weights were trained with?"
     seen = _activation(backbone.model)
     if seen is None:
-        return Finding("activation", said="the model has neither GELU nor QuickGELU", looked=False)
-    other, shown = (
-        "gelu" if seen == "quick_gelu" else "quick_gelu",
-        ACTIVATIONS.get(seen, "GELU in some blocks and QuickGELU in others"),
-    )
-    name = (
-        f"load_backbone(..., activation={expected or other!r}), or the name "
-        f"with{'out' if (expected or other) == 'gelu' else ''} -quickgelu"
-    )
+        return _not_looked("activation", "the model has neither GELU nor QuickGELU")
     if expected and seen != expected:
+        right = ACTIVATIONS[expected]
         return Finding(
             "activation",
-            f"wrong activation ({ACTIVATIONS[expected]} is right)",
-            f"the model computes {shown}, its weights were trained with {ACTIVATIONS[expected]}",
-            name,
+            f"wrong activation ({right} is right)",
+            f"the model computes {_shown(seen)}, its weights were trained with {right}",
+            _to_activation(expected),
         )
     if expected:
-        return Finding("activation", said=f"{shown}, as in training")
+        return Finding("activation", said=f"{_shown(seen)}, as in training")
+    other = "gelu" if seen == "quick_gelu" else "quick_gelu"
     gain = compare(with_activation(backbone, other)) if compare else 0.0
-    if gain > 4:
-        return Finding(
-            "activation",
-            f"wrong activation ({ACTIVATIONS[other]} is right)",
-            (
-                f"the model computes {shown}; with {ACTIVATIONS[other]} the true classes "
-                f"become more likely, by {gain:.1f} standard errors"
-            ),
-            name,
-        )
-    return (
-        Finding(
-            "activation",
-            said=(
-                f"{shown}; the true classes are more likely with it than with the other "
-                f"({-gain:.1f} standard errors)"
-            ),
-        )
-        if gain < -4
-        else Finding(
-            "activation",
-            said=(
-                f"{shown}; whether the weights were trained with it is not recorded, and "
-                "these pictures do not tell"
-            ),
-            looked=False,
-        )
-    )
+    return _by_pictures(seen, other, gain)
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #e072596b
 def _moved(sight):  # {label: column}, as the first half of the pictures suggests
@@ -314,66 +300,71 @@ def _way(order, names):  # how an order came about, in words
         return f"shifted by {shift if shift <= len(names) // 2 else shift - len(names)}; "
     return "in alphabetical order; " if list(names) == sorted(names) else ""
 
+# %% ../../nbs/14_checks/02_pipeline.ipynb #d810928e
+_ONE_ORDER = (
+    "bring names and labels into one order; index ImageNet by WordNet id, since names repeat"
+)
 
-def check_order(
-    images,  # ImageSet
-    class_names,  # the K names in use
-    sight=None,  # what the pipeline sees
-) -> Finding:
-    "Do label k and class name k mean the same?"
-    due, names, cure = (
-        list(images.class_names),
-        list(class_names),
-        "bring names and labels into one order; index ImageNet by WordNet id, since names repeat",
-    )
+
+def _names_in_order(due, names, name_of_set):  # Finding, or None when the list is as it should be
     if len(names) != len(due):
         return Finding(
             "class order",
             "class order",
-            f"{len(names)} class names for {len(due)} classes of {images.name}",
+            f"{len(names)} class names for {len(due)} classes of {name_of_set}",
             "give one name per label",
         )
-    if names != due and sorted(names) == sorted(due):
-        order = {k: names.index(name) for k, name in enumerate(due) if names[k] != name}
-        return Finding(
-            "class order",
-            "class order",
-            (
-                f"{len(order)} of {len(due)} names stand elsewhere "
-                f"({_way(order, names)}first: label {min(order)} is {due[min(order)]!r}, the "
-                f"list has {names[min(order)]!r})"
-            ),
-            cure,
-        )
-    if sight is None:
-        return Finding(
-            "class order", said="the pipeline could not be run on labelled pictures", looked=False
-        )
+    if names == due or sorted(names) != sorted(due):
+        return None
+    order = {k: names.index(name) for k, name in enumerate(due) if names[k] != name}
+    first = min(order)
+    said = (
+        f"{len(order)} of {len(due)} names stand elsewhere ({_way(order, names)}first: "
+        f"label {first} is {due[first]!r}, the list has {names[first]!r})"
+    )
+    return Finding("class order", "class order", said, _ONE_ORDER)
+
+# %% ../../nbs/14_checks/02_pipeline.ipynb #9b107738
+def _pictures_in_order(names, sight):  # Finding
     order, best = _moved(sight), sight.sims.argmax(1).numpy()
     asked = sight.second & np.isin(sight.labels, list(order))
     moved = best[asked] == [order[k] for k in sight.labels[asked]]
     more, less = int((moved & ~sight.hits[asked]).sum()), int((~moved & sight.hits[asked]).sum())
     if len(order) > 1 and binom.sf(more - 1, more + less, 0.5) < 0.001:
         k = Counter(sight.labels[asked][moved].tolist()).most_common(1)[0][0]
-        return Finding(
-            "class order",
-            "class order",
-            (
-                f"pictures of {len(order)} classes go to another name "
-                f"({_way(order, names)}clearest: pictures with label {k}, {names[k]!r}, go to "
-                f"{names[order[k]]!r}); {more} of {asked.sum()} other pictures agree"
-            ),
-            cure,
+        said = (
+            f"pictures of {len(order)} classes go to another name ({_way(order, names)}"
+            f"clearest: pictures with label {k}, {names[k]!r}, go to {names[order[k]]!r}); "
+            f"{more} of {asked.sum()} other pictures agree"
         )
-    return Finding(
-        "class order",
-        said=(
-            f"{sight.hits.mean():.1%} of {len(sight.labels)} pictures go to the name of their "
-            "label; no other order fits better"
-        ),
+        return Finding("class order", "class order", said, _ONE_ORDER)
+    said = (
+        f"{sight.hits.mean():.1%} of {len(sight.labels)} pictures go to the name of their "
+        "label; no other order fits better"
     )
+    return Finding("class order", said=said)
+
+# %% ../../nbs/14_checks/02_pipeline.ipynb #4e023f3c
+def check_order(
+    images,  # ImageSet
+    class_names,  # the K names in use
+    sight=None,  # what the pipeline sees
+) -> Finding:
+    "Do label k and class name k mean the same?"
+    names = list(class_names)
+    if found := _names_in_order(list(images.class_names), names, images.name):
+        return found
+    if sight is None:
+        return _not_looked("class order", "the pipeline could not be run on labelled pictures")
+    return _pictures_in_order(names, sight)
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #0cbc23f0
+_WHOLE = (
+    "load the checkpoint again, whole and with its own name (strict=True); features "
+    "cached from other weights must go"
+)
+
+
 def _unfilled(model):  # names of norms that were never filled
     norms = (
         (name, module)
@@ -387,100 +378,121 @@ def _unfilled(model):  # names of norms that were never filled
     ]
 
 
-def _other_tensors(ours, theirs):  # names of tensors that are not the same up to rounding
-    ours, theirs = ours.state_dict(), theirs.state_dict()
-    same = lambda a, b: (
-        a.shape == b.shape
-        and float((a.double().cpu() - b.double().cpu()).norm())
-        <= 0.02 * float(b.double().norm()) + 1e-6
+def _check_filled(model):  # Finding, or None
+    if empty := _unfilled(model):
+        return Finding(
+            "weights",
+            "mismatched weights",
+            f"still as they were made, so no weights were loaded into them: {', '.join(empty[:3])}"
+            + (f" and {len(empty) - 3} more layers" if empty[3:] else ""),
+            _WHOLE,
+        )
+
+# %% ../../nbs/14_checks/02_pipeline.ipynb #307ed1be
+def _is_same(a, b):  # two tensors, up to rounding
+    if a.shape != b.shape:
+        return False
+    apart = float((a.double().cpu() - b.double().cpu()).norm())
+    return apart <= 0.02 * float(b.double().norm()) + 1e-6
+
+
+def _check_tensors(model, reference):  # Finding, or None
+    ours, theirs = model.state_dict(), reference.model.state_dict()
+    other = [n for n, tensor in theirs.items() if n not in ours or not _is_same(ours[n], tensor)]
+    if not other:
+        return None
+    of_images = sum(name.startswith("visual.") for name in other)
+    towers = {"image tower": of_images, "text tower": len(other) - of_images}
+    where = ", ".join(f"{number} in the {tower}" for tower, number in towers.items() if number)
+    said = (
+        f"{len(other)} of {len(theirs)} tensors are not those of {reference.name} "
+        f"{reference.pretrained} ({where}; first {other[0]})"
     )
-    return [
-        name for name, tensor in theirs.items() if name not in ours or not same(ours[name], tensor)
-    ], len(theirs)
+    return Finding("weights", "mismatched weights", said, _WHOLE)
+
+# %% ../../nbs/14_checks/02_pipeline.ipynb #6373bf5e
+def _by_means(sight):  # bool: does the nearest class mean find a picture
+    means = []
+    for k in range(sight.sims.shape[1]):
+        rows = sight.features[~sight.second & (sight.labels == k)]
+        means.append(rows.mean(0).nan_to_num(0) + 1e-9)
+    found = cosine_sims(sight.features, torch.stack(means)).argmax(1).numpy()
+    return (found == sight.labels)[sight.second]
 
 
+def _is_better_than_chance(hits, chance):  # hits: bool [n]
+    return binom.sf(int(hits.sum()) - 1, len(hits), chance) < 0.001
+
+
+def _towers_together(sight):  # Finding
+    hits, chance = sight.hits, 1 / sight.sims.shape[1]
+    share = f"{int(hits.sum()) / len(hits):.1%} of {len(hits)} pictures"
+    if _is_better_than_chance(hits, chance):
+        said = f"{share} find their class text, {chance:.1%} is chance"
+        return Finding("weights", said=said)
+    alone = _by_means(sight)
+    said = (
+        f"class texts find {share}, which is chance ({chance:.1%}), while "
+        f"{alone.mean() if len(alone) else 0:.1%} are found by the nearest class mean of the "
+        "pictures alone: "
+    )
+    if len(alone) and _is_better_than_chance(alone, chance):
+        said += "image and text tower are of two models"
+    else:
+        said += "the image tower sees nothing either"
+    return Finding("weights", "mismatched weights", said, _WHOLE)
+
+# %% ../../nbs/14_checks/02_pipeline.ipynb #1916bf60
 def check_weights(
     backbone,  # the pipeline's Backbone
     reference=None,  # Backbone with the right weights
     sight=None,  # what the pipeline sees
 ) -> Finding:
     "Are both towers filled, and do they belong together?"
-    cure, empty = (
-        (
-            "load the checkpoint again, whole and with its own name (strict=True); features "
-            "cached from other weights must go"
-        ),
-        _unfilled(backbone.model),
-    )
-    if empty:
-        return Finding(
-            "weights",
-            "mismatched weights",
-            f"still as they were made, so no weights were loaded into them: {', '.join(empty[:3])}"
-            + (f" and {len(empty) - 3} more layers" if empty[3:] else ""),
-            cure,
-        )
+    if found := _check_filled(backbone.model):
+        return found
+    if reference is not None and (found := _check_tensors(backbone.model, reference)):
+        return found
+    if sight is not None:
+        return _towers_together(sight)
     if reference is not None:
-        other, count = _other_tensors(backbone.model, reference.model)
-        towers = {
-            "image tower": sum(name.startswith("visual.") for name in other),
-            "text tower": sum(not name.startswith("visual.") for name in other),
-        }
-        where = ", ".join(f"{number} in the {tower}" for tower, number in towers.items() if number)
-        if other:
-            return Finding(
-                "weights",
-                "mismatched weights",
-                (
-                    f"{len(other)} of {count} tensors are not those of {reference.name} "
-                    f"{reference.pretrained} ({where}; first {other[0]})"
-                ),
-                cure,
-            )
-    if sight is None:
-        return Finding(
-            "weights",
-            said="every tensor is that of the reference"
-            if reference is not None
-            else "the pipeline could not be run on labelled pictures",
-            looked=reference is not None,
-        )
-    hits, chance = int(sight.hits.sum()), 1 / sight.sims.shape[1]
-    if binom.sf(hits - 1, len(sight.hits), chance) < 0.001:
-        return Finding(
-            "weights",
-            said=(
-                f"{hits / len(sight.hits):.1%} of {len(sight.hits)} pictures find their class "
-                f"text, {chance:.1%} is chance"
-            ),
-        )
-    means = torch.stack(
-        [
-            torch.cat([sight.features[~sight.second & (sight.labels == k)], sight.features[:0]])
-            .mean(0)
-            .nan_to_num(0)
-            + 1e-9
-            for k in range(sight.sims.shape[1])
-        ]
-    )
-    alone = (cosine_sims(sight.features, means).argmax(1).numpy() == sight.labels)[sight.second]
-    return Finding(
-        "weights",
-        "mismatched weights",
-        (
-            f"class texts find {hits / len(sight.hits):.1%} of {len(sight.hits)} pictures, "
-            f"which is chance ({chance:.1%}), while {alone.mean() if len(alone) else 0:.1%} "
-            "are found by the nearest class mean of the pictures alone: "
-        )
-        + (
-            "image and text tower are of two models"
-            if len(alone) and binom.sf(alone.sum() - 1, len(alone), chance) < 0.001
-            else "the image tower sees nothing either"
-        ),
-        cure,
-    )
+        return Finding("weights", said="every tensor is that of the reference")
+    return _not_looked("weights", "the pipeline could not be run on labelled pictures")
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #afbc244a
+def _check_published(images, label):  # Finding; the set was compared when it was loaded
+    wrong = images.about["different"]
+    if not wrong:
+        return Finding(label, said=f"{len(images):,} pictures, the published list")
+    firsts = {
+        kind: names[0]
+        for kind, names in images.about.get("files", {}).items()
+        if isinstance(names, list) and names
+    }
+    return Finding(
+        label,
+        "wrong file list",
+        wrong + "".join(f"; {kind}: {name}" for kind, name in firsts.items()),
+        f"oodnb data check {images.name.split(' (')[0]} lists them; oodnb data prepare mends them",
+    )
+
+
+def _check_against(images, due, label):  # Finding; due: the ImageSet it should be
+    own, wanted = set(images.ids), set(due.ids)
+    missing = [name for name in due.ids if name not in own]
+    extra = [name for name in images.ids if name not in wanted]
+    if missing or extra:
+        said = [f"{len(images.ids):,} pictures instead of {len(due.ids):,}"]
+        for what, names in (("missing", missing), ("that do not belong to it", extra)):
+            said += [f"{len(names):,} {what}, first {names[0]}"] if names else []
+        cure = "use the whole list of one split and no other; load_dataset gives it"
+        return Finding(label, "wrong file list", "; ".join(said), cure)
+    if list(due.ids) == list(images.ids) and images.fingerprint != due.fingerprint:
+        said = "the names agree, the pictures are others"
+        return Finding(label, "wrong file list", said, "fetch the pictures again")
+    return Finding(label, said=f"{len(images.ids):,} pictures, the published list")
+
+# %% ../../nbs/14_checks/02_pipeline.ipynb #0931e533
 def check_files(
     images,  # ImageSet, or a score table's rows of one set
     due=None,  # ImageSet it should be; None: what its name stands for
@@ -488,58 +500,25 @@ def check_files(
     "Are these the pictures the name promises?"
     label = f"files of {images.name}"
     if due is None and "different" in images.about:
-        wrong, files = (
-            images.about["different"],
-            {
-                kind: names[:1]
-                for kind, names in images.about.get("files", {}).items()
-                if isinstance(names, list) and names
-            },
-        )
-        if wrong:
-            return Finding(
-                label,
-                "wrong file list",
-                wrong + "".join(f"; {kind}: {name}" for kind, (name,) in files.items()),
-                (
-                    f"oodnb data check {images.name.split(' (')[0]} lists them; oodnb data "
-                    "prepare mends them"
-                ),
-            )
-        return Finding(label, said=f"{len(images):,} pictures, the published list")
+        return _check_published(images, label)
     if due is None and is_mini(images.name):
         try:
             due = load_split(images.name, images.split)
         except ValueError as error:
             return Finding(label, "wrong file list", str(error), "take a set of list_datasets()")
     if due is None:
-        return Finding(label, said="no list is published under this name", looked=False)
-    missing, extra = (
-        [name for name in a if name not in b]
-        for a, b in ((due.ids, set(images.ids)), (images.ids, set(due.ids)))
-    )
-    if missing or extra:
-        said = [
-            f"{len(names):,} {what}, first {names[0]}"
-            for what, names in (("missing", missing), ("that do not belong to it", extra))
-            if names
-        ]
-        return Finding(
-            label,
-            "wrong file list",
-            f"{len(images.ids):,} pictures instead of {len(due.ids):,}; " + "; ".join(said),
-            "use the whole list of one split and no other; load_dataset gives it",
-        )
-    if list(due.ids) == list(images.ids) and images.fingerprint != due.fingerprint:
-        return Finding(
-            label,
-            "wrong file list",
-            "the names agree, the pictures are others",
-            "fetch the pictures again",
-        )
-    return Finding(label, said=f"{len(images.ids):,} pictures, the published list")
+        return _not_looked(label, "no list is published under this name")
+    return _check_against(images, due, label)
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #012ecf12
+def _try_to_look(run, backbone):  # (Sight or None, Findings)
+    try:
+        return run(backbone), []
+    except (ValueError, RuntimeError) as error:
+        cure = "mend what is named below first"
+        return None, [Finding("pipeline", "it does not run", str(error), cure)]
+
+
 def check_pipeline(
     backbone,  # the pipeline's Backbone
     images,  # ImageSet, best with labels
@@ -549,23 +528,14 @@ def check_pipeline(
     n=500,  # labelled pictures that are run through the pipeline
 ) -> list:  # Findings
     "Weights, activation, resize, normalisation, class order."
-    names, known = (
-        list(images.class_names if class_names is None else class_names),
-        what_is_known(backbone, reference),
-    )
-    found, seen, run = [], None, lambda other: look(other, images, names, templates, n)
+    names = list(images.class_names if class_names is None else class_names)
+    known = what_is_known(backbone, reference)
+    seen, found, run = None, [], lambda other: look(other, images, names, templates, n)
     if names and len(names) == len(images.class_names) and (images.labels >= 0).any():
-        try:
-            seen = run(backbone)
-        except (ValueError, RuntimeError) as error:
-            found = [
-                Finding("pipeline", "it does not run", str(error), "mend what is named below first")
-            ]
-    order = (
-        check_order(images, names, seen)
-        if images.class_names
-        else Finding("class order", said=f"{images.name} has no classes", looked=False)
-    )
+        seen, found = _try_to_look(run, backbone)
+    order = _not_looked("class order", f"{images.name} has no classes")
+    if images.class_names:
+        order = check_order(images, names, seen)
     compare = None if seen is None else lambda other: gain(run(other), seen)
     return [
         *found,

@@ -32,50 +32,51 @@ def probes(
     return made
 
 # %% ../../nbs/14_checks/01_preprocessing.ipynb #d59100ac
+def _middle(picture, size, how):  # how: options of resize
+    return F.center_crop(F.resize(picture, [size], **how), [size, size])
+
+
+def _test_recipe(picture, size, how):
+    return F.center_crop(F.resize(picture, [round(size * 8 / 7)], **how), [size, size])
+
+
+def _padded(picture, size, how):
+    sides = [max(1, round(n * size / max(picture.size))) for n in picture.size[::-1]]
+    return F.center_crop(F.resize(picture, sides, **how), [size, size])
+
+
 _RULES = {
-    "short side, then the middle": lambda p, s, how: F.center_crop(F.resize(p, [s], **how), [s, s]),
+    "short side, then the middle": _middle,
     "squashed to a square": lambda p, s, how: F.resize(p, [s, s], **how),
-    "short side to 8/7, then the middle (ImageNet's test recipe)": lambda p, s, how: F.center_crop(
-        F.resize(p, [round(s * 8 / 7)], **how), [s, s]
-    ),
-    "long side, then padded": lambda p, s, how: F.center_crop(
-        F.resize(p, [max(1, round(n * s / max(p.size))) for n in p.size[::-1]], **how), [s, s]
-    ),
+    "short side to 8/7, then the middle (ImageNet's test recipe)": _test_recipe,
+    "long side, then padded": _padded,
     "the middle, without resizing": lambda p, s, how: F.center_crop(p, [s, s]),
     "the upper left corner of the resized short side": lambda p, s, how: F.crop(
         F.resize(p, [s], **how), 0, 0, s, s
     ),
 }
+
+# %% ../../nbs/14_checks/01_preprocessing.ipynb #28c76a21
 _RESAMPLING = {
     "bicubic": {"interpolation": InterpolationMode.BICUBIC},
     "bilinear": {"interpolation": InterpolationMode.BILINEAR},
     "nearest": {"interpolation": InterpolationMode.NEAREST},
-    "bilinear without antialias": None,
 }
+_ROUGH = {"interpolation": InterpolationMode.BILINEAR, "antialias": False}  # for tensors
+
+
+def _as_tensor(picture):  # float [3, H, W] from 0 to 1
+    return F.to_dtype(F.to_image(picture), torch.float32, scale=True)
 
 
 def _views(picture, size):  # yields (rule, resampling, tensor [3, S, S] from 0 to 1)
-    tensor = F.to_dtype(F.to_image(picture), torch.float32, scale=True)
+    tensor = _as_tensor(picture)
     for rule, cut in _RULES.items():
         for name, how in _RESAMPLING.items():
-            if rule == "the middle, without resizing" and name != "bicubic":
-                continue
-            if how is not None:
-                yield (
-                    rule,
-                    name,
-                    F.to_dtype(F.to_image(cut(picture, size, how)), torch.float32, scale=True),
-                )
-            elif rule != "long side, then padded":
-                yield (
-                    rule,
-                    name,
-                    cut(
-                        tensor,
-                        size,
-                        {"interpolation": InterpolationMode.BILINEAR, "antialias": False},
-                    ),
-                )
+            if rule != "the middle, without resizing" or name == "bicubic":
+                yield rule, name, _as_tensor(cut(picture, size, how))
+        if rule not in ("the middle, without resizing", "long side, then padded"):
+            yield rule, "bilinear without antialias", cut(tensor, size, _ROUGH)
 
 # %% ../../nbs/14_checks/01_preprocessing.ipynb #b66e1aa0
 def _line(plain, seen):  # (mean [3], std [3], share of the signal that the line leaves unexplained)
@@ -102,6 +103,15 @@ def _three(values):
     return " ".join(f"{value:.3g}" for value in np.round(values, 4) + 0.0)
 
 
+def _alike(lens, mean, std):  # does it subtract and divide by these
+    return np.allclose(lens.mean, mean, atol=0.004) and np.allclose(lens.std, std, rtol=0.01)
+
+
+def _known_name(lens):  # of a normalisation, "" when it has none
+    names = [name for name, (mean, std) in NORMALISATIONS.items() if _alike(lens, mean, std)]
+    return f"{names[0]}: " if names else ""
+
+# %% ../../nbs/14_checks/01_preprocessing.ipynb #c536d181
 @dataclass(frozen=True)
 class Lens:
     "What a preprocessing function does."
@@ -120,46 +130,24 @@ class Lens:
 
     @property
     def normalisation(self):  # text, with a name if it has one
-        name = next(
-            (
-                name
-                for name, (mean, std) in NORMALISATIONS.items()
-                if np.allclose(self.mean, mean, atol=0.004)
-                and np.allclose(self.std, std, rtol=0.01)
-            ),
-            None,
-        )
-        return (
-            (f"{name}: " if name else "")
-            + f"mean {_three(self.mean)}, std {_three(self.std)}"
-            + (", colours reversed" if self.reversed else "")
-        )
+        words = f"{_known_name(self)}mean {_three(self.mean)}, std {_three(self.std)}"
+        return words + (", colours reversed" if self.reversed else "")
 
     def same_normalisation(self, other):  # of two lenses
-        return (
-            self.reversed == other.reversed
-            and np.allclose(self.mean, other.mean, atol=0.004)
-            and np.allclose(self.std, other.std, rtol=0.01)
-        )
+        return self.reversed == other.reversed and _alike(self, other.mean, other.std)
 
     def same_cut(self, other):  # of two lenses
         return (self.size, self.rule, self.resampling) == (other.size, other.rule, other.resampling)
 
     @property
     def cut(self):  # text
-        return (
-            f"{self.rule}, {self.resampling}, {self.size[0]} x {self.size[1]}"
-            if self.known
-            else f"a way to cut that is not known here, {self.size[0]} x {self.size[1]}"
-        )
+        size = f"{self.size[0]} x {self.size[1]}"
+        if not self.known:
+            return f"a way to cut that is not known here, {size}"
+        return f"{self.rule}, {self.resampling}, {size}"
 
-
-def look_through(
-    preprocess,  # function of a PIL picture, to a float tensor [3, S, S]
-    size,  # side in pixels that the model takes
-) -> Lens:
-    "Describe a preprocessing function by what it does. `ValueError` when it is random or returns no picture tensor."
-    pictures = probes(size)
+# %% ../../nbs/14_checks/01_preprocessing.ipynb #159bc345
+def _seen(preprocess, pictures, size):  # what the function makes of the pictures [n, 3, H, W]
     seen, again = ([torch.as_tensor(preprocess(picture)) for picture in pictures] for _ in range(2))
     shapes = {tuple(tensor.shape) for tensor in seen}
     if len(shapes) > 1 or len(next(iter(shapes))) != 3 or next(iter(shapes))[0] != 3:
@@ -173,31 +161,29 @@ def look_through(
             "preprocess gives another result at each call, so it contains random "
             "augmentation; test pictures are preprocessed without."
         )
-    (height, width), seen = next(iter(shapes))[1:], torch.stack(seen).float()
-    tried = []
-    for of_one_kind in (
-        zip(*(list(_views(picture, min(height, width))) for picture in pictures))
-        if height == width
-        else ()
-    ):
+    return torch.stack(seen).float()
+
+# %% ../../nbs/14_checks/01_preprocessing.ipynb #8cce1a2c
+def _descriptions(pictures, seen):  # a Lens for every rule and order of the colours
+    side = seen.shape[-1]
+    for of_one_kind in zip(*(list(_views(picture, side)) for picture in pictures)):
+        rule, resampling, _ = of_one_kind[0]
         plain = torch.stack([view for *_, view in of_one_kind])
-        tried += [
-            (
-                Lens(
-                    (height, width),
-                    *of_one_kind[0][:2],
-                    *(tuple(v.tolist()[:: -1 if flip else 1]) for v in (mean, std)),
-                    flip,
-                    left,
-                )
-            )
-            for flip in (False, True)
-            for mean, std, left in [_line(plain.flip(1) if flip else plain, seen)]
-        ]
-    return min(
-        tried,
-        key=lambda lens: lens.unexplained,
-        default=Lens(
-            (height, width), "not a square", "unknown", (0.0,) * 3, (1.0,) * 3, False, 1.0
-        ),
-    )
+        for flip in (False, True):
+            mean, std, left = _line(plain.flip(1) if flip else plain, seen)
+            mean, std = (tuple(v.tolist()[:: -1 if flip else 1]) for v in (mean, std))
+            yield Lens((side, side), rule, resampling, mean, std, flip, left)
+
+# %% ../../nbs/14_checks/01_preprocessing.ipynb #f7e46d96
+def look_through(
+    preprocess,  # function of a PIL picture, to a float tensor [3, S, S]
+    size,  # side in pixels that the model takes
+) -> Lens:
+    """Describe a preprocessing function by what it does. `ValueError` when it is random or returns
+    no picture tensor."""
+    pictures = probes(size)
+    seen = _seen(preprocess, pictures, size)
+    shape = tuple(seen.shape[2:])
+    if shape[0] != shape[1]:
+        return Lens(shape, "not a square", "unknown", (0.0,) * 3, (1.0,) * 3, False, 1.0)
+    return min(_descriptions(pictures, seen), key=lambda lens: lens.unexplained)

@@ -50,7 +50,7 @@ class Result:
             ]
         )
 
-
+# %% ../../nbs/13_running/10_page.ipynb #25deffd3
 def _defaults():  # {name: {parameter: value}} of the notebooks of this checkout
     if not repository():
         return {}
@@ -63,37 +63,45 @@ def _defaults():  # {name: {parameter: value}} of the notebooks of this checkout
     return found
 
 
+def _figures(folder):  # sorted
+    return sorted(p for p in folder.iterdir() if p.suffix in (".png", ".svg"))
+
+# %% ../../nbs/13_running/10_page.ipynb #66f271be
+def _made(folder):  # what a finished run left: fields of Result
+    there = lambda name: folder / name if (folder / name).is_file() else None
+    return {
+        "rows": there("rows.csv"),
+        "metrics": there("metrics.csv"),
+        "figures": tuple(_figures(folder)),
+        "manifest": read_json(folder / "manifest.json"),
+    }
+
+
 def _of_folder(folder, defaults):
     asked, now = read_json(folder / "request.json").get("parameters", {}), state(folder)
     own = {k: v for k, v in asked.items() if k != "out"}
-    there = lambda name: folder / name if now == "done" and (folder / name).is_file() else None
+    usual = defaults.get(folder.parent.name, {})
     return Result(
         folder.parent.name,
         now,
         own.get("scale", "mini"),
-        {k: v for k, v in own.items() if v != defaults.get(folder.parent.name, {}).get(k, ...)},
-        there("rows.csv"),
-        there("metrics.csv"),
-        tuple(sorted(p for p in folder.iterdir() if p.suffix in (".png", ".svg")))
-        if now == "done"
-        else (),
-        read_json(folder / "manifest.json") if now == "done" else {},
-        read_json(folder / "failure.json"),
-        folder,
+        {k: v for k, v in own.items() if v != usual.get(k, ...)},
+        failure=read_json(folder / "failure.json"),
+        folder=folder,
+        **(_made(folder) if now == "done" else {}),
     )
 
 # %% ../../nbs/13_running/10_page.ipynb #28987d81
+def _figures_by_run(names):  # {name: its figures in the checkout}; the longest name that fits
+    root, found = repository(), {}
+    for path in _figures(root / "figures") if root and (root / "figures").is_dir() else ():
+        owner = max((n for n in names if path.name.startswith(f"{n}_")), key=len, default=None)
+        found.setdefault(owner, []).append(path)
+    return found
+
+
 def _accepted(names):  # Results of what lies in the checkout
-    folder, root = shipped() / "reproduced", repository()
-    pictures = (
-        sorted(p for p in (root / "figures").iterdir() if p.suffix in (".png", ".svg"))
-        if root and (root / "figures").is_dir()
-        else []
-    )
-    owner = {
-        p: max((n for n in names if p.name.startswith(f"{n}_")), key=len, default=None)
-        for p in pictures
-    }
+    folder, pictures = shipped() / "reproduced", _figures_by_run(names)
     there = lambda path: path if path.is_file() else None
     found = [
         Result(
@@ -101,53 +109,48 @@ def _accepted(names):  # Results of what lies in the checkout
             "accepted",
             rows=there(folder / f"{name}.csv"),
             metrics=there(folder / "metrics" / f"{name}.csv"),
-            figures=tuple(p for p in pictures if owner[p] == name),
+            figures=tuple(pictures.get(name, ())),
             manifest=read_json(folder / "manifests" / f"{name}.json"),
         )
         for name in names
     ]
     return [r for r in found if r.rows or r.figures]
 
+# %% ../../nbs/13_running/10_page.ipynb #3a7a603b
+def _newest(out, defaults):  # Results of folders, the newest of each that was asked for
+    newest = {}
+    folders = [p.parent for p in runs_folder(out).glob("*/*/request.json")]
+    for folder in sorted(folders, key=lambda f: (f / "request.json").stat().st_mtime):
+        result = _of_folder(folder, defaults)
+        asked = json.dumps({**result.changed, "scale": result.scale}, sort_keys=True)
+        newest[result.name, asked] = result
+    return list(newest.values())
 
+
+def _refuse_nothing(names, found):
+    raise FileNotFoundError(
+        (f"There are no results of {', '.join(names)}" if names else "There are no results yet")
+        + f" (there are: {', '.join(sorted({r.name for r in found})) or 'none'}). Make "
+        f"them with: oodnb run {names[0] if names else 'NAME'}; oodnb list shows the "
+        "names."
+    )
+
+# %% ../../nbs/13_running/10_page.ipynb #764dd721
 def collect_results(
     names=(),  # names or patterns of runs; none means all
     out=None,  # folder of the runs; None is runs/ of the checkout, with what was accepted beside
     accepted=False,  # only what was accepted into the checkout
 ) -> list[Result]:  # by name
     "Every result there is. Raises `FileNotFoundError` when there is none."
-    defaults, newest = _defaults(), {}
-    for folder in (
-        ()
-        if accepted
-        else sorted(
-            (p.parent for p in runs_folder(out).glob("*/*/request.json")),
-            key=lambda f: (f / "request.json").stat().st_mtime,
-        )
-    ):
-        result = _of_folder(folder, defaults)
-        newest[
-            result.name, json.dumps({**result.changed, "scale": result.scale}, sort_keys=True)
-        ] = result
-    found = list(newest.values())
+    defaults = _defaults()
+    found = [] if accepted else _newest(out, defaults)
     replaced = {r.name for r in found if r.state == "done" and r.scale == "mini" and not r.changed}
     if accepted or not out:
-        found += [
-            r
-            for r in _accepted(
-                sorted({p.stem for p in (shipped() / "reproduced").glob("*.csv")} | set(defaults))
-            )
-            if r.name not in replaced
-        ]
+        known = {p.stem for p in (shipped() / "reproduced").glob("*.csv")} | set(defaults)
+        found += [r for r in _accepted(sorted(known)) if r.name not in replaced]
     chosen = [r for r in found if not names or any(fnmatch.fnmatch(r.name, name) for name in names)]
     if not chosen:
-        raise FileNotFoundError(
-            (f"There are no results of {', '.join(names)}" if names else "There are no results yet")
-            + (
-                f" (there are: {', '.join(sorted({r.name for r in found})) or 'none'}). Make "
-                f"them with: oodnb run {names[0] if names else 'NAME'}; oodnb list shows the "
-                "names."
-            )
-        )
+        _refuse_nothing(names, found)
     return sorted(chosen, key=lambda r: (r.name, r.state != "accepted", r.scale, str(r.folder)))
 
 # %% ../../nbs/13_running/10_page.ipynb #e9e1ebf3
@@ -159,26 +162,27 @@ _DETECTION = {
 _UNSHOWN = ("aupr_in", "aupr_out")  # they are in the rows
 
 
-def _interval_finder(file):  # function of a row -> half the width of its interval, or None
-    records, known = (
-        importlib.import_module("pandas").read_csv(file).to_dict("records") if file else [],
-        {},
-    )
-    for entry in records:
+def _known_intervals(file):  # {(data set, metric, value): [(words of the line, half the width)]}
+    known = {}
+    if not file:
+        return known
+    for entry in importlib.import_module("pandas").read_csv(file).to_dict("records"):
         words = {v for v in entry.values() if isinstance(v, str)}
         for metric in (k.removesuffix("_low") for k in entry if k.endswith("_low")):
             if metric in entry:
-                known.setdefault(
-                    (str(entry.get("dataset", "")), metric, round(entry[metric], 6)), []
-                ).append((words, (entry[f"{metric}_high"] - entry[f"{metric}_low"]) / 2))
+                key = str(entry.get("dataset", "")), metric, round(entry[metric], 6)
+                half = (entry[f"{metric}_high"] - entry[f"{metric}_low"]) / 2
+                known.setdefault(key, []).append((words, half))
+    return known
+
+# %% ../../nbs/13_running/10_page.ipynb #d65c4f82
+def _interval_finder(file):  # function of a row -> half the width of its interval, or None
+    known = _known_intervals(file)
 
     def find(row):
         found = known.get((row["dataset"], row["metric"], round(row["value"], 6)), [])
-        named = [
-            half
-            for words, half in found
-            if words & {row["method"], row["setting"], row["setting"].split("; ")[-1]}
-        ]
+        own = {row["method"], row["setting"], row["setting"].split("; ")[-1]}
+        named = [half for words, half in found if words & own]
         halves = {h for h in named or [half for _, half in found] if h == h}
         return halves.pop() if len(halves) == 1 else None
 
@@ -206,82 +210,73 @@ def _lines(rows):  # (what all rows share, [label per row])
 
 
 def _grid(cells, empty="–"):  # {(line, column): text} -> table
-    lines, columns = (
-        list(dict.fromkeys(line for line, _ in cells)),
-        list(dict.fromkeys(column for _, column in cells)),
-    )
+    lines = list(dict.fromkeys(line for line, _ in cells))
+    columns = list(dict.fromkeys(column for _, column in cells))
     return ["", *columns], [
         [line, *(cells.get((line, column), empty) for column in columns)] for line in lines
     ]
 
+# %% ../../nbs/13_running/10_page.ipynb #40b6d090
+def _detection_blocks(labelled, find):  # labelled: [(label, row)]
+    kinds = [m for m in _DETECTION if any(row["metric"] == m for _, row in labelled)]
+    cells = {}
+    for label, row in labelled:
+        if row["metric"] in kinds:
+            cells.setdefault((label, row["dataset"]), {})[row["metric"]] = _shown(row, find)
+    if not cells:
+        return []
+    joined = {k: " / ".join(v.get(m, "–") for m in kinds) for k, v in cells.items()}
+    return [("table", *_grid(joined), " / ".join(_DETECTION[m] for m in kinds))]
 
+
+def _other_blocks(labelled, find):
+    others = [
+        (label, row) for label, row in labelled if row["metric"] not in (*_DETECTION, *_UNSHOWN)
+    ]
+    single, cells = len({row["metric"] for _, row in others}) == 1, {}
+    for label, row in others:
+        metric, dataset = row["metric"], row["dataset"]
+        where = (label, f"{metric}, {dataset}") if single else (f"{label}, {dataset}", metric)
+        cells[where] = _shown(row, find)
+    return [("table", *_grid(cells), "")] if cells else []
+
+# %% ../../nbs/13_running/10_page.ipynb #4c9d9b48
 def _number_blocks(rows, find):  # blocks for the rows of one run
-    blocks = []
-    for key in dict.fromkeys((r["paper"], r["table"], r["backbone"]) for r in rows):
-        part = [r for r in rows if (r["paper"], r["table"], r["backbone"]) == key]
+    blocks, kind = [], lambda r: (r["paper"], r["table"], r["backbone"])
+    for key in dict.fromkeys(map(kind, rows)):
+        part = [r for r in rows if kind(r) == key]
         shared, labels = _lines(part)
-        blocks.append(
-            (
-                "text",
-                f"**{markdown_text(', '.join(key[:2]))}** ({markdown_text('; '.join(shared))})",
-            )
-        )
-        kinds, detection, other = (
-            [m for m in _DETECTION if any(r["metric"] == m for r in part)],
-            {},
-            {},
-        )
-        single = (
-            len({r["metric"] for r in part if r["metric"] not in (*_DETECTION, *_UNSHOWN)}) == 1
-        )
-        for label, row in sorted(
+        title = markdown_text(", ".join(key[:2]))
+        blocks.append(("text", f"**{title}** ({markdown_text('; '.join(shared))})"))
+        labelled = sorted(
             zip(labels, part), key=lambda pair: not pair[1]["dataset"].startswith("mean")
-        ):
-            if row["metric"] in kinds:
-                detection.setdefault((label, row["dataset"]), {})[row["metric"]] = _shown(row, find)
-            elif row["metric"] not in (*_DETECTION, *_UNSHOWN):
-                other[
-                    (label, f"{row['metric']}, {row['dataset']}")
-                    if single
-                    else (f"{label}, {row['dataset']}", row["metric"])
-                ] = _shown(row, find)
-        if detection:
-            blocks.append(
-                (
-                    "table",
-                    *_grid(
-                        {k: " / ".join(v.get(m, "–") for m in kinds) for k, v in detection.items()}
-                    ),
-                    " / ".join(_DETECTION[m] for m in kinds),
-                )
-            )
-        if other:
-            blocks.append(("table", *_grid(other), ""))
+        )
+        blocks += _detection_blocks(labelled, find) + _other_blocks(labelled, find)
     return blocks
 
 # %% ../../nbs/13_running/10_page.ipynb #c43ce111
-def _words(name):  # (first sentence, what differs from the paper) as the notebook says it
+def _texts(name):  # the prose of a notebook, [] when it is not at hand
     notebook = find_notebooks().get(name) if repository() else None
     if notebook is None:
+        return []
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+
+
+def _words(name):  # (first sentence, what differs from the paper) as the notebook says it
+    texts = _texts(name)
+    if not texts:
         return "", ""
-    texts = [
-        "".join(c["source"])
-        for c in json.loads(notebook.read_text("utf-8"))["cells"]
-        if c["cell_type"] == "markdown"
-    ]
-    about, differs, on = (
-        next((line.lstrip("> ") for line in texts[0].splitlines() if line.startswith(">")), ""),
-        [],
-        False,
-    )
+    quoted = [line.lstrip("> ") for line in texts[0].splitlines() if line.startswith(">")]
+    differs, on = [], False
     for text in texts:
         if text.startswith("#"):
             on = text.lstrip("# ").startswith("What differs")
         if on:
             differs.append(re.sub(r"^#.*\n*", "", text))
-    return about, "\n\n".join(filter(None, (t.strip() for t in differs)))
+    return next(iter(quoted), ""), "\n\n".join(filter(None, (t.strip() for t in differs)))
 
-
+# %% ../../nbs/13_running/10_page.ipynb #dd5342d6
 def _ticks(text, least):  # more backticks than a text holds in a row
     return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
 
@@ -291,22 +286,37 @@ def _span(text):  # as code inside a line
     return f"{ticks} {line} {ticks}" if "`" in line else f"`{line}`"
 
 
+def _joined(facts):
+    return ", ".join(f"{k} {v}" for k, v in facts.items() if k != "platform")
+
+
 def _cost(result):  # one paragraph about versions, time and memory
     known = result.manifest
     if not known:
         return "No manifest of this run is at hand; `oodnb run` writes one."
-    device, joined = (
-        known.get("device", {}),
-        lambda facts: ", ".join(f"{k} {v}" for k, v in facts.items() if k != "platform"),
-    )
+    device = known.get("device", {})
     facts = [
         f"{spoken(known.get('seconds'))}, peak memory {known.get('peak_memory_mb')} MB",
         f"device {device.get('used') or 'cpu'}"
         + (f" ({device['gpu']})" if device.get("gpu") else ""),
-        joined(known.get("seed", {})),
-        joined(known.get("versions", {})),
+        _joined(known.get("seed", {})),
+        _joined(known.get("versions", {})),
     ]
     return f"key {_span(str(known.get('key')))}; {markdown_text('; '.join(filter(None, facts)))}."
+
+# %% ../../nbs/13_running/10_page.ipynb #d271ad1d
+_AGAINST = ["", "data set", "metric", "published", "reproduced", "difference"]
+
+
+def _against_line(row):
+    return [
+        f"{row['method']}, {row['backbone']}, {row['setting']}",
+        row["dataset"],
+        row["metric"],
+        f"{row['published']:.2f}",
+        f"{row['reproduced']:.2f}",
+        f"{row['difference']:+.2f}",
+    ]
 
 
 def _against_published(rows):  # blocks; rows of scale paper only
@@ -316,47 +326,30 @@ def _against_published(rows):  # blocks; rows of scale paper only
     if both.empty:
         return [("text", "None of these numbers is printed in the paper under the same setting.")]
     order = both["difference"].abs().sort_values(ascending=False, kind="stable").index
-    lines = [
-        [
-            f"{r['method']}, {r['backbone']}, {r['setting']}",
-            r["dataset"],
-            r["metric"],
-            f"{r['published']:.2f}",
-            f"{r['reproduced']:.2f}",
-            f"{r['difference']:+.2f}",
-        ]
-        for r in both.loc[order].to_dict("records")
-    ]
-    return [
-        (
-            "table",
-            ["", "data set", "metric", "published", "reproduced", "difference"],
-            lines,
-            (
-                "Published beside reproduced, largest difference first; "
-                f"{len(table) - len(both)} numbers stand on one side only."
-            ),
-        )
-    ]
+    legend = (
+        "Published beside reproduced, largest difference first; "
+        f"{len(table) - len(both)} numbers stand on one side only."
+    )
+    lines = [_against_line(row) for row in both.loc[order].to_dict("records")]
+    return [("table", _AGAINST, lines, legend)]
 
-
+# %% ../../nbs/13_running/10_page.ipynb #7cc5aebd
 def _run_blocks(result):
     about, differs = _words(result.name)
-    blocks = [("heading", 2, result.title), *([("text", about)] if about else [])]
+    blocks = [("heading", 2, result.title)]
+    if about:
+        blocks.append(("text", about))
     if result.rows:
         rows = read_rows(result.rows)
         blocks += _number_blocks(rows.to_dict("records"), _interval_finder(result.metrics))
         if result.scale == "paper":
             blocks += _against_published(rows)
-    blocks += [
-        ("figure", path, f"{result.name}: {path.stem.removeprefix(result.name + '_')}")
-        for path in result.figures
-    ]
-    return [
-        *blocks,
-        *([("text", "**What differs from the paper.**"), ("prose", differs)] if differs else []),
-        ("small", _cost(result)),
-    ]
+    for path in result.figures:
+        caption = f"{result.name}: {path.stem.removeprefix(result.name + '_')}"
+        blocks.append(("figure", path, caption))
+    if differs:
+        blocks += [("text", "**What differs from the paper.**"), ("prose", differs)]
+    return [*blocks, ("small", _cost(result))]
 
 # %% ../../nbs/13_running/10_page.ipynb #ab1f3c70
 def _failure_blocks(failed):
@@ -368,58 +361,48 @@ def _failure_blocks(failed):
             if r.failure
             else "stopped from outside; run it again, caches and checkpoints are kept"
         )
-        blocks += [
-            ("text", f"**{markdown_text(r.title)}**: {r.state}, {markdown_text(what)}"),
-            *([("code", r.failure["source"])] if r.failure.get("source") else []),
-        ]
+        blocks.append(("text", f"**{markdown_text(r.title)}**: {r.state}, {markdown_text(what)}"))
+        if r.failure.get("source"):
+            blocks.append(("code", r.failure["source"]))
         if r.folder and (r.folder / "failed.ipynb").is_file():
-            blocks.append(
-                ("small", f"Notebook with the traceback: {_span(str(r.folder / 'failed.ipynb'))}")
-            )
+            kept = _span(str(r.folder / "failed.ipynb"))
+            blocks.append(("small", f"Notebook with the traceback: {kept}"))
     return blocks
 
+# %% ../../nbs/13_running/10_page.ipynb #0b822aab
+_RUNS = ["run", "state", "scale", "time", "peak memory", "figures"]
 
-def report_blocks(
-    results,  # from collect_results
-) -> list:  # blocks: (kind, content...)
-    "The page as headings, texts, tables and figures."
-    ended, failed = (
-        [r for r in results if r.state in ("accepted", "done")],
-        [r for r in results if r.state in ("failed", "interrupted")],
-    )
-    cost = lambda r, key, form: form(r.manifest[key]) if key in r.manifest else "–"
-    lines = [
-        [
-            r.title,
-            r.state,
-            r.scale,
-            cost(r, "seconds", spoken),
-            cost(r, "peak_memory_mb", lambda mb: f"{mb} MB"),
-            str(len(r.figures)),
-        ]
-        for r in results
-    ]
-    scales = [r.scale for r in ended]
+
+def _run_line(r):  # of the table of all runs
+    seconds, memory = r.manifest.get("seconds", ...), r.manifest.get("peak_memory_mb", ...)
+    took = "–" if seconds is ... else spoken(seconds)
+    peak = "–" if memory is ... else f"{memory} MB"
+    return [r.title, r.state, r.scale, took, peak, str(len(r.figures))]
+
+
+def _head_blocks(results, scales, failed):  # scales: of the results that ended
     words = (
-        f"{len(ended)} results ({scales.count('mini')} at scale mini, "
+        f"{len(scales)} results ({scales.count('mini')} at scale mini, "
         f"{scales.count('paper')} at scale paper), {len(failed)} that did not finish. "
         "Rates are in percent. ± is half of the 95 % bootstrap interval over pictures; "
         "±ˢ, where there is none, is the standard deviation over seeds."
     )
     apart = (
-        (
-            "Numbers of scale mini belong to a small drawn world; they are never compared "
-            "with those of the papers."
-        )
-        if "mini" in scales
-        else ""
+        "Numbers of scale mini belong to a small drawn world; they are never compared "
+        "with those of the papers."
     )
-    blocks = [
-        ("heading", 1, "Results of oodnb"),
-        ("text", words),
-        *([("text", apart)] if apart else []),
-        ("table", ["run", "state", "scale", "time", "peak memory", "figures"], lines, ""),
-    ]
+    texts = [("text", words), *([("text", apart)] if "mini" in scales else [])]
+    table = ("table", _RUNS, [_run_line(r) for r in results], "")
+    return [("heading", 1, "Results of oodnb"), *texts, table]
+
+# %% ../../nbs/13_running/10_page.ipynb #da139095
+def report_blocks(
+    results,  # from collect_results
+) -> list:  # blocks: (kind, content...)
+    "The page as headings, texts, tables and figures."
+    ended = [r for r in results if r.state in ("accepted", "done")]
+    failed = [r for r in results if r.state in ("failed", "interrupted")]
+    blocks = _head_blocks(results, [r.scale for r in ended], failed)
     if failed:
         blocks += _failure_blocks(failed)
     for result in ended:
@@ -427,29 +410,30 @@ def report_blocks(
     return blocks
 
 # %% ../../nbs/13_running/10_page.ipynb #423b65ae
-def _markdown(blocks, folder):
-    def lines(kind, *rest):
-        if kind == "heading":
-            return f"{'#' * rest[0]} {markdown_text(rest[1])}"
-        if kind == "table":
-            return markdown_table(*rest[:2]) + (f"\n\n{markdown_text(rest[2])}" if rest[2] else "")
-        if kind == "figure":
-            return f"![{markdown_text(rest[1])}]({quote(os.path.relpath(rest[0], folder))})"
-        if kind == "code":
-            return f"{(ticks := _ticks(rest[0], 3))}python\n{rest[0]}\n{ticks}"
-        return rest[0]
+def _markdown_lines(folder, kind, *rest):  # of one block
+    if kind == "heading":
+        return f"{'#' * rest[0]} {markdown_text(rest[1])}"
+    if kind == "table":
+        return markdown_table(*rest[:2]) + (f"\n\n{markdown_text(rest[2])}" if rest[2] else "")
+    if kind == "figure":
+        return f"![{markdown_text(rest[1])}]({quote(os.path.relpath(rest[0], folder))})"
+    if kind == "code":
+        return f"{(ticks := _ticks(rest[0], 3))}python\n{rest[0]}\n{ticks}"
+    return rest[0]
 
-    return "\n\n".join(lines(*block) for block in blocks) + "\n"
+
+def _markdown(blocks, folder):
+    return "\n\n".join(_markdown_lines(folder, *block) for block in blocks) + "\n"
 
 # %% ../../nbs/13_running/10_page.ipynb #275f2399
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Results of oodnb</title><style>
+_STYLE = """
 :root { color-scheme: light dark }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
 h1, h2 { line-height: 1.2 }
 h2 { margin-top: 3rem; border-top: 1px solid #8886; padding-top: 1rem }
 table { border-collapse: collapse; font-size: 85% }
-th, td { text-align: right; padding: .2em .7em; border-bottom: 1px solid #8884; white-space: nowrap }
+th, td { text-align: right; padding: .2em .7em; border-bottom: 1px solid #8884; \
+white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 .wide { overflow-x: auto; margin: .5rem 0 }
 img { max-width: 100%; background: #fff }
@@ -457,31 +441,46 @@ small, .small { font-size: smaller; opacity: .75 }
 pre { overflow-x: auto; background: #8882; padding: .7em }
 figure { margin: 1rem 0 }
 figcaption { font-size: 85%; opacity: .75 }
-</style></head>
-<body>
-{% macro heading(level, title) %}<h{{ level }} id="{{ title|anchor }}">{{ title }}</h{{ level }}>{% endmacro %}
+"""
+
+# %% ../../nbs/13_running/10_page.ipynb #2bd54cb9
+_PARTS = """{% macro heading(level, title) %}\
+<h{{ level }} id="{{ title|anchor }}">{{ title }}</h{{ level }}>{% endmacro %}
 {% macro text(words) %}{{ words|markdown|safe }}{% endmacro %}
 {% macro small(words) %}<div class="small">{{ words|markdown|safe }}</div>{% endmacro %}
 {% macro code(source) %}<pre>{{ source }}</pre>{% endmacro %}
 {% macro figure(path, caption) %}
-<figure><img alt="{{ caption }}" src="{{ path|picture }}"><figcaption>{{ caption }}</figcaption></figure>
+<figure><img alt="{{ caption }}" src="{{ path|picture }}">\
+<figcaption>{{ caption }}</figcaption></figure>
 {% endmacro %}
 {% macro table(columns, lines, legend) %}
 {% set folded = lines|length > 24 and "run" not in columns %}
 {% if folded %}<details><summary>{{ lines|length }} lines</summary>{% endif %}
-<div class="wide"><table><thead><tr>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr></thead><tbody>
+<div class="wide"><table><thead>\
+<tr>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr></thead><tbody>
 {% for line in lines %}
-<tr>{% for cell in line %}<td>{% if loop.first and cell in titles %}<a href="#{{ cell|anchor }}">{{ cell }}</a>{% else %}{{ cell }}{% endif %}</td>{% endfor %}</tr>
+<tr>{% for cell in line %}<td>\
+{% if loop.first and cell in titles %}<a href="#{{ cell|anchor }}">{{ cell }}</a>\
+{% else %}{{ cell }}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>{% if folded %}</details>{% endif %}
 {% if legend %}<small>{{ legend }}</small>{% endif %}
 {% endmacro %}
-{% set part = {"heading": heading, "text": text, "prose": text, "small": small, "code": code, "figure": figure, "table": table} %}
+"""
+
+# %% ../../nbs/13_running/10_page.ipynb #2ac8b049
+_HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">\
+<meta name="viewport" content="width=device-width, initial-scale=1">\
+<title>Results of oodnb</title><style>"""
+_BODY = """{% set part = {"heading": heading, "text": text, "prose": text, \
+"small": small, "code": code, "figure": figure, "table": table} %}
 {% for block in blocks %}
 {{ part[block[0]](*block[1:]) }}
 {% endfor %}
 </body></html>
 """
+_PAGE = f"{_HEAD}{_STYLE}</style></head>\n<body>\n{_PARTS}{_BODY}"
 
 # %% ../../nbs/13_running/10_page.ipynb #5e0a9d12
 _TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -543,7 +542,7 @@ def _report_command(args):
     )
     return 0
 
-
+# %% ../../nbs/13_running/10_page.ipynb #a162fec1
 def add_report_command(
     commands,  # what ArgumentParser.add_subparsers gives
 ):
