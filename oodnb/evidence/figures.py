@@ -78,7 +78,8 @@ class DataFigure(Figure):
     )
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        "PNG for the notebook, small enough to be committed: line art needs no more than 64 colours."
+        """PNG for the notebook, small enough to be committed: line art needs no more than 64
+        colours."""
         with style(), io.BytesIO() as drawn, io.BytesIO() as small:
             self.savefig(drawn, format="png", dpi=90, metadata={"Software": None})
             image = Image.open(drawn).convert("RGB")
@@ -261,7 +262,8 @@ def plot_score_distributions(
     detectors=None,  # names; None draws all
     columns=None,  # panels side by side; None: three, or two where that leaves no gap
 ) -> DataFigure:
-    "Densities of the scores of every set, one panel per detector, with the line that accepts 95 % of the ID images."
+    """Densities of the scores of every set, one panel per detector, with the line that accepts 95 %
+    of the ID images."""
     (known, ood), names = by_role(scores), _picked(scores, detectors)
     columns = min(columns or (2 if len(names) == 4 else 3), len(names))
     short = [f"{known['dataset'].iloc[0]} (ID)", *ood]
