@@ -103,7 +103,8 @@ def explore_scores(
     scores,  # score table
     image_sets=(),  # ImageSets that were scored, for the pictures
 ) -> Explorer:
-    "A line through the scores of a benchmark, its price in both conventions, and the pictures on its wrong side."
+    """A line through the scores of a benchmark, its price in both conventions, and the pictures on
+    its wrong side."""
     sets = {
         images.name: images
         for images in (image_sets.values() if isinstance(image_sets, dict) else image_sets)
@@ -175,7 +176,8 @@ def explore_regions(
 def typed_names(
     text,  # "dog, cat\nbird"
 ) -> list:  # of names
-    "Names from free text: commas, semicolons and line breaks part them; what is written twice counts once."
+    """Names from free text: commas, semicolons and line breaks part them; what is written twice
+    counts once."""
     found = list(
         dict.fromkeys(
             name.strip()
@@ -206,7 +208,8 @@ def explore_images(
     class_names=None,  # names to begin with; None: those of the first set
     detectors=("mcm", "max_logit", "energy"),  # score names that need no regions
 ) -> Explorer:
-    "One picture and freely typed names: nearest names, scores among known and other pictures, decision."
+    """One picture and freely typed names: nearest names, scores among known and other pictures,
+    decision."""
     names = list(
         next(iter(gallery.sets.values())).class_names if class_names is None else class_names
     )

@@ -44,7 +44,8 @@ def _metric_samples(
     n_boot,  # resamples
     seed,  # fixes the draws; the same for every detector
 ) -> dict:  # OOD set -> metric -> values [n_boot], in percent
-    "Bootstrap values per OOD set; value b of every set and detector rests on the same draw of ID images."
+    """Bootstrap values per OOD set; value b of every set and detector rests on the same draw of ID
+    images."""
     found = {}
     for name, rows in ood.items():
         own = zlib.crc32(f"{name} {seed}".encode())
@@ -228,7 +229,8 @@ def _accuracy(right):
 def id_accuracy(
     scores,  # score table with labels and predictions
 ) -> pd.DataFrame:  # detector, accuracy with _low and _high in percent, n
-    "Top-1 accuracy of every detector's class predictions on the ID images; NaN where the classes are unknown."
+    """Top-1 accuracy of every detector's class predictions on the ID images; NaN where the classes
+    are unknown."""
     known, _ = by_role(scores)
     predicted, labels = scores.attrs.get("class_names", []), scores.attrs.get("id_class_names", [])
     known, out = known[known["label"] >= 0] if "label" in known else known[:0], []
@@ -486,12 +488,15 @@ _TABLE = """<table style="border-collapse:collapse;font-size:90%">
 <tr style="border-bottom:{{ rule }}">
 {%- for text in texts %}
 {%- set side = "left" if loop.first else "right" %}
-<{{ tag }} style="text-align:{{ side }};padding:.25em .7em;white-space:nowrap">{{ text }}</{{ tag }}>
+{%- set look = "text-align:" ~ side ~ ";padding:.25em .7em;white-space:nowrap" %}
+<{{ tag }} style="{{ look }}">{{ text }}</{{ tag }}>
 {%- endfor %}</tr>
 {%- endmacro %}
 <caption style="caption-side:bottom;text-align:left;padding-top:.5em">{{ words }}</caption>
 <thead>{{ cells("th", columns, "1.5px solid") }}</thead>
-<tbody>{% for line in lines %}{{ cells("td", line, "0.5px solid #ccc") }}{% endfor %}</tbody></table>"""
+<tbody>
+{%- for line in lines %}{{ cells("td", line, "0.5px solid #ccc") }}{% endfor -%}
+</tbody></table>"""
 
 
 def to_html(

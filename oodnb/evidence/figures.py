@@ -28,10 +28,16 @@ from ..benchmark import by_role, detector_names
 from ..ground.files import atomic_path
 from ..metrics import detection_metrics
 
-# %% ../../nbs/12_evidence/03_figures.ipynb #d4c411bc
+# %% ../../nbs/12_evidence/03_figures.ipynb #9a6f2c36
 _PALETTE = seaborn.color_palette("colorblind").as_hex()
+
+
 ID_COLOUR = _PALETTE[0]
+
+
 COLOURS = tuple(_PALETTE[i] for i in (3, 2, 4, 1, 9, 5, 7))
+
+# %% ../../nbs/12_evidence/03_figures.ipynb #81c1bf0c
 _STYLE = seaborn.axes_style("ticks") | {
     "font.sans-serif": ["DejaVu Sans"],
     "image.cmap": "viridis",
@@ -61,36 +67,36 @@ _STYLE = seaborn.axes_style("ticks") | {
     "text.hinting": "none",
 }
 
-
+# %% ../../nbs/12_evidence/03_figures.ipynb #d4c411bc
 @contextmanager
 def style():
     "The plotting style for the block; afterwards matplotlib is as it was."
     with mpl.rc_context(_STYLE):
         yield
 
-# %% ../../nbs/12_evidence/03_figures.ipynb #d3b66267
+# %% ../../nbs/12_evidence/03_figures.ipynb #48f08e1b
 class DataFigure(Figure):
     "A matplotlib figure that carries the numbers drawn in it."
 
     data = None  # DataFrame
-    pictures = (
-        False  # True when it shows photographs: smaller when saved, and never with few colours
-    )
+    # True when it shows photographs: smaller when saved, and never with few colours
+    pictures = False
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        "PNG for the notebook, small enough to be committed: line art needs no more than 64 colours."
+        """PNG for the notebook, small enough to be committed: line art needs no more than 64
+        colours."""
         with style(), io.BytesIO() as drawn, io.BytesIO() as small:
             self.savefig(drawn, format="png", dpi=90, metadata={"Software": None})
             image = Image.open(drawn).convert("RGB")
-            (image if self.pictures else image.quantize(64)).save(
-                small, format="png", optimize=True
-            )
+            image = image if self.pictures else image.quantize(64)
+            image.save(small, format="png", optimize=True)
+            holds = "no data" if self.data is None else f"{len(self.data)} rows of data"
             return {
                 "image/png": base64.b64encode(small.getvalue()).decode(),
-                "text/plain": f"{type(self).__name__}({'no data' if self.data is None else f'{len(self.data)} rows of data'})",
+                "text/plain": f"{type(self).__name__}({holds})",
             }
 
-
+# %% ../../nbs/12_evidence/03_figures.ipynb #eda8a8dc
 def _figure(width, height, rows, columns, **options):  # inches; (figure, axes [rows, columns])
     figure = DataFigure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)
@@ -98,31 +104,26 @@ def _figure(width, height, rows, columns, **options):  # inches; (figure, axes [
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def _finished(
-    figure, data
-):  # the figure with its layout computed once, so that drawing it again changes nothing
+def _finished(figure, data):
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     figure.data = data
     return figure
 
-
+# %% ../../nbs/12_evidence/03_figures.ipynb #d3b66267
 def _picked(scores, detectors):  # names to draw
     names = detector_names(scores)
-    wanted = (
-        names
-        if detectors is None
-        else [detectors]
-        if isinstance(detectors, str)
-        else list(detectors)
-    )
+    if detectors is None:
+        wanted = names
+    else:
+        wanted = [detectors] if isinstance(detectors, str) else list(detectors)
     unknown = [d for d in wanted if d not in names]
-    if unknown or not wanted:
+    if unknown:
         raise ValueError(
             f"No detector {unknown[0]!r} in this score table; it has {', '.join(names)}."
-            if unknown
-            else "No detector was named; leave detectors=None for all."
         )
+    if not wanted:
+        raise ValueError("No detector was named; leave detectors=None for all.")
     return wanted
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #86e44a34
@@ -173,145 +174,124 @@ def _score_range(sets):  # (low, high) without the last half percent of any set 
         high + margin, ends[:, 3].max() + margin * 0.1
     )
 
-# %% ../../nbs/12_evidence/03_figures.ipynb #66778f78
+# %% ../../nbs/12_evidence/03_figures.ipynb #f7996430
 def _ridge(axis, values, low, high, line, base, colour, accept):  # one density standing on `base`
     x, y = _density(values, low, high)
     axis.fill_between(x, base, base + 0.88 * y, color=colour, alpha=0.28, linewidth=0)
     if accept:
         right = np.concatenate([[line], x[x > line]])
-        axis.fill_between(
-            right, base, base + 0.88 * np.interp(right, x, y), color=colour, alpha=0.75, linewidth=0
-        )
+        top = base + 0.88 * np.interp(right, x, y)
+        axis.fill_between(right, base, top, color=colour, alpha=0.75, linewidth=0)
     axis.plot(x, base + 0.88 * y, color=colour, linewidth=0.9)
     axis.axhline(base, color="#BBBBBB", linewidth=0.4, zorder=0)
     return x, y
 
+# %% ../../nbs/12_evidence/03_figures.ipynb #0111dbd1
+_PLACES = {"auroc": 1.2, "fpr95_id_positive": 1.42}  # in widths of the panel
 
-def _score_panel(axis, scores, detector, known, ood, short):
-    values = known[detector].to_numpy()
+
+def _write_right(axis, metric, y, text, **look):
+    across = axis.get_yaxis_transform()
+    axis.text(_PLACES[metric], y, text, transform=across, ha="right", va="bottom", **look)
+
+
+def _write_numbers(axis, values, ood, detector):
+    for metric, head in zip(_PLACES, ("AUROC", "FPR95")):
+        _write_right(axis, metric, len(ood) + 0.62, head, fontsize=5.5, color="#666666")
+    for i, rows in enumerate(ood.values(), 1):
+        found = detection_metrics(values, rows[detector].to_numpy())
+        for metric in _PLACES:
+            y, text = len(ood) - i + 0.12, f"{100 * found[metric]:.1f}"
+            _write_right(axis, metric, y, text, fontsize=6.5)
+
+# %% ../../nbs/12_evidence/03_figures.ipynb #66778f78
+def _score_panel(axis, detector, known, ood, short):
+    values, count, data = known[detector].to_numpy(), len(ood), []
     sets = {"ID": values} | {name: rows[detector].to_numpy() for name, rows in ood.items()}
-    (low, high), line, count, data = (
-        _score_range(sets.values()),
-        np.quantile(values, 0.05),
-        len(ood),
-        [],
-    )
-    for place, head in ((1.2, "AUROC"), (1.42, "FPR95")):
-        axis.text(
-            place,
-            count + 0.62,
-            head,
-            transform=axis.get_yaxis_transform(),
-            ha="right",
-            va="bottom",
-            fontsize=5.5,
-            color="#666666",
-        )
+    (low, high), line = _score_range(sets.values()), np.quantile(values, 0.05)
     for i, (name, own) in enumerate(sets.items()):
-        x, y = _ridge(
-            axis,
-            own,
-            low,
-            high,
-            line,
-            count - i,
-            ID_COLOUR if i == 0 else COLOURS[(i - 1) % len(COLOURS)],
-            i > 0,
-        )
-        data.append(
-            pd.DataFrame(
-                {
-                    "detector": detector,
-                    "dataset": name if i else known["dataset"].iloc[0],
-                    "role": "ood" if i else "id",
-                    "score": x,
-                    "density": y,
-                    "line": line,
-                }
-            )
-        )
-        found = detection_metrics(values, own) if i else {}
-        for place, metric in ((1.2, "auroc"), (1.42, "fpr95_id_positive")):
-            if found:
-                axis.text(
-                    place,
-                    count - i + 0.12,
-                    f"{100 * found[metric]:.1f}",
-                    transform=axis.get_yaxis_transform(),
-                    ha="right",
-                    va="bottom",
-                    fontsize=6.5,
-                )
+        colour = COLOURS[(i - 1) % len(COLOURS)] if i else ID_COLOUR
+        x, y = _ridge(axis, own, low, high, line, count - i, colour, i > 0)
+        of = {"dataset": name, "role": "ood"}
+        if i == 0:
+            of = {"dataset": known["dataset"].iloc[0], "role": "id"}
+        drawn = {"detector": detector, **of, "score": x, "density": y, "line": line}
+        data.append(pd.DataFrame(drawn))
+    _write_numbers(axis, values, ood, detector)
     axis.axvline(line, color="#222222", linewidth=0.8, linestyle=(0, (3, 2)))
-    axis.set(
-        xlim=(low, high),
-        ylim=(-0.05, count + 1.02),
-        title=detector,
-        yticks=[count - i + 0.25 for i in range(len(sets))],
-        yticklabels=short,
-    )
+    axis.set(xlim=(low, high), ylim=(-0.05, count + 1.02), title=detector)
+    axis.set(yticks=[count - i + 0.25 for i in range(len(sets))], yticklabels=short)
     axis.xaxis.set_major_locator(MaxNLocator(3))
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
     return pd.concat(data)
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #bf4a94d0
+_SCORE_NOTE = (
+    "score (higher = more in-distribution); dashed: accepts 95 % of the ID images; solid area: "
+    "OOD images accepted there, their share is FPR95 (ID positive)"
+)
+
+
 def plot_score_distributions(
     scores,  # score table
     detectors=None,  # names; None draws all
     columns=None,  # panels side by side; None: three, or two where that leaves no gap
 ) -> DataFigure:
-    "Densities of the scores of every set, one panel per detector, with the line that accepts 95 % of the ID images."
+    """Densities of the scores of every set, one panel per detector, with the line that accepts 95 %
+    of the ID images."""
     (known, ood), names = by_role(scores), _picked(scores, detectors)
     columns = min(columns or (2 if len(names) == 4 else 3), len(names))
     short = [f"{known['dataset'].iloc[0]} (ID)", *ood]
     with style():
-        figure, axes = _figure(
-            1.2 + 2.05 * columns,
-            (0.55 + 0.27 * (len(ood) + 1)) * math.ceil(len(names) / columns) + 0.15,
-            math.ceil(len(names) / columns),
-            columns,
-            sharey=True,
-        )
-        data = [
-            _score_panel(axis, scores, name, known, ood, short)
-            for axis, name in zip(axes.flat, names)
-        ]
+        lines = math.ceil(len(names) / columns)
+        tall = (0.55 + 0.27 * (len(ood) + 1)) * lines + 0.15
+        figure, axes = _figure(1.2 + 2.05 * columns, tall, lines, columns, sharey=True)
+        data = [_score_panel(axis, name, known, ood, short) for axis, name in zip(axes.flat, names)]
         for axis in axes.flat[len(names) :]:
             axis.set_axis_off()
         for axis in axes[:, 1:].flat:
             axis.tick_params(labelleft=False)
-        note = (
-            "score (higher = more in-distribution); dashed: accepts 95 % of the ID "
-            "images; solid area: OOD images accepted there, their share is FPR95 (ID "
-            "positive)"
-        )
-        figure.supxlabel(
-            textwrap.fill(note, int(21.5 * figure.get_figwidth())), fontsize=6.5, color="#666666"
-        )
+        note = textwrap.fill(_SCORE_NOTE, int(21.5 * figure.get_figwidth()))
+        figure.supxlabel(note, fontsize=6.5, color="#666666")
         # what stands beside the panels is as wide as they are: the layout needs another round
         figure.draw_without_rendering()
         return _finished(figure, pd.concat(data, ignore_index=True))
 
-# %% ../../nbs/12_evidence/03_figures.ipynb #0d4de795
-def _roc(
-    id_scores, ood_scores, points=150
-):  # (share of OOD accepted, share of ID accepted), thinned
+# %% ../../nbs/12_evidence/03_figures.ipynb #fa882db0
+def _roc(id_scores, ood_scores, points=150):  # (share of OOD accepted, share of ID), thinned
     order = np.unique(np.concatenate([id_scores, ood_scores]))[::-1]
     accepted = [
         1 - np.searchsorted(np.sort(s), order, side="left") / len(s)
         for s in (ood_scores, id_scores)
     ]
     fpr, tpr = (np.concatenate([[0.0], a, [1.0]]) for a in accepted)
-    along = np.concatenate(
-        [[0.0], np.cumsum(np.hypot(np.diff(np.log10(fpr + 1e-3)), np.diff(tpr)))]
-    )
-    keep = np.unique(
-        np.searchsorted(along, np.linspace(0, along[-1], points)).clip(0, len(along) - 1)
-    )
+    steps = np.hypot(np.diff(np.log10(fpr + 1e-3)), np.diff(tpr))
+    along = np.concatenate([[0.0], np.cumsum(steps)])
+    wanted = np.searchsorted(along, np.linspace(0, along[-1], points))
+    keep = np.unique(wanted.clip(0, len(along) - 1))
     return fpr[keep], tpr[keep]
 
+# %% ../../nbs/12_evidence/03_figures.ipynb #cf50a43f
+def _roc_panel(axis, name, known, rows, detectors):  # one DataFrame per curve
+    axis.set_title(name)
+    axis.axhline(95, color="#888888", linewidth=0.6, linestyle=":")
+    drawn, palette = [], (ID_COLOUR, *COLOURS)
+    for i, detector in enumerate(detectors):
+        fpr, tpr = _roc(known[detector].to_numpy(), rows[detector].to_numpy())
+        axis.plot(
+            100 * fpr,
+            100 * tpr,
+            label=detector,
+            color=palette[i % len(palette)],
+            linestyle=("-", "--")[i // len(palette) % 2],
+            drawstyle="steps-post" if len(rows) < 60 else "default",
+        )
+        curve = {"ood_accepted": 100 * fpr, "id_accepted": 100 * tpr}
+        drawn.append(pd.DataFrame({"dataset": name, "detector": detector, **curve}))
+    return drawn
 
+# %% ../../nbs/12_evidence/03_figures.ipynb #0d4de795
 def plot_roc(
     scores,  # score table
     detectors=None,  # names; None draws all
@@ -321,62 +301,29 @@ def plot_roc(
     "ROC curves with ID positive, one panel per OOD set, one line per detector."
     (known, ood), names, data = by_role(scores), _picked(scores, detectors), []
     columns = min(columns, len(ood))
+    lines = math.ceil(len(ood) / columns)
     with style():
-        figure, axes = _figure(
-            0.5 + 2.1 * columns,
-            0.5 + 2.0 * math.ceil(len(ood) / columns),
-            math.ceil(len(ood) / columns),
-            columns,
-            sharex=True,
-            sharey=True,
-        )
+        wide, tall = 0.5 + 2.1 * columns, 0.5 + 2.0 * lines
+        figure, axes = _figure(wide, tall, lines, columns, sharex=True, sharey=True)
         for axis, (name, rows) in zip(axes.flat, ood.items()):
-            axis.axhline(95, color="#888888", linewidth=0.6, linestyle=":")
-            for i, detector in enumerate(names):
-                fpr, tpr = _roc(known[detector].to_numpy(), rows[detector].to_numpy())
-                axis.plot(
-                    100 * fpr,
-                    100 * tpr,
-                    label=detector,
-                    color=(ID_COLOUR, *COLOURS)[i % (len(COLOURS) + 1)],
-                    linestyle=("-", "--")[i // (len(COLOURS) + 1) % 2],
-                    drawstyle="steps-post" if len(rows) < 60 else "default",
-                )
-                data.append(
-                    pd.DataFrame(
-                        {
-                            "dataset": name,
-                            "detector": detector,
-                            "ood_accepted": 100 * fpr,
-                            "id_accepted": 100 * tpr,
-                        }
-                    )
-                )
-            axis.set(
-                title=name,
-                ylim=(0, 100.5),
-                xscale="log" if log_x else "linear",
-                xlim=(0.2, 100) if log_x else (-1, 100),
-            )
+            data += _roc_panel(axis, name, known, rows, names)
+            axis.set(ylim=(0, 100.5), xscale="log" if log_x else "linear")
+            axis.set_xlim((0.2, 100) if log_x else (-1, 100))
             if log_x:
                 axis.xaxis.set_major_formatter("{x:g}")
-        axes[0, 0].text(
-            2, 96, "95 %: FPR95 is read here", va="bottom", fontsize=5.5, color="#666666"
-        )
+        told = "95 %: FPR95 is read here"
+        axes[0, 0].text(2, 96, told, va="bottom", fontsize=5.5, color="#666666")
         for axis in axes.flat[len(ood) :]:
             axis.set_axis_off()
         for axis in axes.flat[max(0, len(ood) - columns) : len(ood)]:
             axis.tick_params(labelbottom=True)
         figure.supxlabel("OOD images accepted, %", fontsize=7.5)
         figure.supylabel("ID images accepted, %", fontsize=7.5)
-        figure.legend(
-            *axes.flat[0].get_legend_handles_labels(),
-            loc="outside upper center",
-            ncols=min(len(names), 6),
-        )
+        handles = axes.flat[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper center", ncols=min(len(names), 6))
         return _finished(figure, pd.concat(data, ignore_index=True))
 
-# %% ../../nbs/12_evidence/03_figures.ipynb #6c0c9646
+# %% ../../nbs/12_evidence/03_figures.ipynb #78e71227
 _LABELS = {
     "auroc": "AUROC, %\nhigher is better",
     "fpr95_id_positive": "FPR95, ID pos., %\nlower is better",
@@ -386,6 +333,28 @@ _LABELS = {
 }
 
 
+def _check_drawable(names, metrics):
+    unknown = [n for n in names if n not in _LABELS or n not in metrics]
+    if unknown:
+        raise ValueError(
+            f"No metric {unknown[0]!r} in this table; choose from "
+            f"{', '.join(n for n in _LABELS if n in metrics)}."
+        )
+
+# %% ../../nbs/12_evidence/03_figures.ipynb #fe26fd93
+def _interval_panel(axis, part, name, colour, line):  # part: one row per detector
+    y, low, high = np.arange(len(part)), part[f"{name}_low"], part[f"{name}_high"]
+    if low.notna().any():
+        axis.hlines(y, low, high, color=colour, linewidth=1.5, alpha=0.5)
+    axis.plot(part[name], y, "o", color=colour, markersize=2.6)
+    axis.grid(axis="x", color="#E4E4E4", linewidth=0.5)
+    axis.set_axisbelow(True)
+    axis.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10], min_n_ticks=2))
+    if line is not None:
+        axis.axvline(line, color="#666666", linewidth=0.7, linestyle="--")
+    axis.tick_params(axis="y", length=0)
+
+# %% ../../nbs/12_evidence/03_figures.ipynb #6c0c9646
 def plot_metric_intervals(
     metrics,  # metrics_table(...)
     names=("auroc", "fpr95_id_positive", "fpr95_ood_positive"),  # metrics, one row of panels each
@@ -395,102 +364,45 @@ def plot_metric_intervals(
     note="",  # small print below
 ) -> DataFigure:
     "Dot and whisker for every detector, OOD set and metric."
-    unknown = [n for n in names if n not in _LABELS or n not in metrics]
-    if unknown:
-        raise ValueError(
-            f"No metric {unknown[0]!r} in this table; choose from "
-            f"{', '.join(n for n in _LABELS if n in metrics)}."
-        )
-    sets, detectors, labels = (
-        list(metrics["dataset"].unique()),
-        list(metrics["detector"].unique()),
-        _LABELS | (labels or {}),
-    )
+    _check_drawable(names, metrics)
+    sets, detectors = (list(metrics[c].unique()) for c in ("dataset", "detector"))
+    labels, count = _LABELS | (labels or {}), len(detectors)
     with style():
-        figure, axes = _figure(
-            0.6 + 0.05 * max(map(len, detectors)) + 1.05 * len(sets),
-            max(1.15, 0.42 + 0.15 * len(detectors)) * len(names) + 0.2,
-            len(names),
-            len(sets),
-            sharex="row" if same_scale else False,
-            sharey=True,
-        )
+        wide = 0.6 + 0.05 * max(map(len, detectors)) + 1.05 * len(sets)
+        tall = max(1.15, 0.42 + 0.15 * count) * len(names) + 0.2
+        share = {"sharex": "row" if same_scale else False, "sharey": True}
+        figure, axes = _figure(wide, tall, len(names), len(sets), **share)
         for column, dataset in enumerate(sets):
             part = metrics[metrics["dataset"] == dataset].set_index("detector").reindex(detectors)
+            colour = "#222222" if dataset == "mean" else ID_COLOUR
             for axis, name in zip(axes[:, column], names):
-                colour, y = "#222222" if dataset == "mean" else ID_COLOUR, np.arange(len(detectors))
-                if part[f"{name}_low"].notna().any():
-                    axis.hlines(
-                        y,
-                        part[f"{name}_low"],
-                        part[f"{name}_high"],
-                        color=colour,
-                        linewidth=1.5,
-                        alpha=0.5,
-                    )
-                axis.plot(part[name], y, "o", color=colour, markersize=2.6)
-                axis.grid(axis="x", color="#E4E4E4", linewidth=0.5)
-                axis.set_axisbelow(True)
-                axis.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10], min_n_ticks=2))
-                if line is not None:
-                    axis.axvline(line, color="#666666", linewidth=0.7, linestyle="--")
-                axis.tick_params(axis="y", length=0)
+                _interval_panel(axis, part, name, colour, line)
             axes[0, column].set_title(dataset, fontsize=8.5 if max(map(len, sets)) < 12 else 7.5)
         for axis, name in zip(axes[:, 0], names):
-            axis.set(
-                yticks=range(len(detectors)),
-                yticklabels=detectors,
-                ylim=(len(detectors) - 0.4, -0.6),
-            )
-        for axis, name in zip(axes[:, 0], names):
+            axis.set(yticks=range(count), yticklabels=detectors, ylim=(count - 0.4, -0.6))
             axis.set_ylabel(labels[name], fontsize=6.5)
         if note:
             figure.supxlabel(note, fontsize=6.5, color="#666666")
-        return _finished(
-            figure,
-            metrics[
-                [
-                    "detector",
-                    "dataset",
-                    *(f"{n}{end}" for n in names for end in ("", "_low", "_high")),
-                ]
-            ].copy(),
-        )
+        drawn = [f"{n}{end}" for n in names for end in ("", "_low", "_high")]
+        return _finished(figure, metrics[["detector", "dataset", *drawn]].copy())
 
-# %% ../../nbs/12_evidence/03_figures.ipynb #32b2ca57
+# %% ../../nbs/12_evidence/03_figures.ipynb #506136dc
+def _percent_below(values, others, side="left"):  # percent of the others below each value
+    return 100 * np.searchsorted(np.sort(others), values.to_numpy(), side=side) / len(others)
+
+
 def _mistakes(scores, detector, n):  # rows of both kinds, worst first
     known, ood = by_role(scores)
     others = pd.concat(ood.values())
-
-    def above(rows, other, side):  # percent of the other scores below those of the rows
-        return (
-            100
-            * np.searchsorted(np.sort(other[detector]), rows[detector].to_numpy(), side=side)
-            / len(other)
-        )
-
     high, low = others.nlargest(n, detector), known.nsmallest(n, detector)
+    passed = _percent_below(high[detector], known[detector])
+    lost = 100 - _percent_below(low[detector], others[detector], "right")
     return {
-        "OOD images that look most like ID": high.assign(percent=above(high, known, "left")),
-        "ID images that look least like ID": low.assign(percent=100 - above(low, others, "right")),
+        "OOD images that look most like ID": high.assign(percent=passed),
+        "ID images that look least like ID": low.assign(percent=lost),
     }
 
-
-def _class_of(names, index):
-    return str(names[index]) if 0 <= index < len(names) else ""
-
-
-def _thumbnail(image, size=112):  # the picture on a white square
-    image = image.convert("RGB").copy()
-    image.thumbnail(
-        (size, size),
-        Image.Resampling.LANCZOS if max(image.size) > size else Image.Resampling.NEAREST,
-    )
-    square = Image.new("RGB", (max(image.size),) * 2, "white")
-    square.paste(image, ((square.width - image.width) // 2, (square.height - image.height) // 2))
-    return square
-
-
+# %% ../../nbs/12_evidence/03_figures.ipynb #5b8908ac
 def _find_pictures(rows, sets):  # (image set, position) per row
     missing = sorted({d for d in rows["dataset"] if d not in sets})
     if missing:
@@ -499,9 +411,8 @@ def _find_pictures(rows, sets):  # (image set, position) per row
             f"image_sets={{{missing[0]!r}: load_dataset({missing[0]!r}), ...}}, one per "
             "data set of the score table."
         )
-    where = {
-        name: {str(i): k for k, i in enumerate(sets[name].ids)} for name in set(rows["dataset"])
-    }
+    ids = {name: sets[name].ids for name in set(rows["dataset"])}
+    where = {name: {str(i): k for k, i in enumerate(own)} for name, own in ids.items()}
     lost = [(d, i) for d, i in zip(rows["dataset"], rows["image_id"]) if str(i) not in where[d]]
     if lost:
         raise ValueError(
@@ -509,6 +420,64 @@ def _find_pictures(rows, sets):  # (image set, position) per row
             "(or split) the scores were made from."
         )
     return [(sets[d], where[d][str(i)]) for d, i in zip(rows["dataset"], rows["image_id"])]
+
+# %% ../../nbs/12_evidence/03_figures.ipynb #32b2ca57
+def _class_of(names, index):
+    return str(names[index]) if 0 <= index < len(names) else ""
+
+
+def _cut(text, length=21):
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _thumbnail(image, size=112):  # the picture on a white square
+    image, resampling = image.convert("RGB").copy(), Image.Resampling
+    larger = max(image.size) > size
+    image.thumbnail((size, size), resampling.LANCZOS if larger else resampling.NEAREST)
+    square = Image.new("RGB", (max(image.size),) * 2, "white")
+    square.paste(image, ((square.width - image.width) // 2, (square.height - image.height) // 2))
+    return square
+
+# %% ../../nbs/12_evidence/03_figures.ipynb #e9f690fe
+def _mistake(row, guess, image_set, classes, detector):  # what a row of the score table tells
+    return {
+        "dataset": row["dataset"],
+        "image_id": row["image_id"],
+        "true": _class_of(image_set.class_names, int(row["label"])),
+        "predicted": _class_of(classes, int(guess)),
+        "score": row[detector],
+        "percent": row["percent"],
+    }
+
+
+def _mistake_title(told, role):
+    share = f"{math.floor(10 * told['percent']) / 10:g}"
+    share += f" · {told['dataset']}" if role == "ood" else ""
+    guessed = f"→ {told['predicted']}" if told["predicted"] else ""
+    lines = (told["true"] or str(told["image_id"]), guessed, share)
+    return "\n".join(_cut(text) for text in lines)
+
+# %% ../../nbs/12_evidence/03_figures.ipynb #d93c00ea
+_NOTES = (
+    "number: % of the ID images that score lower",
+    "number: % of the OOD images that score higher",
+)
+
+
+def _mistake_block(part, head, rows, found, classes, detector, columns):
+    "Draw the pictures (image set, position) of rows of the score table; what each one tells."
+    part.suptitle(head, x=0.005, ha="left", fontsize=8)
+    axes = part.subplots(math.ceil(len(rows) / columns), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    unknown = pd.Series(-1, rows.index)
+    guesses = rows.get(f"prediction:{detector}", rows.get("prediction", unknown))
+    look, block = {"fontsize": 5.8, "fontweight": "normal", "linespacing": 1.15}, []
+    for axis, (images, i), (_, row), guess in zip(axes.flat, found, rows.iterrows(), guesses):
+        axis.imshow(np.asarray(_thumbnail(images.read(i))))
+        block.append(_mistake(row, guess, images, classes, detector))
+        axis.set_title(_mistake_title(block[-1], row["role"]), loc="center", pad=2, **look)
+    return block
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #cec4675f
 def worst_mistakes(
@@ -523,79 +492,17 @@ def worst_mistakes(
     sets = image_sets if isinstance(image_sets, dict) else {s.name: s for s in image_sets}
     blocks, classes, data = _mistakes(scores, detector, n), scores.attrs.get("class_names", []), []
     found = {title: _find_pictures(rows, sets) for title, rows in blocks.items()}
-    lines = {title: math.ceil(len(rows) / columns) for title, rows in blocks.items()}
-    notes = dict(
-        zip(
-            blocks,
-            (
-                "number: % of the ID images that score lower",
-                "number: % of the OOD images that score higher",
-            ),
-        )
-    )
+    lines = [math.ceil(len(rows) / columns) for rows in blocks.values()]
     with style():
-        figure = DataFigure(
-            figsize=(0.92 * columns, 1.3 * sum(lines.values()) + 0.5), layout="constrained"
-        )
+        size = (0.92 * columns, 1.3 * sum(lines) + 0.5)
+        figure = DataFigure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        for part, (title, rows) in zip(
-            figure.subfigures(2, 1, height_ratios=[lines[t] for t in blocks], hspace=0.02),
-            blocks.items(),
-        ):
-            part.suptitle(
-                textwrap.fill(
-                    f"{title}, by {detector}  ({notes[title]})", int(17 * figure.get_figwidth())
-                ),
-                x=0.005,
-                ha="left",
-                fontsize=8,
+        parts = figure.subfigures(2, 1, height_ratios=lines, hspace=0.02)
+        for part, (title, rows), note in zip(parts, blocks.items(), _NOTES):
+            head = textwrap.fill(
+                f"{title}, by {detector}  ({note})", int(17 * figure.get_figwidth())
             )
-            axes = part.subplots(lines[title], columns, squeeze=False)
-            for axis in axes.flat:
-                axis.set_axis_off()
-            guesses = rows.get(
-                f"prediction:{detector}", rows.get("prediction", pd.Series(-1, rows.index))
-            )
-            for axis, (image_set, i), (_, row), guess in zip(
-                axes.flat, found[title], rows.iterrows(), guesses
-            ):
-                axis.imshow(np.asarray(_thumbnail(image_set.read(i))))
-                true, guessed = (
-                    _class_of(image_set.class_names, int(row["label"])),
-                    _class_of(classes, int(guess)),
-                )
-                share = f"{math.floor(10 * row['percent']) / 10:g}" + (
-                    f" · {row['dataset']}" if row["role"] == "ood" else ""
-                )
-                axis.set_title(
-                    "\n".join(
-                        _cut(t)
-                        for t in (
-                            true or str(row["image_id"]),
-                            f"→ {guessed}" if guessed else "",
-                            share,
-                        )
-                    ),
-                    fontsize=5.8,
-                    fontweight="normal",
-                    loc="center",
-                    pad=2,
-                    linespacing=1.15,
-                )
-                data.append(
-                    {
-                        "block": title,
-                        "dataset": row["dataset"],
-                        "image_id": row["image_id"],
-                        "true": true,
-                        "predicted": guessed,
-                        "score": row[detector],
-                        "percent": row["percent"],
-                    }
-                )
+            told = _mistake_block(part, head, rows, found[title], classes, detector, columns)
+            data += [{"block": title, **line} for line in told]
         figure.pictures = True
         return _finished(figure, pd.DataFrame(data))
-
-
-def _cut(text, length=21):
-    return text if len(text) <= length else text[: length - 1] + "…"

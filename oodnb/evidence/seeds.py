@@ -7,6 +7,8 @@ __all__ = ['seed_rows', 'spread_table', 'seed_metrics', 'metric_cells', 'seed_in
            'difference_cells', 'say_difference']
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #b662d3a5
+from itertools import product
+
 import numpy as np
 import pandas as pd
 
@@ -27,31 +29,11 @@ def seed_rows(
     names=("auroc", "fpr95_id_positive", "fpr95_ood_positive"),  # metrics to keep
 ) -> pd.DataFrame:  # rows, one per column, data set and metric
     "Rows of single trainings, ready for `average_seeds`."
-    table_of, found = (
-        dict(
-            list(
-                metrics_table(scores, n_boot=0, detectors=list(columns), groups=groups).groupby(
-                    "detector", sort=False
-                )
-            )
-        ),
-        [],
-    )
+    points, found = metrics_table(scores, n_boot=0, detectors=list(columns), groups=groups), []
     for column, (method, setting, seed) in columns.items():
-        points = table_of[column].assign(detector=method)
-        found.append(
-            rows(
-                points,
-                paper,
-                table,
-                backbone,
-                setting,
-                scale,
-                run,
-                () if seed is None else [seed],
-                names=names,
-            )
-        )
+        own = points[points["detector"] == column].assign(detector=method)
+        seeds = () if seed is None else [seed]
+        found.append(rows(own, paper, table, backbone, setting, scale, run, seeds, names=names))
     return pd.concat(found, ignore_index=True)
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #708c6a22
@@ -77,38 +59,58 @@ def spread_table(
         index=part.set_index(index).index.unique(), columns=datasets or part["dataset"].unique()
     )
 
-# %% ../../nbs/12_evidence/02_seeds.ipynb #b5se0003
+# %% ../../nbs/12_evidence/02_seeds.ipynb #11afec69
+def _percent_samples(known, rows, metrics, n_boot, seed):
+    "(values [metrics], bootstrap values [metrics, n_boot], share of tied pictures), in percent."
+    point = detection_metrics(known, rows)
+    draws = bootstrap_samples(known, rows, metrics, n_boot, seed)
+    return (
+        100 * np.array([point[m] for m in metrics]),
+        100 * np.array([draws[m] for m in metrics]),
+        100 * point["ties"] / (point["n_id"] + point["n_ood"]),
+    )
+
+
 def _grouped_samples(scores, columns, metrics, groups, n_boot, seed):
-    "(groups, dict: column -> group -> (values [metrics], bootstrap values [metrics, n_boot], share of tied pictures)), in percent; every column sees the same draws of pictures."
+    """(groups, dict: column -> group -> means over its sets of what `_percent_samples` says).
+    Every column sees the same draws of pictures."""
     known, ood = by_role(scores)
     groups = {"mean": list(ood)} if groups is None else dict(groups)
-    unknown = [name for members in groups.values() for name in members if name not in ood]
+    needed = [name for members in groups.values() for name in members]
+    unknown = [name for name in needed if name not in ood]
     if unknown:
         raise ValueError(
             f"There is no OOD set {unknown[0]!r} in this score table; it has {', '.join(ood)}."
         )
-    found, needed = {}, {name for members in groups.values() for name in members}
+    found = {}
     for column in dict.fromkeys(columns):
-        each = {}
-        for number, (name, part) in enumerate(ood.items(), 1):
-            if name not in needed:
-                continue
-            point, draws = (
-                detection_metrics(known[column], part[column]),
-                bootstrap_samples(known[column], part[column], metrics, n_boot, (seed, number)),
-            )
-            each[name] = (
-                100 * np.array([point[m] for m in metrics]),
-                100 * np.array([draws[m] for m in metrics]),
-                100 * point["ties"] / (point["n_id"] + point["n_ood"]),
-            )
+        each = {
+            name: _percent_samples(known[column], part[column], metrics, n_boot, (seed, number))
+            for number, (name, part) in enumerate(ood.items(), 1)
+            if name in needed
+        }
         found[column] = {
             group: tuple(np.mean([each[name][k] for name in members], axis=0) for k in range(3))
             for group, members in groups.items()
         }
     return groups, found
 
+# %% ../../nbs/12_evidence/02_seeds.ipynb #516778f2
+def _seed_row(trainings, metrics, level):  # of a group's samples, one triple per seed
+    each = np.array([values for values, _, _ in trainings])
+    draws = np.mean([drawn for _, drawn, _ in trainings], axis=0)
+    row = {}
+    for i, m in enumerate(metrics):
+        low, high = np.quantile(draws[i], [(1 - level) / 2, (1 + level) / 2])
+        row |= {
+            m: each[:, i].mean(),
+            f"{m}_std": each[:, i].std(ddof=1) if len(trainings) > 1 else np.nan,
+            f"{m}_low": low,
+            f"{m}_high": high,
+        }
+    return row | {"tied": np.mean([tied for _, _, tied in trainings])}
 
+# %% ../../nbs/12_evidence/02_seeds.ipynb #e86606c7
 def seed_metrics(
     scores,  # score table
     methods,  # dict: method -> its columns, one per seed (one column where nothing is trained)
@@ -122,35 +124,28 @@ def seed_metrics(
     # method, dataset, then every metric with _std, _low and _high, and `tied`, the share of
     # pictures that have their score in common; percent
 ) -> pd.DataFrame:
-    "Means over seeds: `_std` is the spread of the seeds (NaN for one), `_low` and `_high` what other test pictures might have given."
+    """Means over seeds: `_std` is the spread of the seeds (NaN for one), `_low` and `_high` what
+    other test pictures might have given."""
     _, ood = by_role(scores)
     groups = far_sets(ood) if groups is None else dict(groups)
-    groups, found = _grouped_samples(
-        scores,
-        [c for columns in methods.values() for c in columns],
-        metrics,
-        {name: [name] for name in ood} | groups | {"mean": list(ood)},
-        n_boot,
-        seed,
+    groups = {name: [name] for name in ood} | groups | {"mean": list(ood)}
+    every = [c for columns in methods.values() for c in columns]
+    groups, found = _grouped_samples(scores, every, metrics, groups, n_boot, seed)
+    return pd.DataFrame(
+        [
+            {"method": method, "dataset": group}
+            | _seed_row([found[c][group] for c in columns], metrics, level)
+            for method, columns in methods.items()
+            for group in groups
+        ]
     )
-    table = []
-    for method, columns in methods.items():
-        for group in groups:
-            each, draws = (
-                np.array([found[c][group][0] for c in columns]),
-                np.mean([found[c][group][1] for c in columns], axis=0),
-            )
-            row = {"method": method, "dataset": group}
-            for i, m in enumerate(metrics):
-                low, high = np.quantile(draws[i], [(1 - level) / 2, (1 + level) / 2])
-                row |= {
-                    m: each[:, i].mean(),
-                    f"{m}_std": each[:, i].std(ddof=1) if len(columns) > 1 else np.nan,
-                    f"{m}_low": low,
-                    f"{m}_high": high,
-                }
-            table.append(row | {"tied": np.mean([found[c][group][2] for c in columns])})
-    return pd.DataFrame(table)
+
+# %% ../../nbs/12_evidence/02_seeds.ipynb #b5se0003
+def _cell(row, metric, digits):  # "mean ± std [low, high]"
+    text = f"{row[metric]:.{digits}f}"
+    if np.isfinite(row[f"{metric}_std"]):
+        text += f" ± {row[f'{metric}_std']:.{digits}f}"
+    return text + f" [{row[f'{metric}_low']:.{digits}f}, {row[f'{metric}_high']:.{digits}f}]"
 
 
 def metric_cells(
@@ -163,18 +158,11 @@ def metric_cells(
     "One metric of a table, or several below each other, wide."
     if not isinstance(metric, str):
         return pd.concat({m: metric_cells(table, m, digits) for m in metric}, names=["metric"])
-    cell = lambda row: (
-        f"{row[metric]:.{digits}f}"
-        + (f" ± {row[f'{metric}_std']:.{digits}f}" if np.isfinite(row[f"{metric}_std"]) else "")
-        + f" [{row[f'{metric}_low']:.{digits}f}, {row[f'{metric}_high']:.{digits}f}]"
-    )
-    wide = table.assign(cell=[cell(row) for row in table.to_dict("records")]).pivot(
-        index="method", columns="dataset", values="cell"
-    )
+    cells = [_cell(row, metric, digits) for row in table.to_dict("records")]
+    wide = table.assign(cell=cells).pivot(index="method", columns="dataset", values="cell")
     wide = wide.loc[list(dict.fromkeys(table["method"])), list(dict.fromkeys(table["dataset"]))]
-    return wide.assign(
-        **{"tied, %": table.groupby("method")["tied"].max().map(f"{{:.{digits}f}}".format)}
-    )
+    tied = table.groupby("method")["tied"].max()
+    return wide.assign(**{"tied, %": tied.map(f"{{:.{digits}f}}".format)})
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #75fffe05
 def seed_intervals(
@@ -183,7 +171,8 @@ def seed_intervals(
     groups=None,  # dict: name -> OOD sets whose mean is wanted too
     n_boot=1000,  # bootstrap resamples of the test pictures
 ) -> pd.DataFrame:  # detector, setting, then the columns of `seed_metrics`
-    "The numbers beside `seed_rows`: means over seeds with the spread of the seeds and the interval over pictures."
+    """The numbers beside `seed_rows`: means over seeds with the spread of the seeds and the
+    interval over pictures."""
     kinds = {}
     for column, (method, setting, _) in columns.items():
         kinds.setdefault((method, setting), []).append(column)
@@ -217,22 +206,8 @@ def write_seed_tables(
     kept.to_csv(folder / "metrics.csv", index=False, lineterminator="\n")
     return averaged, lines
 
-# %% ../../nbs/12_evidence/02_seeds.ipynb #524ebf22
-def compare_runs(
-    scores,  # score table
-    # dict: name of a setting -> its columns, one per seed (one column where nothing is trained)
-    runs,
-    reference,  # the setting that the others are compared with
-    metrics=("auroc", "fpr95_id_positive", "fpr95_ood_positive"),  # of METRICS
-    groups=None,  # dict: name -> OOD sets to average over; None is all of them, as "mean"
-    n_boot=1000,  # bootstrap resamples of the test pictures
-    seed=0,  # fixes the resamples
-    level=0.95,  # coverage
-    # setting, reference, dataset, metric, difference, std, low, high, seeds_agree, clear;
-    # percentage points
-) -> pd.DataFrame:
-    "Differences to a reference, over seeds and over test pictures. Positive is better, whichever way the metric points."
-    metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+# %% ../../nbs/12_evidence/02_seeds.ipynb #5ec080fc
+def _check_runs(runs, reference, metrics):
     unknown = [m for m in metrics if m not in METRICS]
     if unknown:
         raise ValueError(f"There is no metric {unknown[0]!r}; choose from {', '.join(METRICS)}.")
@@ -247,44 +222,17 @@ def compare_runs(
                 f"{name!r} has {len(own)} trainings and {reference!r} {len(base)}; give "
                 "the same seeds for both, in the same order."
             )
-    groups, found = _grouped_samples(
-        scores, [c for columns in runs.values() for c in columns], metrics, groups, n_boot, seed
-    )
-    return pd.DataFrame(
-        [
-            {
-                "setting": name,
-                "reference": reference,
-                "dataset": group,
-                "metric": m,
-                **_difference(
-                    [found[c][group] for c in own],
-                    [found[c][group] for c in base],
-                    i,
-                    -1 if m.startswith("fpr") else 1,
-                    level,
-                ),
-            }
-            for name, own in runs.items()
-            if name != reference
-            for group in groups
-            for i, m in enumerate(metrics)
-        ]
-    )
 
-
+# %% ../../nbs/12_evidence/02_seeds.ipynb #0f4e7275
 def _difference(own, base, i, sign, level):
-    "Metric i of two lists of (values, bootstrap values): difference, its spread over seeds and its interval."
-    each = sign * np.array(
-        [
-            own[k % len(own)][0][i] - base[k % len(base)][0][i]
-            for k in range(max(len(own), len(base)))
-        ]
+    """Metric i of two lists of (values, bootstrap values): difference, its spread over seeds and
+    its interval."""
+    pairs = [(own[k % len(own)], base[k % len(base)]) for k in range(max(len(own), len(base)))]
+    each = sign * np.array([a[0][i] - b[0][i] for a, b in pairs])
+    draws = sign * (
+        np.mean([d[1][i] for d in own], axis=0) - np.mean([d[1][i] for d in base], axis=0)
     )
-    low, high = np.quantile(
-        sign * (np.mean([d[1][i] for d in own], axis=0) - np.mean([d[1][i] for d in base], axis=0)),
-        [(1 - level) / 2, (1 + level) / 2],
-    )
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     agree = int((np.sign(each) == np.sign(each.mean())).sum())
     return {
         "difference": each.mean(),
@@ -294,6 +242,35 @@ def _difference(own, base, i, sign, level):
         "seeds_agree": f"{agree} of {len(each)}",
         "clear": bool((low > 0 or high < 0) and agree == len(each)),
     }
+
+# %% ../../nbs/12_evidence/02_seeds.ipynb #524ebf22
+def compare_runs(
+    scores,  # score table
+    # dict: name of a setting -> its columns, one per seed (one column where nothing is trained)
+    runs,
+    reference,  # the setting that the others are compared with
+    metrics=("auroc", "fpr95_id_positive", "fpr95_ood_positive"),  # of METRICS
+    groups=None,  # dict: name -> OOD sets to average over; None is all of them, as "mean"
+    n_boot=1000,  # bootstrap resamples of the test pictures
+    seed=0,  # fixes the resamples
+    level=0.95,  # coverage
+    # setting, reference, dataset, metric, difference, std, low, high, seeds_agree, clear;
+    # percentage points
+) -> pd.DataFrame:
+    """Differences to a reference, over seeds and over test pictures. Positive is better, whichever
+    way the metric points."""
+    metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    _check_runs(runs, reference, metrics)
+    every = [c for columns in runs.values() for c in columns]
+    groups, found = _grouped_samples(scores, every, metrics, groups, n_boot, seed)
+    table = []
+    for name, group in product((n for n in runs if n != reference), groups):
+        own, base = ([found[c][group] for c in runs[n]] for n in (name, reference))
+        for i, m in enumerate(metrics):
+            sign = -1 if m.startswith("fpr") else 1
+            row = {"setting": name, "reference": reference, "dataset": group, "metric": m}
+            table.append({**row, **_difference(own, base, i, sign, level)})
+    return pd.DataFrame(table)
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #p1se0005
 def difference_cells(

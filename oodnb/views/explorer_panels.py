@@ -251,7 +251,8 @@ def score_panel(
     order="worst",  # pictures: "worst" mistakes first, or those "near" the line
     n=8,  # pictures of either kind
 ) -> Panel:
-    "Scores of every set, a line, its price in both conventions, and the pictures on its wrong side."
+    """Scores of every set, a line, its price in both conventions, and the pictures on its wrong
+    side."""
     detector, classes = detector or detector_names(scores)[0], scores.attrs.get("class_names", ())
     (line, counts), (known, ood) = line_counts(scores, detector, accepted), by_role(scores)
     sets = {f"{known['dataset'].iloc[0]} (ID)": known[detector].to_numpy()} | {

@@ -29,7 +29,8 @@ def _placed(image, regions):
 
 
 def _cell_of(regions, box, shape):
-    "Row and column of the cell of every line and every column of pixels; -1 outside of the box ([H], [W])."
+    """Row and column of the cell of every line and every column of pixels; -1 outside of the box
+    ([H], [W])."""
     found = []
     for count, low, high, length in zip(regions.grid, (box[1], box[0]), (box[3], box[2]), shape):
         edges = np.rint(np.linspace(low, high, count + 1))
@@ -54,7 +55,8 @@ def overlay(
     colour=(200, 200, 200),  # of the ID regions
     crop=False,  # True: only the part that the model saw
 ) -> Image.Image:  # RGB, as large as the original (or as that part)
-    "The paper's view: ID regions are painted over, the extracted OOD regions stay visible; what the model did not see is pale."
+    """The paper's view: ID regions are painted over, the extracted OOD regions stay visible; what
+    the model did not see is pale."""
     pixels, box = _placed(image, regions)
     rows, columns = _cell_of(regions, box, pixels.shape)
     inside = (rows >= 0)[:, None] & (columns >= 0)
