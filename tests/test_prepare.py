@@ -16,8 +16,9 @@ import torchvision.datasets.imagenet as tv_imagenet
 from PIL import Image
 from server import serving, special, tar_bytes, zip_bytes
 
-import oodnb.data.prepare
 import oodnb.data.catalogue as catalogue
+import oodnb.data.download
+import oodnb.data.prepare
 from oodnb.data.catalogue import Archive, Entry, Split
 from oodnb.datasets import check_dataset, load_dataset
 from oodnb.data.prepare import prepare, prepared
@@ -142,9 +143,7 @@ def test_a_cut_line_then_the_same_command(zoo, monkeypatch):
     monkeypatch.setattr(
         oodnb.data.prepare,
         "download",
-        lambda *words, **options: __import__("oodnb.data.download").download.download(
-            *words, tries=1, **options
-        ),
+        lambda *words, **options: oodnb.data.download.download(*words, tries=1, **options),
     )
     with pytest.raises(FileNotFoundError, match="100 bytes are kept"):
         zoo.get()
