@@ -30,42 +30,52 @@ class Line:
     # (paper, method, last part of the setting) of the paper's own number, or empty
     published: tuple = ()
 
-# %% ../../nbs/12_evidence/04_scoreboard.ipynb #a28d123e
+# %% ../../nbs/12_evidence/04_scoreboard.ipynb #ae9982e9
+def _last_part(table):
+    return table["setting"].str.split("; ").str[-1]
+
+
+def _chosen(table, line):  # which rows of a table with settings are the line's
+    return _last_part(table) == line.setting if line.setting and "setting" in table else True
+
+
+def _check_line(own, rows, line, name):  # own: its rows, of those in the file called name
+    if own.empty:
+        with_setting = f" with the setting {line.setting!r}" if line.setting else ""
+        there = dict.fromkeys(rows["method"] + " (" + _last_part(rows) + ")")
+        raise ValueError(
+            f"{name} has no row of {line.method!r}{with_setting}; it has {', '.join(there)}."
+        )
+    if own.duplicated(["dataset", "metric"]).any():
+        raise ValueError(
+            f"{name} has several settings of {line.method!r}: "
+            f"{', '.join(own['setting'].unique())}; name the last part of one."
+        )
+
+# %% ../../nbs/12_evidence/04_scoreboard.ipynb #6e035ec9
+def _intervals(own, file, line):  # {"low": values, "high": values} for the rows of a line
+    table = pd.read_csv(file)
+    table = table[(table["detector"] == line.method) & _chosen(table, line)].set_index("dataset")
+    pairs = list(zip(own["metric"], own["dataset"]))
+    return {
+        end: [table[f"{metric}_{end}"].get(dataset, np.nan) for metric, dataset in pairs]
+        for end in ("low", "high")
+    }
+
+
 def _of_line(line, folder):
     "Rows of a line with `low` and `high`, or None when its run was not accepted."
     file, beside = Path(folder) / f"{line.run}.csv", Path(folder) / "metrics" / f"{line.run}.csv"
     if not file.is_file():
         return None
     rows = read_rows(file)
-    ends = lambda table: (
-        table["setting"].str.split("; ").str[-1] == line.setting
-        if line.setting and "setting" in table
-        else True
-    )
-    own = rows[(rows["method"] == line.method) & ends(rows) & rows["metric"].isin(METRICS)]
-    if own.empty:
-        raise ValueError(
-            f"{file.name} has no row of "
-            f"{line.method!r}{f' with the setting {line.setting!r}' if line.setting else ''}; "
-            "it has "
-            f"{', '.join(dict.fromkeys(rows['method'] + ' (' + rows['setting'].str.split('; ').str[-1] + ')'))}."
-        )
-    if own.duplicated(["dataset", "metric"]).any():
-        raise ValueError(
-            f"{file.name} has several settings of {line.method!r}: "
-            f"{', '.join(own['setting'].unique())}; name the last part of one."
-        )
+    of_line = (rows["method"] == line.method) & _chosen(rows, line)
+    own = rows[of_line & rows["metric"].isin(METRICS)]
+    _check_line(own, rows, line, file.name)
     own = own.assign(label=line.label, given=line.given, low=np.nan, high=np.nan)
-    if beside.is_file():
-        table = pd.read_csv(beside)
-        table = table[(table["detector"] == line.method) & ends(table)].set_index("dataset")
-        for end in ("low", "high"):
-            own[end] = [
-                table[f"{m}_{end}"].get(d, np.nan) for m, d in zip(own["metric"], own["dataset"])
-            ]
-    return own
+    return own.assign(**_intervals(own, beside, line)) if beside.is_file() else own
 
-
+# %% ../../nbs/12_evidence/04_scoreboard.ipynb #a28d123e
 def read_board(
     lines,  # Lines
     folder,  # accepted rows, usually data/reproduced
@@ -127,9 +137,7 @@ def beside_published(
             continue
         paper, method, setting = line.published
         theirs, ours = of(published_rows(paper)), of(own[own["label"] == line.label])
-        theirs = theirs[
-            (theirs["method"] == method) & (theirs["setting"].str.split("; ").str[-1] == setting)
-        ]["value"]
+        theirs = theirs[(theirs["method"] == method) & (_last_part(theirs) == setting)]["value"]
         out.append(
             {
                 "method": line.label,
@@ -141,57 +149,69 @@ def beside_published(
         )
     return pd.DataFrame(out, columns=["method", "given", "published", "reproduced", "std"])
 
-# %% ../../nbs/12_evidence/04_scoreboard.ipynb #cf6896e9
+# %% ../../nbs/12_evidence/04_scoreboard.ipynb #e8633c55
 def _ordered(board):
     "Labels from top to bottom with their group and height: [(given, [(label, y), ...])]."
-    mean = board[(board["dataset"] == "mean") & (board["metric"] == "auroc")].set_index("label")[
-        "value"
-    ]
-    groups, y = [], 0.3
+    mean = board[(board["dataset"] == "mean") & (board["metric"] == "auroc")]
+    mean, groups, y = mean.set_index("label")["value"], [], 0.3
     for given in dict.fromkeys(board["given"]):
-        labels = sorted(
-            dict.fromkeys(board[board["given"] == given]["label"]),
-            key=lambda label: -mean.get(label, 0.0),
-        )
+        labels = dict.fromkeys(board[board["given"] == given]["label"])
+        labels = sorted(labels, key=lambda label: -mean.get(label, 0.0))
         groups.append((given, [(label, y + i + 1) for i, label in enumerate(labels)]))
         y += len(labels) + 1.3
     return groups
 
+# %% ../../nbs/12_evidence/04_scoreboard.ipynb #7bbea135
+def _write(axis, text, x, y, **look):  # beside the lines, x in widths of the panel
+    place = {"xycoords": ("axes fraction", "data"), "annotation_clip": False}
+    axis.annotate(text, (x, y), va="center", color="#333333", **place, **look)
 
+
+def _draw_line(axis, own, y, colour):  # own: rows of a method and a metric, by data set
+    sets = own.drop(index=["mean", "far"], errors="ignore")
+    small = {"alpha": 0.3, "markersize": 2.6, "markeredgewidth": 0, "zorder": 1}
+    axis.plot(sets["value"], [y] * len(sets), "o", color=colour, **small)
+    if "mean" not in own.index:
+        return
+    mean = own.loc["mean"]
+    if np.isfinite(mean["low"]):
+        bar = {"linewidth": 2, "alpha": 0.55, "zorder": 2}
+        axis.hlines(y, mean["low"], mean["high"], color=colour, **bar)
+    axis.plot(mean["value"], y, "o", color=colour, markersize=3.6, zorder=3)
+    _write(axis, f"{mean['value']:.1f}", 1.02, y, fontsize=6.5)
+
+# %% ../../nbs/12_evidence/04_scoreboard.ipynb #ce45ae20
 def _board_panel(axis, board, groups, metric):
     part = board[board["metric"] == metric].set_index(["label", "dataset"])
     for number, (_, labels) in enumerate(groups):
         colour = [ID_COLOUR, *COLOURS][number % (1 + len(COLOURS))]
         for label, y in labels:
             own = part.loc[label] if label in part.index.get_level_values(0) else part.iloc[:0]
-            sets = own.drop(index=["mean", "far"], errors="ignore")
-            axis.plot(
-                sets["value"],
-                [y] * len(sets),
-                "o",
-                color=colour,
-                alpha=0.3,
-                markersize=2.6,
-                markeredgewidth=0,
-                zorder=1,
-            )
-            if "mean" not in own.index:
-                continue
-            mean = own.loc["mean"]
-            if np.isfinite(mean["low"]):
-                axis.hlines(
-                    y, mean["low"], mean["high"], color=colour, linewidth=2, alpha=0.55, zorder=2
-                )
-            axis.plot(mean["value"], y, "o", color=colour, markersize=3.6, zorder=3)
-            axis.annotate(
-                f"{mean['value']:.1f}",
-                (1.02, y),
-                xycoords=("axes fraction", "data"),
-                va="center",
-                fontsize=6.5,
-                color="#333333",
-                annotation_clip=False,
-            )
+            _draw_line(axis, own, y, colour)
+    axis.grid(axis="x", linewidth=0.4, color="#DDDDDD")
+    axis.set_axisbelow(True)
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["left", "right", "top"]].set_visible(False)
+
+
+def _name_lines(axis, groups):
+    lines = [line for _, labels in groups for line in labels]
+    axis.set_yticks([y for _, y in lines], [label for label, _ in lines])
+    for given, labels in groups:
+        _write(axis, given, 0, labels[0][1] - 0.85, fontsize=7, fontweight="bold")
+
+# %% ../../nbs/12_evidence/04_scoreboard.ipynb #cf6896e9
+_TITLES = {
+    "auroc": "AUROC, % (higher is better)",
+    "fpr95_id_positive": "FPR95, ID positive, % (lower is better)",
+    "fpr95_ood_positive": "FPR95, OOD positive, % (lower is better)",
+}
+
+
+_BELOW = (
+    "large dot and number: mean over the OOD sets, with its 95 % interval; small dots: the "
+    "single sets"
+)
 
 
 def plot_board(
@@ -206,12 +226,7 @@ def plot_board(
             f"({', '.join(board.attrs.get('missing', [])) or 'no line was given'}); run "
             "the notebooks with `oodnb run NAME --accept` first."
         )
-    titles = {
-        "auroc": "AUROC, % (higher is better)",
-        "fpr95_id_positive": "FPR95, ID positive, % (lower is better)",
-        "fpr95_ood_positive": "FPR95, OOD positive, % (lower is better)",
-    } | (titles or {})
-    groups = _ordered(board)
+    titles, groups = _TITLES | (titles or {}), _ordered(board)
     height = groups[-1][1][-1][1] + 1
     with style():
         figure = DataFigure(figsize=(7.2, 0.4 + 0.155 * height), layout="constrained")
@@ -221,32 +236,7 @@ def plot_board(
             _board_panel(axis, board, groups, metric)
             axis.set_title(titles.get(metric, metric), fontsize=7.5, loc="left")
             axis.set(ylim=(height, 0))
-            axis.grid(axis="x", linewidth=0.4, color="#DDDDDD")
-            axis.set_axisbelow(True)
-            axis.tick_params(axis="y", length=0)
-            axis.spines[["left", "right", "top"]].set_visible(False)
-        axes[0].set_yticks(
-            [y for _, labels in groups for _, y in labels],
-            [label for _, labels in groups for label, _ in labels],
-        )
-        for given, labels in groups:
-            axes[0].annotate(
-                given,
-                (0, labels[0][1] - 0.85),
-                xycoords=("axes fraction", "data"),
-                va="center",
-                fontsize=7,
-                fontweight="bold",
-                color="#333333",
-                annotation_clip=False,
-            )
-        figure.supxlabel(
-            (
-                "large dot and number: mean over the OOD sets, with its 95 % interval; small "
-                "dots: the single sets"
-            ),
-            fontsize=6.5,
-            color="#666666",
-        )
+        _name_lines(axes[0], groups)
+        figure.supxlabel(_BELOW, fontsize=6.5, color="#666666")
     figure.data = board
     return figure
