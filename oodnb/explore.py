@@ -20,6 +20,22 @@ from .views.explorer_panels import forget_panel, score_panel
 from .pictures import open_rgb
 from .views.one_picture import image_panel, region_panel
 
+# %% ../nbs/15_views/06_explore.ipynb #beb876fa
+_CONTROLS = {
+    "grid_template_columns": "repeat(2, minmax(0, 1fr))",
+    "width": "100%",
+    "max_width": "60em",
+    "grid_gap": "2px 16px",
+}
+
+
+_PICTURE = {"max_width": "100%", "object_fit": "contain", "align_self": "flex-start"}
+
+
+def _sentence(words, colour=""):  # HTML
+    style = f"{colour}max-width:60em; line-height:1.4"
+    return f'<div class="oodnb-says" style="{style}">{escape(words)}</div>'
+
 # %% ../nbs/15_views/06_explore.ipynb #b33276dd
 class Explorer(widgets.VBox):
     "Controls above a panel; every change of a control makes the panel anew."
@@ -30,31 +46,13 @@ class Explorer(widgets.VBox):
         controls,  # dict: argument -> widget with a value
         extras=(),  # further widgets beside the controls
     ):
-        self.panel_of, self.controls, self.panel, self.milliseconds = (
-            panel_of,
-            dict(controls),
-            None,
-            0.0,
-        )
-        self.says, self.picture, self.note = (
-            widgets.HTML(),
-            widgets.Image(
-                format="jpeg",
-                layout={"max_width": "100%", "object_fit": "contain", "align_self": "flex-start"},
-            ),
-            widgets.HTML(),
-        )
+        self.panel_of, self.controls = panel_of, dict(controls)
+        self.panel, self.milliseconds = None, 0.0
+        self.says, self.note = widgets.HTML(), widgets.HTML()
+        self.picture = widgets.Image(format="jpeg", layout=_PICTURE)
         for control in self.controls.values():
             control.style, control.layout.width = {"description_width": "8.5em"}, "auto"
-        beside = widgets.GridBox(
-            [*self.controls.values(), *extras],
-            layout={
-                "grid_template_columns": "repeat(2, minmax(0, 1fr))",
-                "width": "100%",
-                "max_width": "60em",
-                "grid_gap": "2px 16px",
-            },
-        )
+        beside = widgets.GridBox([*self.controls.values(), *extras], layout=_CONTROLS)
         super().__init__([beside, self.picture, self.says, self.note])
         for control in self.controls.values():
             control.observe(self.refresh, "value")
@@ -64,21 +62,14 @@ class Explorer(widgets.VBox):
         "Make the panel with the present values."
         start = time.perf_counter()
         try:
-            self.panel = self.panel_of(
-                **{name: control.value for name, control in self.controls.items()}
-            )
+            values = {name: control.value for name, control in self.controls.items()}
+            self.panel = self.panel_of(**values)
         except (ValueError, RuntimeError) as error:
-            self.says.value = (
-                '<div class="oodnb-says" style="color:#B00020; max-width:60em; '
-                f'line-height:1.4">{escape(str(error))}</div>'
-            )
+            self.says.value = _sentence(str(error), "color:#B00020; ")
             return
         self.picture.value = self.panel.encoded()
         self.milliseconds = 1000 * (time.perf_counter() - start)
-        self.says.value = (
-            '<div class="oodnb-says" style="max-width:60em; '
-            f'line-height:1.4">{escape(self.panel.says)}</div>'
-        )
+        self.says.value = _sentence(self.panel.says)
         self.note.value = (
             f'<small class="oodnb-time" style="color:#767676">{self.milliseconds:.0f} ms</small>'
         )
@@ -105,25 +96,33 @@ def explore_scores(
 ) -> Explorer:
     """A line through the scores of a benchmark, its price in both conventions, and the pictures on
     its wrong side."""
-    sets = {
-        images.name: images
-        for images in (image_sets.values() if isinstance(image_sets, dict) else image_sets)
-    }
+    given = image_sets.values() if isinstance(image_sets, dict) else image_sets
+    sets = {images.name: images for images in given}
 
     def panel(**values):
         return score_panel(scores, image_sets=sets, **values)
 
-    return Explorer(
-        panel,
-        {
-            "detector": widgets.Dropdown(options=detector_names(scores), description="detector"),
-            "accepted": _percent(),
-            "order": widgets.ToggleButtons(
-                options=[("worst mistakes", "worst"), ("nearest the line", "near")],
-                description="pictures",
-            ),
-        },
-    )
+    orders = [("worst mistakes", "worst"), ("nearest the line", "near")]
+    controls = {
+        "detector": widgets.Dropdown(options=detector_names(scores), description="detector"),
+        "accepted": _percent(),
+        "order": widgets.ToggleButtons(options=orders, description="pictures"),
+    }
+    return Explorer(panel, controls)
+
+# %% ../nbs/15_views/06_explore.ipynb #8f4c08a4
+def _check_alike(probes):
+    if not probes:
+        raise ValueError(
+            "No probe was given; probe_regions(backbone, image, class_names) makes one."
+        )
+    first = next(iter(probes.values()))
+    for title, probe in probes.items():
+        if probe.class_names != first.class_names or list(probe.texts) != list(first.texts):
+            raise ValueError(
+                f"The probe {title!r} has other class names or texts than the first; the "
+                "controls are shared, so make them alike."
+            )
 
 # %% ../nbs/15_views/06_explore.ipynb #0e3aeafd
 def explore_regions(
@@ -131,65 +130,39 @@ def explore_regions(
 ) -> Explorer:
     "OOD regions of pictures with sliders for K, class, temperature and prompts."
     probes = probes if isinstance(probes, dict) else {"picture": probes}
-    if not probes:
-        raise ValueError(
-            "No probe was given; probe_regions(backbone, image, class_names) makes one."
-        )
+    _check_alike(probes)
     first = next(iter(probes.values()))
-    other = next(
-        (
-            title
-            for title, p in probes.items()
-            if p.class_names != first.class_names or list(p.texts) != list(first.texts)
-        ),
-        None,
-    )
-    if other is not None:
-        raise ValueError(
-            f"The probe {other!r} has other class names or texts than the first; the "
-            "controls are shared, so make them alike."
-        )
+    names, count = [(name, name) for name in first.class_names], len(first.class_names)
 
     def panel(picture, label, **values):
         return region_panel(probes[picture], label=label or None, **values)
 
-    return Explorer(
-        panel,
-        {
-            "picture": widgets.Dropdown(options=list(probes), description="picture"),
-            "texts": widgets.Dropdown(options=list(first.texts), description="prompts"),
-            "label": widgets.Dropdown(
-                options=[("(predicted)", ""), *((name, name) for name in first.class_names)],
-                value="",
-                description="class",
-            ),
-            "top_k": widgets.IntSlider(
-                default_top_k(len(first.class_names)), 0, len(first.class_names), description="K"
-            ),
-            "temperature": widgets.FloatLogSlider(
-                0.02, min=-2.5, max=0, step=0.05, description="temperature", readout_format=".3f"
-            ),
-        },
-    )
+    controls = {
+        "picture": widgets.Dropdown(options=list(probes), description="picture"),
+        "texts": widgets.Dropdown(options=list(first.texts), description="prompts"),
+        "label": widgets.Dropdown(
+            options=[("(predicted)", ""), *names], value="", description="class"
+        ),
+        "top_k": widgets.IntSlider(default_top_k(count), 0, count, description="K"),
+        "temperature": widgets.FloatLogSlider(
+            0.02, min=-2.5, max=0, step=0.05, description="temperature", readout_format=".3f"
+        ),
+    }
+    return Explorer(panel, controls)
 
-# %% ../nbs/15_views/06_explore.ipynb #d1421260
+# %% ../nbs/15_views/06_explore.ipynb #8d21be26
 def typed_names(
     text,  # "dog, cat\nbird"
 ) -> list:  # of names
     """Names from free text: commas, semicolons and line breaks part them; what is written twice
     counts once."""
-    found = list(
-        dict.fromkeys(
-            name.strip()
-            for line in text.replace(";", "\n").replace(",", "\n").splitlines()
-            if (name := line.strip())
-        )
-    )
+    parts = text.replace(";", "\n").replace(",", "\n").splitlines()
+    found = list(dict.fromkeys(part.strip() for part in parts if part.strip()))
     if not found:
         raise ValueError("No class name was typed; write at least one, such as: dog, cat, bird.")
     return found
 
-
+# %% ../nbs/15_views/06_explore.ipynb #886807a1
 _UPLOADED = "(uploaded)"
 
 
@@ -203,6 +176,34 @@ def _uploaded(files):  # PIL of the last uploaded file
         return open_rgb(file)
 
 
+class _Upload:
+    "The last uploaded picture with its features."
+
+    def __init__(self, gallery):
+        self.gallery, self.key, self.image, self.one = gallery, None, None, None
+
+    def picture(self, files):  # (PIL, Features)
+        key = bytes(files[-1]["content"]) if files else None
+        if self.key != key or key is None:
+            self.image, self.key, self.one = _uploaded(files), key, None
+        self.one = self.one or self.gallery.encode(self.image)
+        return self.image, self.one
+
+# %% ../nbs/15_views/06_explore.ipynb #d6658098
+def _image_controls(sets, names):  # dict: argument -> widget
+    most = max(map(len, sets.values())) - 1
+    typed = ", ".join(names)
+    return {
+        "source": widgets.Dropdown(options=[*sets, _UPLOADED], description="from"),
+        "index": widgets.IntSlider(0, 0, most, description="picture"),
+        "upload": widgets.FileUpload(accept="image/*", description="drop or choose a picture"),
+        "accepted": _percent(description="accepted, %"),
+        "names": widgets.Textarea(
+            typed, rows=4, continuous_update=False, description="class names"
+        ),
+    }
+
+# %% ../nbs/15_views/06_explore.ipynb #d1421260
 def explore_images(
     gallery,  # Gallery
     class_names=None,  # names to begin with; None: those of the first set
@@ -210,42 +211,23 @@ def explore_images(
 ) -> Explorer:
     """One picture and freely typed names: nearest names, scores among known and other pictures,
     decision."""
-    names = list(
-        next(iter(gallery.sets.values())).class_names if class_names is None else class_names
+    first, last = next(iter(gallery.sets.values())), _Upload(gallery)
+    controls = _image_controls(
+        gallery.sets, first.class_names if class_names is None else class_names
     )
-    chosen = widgets.Dropdown(options=[*gallery.sets, _UPLOADED], description="from")
-    upload = widgets.FileUpload(accept="image/*", description="drop or choose a picture")
-    seen = {}  # the last uploaded picture, encoded once
 
     def panel(source, index, upload, names, accepted):
-        if source != _UPLOADED:
-            return image_panel(
-                gallery, *gallery.picture(source, index), typed_names(names), detectors, accepted
-            )
-        key = bytes(upload[-1]["content"]) if upload else None
-        if seen.get("key") != key or key is None:
-            seen.update(image=_uploaded(upload), key=key, one=None)
-        seen["one"] = seen["one"] or gallery.encode(seen["image"])
-        return image_panel(
-            gallery, seen["image"], seen["one"], typed_names(names), detectors, accepted
-        )
+        chosen = last.picture(upload) if source == _UPLOADED else gallery.picture(source, index)
+        return image_panel(gallery, *chosen, typed_names(names), detectors, accepted)
 
-    explorer = Explorer(
-        panel,
-        {
-            "source": chosen,
-            "index": widgets.IntSlider(
-                0, 0, max(map(len, gallery.sets.values())) - 1, description="picture"
-            ),
-            "upload": upload,
-            "accepted": _percent(description="accepted, %"),
-            "names": widgets.Textarea(
-                ", ".join(names), rows=4, continuous_update=False, description="class names"
-            ),
-        },
-    )
-    upload.observe(lambda change: chosen.set_trait("value", _UPLOADED), "value")
+    explorer, source = Explorer(panel, controls), controls["source"]
+    controls["upload"].observe(lambda change: source.set_trait("value", _UPLOADED), "value")
     return explorer
+
+# %% ../nbs/15_views/06_explore.ipynb #4ed86fd2
+def _weight(value, description):  # slider around the protocol's value
+    most, look = max(3.0, 2 * value), {"step": 0.05, "continuous_update": False}
+    return widgets.FloatSlider(value, min=0, max=most, description=description, **look)
 
 # %% ../nbs/15_views/06_explore.ipynb #25368f43
 def explore_forgetting(
@@ -253,31 +235,20 @@ def explore_forgetting(
     names=(),  # classes to begin with
 ) -> Explorer:
     "Pick classes to forget; accuracy, neighbours and retrieval before and after; undo."
-    classes, recipe = (
-        list(board.images.class_names),
-        protocol_recipe(board.images.name, board.backbone.name),
-    )
+    classes = list(board.images.class_names)
+    recipe = protocol_recipe(board.images.name, board.backbone.name)
     gone = widgets.SelectMultiple(options=classes, value=tuple(names), rows=6, description="forget")
     undo = widgets.Button(description="undo", icon="undo", tooltip="take the patch off")
     undo.on_click(lambda _: gone.set_trait("value", ()))
-    slider = lambda value, text: widgets.FloatSlider(
-        value, min=0, max=max(3.0, 2 * value), step=0.05, description=text, continuous_update=False
-    )
 
     def panel(names, forget_weight, preserve_weight, shown):
         return forget_panel(board, names, forget_weight, preserve_weight, shown or None)
 
-    return Explorer(
-        panel,
-        {
-            "names": gone,
-            "shown": widgets.Dropdown(
-                options=[("(the first one forgotten)", ""), *((c, c) for c in classes)],
-                value="",
-                description="retrieve",
-            ),
-            "forget_weight": slider(recipe.forget_weight, "forget weight"),
-            "preserve_weight": slider(recipe.preserve_weight, "preserve weight"),
-        },
-        [undo],
-    )
+    finds = [("(the first one forgotten)", ""), *((c, c) for c in classes)]
+    controls = {
+        "names": gone,
+        "shown": widgets.Dropdown(options=finds, value="", description="retrieve"),
+        "forget_weight": _weight(recipe.forget_weight, "forget weight"),
+        "preserve_weight": _weight(recipe.preserve_weight, "preserve weight"),
+    }
+    return Explorer(panel, controls, [undo])

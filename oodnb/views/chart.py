@@ -44,7 +44,7 @@ class Scale:
             )
         ]
 
-# %% ../../nbs/15_views/01_chart.ipynb #e00d3b0e
+# %% ../../nbs/15_views/01_chart.ipynb #1e5f0b99
 @cache
 def font(
     size,  # pixels
@@ -55,43 +55,42 @@ def font(
         Path(mpl.get_data_path(), "fonts", "ttf", f"DejaVuSans{'-Bold' * bold}.ttf"), size
     )
 
+# %% ../../nbs/15_views/01_chart.ipynb #37837792
+def _dashes(first, last, on, period):  # [[(x, y), (x, y)], ...] along a straight line
+    (start, end), length = np.array((first, last)), math.dist(first, last)
 
+    def at(way):
+        return tuple((start + (end - start) * min(1.0, way / max(length, 1e-9))).tolist())
+
+    return [[at(way), at(way + on)] for way in np.arange(0, length, period)]
+
+# %% ../../nbs/15_views/01_chart.ipynb #e00d3b0e
 class Sketch:
     "A white picture to draw on; places are pixels from the upper left corner."
 
     def __init__(self, width, height):
-        self._shapes, self._words = (
-            Image.new("RGB", (2 * round(width), 2 * round(height)), "white"),
-            [],
-        )
+        self._shapes = Image.new("RGB", (2 * round(width), 2 * round(height)), "white")
+        self._words = []
         self._pen = ImageDraw.Draw(self._shapes, "RGBA")
 
     def area(self, points, colour, alpha=1.0):
         "A filled polygon through the points."
-        self._pen.polygon(
-            [(2 * x, 2 * y) for x, y in points],
-            fill=(*ImageColor.getrgb(colour), round(255 * alpha)),
-        )
+        fill = (*ImageColor.getrgb(colour), round(255 * alpha))
+        self._pen.polygon([(2 * x, 2 * y) for x, y in points], fill=fill)
 
     def line(self, points, colour="#222222", width=1.0, dash=()):
         "A line through the points; dash: pixels on and off, for a straight line."
         points = [(2 * x, 2 * y) for x, y in points]
         if not dash:
             return self._pen.line(points, fill=colour, width=round(2 * width), joint="curve")
-        (start, end), length = np.array((points[0], points[-1])), math.dist(points[0], points[-1])
-        for at in np.arange(0, length, 2 * sum(dash)):
-            ends = (
-                start + (end - start) * min(1.0, part / max(length, 1e-9))
-                for part in (at, at + 2 * dash[0])
-            )
-            self._pen.line([tuple(e) for e in ends], fill=colour, width=round(2 * width))
+        for ends in _dashes(points[0], points[-1], 2 * dash[0], 2 * sum(dash)):
+            self._pen.line(ends, fill=colour, width=round(2 * width))
 
     def dot(self, x, y, colour, radius=3.0, hollow=False):
         "A disc, or a ring."
-        self._pen.ellipse(
-            (2 * (x - radius), 2 * (y - radius), 2 * (x + radius), 2 * (y + radius)),
-            **({"outline": colour, "width": 2} if hollow else {"fill": colour}),
-        )
+        box = (2 * (x - radius), 2 * (y - radius), 2 * (x + radius), 2 * (y + radius))
+        look = {"outline": colour, "width": 2} if hollow else {"fill": colour}
+        self._pen.ellipse(box, **look)
 
     def text(self, x, y, words, size=10, colour="#222222", anchor="lm", bold=False):
         "Words at a place; the anchor is Pillow's: l m r, then t m s b."

@@ -48,6 +48,12 @@ class Panel:
         return f"Panel({shorten(self.says, 120)})"
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #e998e15a
+def _small(image, size):
+    scale = size / max(image.size)
+    shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGB").resize(shape, Image.Resampling.BICUBIC)
+
+
 def picture_grid(
     # dict: title of the row -> pictures with captions, [(PIL, "first line\nsecond line"), ...]
     rows,
@@ -55,29 +61,18 @@ def picture_grid(
     columns=8,  # pictures side by side; the rest of a row is not shown
 ) -> Image.Image:  # RGB
     "Titled rows of small pictures."
-    lines = max(
-        (caption.count("\n") + 1 for row in rows.values() for _, caption in row[:columns]),
-        default=0,
-    )
+    captions = [caption for row in rows.values() for _, caption in row[:columns]]
+    lines = max((caption.count("\n") + 1 for caption in captions), default=0)
     tall = size + 14 * lines + 26
     sheet = Image.new("RGB", (columns * (size + 8), tall * len(rows)), "white")
     pen = ImageDraw.Draw(sheet)
     for y, (title, row) in zip(range(0, sheet.height, tall), rows.items()):
         pen.text((2, y + 3), title, "#222222", font(12))
         for x, (image, caption) in zip(range(0, sheet.width, size + 8), row):
-            scale = size / max(image.size)
-            small = image.convert("RGB").resize(
-                (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
-                Image.Resampling.BICUBIC,
-            )
+            small = _small(image, size)
             sheet.paste(small, (x + (size - small.width) // 2, y + 22))
-            pen.multiline_text(
-                (x, y + 23 + size),
-                "\n".join(shorten(line, 17, placeholder="…") for line in caption.split("\n")),
-                "#444444",
-                font(10),
-                spacing=2,
-            )
+            words = "\n".join(shorten(line, 17, placeholder="…") for line in caption.split("\n"))
+            pen.multiline_text((x, y + 23 + size), words, "#444444", font(10), spacing=2)
     return sheet
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #8deea2cd
@@ -92,6 +87,30 @@ def stack(
         whole.paste(picture, (sum(wide[:k]), 0) if across else (0, sum(tall[:k])))
     return whole
 
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #20fd5112
+def _check_line(scores, detector, accepted):
+    names = detector_names(scores)
+    if detector not in names:
+        raise ValueError(
+            f"No detector {detector!r} in this score table; it has {', '.join(names)}."
+        )
+    if not 0 < accepted < 100:
+        raise ValueError(
+            f"accepted is {accepted} percent of the ID pictures; give a number between 0 and 100."
+        )
+
+
+def _prices(values, own, line):  # of the ID pictures and of one OOD set, in percent
+    found = detection_metrics(values, own)
+    return {
+        "auroc": 100 * found["auroc"],
+        "ood_accepted": 100 * (own >= line).mean(),
+        "id_rejected": 100 * (values < line).mean(),
+        "fpr95_id_positive": 100 * found["fpr95_id_positive"],
+        "fpr95_ood_positive": 100 * found["fpr95_ood_positive"],
+        "ood_line": float(np.quantile(own, 0.95, method="higher")),
+    }
+
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #010adf4a
 def line_counts(
     scores,  # score table
@@ -99,40 +118,18 @@ def line_counts(
     accepted=95.0,  # percent of the ID pictures that the line is to accept
 ) -> tuple:  # (line, DataFrame with one row per OOD set, shares in percent)
     "What a line costs in both conventions, beside FPR95 in both."
-    if detector not in detector_names(scores):
-        raise ValueError(
-            f"No detector {detector!r} in this score table; it has "
-            f"{', '.join(detector_names(scores))}."
-        )
-    if not 0 < accepted < 100:
-        raise ValueError(
-            f"accepted is {accepted} percent of the ID pictures; give a number between 0 and 100."
-        )
+    _check_line(scores, detector, accepted)
     known, ood = by_role(scores)
     values = known[detector].to_numpy()
-    line, rows = (
-        float(
-            np.sort(values)[min(len(values) - 1, int(len(values) * (1 - accepted / 100) + 1e-9))]
-        ),
-        [],
-    )
-    for name, part in ood.items():
-        own = part[detector].to_numpy()
-        found = detection_metrics(values, own)
-        rows.append(
-            {
-                "dataset": name,
-                "auroc": 100 * found["auroc"],
-                "ood_accepted": 100 * (own >= line).mean(),
-                "id_rejected": 100 * (values < line).mean(),
-                "fpr95_id_positive": 100 * found["fpr95_id_positive"],
-                "fpr95_ood_positive": 100 * found["fpr95_ood_positive"],
-                "ood_line": float(np.quantile(own, 0.95, method="higher")),
-            }
-        )
+    rejected = int(len(values) * (1 - accepted / 100) + 1e-9)
+    line = float(np.sort(values)[min(len(values) - 1, rejected)])
+    rows = [
+        {"dataset": name, **_prices(values, part[detector].to_numpy(), line)}
+        for name, part in ood.items()
+    ]
     return line, pd.DataFrame(rows)
 
-# %% ../../nbs/15_views/04_explorer_panels.ipynb #e5e629b5
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #a9bc33d0
 def hill(
     values,  # scores [N]
     low,  # ends of the axis
@@ -141,14 +138,11 @@ def hill(
 ) -> tuple:  # (x, density with peak 1)
     "A smooth density for drawing."
     counts, edges = np.histogram(values, points, (low, high))
-    smooth = gaussian_filter1d(
-        counts.astype(float),
-        max(1.2, points * 0.9 * np.std(values) * len(values) ** -0.2 / (high - low)),
-        mode="reflect",
-    )
+    width = max(1.2, points * 0.9 * np.std(values) * len(values) ** -0.2 / (high - low))
+    smooth = gaussian_filter1d(counts.astype(float), width, mode="reflect")
     return (edges[1:] + edges[:-1]) / 2, smooth / max(smooth.max(), 1e-12)
 
-
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #4d63ab8d
 def limits_of(
     values,  # scores [N]
 ) -> tuple:  # (low, high)
@@ -156,41 +150,33 @@ def limits_of(
     low, high = np.quantile(values, [0.004, 0.996])
     return low - 0.03 * (high - low) - 1e-9, high + 0.03 * (high - low) + 1e-9
 
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #c78f32c9
+def _draw_hill(sketch, across, base, row, values, colour, solid_from=None):
+    x, y = hill(values, across.low, across.high)
 
-def _hills(
-    sets, line, notes, heads, marks, limits
-):  # PIL: one hill per set, solid from the line on, numbers on the right
+    def area(x, y, alpha):  # the hill above these places
+        top = [*zip(across(x), base - 0.86 * row * y)]
+        sketch.area([(across(x[0]), base), *top, (across(x[-1]), base)], colour, alpha)
+        return top
+
+    outline = area(x, y, 0.25)
+    if solid_from is not None and solid_from < x[-1]:
+        right = np.concatenate([[max(solid_from, x[0])], x[x > solid_from]])
+        area(right, np.interp(right, x, y), 0.75)
+    sketch.line(outline, colour)
+
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #e5e629b5
+def _hills(sets, line, notes, heads, marks, limits):  # PIL
     row, top, places = 30, 36, (572, 630, 688, 752)
     bottom = top + row * len(sets)
     sketch, across = Sketch(770, bottom + 24), Scale(*limits, 116, 524)
     for k, (name, values) in enumerate(sets.items()):
-        (x, y), base, colour = (
-            hill(values, *limits),
-            top + row * (k + 1),
-            ID_COLOUR if k == 0 else COLOURS[(k - 1) % len(COLOURS)],
-        )
-
-        def curve(x, y):
-            return list(zip(across(x), base - 0.86 * row * y))
-
-        sketch.area([(across(x[0]), base), *curve(x, y), (across(x[-1]), base)], colour, 0.25)
-        if k and line < x[-1]:
-            right = np.concatenate([[max(line, x[0])], x[x > line]])
-            sketch.area(
-                [
-                    (across(right[0]), base),
-                    *curve(right, np.interp(right, x, y)),
-                    (across(x[-1]), base),
-                ],
-                colour,
-                0.75,
-            )
-        sketch.line(curve(x, y), colour)
+        colour = COLOURS[(k - 1) % len(COLOURS)] if k else ID_COLOUR
+        base = top + row * (k + 1)
+        _draw_hill(sketch, across, base, row, values, colour, line if k else None)
         if name in marks:
-            sketch.line(
-                [(across(marks[name]), base), (across(marks[name]), base - 0.5 * row)],
-                dash=(1.5, 1.5),
-            )
+            at = across(marks[name])
+            sketch.line([(at, base), (at, base - 0.5 * row)], dash=(1.5, 1.5))
         sketch.text(108, base - 9, name, 11, anchor="rm")
         for place, text in zip(places, notes[k]):
             sketch.text(place, base - 9, text, 11, anchor="rm")
@@ -201,7 +187,7 @@ def _hills(
     sketch.axis(across, bottom, 6)
     return sketch.picture()
 
-# %% ../../nbs/15_views/04_explorer_panels.ipynb #1225e517
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #45f12d45
 def _around(scores, detector, line, order, n):  # {title: rows of the score table}
     known, ood = by_role(scores)
     strange = pd.concat(ood.values())
@@ -218,30 +204,55 @@ def _around(scores, detector, line, order, n):  # {title: rows of the score tabl
         }
     raise ValueError(f"There is no order {order!r}; choose 'worst' or 'near'.")
 
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #32a62cd0
+def _caption(row, images, classes, detector):  # "true class\n→ predicted class"
+    guess, true = row.get(f"prediction:{detector}", row.get("prediction", -1)), row["label"]
+    true = images.class_names[true] if 0 <= true < len(images.class_names) else row["dataset"]
+    found = f"→ {classes[guess]}" if 0 <= guess < len(classes) else f"{row[detector]:.4g}"
+    return f"{true}\n{found}"
+
 
 def _labelled(rows, detector, sets, classes):  # [(PIL, caption)] of rows of a score table
     places, found = {}, []
     for row in rows.to_dict("records"):
-        images = sets.get(row["dataset"])
+        name = row["dataset"]
+        images = sets.get(name)
         if images is None:
             raise ValueError(
-                f"The pictures of {row['dataset']!r} are needed; image_sets has "
+                f"The pictures of {name!r} are needed; image_sets has "
                 f"{', '.join(sets) or 'none'}. Give the ImageSets that were scored."
             )
-        if row["dataset"] not in places:
-            places[row["dataset"]] = {name: i for i, name in enumerate(images.ids)}
-        guess, true = row.get(f"prediction:{detector}", row.get("prediction", -1)), row["label"]
-        true = images.class_names[true] if 0 <= true < len(images.class_names) else row["dataset"]
-        found.append(
-            (
-                images.read(places[row["dataset"]][row["image_id"]]),
-                f"{true}\n"
-                + (f"→ {classes[guess]}" if 0 <= guess < len(classes) else f"{row[detector]:.4g}"),
-            )
-        )
+        if name not in places:
+            places[name] = {image_id: i for i, image_id in enumerate(images.ids)}
+        picture = images.read(places[name][row["image_id"]])
+        found.append((picture, _caption(row, images, classes, detector)))
     return found
 
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #a98bc895
+_PRICES = {
+    "auroc": "AUROC",
+    "ood_accepted": "accepted",
+    "fpr95_id_positive": "FPR95\nID pos.",
+    "fpr95_ood_positive": "FPR95\nOOD pos.",
+}
 
+
+def _notes(counts):  # numbers of the ID set, then of every OOD set
+    rows = counts[list(_PRICES)].to_numpy()
+    kept = f"{100 - counts['id_rejected'].iloc[0]:.1f}"
+    return [("", kept, "", "")] + [tuple(f"{v:.1f}" for v in row) for row in rows]
+
+
+def _say_line(detector, line, counts):
+    rejected, accepted = counts["id_rejected"].iloc[0], counts["ood_accepted"].mean()
+    return (
+        f"{detector} from {line:.5g} up is called in-distribution. ID pictures as positives: "
+        f"{100 - rejected:.1f} % of them are accepted, and {accepted:.1f} % of the OOD pictures "
+        f"(mean of {len(counts)} sets). OOD pictures as positives: {100 - accepted:.1f} % of "
+        f"them are rejected, and {rejected:.1f} % of the ID pictures."
+    )
+
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #1225e517
 def score_panel(
     scores,  # score table
     detector=None,  # column of it; None: the first
@@ -255,42 +266,22 @@ def score_panel(
     side."""
     detector, classes = detector or detector_names(scores)[0], scores.attrs.get("class_names", ())
     (line, counts), (known, ood) = line_counts(scores, detector, accepted), by_role(scores)
-    sets = {f"{known['dataset'].iloc[0]} (ID)": known[detector].to_numpy()} | {
-        name: part[detector].to_numpy() for name, part in ood.items()
-    }
-    notes = [("", f"{100 - counts['id_rejected'].iloc[0]:.1f}", "", "")] + [
-        tuple(f"{v:.1f}" for v in row)
-        for row in counts[
-            ["auroc", "ood_accepted", "fpr95_id_positive", "fpr95_ood_positive"]
-        ].to_numpy()
-    ]
-    heads, marks = (
-        ("AUROC", "accepted", "FPR95\nID pos.", "FPR95\nOOD pos."),
-        dict(zip(counts["dataset"], counts["ood_line"])),
-    )
+    sets = {f"{known['dataset'].iloc[0]} (ID)": known[detector].to_numpy()}
+    sets |= {name: part[detector].to_numpy() for name, part in ood.items()}
+    marks = dict(zip(counts["dataset"], counts["ood_line"]))
     limits = limits_of(scores[detector].to_numpy())
-    picture = _hills(sets, line, notes, heads, marks, limits)
+    picture = _hills(sets, line, _notes(counts), _PRICES.values(), marks, limits)
     if len(image_sets):
-        image_sets = image_sets if isinstance(image_sets, dict) else {s.name: s for s in image_sets}
-        around = _around(scores, detector, line, order, n)
-        picture = stack(
-            picture,
-            picture_grid(
-                {
-                    f"{title} ({len(rows)})" if len(rows) < n else title: _labelled(
-                        rows, detector, image_sets, classes
-                    )
-                    for title, rows in around.items()
-                }
-            ),
-        )
-    says = (
-        f"{detector} from {line:.5g} up is called in-distribution. ID pictures as positives: {100 - counts['id_rejected'].iloc[0]:.1f} % of them are accepted, and {counts['ood_accepted'].mean():.1f} % of the OOD pictures (mean of {len(counts)} sets). "
-        f"OOD pictures as positives: {100 - counts['ood_accepted'].mean():.1f} % of them are rejected, and {counts['id_rejected'].iloc[0]:.1f} % of the ID pictures."
-    )
-    return Panel(picture, says, counts.drop(columns="ood_line").round(1))
+        images = image_sets if isinstance(image_sets, dict) else {s.name: s for s in image_sets}
+        below = {}
+        for title, rows in _around(scores, detector, line, order, n).items():
+            title = f"{title} ({len(rows)})" if len(rows) < n else title
+            below[title] = _labelled(rows, detector, images, classes)
+        picture = stack(picture, picture_grid(below))
+    table = counts.drop(columns="ood_line").round(1)
+    return Panel(picture, _say_line(detector, line, counts), table)
 
-# %% ../../nbs/15_views/04_explorer_panels.ipynb #7351c884
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #b1e105ae
 @dataclass(frozen=True, eq=False)
 class ForgetBoard:
     "A data set before anything is forgotten, and others to see what is lost elsewhere."
@@ -311,25 +302,18 @@ class ForgetBoard:
         "The closed form of the recipe."
         if not names:
             return None
-        changes = {
-            name: float(value)
-            for name, value in (
-                ("forget_weight", forget_weight),
-                ("preserve_weight", preserve_weight),
-            )
-            if value is not None
-        }
+        given = {"forget_weight": forget_weight, "preserve_weight": preserve_weight}
+        changes = {name: float(value) for name, value in given.items() if value is not None}
         key = (tuple(names), *changes.items())
         if key not in self.kept:
             recipe = protocol_recipe(self.images.name, self.backbone.name, len(names), **changes)
-            self.kept[key] = solve_many(
-                self.backbone, [ForgetTask(list(names), self.images, self.preserve, recipe)]
-            )[0]
+            task = ForgetTask(list(names), self.images, self.preserve, recipe)
+            self.kept[key] = solve_many(self.backbone, [task])[0]
             for old in list(self.kept)[:-20]:
                 del self.kept[old]
         return self.kept[key]
 
-
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #7351c884
 def forget_board(
     backbone,  # Backbone
     images,  # ImageSet with labels
@@ -340,32 +324,19 @@ def forget_board(
 ) -> ForgetBoard:
     "Encode pictures and class names once."
     own, *rest = (recognise(backbone, one, templates, **options) for one in (images, *others))
-    return ForgetBoard(
-        backbone,
-        images.subset(np.asarray(images.labels) >= 0),
-        own,
-        {r.name: r for r in rest},
-        tuple(preserve),
-    )
+    labelled = images.subset(np.asarray(images.labels) >= 0)
+    return ForgetBoard(backbone, labelled, own, {r.name: r for r in rest}, tuple(preserve))
 
-# %% ../../nbs/15_views/04_explorer_panels.ipynb #89a7cf43
-def _found(
-    board, recognition, position, n
-):  # the pictures nearest to a class's text, with their true classes
-    sims = (
-        recognition.image_features.to(recognition.text_features)
-        @ recognition.text_features[position]
-    )
-    return [
-        (
-            board.images.read(i),
-            f"{recognition.class_names[recognition.labels[i]]}\n{float(sims[i]):.3f}",
-        )
-        for i in sims.topk(min(n, len(sims))).indices.tolist()
-    ]
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #ebc0300a
+def _found(board, recognition, position, n):  # [(PIL, "true class\ncosine")], nearest first
+    texts = recognition.text_features
+    sims = recognition.image_features.to(texts) @ texts[position]
+    nearest = sims.topk(min(n, len(sims))).indices.tolist()
+    true = [recognition.class_names[recognition.labels[i]] for i in nearest]
+    return [(board.images.read(i), f"{t}\n{float(sims[i]):.3f}") for i, t in zip(nearest, true)]
 
 
-def _changes(table):  # PIL: one line per quantity, ring before, dot after
+def _changes(table):  # PIL
     left = 16 + round(max(font(11).getlength(what) for what in table["what"]))
     sketch, across = Sketch(720, 21 * len(table) + 40), Scale(-3, 104, left, 620)
     for k, row in enumerate(table.to_dict("records")):
@@ -379,12 +350,49 @@ def _changes(table):  # PIL: one line per quantity, ring before, dot after
         sketch.text(632, y, f"{row['before']:.0f} → {row['after']:.0f}", 11)
     sketch.axis(across, 21 * len(table) + 3)
     sketch.text(632, 21 * len(table) + 12, "accuracy, %", 9, "#666666")
-    sketch.text(
-        (left + 620) / 2, 21 * len(table) + 32, "ring: before, dot: after", 9, "#666666", "mm"
-    )
+    middle, below = (left + 620) / 2, 21 * len(table) + 32
+    sketch.text(middle, below, "ring: before, dot: after", 9, "#666666", "mm")
     return sketch.picture()
 
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #4adb336d
+def _accuracy(recognition, rows=slice(None)):  # in percent
+    return 100 * float((recognition.predictions == recognition.labels)[rows].mean())
 
+
+def _quantities(board, patch, after, names, changes):  # what, before, after
+    own, rows = board.own, []
+    gone = np.isin(own.labels, [list(own.class_names).index(name) for name in names])
+    if names:
+        rows.append(("forgotten", _accuracy(own, gone), _accuracy(after, gone)))
+    if (~gone).any():
+        what = "other classes" if names else "all classes"
+        rows.append((what, _accuracy(own, ~gone), _accuracy(after, ~gone)))
+    for name, other in board.others.items():
+        rows.append((name, _accuracy(other), _accuracy(other.patched(patch))))
+    if names:
+        left = changes[~changes["forgotten"] & (changes["images"] > 0)].head(5)
+        for c in left.to_dict("records"):
+            rows.append((f"class {c['class']}", c["before"], c["after"]))
+    return pd.DataFrame(rows, columns=["what", "before", "after"])
+
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #e73bffd3
+def _say_forgotten(names, table, changes):
+    if not names:
+        return "Nothing is forgotten."
+    says = []
+    if table["what"].iloc[1:2].eq("other classes").any():
+        of, others = (f"{row.before:.0f} → {row.after:.0f}" for row in table[:2].itertuples())
+        says.append(
+            f"Forgotten: {', '.join(names)}. Accuracy on {'it' if len(names) == 1 else 'them'}: "
+            f"{of} %, on the other classes {others} %."
+        )
+    takes = changes[changes["takes"] > 0].nlargest(3, "takes")
+    if len(takes):
+        called = [f"{name} ({count})" for name, count in zip(takes["class"], takes["takes"])]
+        says.append(f"Its pictures are now called {', '.join(called)}.")
+    return " ".join(says)
+
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #89a7cf43
 def forget_panel(
     board,  # ForgetBoard
     names=(),  # classes to forget; none: the model as it was
@@ -397,63 +405,17 @@ def forget_panel(
     names, classes = list(names), list(board.own.class_names)
     if names:
         class_positions(names, classes)
-    patch, shown = (
-        board.patch(names, forget_weight, preserve_weight),
-        shown or (names or classes)[0],
-    )
-    position, after, gone = (
-        class_positions(shown, classes)[0],
-        board.own.patched(patch),
-        np.isin(board.own.labels, [classes.index(name) for name in names]),
-    )
-    accuracy = lambda r, rows=slice(None): 100 * float((r.predictions == r.labels)[rows].mean())
-    rows = [("forgotten", accuracy(board.own, gone), accuracy(after, gone))] if names else []
-    rows += (
-        [
-            (
-                "other classes" if names else "all classes",
-                accuracy(board.own, ~gone),
-                accuracy(after, ~gone),
-            )
-        ]
-        if (~gone).any()
-        else []
-    )
-    rows += [(name, accuracy(r), accuracy(r.patched(patch))) for name, r in board.others.items()]
+    patch = board.patch(names, forget_weight, preserve_weight)
+    shown = shown or (names or classes)[0]
+    position, after = class_positions(shown, classes)[0], board.own.patched(patch)
     changes = class_changes(board.own, after, names or [shown])
-    rows += (
-        [
-            (f"class {c['class']}", c["before"], c["after"])
-            for c in changes[~changes["forgotten"] & (changes["images"] > 0)]
-            .head(5)
-            .to_dict("records")
-        ]
-        if names
-        else []
-    )
-    table = pd.DataFrame(rows, columns=["what", "before", "after"])
-    takes = changes[changes["takes"] > 0].nlargest(3, "takes") if names else changes.head(0)
-    says = (
-        (
-            f"Forgotten: {', '.join(names)}. Accuracy on "
-            f"{'it' if len(names) == 1 else 'them'}: {rows[0][1]:.0f} → {rows[0][2]:.0f} %, "
-            f"on the other classes {rows[1][1]:.0f} → {rows[1][2]:.0f} %. "
-        )
-        if names and (~gone).any()
-        else ""
-        if names
-        else "Nothing is forgotten. "
-    )
-    says += (
-        (
-            "Its pictures are now called "
-            f"{', '.join(f'{n} ({t})' for n, t in zip(takes['class'], takes['takes']))}. "
-        )
-        if len(takes)
-        else ""
-    )
-    found = {
-        f"'{shown}' finds" + ", before" * bool(names): _found(board, board.own, position, n)
-    } | ({f"'{shown}' finds, after": _found(board, after, position, n)} if names else {})
+    table = _quantities(board, patch, after, names, changes)
+    if names:
+        found = {
+            f"'{shown}' finds, before": _found(board, board.own, position, n),
+            f"'{shown}' finds, after": _found(board, after, position, n),
+        }
+    else:
+        found = {f"'{shown}' finds": _found(board, board.own, position, n)}
     picture = stack(_changes(table), picture_grid(found))
-    return Panel(picture, says.strip(), table.round(1))
+    return Panel(picture, _say_forgotten(names, table, changes), table.round(1))

@@ -13,6 +13,45 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from ..evidence.figures import COLOURS, ID_COLOUR, DataFigure, style
 from ..pipeline.rows import ROW_COLUMNS, average_seeds
 
+# %% ../../nbs/15_views/03_forgetting_figures.ipynb #15e1b036
+def _after(row):
+    found = {"forget_accuracy": row["forget"], "retain_accuracy": row["other"]}
+    if np.isfinite(row.get("score", np.nan)):
+        found["forgetting_score"] = row["score"]
+    return found
+
+
+def _before(row):
+    found = {"forget_accuracy": row["forget_before"], "retain_accuracy": row["other_before"]}
+    if row["classes"] != 1:
+        found["forget_accuracy_by_image"] = row["forget_before_by_image"]
+    return found
+
+
+def _elsewhere(row):  # {data set: accuracy after forgetting}
+    names = [name.removesuffix("_before") for name in row if name.endswith("_before")]
+    sets = [name for name in names if name not in ("forget", "other", "elsewhere")]
+    return {name: row[name] for name in sets if isinstance(row.get(name), float)}
+
+# %% ../../nbs/15_views/03_forgetting_figures.ipynb #2f299d1f
+def _rows_of_task(row, weights):
+    kind = "single" if row["classes"] == 1 else "multi"
+    setting = f"{weights}; {kind}: {row['names']}"
+    own = {
+        "table": kind,
+        "method": "forget",
+        "setting": f"{setting}; {row['variant']}",
+        "dataset": row["dataset"],
+        "seeds": str(row["seed"]),
+    }
+    found = [{**own, "metric": metric, "value": value} for metric, value in _after(row).items()]
+    for name, value in _elsewhere(row).items():
+        found.append({**own, "dataset": name, "metric": "accuracy", "value": value})
+    own |= {"table": "zero_shot", "method": "zero_shot", "setting": setting, "seeds": ""}
+    return found + [
+        {**own, "metric": metric, "value": value} for metric, value in _before(row).items()
+    ]
+
 # %% ../../nbs/15_views/03_forgetting_figures.ipynb #cfe64a2b
 def task_rows(
     table,  # from `forget_variants`: variant, seed, dataset, names, classes, accuracies in percent
@@ -21,134 +60,84 @@ def task_rows(
     run="",  # name or key of the run
 ) -> pd.DataFrame:  # rows, one per number, averaged over seeds
     "Accuracies before and after forgetting, task by task, as rows."
-    fixed = {
-        "paper": "forget",
-        "backbone": backbone.name.removesuffix("-quickgelu"),
-        "source": "oodnb",
-        "std": np.nan,
-        "scale": scale,
-        "run": run,
-    }
-    found = []
+    weights, found = backbone.pretrained or "own weights", []
     for row in table.to_dict("records"):
-        kind = "single" if row["classes"] == 1 else "multi"
-        setting = f"{backbone.pretrained or 'own weights'}; {kind}: {row['names']}"
-        after = {"forget_accuracy": row["forget"], "retain_accuracy": row["other"]} | (
-            {"forgetting_score": row["score"]} if np.isfinite(row.get("score", np.nan)) else {}
-        )
-        before = {
-            "forget_accuracy": row["forget_before"],
-            "retain_accuracy": row["other_before"],
-        } | ({"forget_accuracy_by_image": row["forget_before_by_image"]} if kind == "multi" else {})
-        elsewhere = {
-            name.removesuffix("_before"): row[name.removesuffix("_before")]
-            for name in row
-            if name.endswith("_before") and isinstance(row.get(name.removesuffix("_before")), float)
-        }
-        own = {
-            "table": kind,
-            "method": "forget",
-            "setting": f"{setting}; {row['variant']}",
-            "dataset": row["dataset"],
-            "seeds": str(row["seed"]),
-        }
-        found += [
-            {**fixed, **own, "metric": metric, "value": value} for metric, value in after.items()
-        ]
-        found += [
-            {**fixed, **own, "dataset": name, "metric": "accuracy", "value": value}
-            for name, value in elsewhere.items()
-            if name not in ("forget", "other", "elsewhere")
-        ]
-        found += [
-            {
-                **fixed,
-                **own,
-                "table": "zero_shot",
-                "method": "zero_shot",
-                "setting": setting,
-                "seeds": "",
-                "metric": metric,
-                "value": value,
-            }
-            for metric, value in before.items()
-        ]
-    rows = pd.DataFrame(found, columns=list(ROW_COLUMNS)).dropna(subset="value")
+        found += _rows_of_task(row, weights)
+    rows = pd.DataFrame(found, columns=list(ROW_COLUMNS)).assign(
+        paper="forget",
+        backbone=backbone.name.removesuffix("-quickgelu"),
+        source="oodnb",
+        std=np.nan,
+        scale=scale,
+        run=run,
+    )
+    rows = rows.dropna(subset="value")
     return average_seeds(
         rows.drop_duplicates(["table", "method", "setting", "dataset", "metric", "seeds"])
     )
 
-# %% ../../nbs/15_views/03_forgetting_figures.ipynb #4f8314ef
+# %% ../../nbs/15_views/03_forgetting_figures.ipynb #f97a5124
 _PANELS = {"forget": "forgotten class", "other": "other classes", "elsewhere": "other data sets"}
 
 
+def _task_means(table):  # measure, variant, dataset, names, mean, min, max, before
+    means = table.groupby(["variant", "dataset", "names"], sort=False)
+    of_measure = {
+        m: means[m].agg(["mean", "min", "max"]).assign(before=means[f"{m}_before"].mean())
+        for m in _PANELS
+    }
+    return pd.concat(of_measure, names=["measure"]).reset_index()
+
+# %% ../../nbs/15_views/03_forgetting_figures.ipynb #bf964e79
+def _heights(tasks):  # {(dataset, names): y}
+    return {
+        task: -i - 0.6 * len({dataset for dataset, _ in tasks[: i + 1]})
+        for i, task in enumerate(tasks)
+    }
+
+
+def _places(part, heights):
+    return [heights[task] for task in zip(part["dataset"], part["names"])]
+
+# %% ../../nbs/15_views/03_forgetting_figures.ipynb #b5265510
+def _draw_variant(axis, part, y, colour, label, whiskers):
+    look = {"color": colour, "linewidth": 2.2, "alpha": 0.35}
+    axis.hlines(y, part["min"], part["max"], label=whiskers, **look)
+    axis.plot(part["mean"], y, "o", color=colour, markersize=3, label=label)
+
+
+def _draw_before(axis, part, y):  # rings
+    look = {"color": "#222222", "fillstyle": "none", "markersize": 4.6, "markeredgewidth": 0.7}
+    axis.plot(part["before"], y, "o", label="before", **look)
+
+# %% ../../nbs/15_views/03_forgetting_figures.ipynb #4f8314ef
 def plot_tasks(
     table,  # from `forget_variants`
 ) -> DataFigure:
     "Accuracy before and after forgetting, one line per task."
-    variants, tasks = (
-        list(table["variant"].unique()),
-        list(dict.fromkeys(zip(table["dataset"], table["names"]))),
-    )
-    means = table.groupby(["variant", "dataset", "names"], sort=False)
-    data = pd.concat(
-        {
-            m: means[m].agg(["mean", "min", "max"]).assign(before=means[f"{m}_before"].mean())
-            for m in _PANELS
-        },
-        names=["measure"],
-    ).reset_index()
-    place = {task: -i - 0.6 * len({d for d, _ in tasks[: i + 1]}) for i, task in enumerate(tasks)}
+    variants, data = list(table["variant"].unique()), _task_means(table)
+    tasks = list(dict.fromkeys(zip(table["dataset"], table["names"])))
+    heights, sets = _heights(tasks), {dataset for dataset, _ in tasks}
+    whiskers = "lowest to highest seed" if (data["max"] > data["min"]).any() else None
     with style():
-        figure = DataFigure(
-            figsize=(6.6, 0.7 + 0.21 * len(tasks) + 0.12 * len({d for d, _ in tasks})),
-            layout="constrained",
-        )
+        size = (6.6, 0.7 + 0.21 * len(tasks) + 0.12 * len(sets))
+        figure = DataFigure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         for axis, (measure, title) in zip(figure.subplots(1, 3, sharey=True), _PANELS.items()):
+            measured = data[data["measure"] == measure]
             for i, variant in enumerate(variants):
-                part = data[(data["measure"] == measure) & (data["variant"] == variant)]
-                y = (
-                    np.array([place[task] for task in zip(part["dataset"], part["names"])])
-                    + (0.5 - (i + 0.5) / len(variants)) * 0.62
-                )
+                part = measured[measured["variant"] == variant]
+                y = np.array(_places(part, heights)) + (0.5 - (i + 0.5) / len(variants)) * 0.62
                 colour = (ID_COLOUR, *COLOURS)[i % (len(COLOURS) + 1)]
-                axis.hlines(
-                    y,
-                    part["min"],
-                    part["max"],
-                    color=colour,
-                    linewidth=2.2,
-                    alpha=0.35,
-                    label="lowest to highest seed"
-                    if i == 0 and (data["max"] > data["min"]).any()
-                    else None,
-                )
-                axis.plot(part["mean"], y, "o", color=colour, markersize=3, label=variant)
-            first = data[(data["measure"] == measure) & (data["variant"] == variants[0])]
-            axis.plot(
-                first["before"],
-                [place[task] for task in zip(first["dataset"], first["names"])],
-                "o",
-                color="#222222",
-                markersize=4.6,
-                fillstyle="none",
-                markeredgewidth=0.7,
-                label="before",
-            )
-            axis.set(
-                title=title,
-                xlim=(-4, 104),
-                xlabel="accuracy, %",
-                yticks=[place[task] for task in tasks],
-                yticklabels=[names.replace("|", ", ") for _, names in tasks],
-            )
+                _draw_variant(axis, part, y, colour, variant, None if i else whiskers)
+            first = measured[measured["variant"] == variants[0]]
+            _draw_before(axis, first, _places(first, heights))
+            axis.set(title=title, xlim=(-4, 104), xlabel="accuracy, %")
+            labels = [names.replace("|", ", ") for _, names in tasks]
+            axis.set(yticks=[heights[task] for task in tasks], yticklabels=labels)
             axis.grid(axis="x", color="#E4E4E4", linewidth=0.5)
             axis.tick_params(axis="y", length=0)
-        figure.legend(
-            *figure.axes[0].get_legend_handles_labels(),
-            loc="outside upper center",
-            ncols=len(variants) + 2,
-        )
+        handles = figure.axes[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper center", ncols=len(variants) + 2)
     figure.data = data
     return figure

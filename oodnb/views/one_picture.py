@@ -25,7 +25,7 @@ from ..locoop.regions import region_scores, regions_from_logits, seen_box
 from ..scores import cosine_sims, gl_mcm, l_mcm, mcm
 from .chart import Scale, Sketch
 
-# %% ../../nbs/15_views/05_one_picture.ipynb #6c41eacb
+# %% ../../nbs/15_views/05_one_picture.ipynb #523e81e3
 @dataclass(frozen=True, eq=False)
 class RegionProbe:
     "A picture with the features of its regions, and the texts it can be compared with."
@@ -39,7 +39,24 @@ class RegionProbe:
     class_names: list  # C
     mask: np.ndarray | None = None  # true outline [H, W]
 
+# %% ../../nbs/15_views/05_one_picture.ipynb #c327aca5
+def _text_vectors(backbone, names, texts):  # {title: [C, D]}
+    if not texts:
+        texts = {"zero-shot": zero_shot_classifier(backbone, names)}
+    with torch.no_grad():
+        found = {
+            title: encode_prompts(t).float() if isinstance(t, PromptContext) else t
+            for title, t in texts.items()
+        }
+    for title, vectors in found.items():
+        if len(vectors) != len(names):
+            raise ValueError(
+                f"The texts {title!r} have {len(vectors)} rows for {len(names)} class "
+                "names; give one row per class."
+            )
+    return {title: t.cpu() for title, t in found.items()}
 
+# %% ../../nbs/15_views/05_one_picture.ipynb #6c41eacb
 def probe_regions(
     backbone,  # Backbone with local features
     image,  # PIL
@@ -54,46 +71,65 @@ def probe_regions(
             "use a CLIP vision transformer or ResNet."
         )
     names = clean_names(class_names)
-    with torch.no_grad():
-        found = {
-            title: encode_prompts(t).float() if isinstance(t, PromptContext) else t
-            for title, t in (texts or {"zero-shot": zero_shot_classifier(backbone, names)}).items()
-        }
-    wrong = next((title for title, t in found.items() if len(t) != len(names)), None)
-    if wrong is not None:
-        raise ValueError(
-            f"The texts {wrong!r} have {len(found[wrong])} rows for {len(names)} class "
-            "names; give one row per class."
-        )
+    found = _text_vectors(backbone, names, texts)
     whole, local = backbone.encode_images(backbone.preprocess(image)[None], local=True)
-    return RegionProbe(
-        image,
-        whole.cpu(),
-        local[0].cpu(),
-        backbone.grid,
-        seen_box(backbone.preprocess, image.size),
-        {title: t.cpu() for title, t in found.items()},
-        list(names),
-        mask,
+    grid, box = backbone.grid, seen_box(backbone.preprocess, image.size)
+    return RegionProbe(image, whole.cpu(), local[0].cpu(), grid, box, found, list(names), mask)
+
+# %% ../../nbs/15_views/05_one_picture.ipynb #c6c20176
+_BLUE = tuple(int(ID_COLOUR[i : i + 2], 16) for i in (1, 3, 5))
+
+
+def _tinted(image, box, share):  # share [rows, columns]
+    left, top, right, bottom = (round(v) for v in box)
+    strength = Image.fromarray(np.uint8(np.rint(230 * np.clip(share, 0, 1))))
+    cover, grey = Image.new("L", image.size), image.convert("L").convert("RGB")
+    size = (right - left, bottom - top)
+    cover.paste(strength.resize(size, Image.Resampling.BICUBIC), (left, top))
+    return Image.composite(Image.new("RGB", image.size, _BLUE), grey, cover)
+
+# %% ../../nbs/15_views/05_one_picture.ipynb #9bd3e01e
+def _asked(probe, texts, label):  # (cosines of the picture, of its regions, class name), checked
+    if texts not in probe.texts:
+        raise ValueError(f"There are no texts {texts!r}; the probe has {', '.join(probe.texts)}.")
+    whole, sims = (cosine_sims(x, probe.texts[texts]) for x in (probe.whole, probe.local))
+    label = probe.class_names[int(whole.argmax())] if label is None else label
+    if label not in probe.class_names:
+        raise ValueError(f"There is no class {label!r} among the {len(probe.class_names)}.")
+    return whole, sims, label
+
+
+def _numbers(probe, regions, whole, sims, share, temperature):
+    found = {
+        "ood_regions": int(regions.ood.sum()),
+        "regions": regions.rank.size,
+        "best_rank": int(regions.rank.min()),
+        "largest_probability": float(share.max()),
+        "mcm": float(mcm(whole, temperature)),
+        "l_mcm": float(l_mcm(sims[None], temperature)),
+        "gl_mcm": float(gl_mcm(whole, sims[None], temperature)),
+    }
+    if probe.mask is not None:
+        outline = region_scores([regions], [probe.mask]).iloc[0]
+        found |= {name: float(outline[name]) for name in ("precision", "recall", "iou")}
+    return found
+
+# %% ../../nbs/15_views/05_one_picture.ipynb #634651bd
+def _say_regions(table, predicted, classes):
+    marked = ""
+    if "precision" in table:
+        marked = (
+            f" Against the true outline: precision {table['precision']:.0f} %, recall "
+            f"{table['recall']:.0f} % of the background."
+        )
+    return (
+        f"{table['ood_regions']} of {table['regions']} regions are OOD for {table['class']!r}: "
+        f"it is not among their first {table['top_k']} of {classes} classes. The model calls "
+        f"the picture {predicted!r}.{marked} At temperature {table['temperature']:.3g}: MCM "
+        f"{table['mcm']:.4g}, L-MCM {table['l_mcm']:.4g}, GL-MCM {table['gl_mcm']:.4g}."
     )
 
 # %% ../../nbs/15_views/05_one_picture.ipynb #b71bee9f
-def _tinted(
-    image, box, share, colour=tuple(int(ID_COLOUR[i : i + 2], 16) for i in (1, 3, 5))
-):  # the picture in grey, coloured as strongly as `share` [rows, columns] says
-    left, top, right, bottom = (round(v) for v in box)
-    cover = Image.new("L", image.size)
-    cover.paste(
-        Image.fromarray(np.uint8(np.rint(230 * np.clip(share, 0, 1)))).resize(
-            (right - left, bottom - top), Image.Resampling.BICUBIC
-        ),
-        (left, top),
-    )
-    return Image.composite(
-        Image.new("RGB", image.size, colour), image.convert("L").convert("RGB"), cover
-    )
-
-
 def region_panel(
     probe,  # RegionProbe
     texts=None,  # which of its texts; None: the first
@@ -104,65 +140,25 @@ def region_panel(
     size=190,  # pixels of the longer side of each view
 ) -> Panel:
     "OOD regions for a class, by rank and by probability."
-    texts = texts or next(iter(probe.texts))
-    if texts not in probe.texts:
-        raise ValueError(f"There are no texts {texts!r}; the probe has {', '.join(probe.texts)}.")
-    whole, sims = (cosine_sims(x, probe.texts[texts]) for x in (probe.whole, probe.local))
-    label = probe.class_names[int(whole.argmax())] if label is None else label
-    if label not in probe.class_names:
-        raise ValueError(f"There is no class {label!r} among the {len(probe.class_names)}.")
-    y, top_k = (
-        probe.class_names.index(label),
-        default_top_k(len(probe.class_names)) if top_k is None else top_k,
-    )
-    regions = regions_from_logits(
-        sims, y, top_k, probe.grid, box=probe.box, size=probe.image.size, class_name=label
-    )
+    texts, names = texts or next(iter(probe.texts)), probe.class_names
+    whole, sims, label = _asked(probe, texts, label)
+    top_k, y = default_top_k(len(names)) if top_k is None else top_k, names.index(label)
+    seen = {"box": probe.box, "size": probe.image.size, "class_name": label}
+    regions = regions_from_logits(sims, y, top_k, probe.grid, **seen)
     share = torch.softmax(sims / temperature, -1)[:, y].reshape(probe.grid).numpy()
-    table = {
-        "texts": texts,
-        "class": label,
-        "top_k": top_k,
-        "temperature": temperature,
-        "ood_regions": int(regions.ood.sum()),
-        "regions": regions.rank.size,
-        "best_rank": int(regions.rank.min()),
-        "largest_probability": float(share.max()),
-        "mcm": float(mcm(whole, temperature)),
-        "l_mcm": float(l_mcm(sims[None], temperature)),
-        "gl_mcm": float(gl_mcm(whole, sims[None], temperature)),
-    }
-    marked = ""
-    if probe.mask is not None:
-        found = region_scores([regions], [probe.mask]).iloc[0]
-        table |= {name: float(found[name]) for name in ("precision", "recall", "iou")}
-        marked = (
-            f" Against the true outline: precision {table['precision']:.0f} %, recall "
-            f"{table['recall']:.0f} % of the background."
-        )
-    says = (
-        f"{table['ood_regions']} of {table['regions']} regions are OOD for {label!r}: it "
-        f"is not among their first {top_k} of {len(probe.class_names)} classes. The model "
-        f"calls the picture {probe.class_names[int(whole.argmax())]!r}.{marked} At "
-        f"temperature {temperature:.3g}: MCM {table['mcm']:.4g}, L-MCM "
-        f"{table['l_mcm']:.4g}, GL-MCM {table['gl_mcm']:.4g}."
-    )
+    table = {"texts": texts, "class": label, "top_k": top_k, "temperature": temperature}
+    table |= _numbers(probe, regions, whole, sims, share, temperature)
+    says = _say_regions(table, names[int(whole.argmax())], len(names))
     views = {
         "picture": probe.image,
         f"OOD at K = {top_k}": overlay(probe.image, regions),
         "rank: blue first": heat(probe.image, regions),
         f"p ≤ {share.max():.2f} at T = {temperature:.3g}": _tinted(probe.image, probe.box, share),
     }
-    return Panel(
-        stack(
-            *(picture_grid({title: [(view, "")]}, size, 1) for title, view in views.items()),
-            across=True,
-        ),
-        says,
-        pd.DataFrame([table]),
-    )
+    grids = (picture_grid({title: [(view, "")]}, size, 1) for title, view in views.items())
+    return Panel(stack(*grids, across=True), says, pd.DataFrame([table]))
 
-# %% ../../nbs/15_views/05_one_picture.ipynb #c829bf57
+# %% ../../nbs/15_views/05_one_picture.ipynb #f7dfc6d2
 @dataclass(frozen=True, eq=False)
 class Gallery:
     "A benchmark with its features, to hold single pictures against."
@@ -189,7 +185,7 @@ class Gallery:
         row = self.backbone.encode_images(self.backbone.preprocess(image)[None]).cpu()
         return Features(row, np.array([-1]), ["picture"], "picture", "", self.backbone.fingerprint)
 
-
+# %% ../../nbs/15_views/05_one_picture.ipynb #c829bf57
 def make_gallery(
     backbone,  # Backbone
     id_set,  # ImageSet with labels
@@ -198,58 +194,72 @@ def make_gallery(
 ) -> Gallery:
     "Encode a benchmark once."
     sets = {images.name: images for images in (id_set, *ood_sets)}
-    gallery = Gallery(
-        backbone,
-        sets,
-        {name: extract(backbone, images, **options) for name, images in sets.items()},
-    )
-    lost = [name for name, features in gallery.features.items() if len(features) != len(sets[name])]
+    found = {name: extract(backbone, images, **options) for name, images in sets.items()}
+    lost = [name for name, features in found.items() if len(features) != len(sets[name])]
     if lost:
         raise ValueError(
             f"{lost[0]!r} has pictures that cannot be read, so positions in it mean "
             "nothing; leave them out with readable(...) first."
         )
-    return gallery
+    return Gallery(backbone, sets, found)
 
-# %% ../../nbs/15_views/05_one_picture.ipynb #cb9c6d3d
-def _split_known(
-    gallery, names
-):  # (Features of the pictures of the named classes, {set: Features} of all others)
+# %% ../../nbs/15_views/05_one_picture.ipynb #da4e52f3
+def _split_known(gallery, names):
+    "(Features of the pictures of the named classes, {set: Features} of all others)."
     first, wanted = next(iter(gallery.sets)), {name.casefold() for name in names}
-    features, classes = (
-        gallery.features[first],
-        np.array([c.casefold() in wanted for c in gallery.sets[first].class_names], dtype=bool),
-    )
+    features, known = gallery.features[first], gallery.sets[first].class_names
+    classes = np.array([c.casefold() in wanted for c in known], dtype=bool)
     own = (features.labels >= 0) & classes[features.labels]
-    others = {f"other classes of {first}": features.subset(~own)} | {
-        name: f for name, f in gallery.features.items() if name != first
-    }
+    others = {f"other classes of {first}": features.subset(~own)}
+    others |= {name: f for name, f in gallery.features.items() if name != first}
     return features.subset(own), {name: f for name, f in others.items() if len(f)}
 
-
-def _scored(
-    gallery, names, kinds, templates
-):  # (text vectors [K, D], detectors, {detector: {set: scores}}), kept for the last lists of names
+# %% ../../nbs/15_views/05_one_picture.ipynb #4d828163
+def _scored(gallery, names, kinds, templates):
+    "(text vectors [K, D], detectors, {detector: {set: scores}})."
     key = (tuple(names), tuple(kinds), str(templates))
     if key not in gallery.kept:
         texts = zero_shot_classifier(gallery.backbone, names, templates)
-        detectors, (known, others) = (
-            text_detectors(texts, names, kinds, gallery.backbone.logit_scale),
-            _split_known(gallery, names),
-        )
+        detectors = text_detectors(texts, names, kinds, gallery.backbone.logit_scale)
+        known, others = _split_known(gallery, names)
+        sets = {"known": known, **others}
         for old in list(gallery.kept)[:-3]:
             del gallery.kept[old]
-        gallery.kept[key] = (
-            texts,
-            detectors,
-            {
-                d.name: {name: d.score(f).numpy() for name, f in {"known": known, **others}.items()}
-                for d in detectors
-            },
-        )
+        scores = {d.name: {name: d.score(f).numpy() for name, f in sets.items()} for d in detectors}
+        gallery.kept[key] = texts, detectors, scores
     return gallery.kept[key]
 
+# %% ../../nbs/15_views/05_one_picture.ipynb #03784653
+def _strange(sets):  # scores of all pictures that are not known
+    return np.concatenate([v for name, v in sets.items() if name != "known"] or [np.zeros(0)])
 
+
+def _line_of(known, accepted):  # a threshold, or None where the pictures are too few for one
+    few = (len(known) + 1) * (1 - accepted / 100) + 1e-9 < 1
+    return None if few else threshold_at_tpr(known, accepted / 100)
+
+
+def _percent_below(values, own):
+    return 100 * float((values < own).mean()) if len(values) else np.nan
+
+
+def _decision(name, own, sets, accepted):  # row of the table for a picture with this score
+    known, strange, decision = sets["known"], _strange(sets), "no line"
+    line = _line_of(known, accepted)
+    if line is not None:
+        decision = "known" if line.decide(own) else "something else"
+    return {
+        "detector": name,
+        "score": own,
+        "line": np.nan if line is None else line.value,
+        "decision": decision,
+        "known_below": _percent_below(known, own),
+        "others_below": _percent_below(strange, own),
+        "known": len(known),
+        "others": len(strange),
+    }
+
+# %% ../../nbs/15_views/05_one_picture.ipynb #cb9c6d3d
 def judge_picture(
     gallery,  # Gallery
     one,  # Features of one picture
@@ -265,42 +275,14 @@ def judge_picture(
             f"accepted is {accepted} percent of the known pictures; give a number between "
             "0 and 100."
         )
-    names, rows = list(clean_names(class_names)), []
-    texts, detectors, scores = _scored(gallery, names, detectors, templates)
-    below = lambda values, own: 100 * float((values < own).mean()) if len(values) else np.nan
-    for detector in detectors:
-        own, sets = float(detector.score(one)), scores[detector.name]
-        strange, few = (
-            np.concatenate([v for name, v in sets.items() if name != "known"] or [np.zeros(0)]),
-            (len(sets["known"]) + 1) * (1 - accepted / 100) + 1e-9 < 1,
-        )
-        line = None if few else threshold_at_tpr(sets["known"], accepted / 100)
-        rows.append(
-            {
-                "detector": detector.name,
-                "score": own,
-                "line": np.nan if line is None else line.value,
-                "decision": "no line"
-                if line is None
-                else "known"
-                if line.decide(own)
-                else "something else",
-                "known_below": below(sets["known"], own),
-                "others_below": below(strange, own),
-                "known": len(sets["known"]),
-                "others": len(strange),
-            }
-        )
+    names = list(clean_names(class_names))
+    texts, kinds, scores = _scored(gallery, names, detectors, templates)
+    rows = [_decision(d.name, float(d.score(one)), scores[d.name], accepted) for d in kinds]
     return pd.DataFrame(rows), scores, cosine_sims(one.image_features, texts)[0].numpy(), names
 
-# %% ../../nbs/15_views/05_one_picture.ipynb #df88fe9f
-def _judgement(
-    sketch, left, row, sets
-):  # draws one detector: known and other pictures, the line, the picture
-    values = [
-        sets["known"],
-        np.concatenate([v for name, v in sets.items() if name != "known"] or [np.zeros(0)]),
-    ]
+# %% ../../nbs/15_views/05_one_picture.ipynb #250307da
+def _judgement(sketch, left, row, sets):
+    values = [sets["known"], _strange(sets)]
     limits, base = limits_of(np.concatenate([*values, [row["score"]]])), 164
     across = Scale(min(limits[0], row["score"]), max(limits[1], row["score"]), left, left + 158)
     for own, colour in zip(values, (ID_COLOUR, COLOURS[0])):
@@ -316,29 +298,38 @@ def _judgement(
     sketch.area([(at - 5, base), (at + 5, base), (at, base - 10)], "#222222")
     sketch.text(left, 12, f"{row['detector']}: {row['decision']}", 10, bold=True)
 
-
-def _nearest(
-    sketch, sims, names, scale, end=194, count=6
-):  # draws cosines of the nearest classes, with their softmax
+# %% ../../nbs/15_views/05_one_picture.ipynb #df88fe9f
+def _nearest(sketch, sims, names, scale, end=194, count=6):
     order = np.argsort(-sims, kind="stable")[:count]
     share = torch.softmax(torch.from_numpy(scale * sims.astype(np.float64)), 0).numpy()
     across = Scale(min(0, sims[order].min()), max(sims[order].max(), 1e-3), 128, end)
     sketch.text(128, 12, "nearest names", 10, bold=True)
     for n, k in enumerate(order):
-        y = 38 + 23 * n
-        sketch.area(
-            [
-                (across(0), y - 8),
-                (across(sims[k]), y - 8),
-                (across(sims[k]), y + 8),
-                (across(0), y + 8),
-            ],
-            ID_COLOUR if n == 0 else "#9DB9CB",
-        )
+        y, start, stop = 38 + 23 * n, across(0), across(sims[k])
+        bar = [(start, y - 8), (stop, y - 8), (stop, y + 8), (start, y + 8)]
+        sketch.area(bar, "#9DB9CB" if n else ID_COLOUR)
         sketch.text(122, y, shorten(names[k], 20, placeholder="…"), 10, anchor="rm")
-        sketch.text(
-            float(across(max(sims[k], 0))) + 4, y, f"{sims[k]:.3f} ({100 * share[k]:.0f} %)", 10
+        words = f"{sims[k]:.3f} ({100 * share[k]:.0f} %)"
+        sketch.text(float(across(max(sims[k], 0))) + 4, y, words, 10)
+
+# %% ../../nbs/15_views/05_one_picture.ipynb #97fa65e9
+def _say_picture(nearest, table, accepted):  # nearest: "name (cosine), ..."
+    says = [f"Nearest: {nearest}."]
+    if table["decision"].iloc[0] == "no line":
+        says.append(
+            f"{table['known'].iloc[0]} pictures of these names are at hand, too few to "
+            f"promise that {accepted:g} % of them pass, so no line is drawn."
         )
+        return " ".join(says)
+    for row in table.to_dict("records"):
+        side = "at or above" if row["decision"] == "known" else "below"
+        says.append(
+            f"{row['detector']} {row['score']:.5g} is {side} the line "
+            f"{row['line']:.5g}: {row['decision']}; {row['known_below']:.0f} % of the "
+            f"{row['known']} known pictures and {row['others_below']:.0f} % of the "
+            f"{row['others']} others lie below it."
+        )
+    return " ".join(says)
 
 # %% ../../nbs/15_views/05_one_picture.ipynb #3ca5d51c
 def image_panel(
@@ -359,19 +350,6 @@ def image_panel(
     for k, row in enumerate(table.to_dict("records")):
         _judgement(sketch, 282 + 176 * k, row, scores[row["detector"]])
     picture = stack(picture_grid({"": [(image, "")]}, 170, 1), sketch.picture(), across=True)
-    order = np.argsort(-sims, kind="stable")
-    says = f"Nearest: {', '.join(f'{names[k]} ({sims[k]:.3f})' for k in order[:3])}. "
-    if table["decision"].iloc[0] == "no line":
-        says += (
-            f"{table['known'].iloc[0]} pictures of these names are at hand, too few to "
-            f"promise that {accepted:g} % of them pass, so no line is drawn."
-        )
-    for row in table.to_dict("records") if table["decision"].iloc[0] != "no line" else ():
-        says += (
-            f"{row['detector']} {row['score']:.5g} is "
-            f"{'at or above' if row['decision'] == 'known' else 'below'} the line "
-            f"{row['line']:.5g}: {row['decision']}; {row['known_below']:.0f} % of the "
-            f"{row['known']} known pictures and {row['others_below']:.0f} % of the "
-            f"{row['others']} others lie below it. "
-        )
-    return Panel(picture, says.strip(), table)
+    first = np.argsort(-sims, kind="stable")[:3]
+    nearest = ", ".join(f"{names[k]} ({sims[k]:.3f})" for k in first)
+    return Panel(picture, _say_picture(nearest, table, accepted), table)

@@ -17,7 +17,7 @@ from scipy.ndimage import map_coordinates
 
 from ..evidence.figures import COLOURS, ID_COLOUR, DataFigure, style
 
-# %% ../../nbs/15_views/02_region_figures.ipynb #c1efb511
+# %% ../../nbs/15_views/02_region_figures.ipynb #57d108e3
 def _placed(image, regions):
     "(picture [H, W, 3], box in it) of a picture that must be the one the map was made of."
     if regions.size and tuple(image.size) != tuple(regions.size):
@@ -27,7 +27,7 @@ def _placed(image, regions):
         )
     return np.asarray(image.convert("RGB")), regions.box or (0.0, 0.0, *map(float, image.size))
 
-
+# %% ../../nbs/15_views/02_region_figures.ipynb #c1efb511
 def _cell_of(regions, box, shape):
     """Row and column of the cell of every line and every column of pixels; -1 outside of the box
     ([H], [W])."""
@@ -39,9 +39,8 @@ def _cell_of(regions, box, shape):
     return found
 
 
-def _faded(
-    pixels, inside, box, crop
-):  # uint8 picture: what the model did not see goes pale, or is cut off
+def _faded(pixels, inside, box, crop):  # pixels: uint8 [H, W, 3]
+    "The picture, in which what the model did not see goes pale, or is cut off."
     if crop:
         left, top, right, bottom = (round(v) for v in box)
         return Image.fromarray(pixels[max(top, 0) : bottom, max(left, 0) : right])
@@ -63,20 +62,26 @@ def overlay(
     painted = inside & ~regions.ood[rows][:, columns]
     return _faded(np.where(painted[..., None], np.uint8(colour), pixels), inside, box, crop)
 
-# %% ../../nbs/15_views/02_region_figures.ipynb #9a13cce2
+# %% ../../nbs/15_views/02_region_figures.ipynb #3183b8b7
 def _signed(regions):
     "-1 at rank 1, 0 at the cut, 1 at the last rank; logarithmic on both sides [rows, columns]."
     cut = np.log(regions.top_k + 0.5)
-    far = np.log(regions.rank) - cut
-    return np.where(
-        far > 0, far / max(np.log(regions.classes) - cut, 1e-9), far / max(cut, 1e-9)
-    ).clip(-1, 1)
+    far, last = np.log(regions.rank) - cut, np.log(regions.classes) - cut
+    return np.where(far > 0, far / max(last, 1e-9), far / max(cut, 1e-9)).clip(-1, 1)
 
+# %% ../../nbs/15_views/02_region_figures.ipynb #e18632fa
+def _interpolated(regions, box, shape):  # signed distance of every pixel [H, W, 1]
+    middles = [
+        (np.arange(n) + 0.5 - low) / (high - low) * count - 0.5
+        for n, count, low, high in zip(shape, regions.grid, (box[1], box[0]), (box[3], box[2]))
+    ]
+    places = np.meshgrid(*middles, indexing="ij")
+    return map_coordinates(_signed(regions), places, order=1, mode="nearest")[..., None]
 
+# %% ../../nbs/15_views/02_region_figures.ipynb #9a13cce2
 _BLUE, _RED = (
     tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in (ID_COLOUR, COLOURS[0])
 )
-_HEAT = LinearSegmentedColormap.from_list("regions", [ID_COLOUR, "#F4F4F4", COLOURS[0]])
 
 
 def heat(
@@ -88,50 +93,76 @@ def heat(
     "Soft view: blue where the class is likely, red where it is not, the picture in grey below."
     pixels, box = _placed(image, regions)
     rows, columns = _cell_of(regions, box, pixels.shape)
-    middles = [
-        (np.arange(n) + 0.5 - low) / (high - low) * count - 0.5
-        for n, count, low, high in zip(
-            pixels.shape, regions.grid, (box[1], box[0]), (box[3], box[2])
-        )
-    ]
-    value = map_coordinates(
-        _signed(regions), np.meshgrid(*middles, indexing="ij"), order=1, mode="nearest"
-    )[..., None]
+    value, inside = _interpolated(regions, box, pixels.shape), (rows >= 0)[:, None] & (columns >= 0)
     grey = 0.35 * pixels + 0.65 * (pixels @ [0.299, 0.587, 0.114])[..., None]
-    cover, inside = strength * np.abs(value) ** 0.8, (rows >= 0)[:, None] & (columns >= 0)
+    cover = strength * np.abs(value) ** 0.8
     mixed = (1 - cover) * grey + cover * np.where(value > 0, _RED, _BLUE)
-    return _faded(
-        np.where(inside[..., None], np.rint(mixed).astype(np.uint8), pixels), inside, box, crop
-    )
+    shown = np.where(inside[..., None], np.rint(mixed).astype(np.uint8), pixels)
+    return _faded(shown, inside, box, crop)
 
-# %% ../../nbs/15_views/02_region_figures.ipynb #8a523336
-def _panel(
-    axis, picture, regions=None
-):  # one picture without axes; a frame shows what the model saw
-    axis.imshow(
-        np.asarray(picture), interpolation="nearest" if max(picture.size) < 200 else "antialiased"
-    )
+# %% ../../nbs/15_views/02_region_figures.ipynb #9a1c21db
+def _panel(axis, picture, regions=None):  # one picture without axes
+    smooth = "nearest" if max(picture.size) < 200 else "antialiased"
+    axis.imshow(np.asarray(picture), interpolation=smooth)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
-    if (
-        regions is not None
-        and regions.box
-        and tuple(regions.box) != (0.0, 0.0, *map(float, picture.size))
-    ):
-        left, top, right, bottom = regions.box
-        axis.add_patch(
-            Rectangle(
-                (left - 0.5, top - 0.5),
-                right - left,
-                bottom - top,
-                fill=False,
-                edgecolor="#222222",
-                linewidth=0.8,
-                linestyle=(0, (3, 2)),
+    whole = (0.0, 0.0, *map(float, picture.size))
+    if regions is None or not regions.box or tuple(regions.box) == whole:
+        return
+    left, top, right, bottom = regions.box
+    look = {"edgecolor": "#222222", "linewidth": 0.8, "linestyle": (0, (3, 2))}
+    corner = (left - 0.5, top - 0.5)
+    axis.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, **look))
+
+# %% ../../nbs/15_views/02_region_figures.ipynb #64ebf6fb
+def _check_maps(images, maps, view):
+    if view not in ("overlay", "heat"):
+        raise ValueError(f"There is no view {view!r}; choose 'overlay' or 'heat'.")
+    if not maps:
+        raise ValueError("No maps were given; pass a dict from column title to maps.")
+    for title, column in maps.items():
+        if len(column) != len(images):
+            raise ValueError(
+                f"The column {title!r} has {len(column)} maps for {len(images)} "
+                "pictures; each needs one per picture."
             )
-        )
 
 
+def _told(regions, title, i):  # line of the data
+    return {
+        "picture": regions.image_id or i,
+        "column": title,
+        "class": regions.class_name or regions.label,
+        "top_k": regions.top_k,
+        "ood_regions": int(regions.ood.sum()),
+        "regions": regions.rank.size,
+    }
+
+# %% ../../nbs/15_views/02_region_figures.ipynb #3016d1b6
+_HEAT = LinearSegmentedColormap.from_list("regions", [ID_COLOUR, "#F4F4F4", COLOURS[0]])
+
+
+def _legend(figure, axes):
+    width, height = figure.get_size_inches()
+    place = {"location": "bottom", "fraction": 0.12 / height, "pad": 0.12 / height}
+    scale = ScalarMappable(Normalize(-1, 1), _HEAT)
+    bar = figure.colorbar(scale, ax=axes, aspect=width / 0.09, **place)
+    bar.set_ticks([-1, 0, 1], labels=["class comes first", "cut at K", "class comes last"])
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelsize=6)
+    for text, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right")):
+        text.set_horizontalalignment(side)
+
+# %% ../../nbs/15_views/02_region_figures.ipynb #5e080235
+def _figure_of(images, columns, size, below):  # (figure, axes [pictures, columns]); inches
+    tall = [image.height / image.width for image in images]
+    figure = DataFigure(figsize=(size * columns + 0.3, size * sum(tall) + below))
+    figure.set_layout_engine("compressed", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    FigureCanvasAgg(figure)
+    ratios = {"height_ratios": tall}
+    return figure, figure.subplots(len(images), columns, squeeze=False, gridspec_kw=ratios)
+
+# %% ../../nbs/15_views/02_region_figures.ipynb #8a523336
 def plot_regions(
     images,  # the original pictures [N], PIL
     maps,  # dict: column title -> N RegionMaps
@@ -140,48 +171,18 @@ def plot_regions(
     names=None,  # labels of the rows; None: the classes of the first column
 ) -> DataFigure:  # one row per picture
     "Pictures beside their OOD regions, one column per model or K."
-    if view not in ("overlay", "heat"):
-        raise ValueError(f"There is no view {view!r}; choose 'overlay' or 'heat'.")
-    wrong = next((t for t, column in maps.items() if len(column) != len(images)), None)
-    if wrong is not None or not maps:
-        raise ValueError(
-            (
-                f"The column {wrong!r} has {len(maps[wrong])} maps for {len(images)} "
-                "pictures; each needs one per picture."
-            )
-            if maps
-            else "No maps were given; pass a dict from column title to maps."
-        )
-    names, rows = names or [m.class_name for m in next(iter(maps.values()))], []
+    _check_maps(images, maps, view)
+    first, rows = next(iter(maps.values())), []
+    names, draw = names or [m.class_name for m in first], overlay if view == "overlay" else heat
     with style():
-        tall = [image.height / image.width for image in images]
-        figure = DataFigure(
-            figsize=(
-                size * (len(maps) + 1) + 0.3,
-                size * sum(tall) + (0.65 if view == "heat" else 0.3),
-            ),
-            layout="compressed",
-        )
-        FigureCanvasAgg(figure)
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-        axes = figure.subplots(
-            len(images), len(maps) + 1, squeeze=False, gridspec_kw={"height_ratios": tall}
-        )
-        for line, image, name, i in zip(axes, images, names, range(len(images))):
-            _panel(line[0], image, next(iter(maps.values()))[i])
+        below = 0.65 if view == "heat" else 0.3
+        figure, axes = _figure_of(images, len(maps) + 1, size, below)
+        for i, (line, image, name) in enumerate(zip(axes, images, names)):
+            _panel(line[0], image, first[i])
             line[0].set_ylabel(name, fontsize=6.5)
             for axis, (title, column) in zip(line[1:], maps.items()):
-                _panel(axis, (overlay if view == "overlay" else heat)(image, column[i]))
-                rows.append(
-                    {
-                        "picture": column[i].image_id or i,
-                        "column": title,
-                        "class": column[i].class_name or column[i].label,
-                        "top_k": column[i].top_k,
-                        "ood_regions": int(column[i].ood.sum()),
-                        "regions": column[i].rank.size,
-                    }
-                )
+                _panel(axis, draw(image, column[i]))
+                rows.append(_told(column[i], title, i))
         for axis, title in zip(axes[0], ["picture", *maps]):
             axis.set_title(title, loc="center", fontsize=7.5)
         if view == "heat":
@@ -190,20 +191,3 @@ def plot_regions(
         figure.set_layout_engine("none")
         figure.data, figure.pictures = pd.DataFrame(rows), True
         return figure
-
-
-def _legend(figure, axes):  # scale of the heat view
-    width, height = figure.get_size_inches()
-    bar = figure.colorbar(
-        ScalarMappable(Normalize(-1, 1), _HEAT),
-        ax=axes,
-        location="bottom",
-        fraction=0.12 / height,
-        aspect=width / 0.09,
-        pad=0.12 / height,
-    )
-    bar.set_ticks([-1, 0, 1], labels=["class comes first", "cut at K", "class comes last"])
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, labelsize=6)
-    for text, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right")):
-        text.set_horizontalalignment(side)
