@@ -8,7 +8,7 @@ import pytest
 import torch
 from learner import squares
 
-from oodnb import backbones
+from oodnb.models import backbone
 from oodnb.backbones import half_factor, is_native, load_backbone, resolve_precision, tiny_clip
 from oodnb.methods.coop import fit_coop
 
@@ -18,9 +18,9 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def cpu_with(monkeypatch):
     """A CPU whose products in half precision take so many times as long."""
-    backbones._warn_of_imitation.cache_clear()
-    yield lambda factor: monkeypatch.setattr(backbones, "half_factor", lambda precision: factor)
-    backbones._warn_of_imitation.cache_clear()
+    backbone._warn_of_imitation.cache_clear()
+    yield lambda factor: monkeypatch.setattr(backbone, "half_factor", lambda precision: factor)
+    backbone._warn_of_imitation.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_what_the_processor_has_is_not_warned_of_though_slower(cpu_with):
 
 
 def test_fp32_measures_nothing(monkeypatch):
-    monkeypatch.setattr(backbones, "half_factor", lambda precision: pytest.fail("measured"))
+    monkeypatch.setattr(backbone, "half_factor", lambda precision: pytest.fail("measured"))
     assert load_backbone("tiny-vit", device="cpu").precision == "fp32"
 
 
