@@ -71,9 +71,8 @@ class ImageSet:
         kinds = f"{len(self.class_names):,} classes" if self.class_names else "no classes"
         return f"ImageSet({self.name} {self.split}: {len(self):,} pictures, {kinds})"
 
-    def class_counts(
-        self,
-    ):  # pandas Series [K], in label order; pictures without label are not counted
+    def class_counts(self) -> pd.Series:
+        "Pictures of every class [K], in label order; those without a label are not counted."
         known = self.labels[self.labels >= 0]
         return pd.Series(
             np.bincount(known, minlength=len(self.class_names)),

@@ -194,8 +194,11 @@ class CacheEntry:
     def parts(self, local):
         return self.folder / ("parts-local" if local else "parts-global")
 
-    # Piece of one kind; None when there is none; ValueError says what is wrong with it
-    def read(self, kind):
+    def read(
+        self,
+        kind,  # "global" or "local"
+    ) -> "Piece | None":  # None when there is none
+        "What is kept of one kind. Raises `ValueError` that says what is wrong with its files."
         path, described = self.path(kind), self.folder / f"{kind}.json"
         if not described.exists() or not path.exists():
             return None
