@@ -76,7 +76,7 @@ def _remote_client(address, patience):  # of a scheduler that runs already
 @contextmanager
 def connect(
     address,  # "local", the address of a scheduler, or its scheduler file
-    places=(None,),  # for "local": CUDA_VISIBLE_DEVICES of each worker, as from schedule.places
+    places=(None,),  # for "local": CUDA_VISIBLE_DEVICES of each worker, as from many.places
     patience=20.0,  # seconds to wait for the scheduler
 ):  # yields a distributed.Client
     """The client of a Dask cluster. Raises `ImportError` without Dask, `ValueError` when no

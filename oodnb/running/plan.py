@@ -300,7 +300,7 @@ def plan_run(
 def list_runs(
     notebooks=None,  # folder with paper notebooks; None is nbs/papers of the checkout
     out=None,  # folder for the runs; None is runs/ of the checkout
-) -> pd.DataFrame:  # run, state (as in ledger; faulty: its parameters cell cannot be read), about
+) -> pd.DataFrame:  # run, state (as in state; faulty: its parameters cell cannot be read), about
     "The paper notebooks, what they show, and whether their default run is done."
     rows = []
     for name, notebook in find_notebooks(notebooks).items():
@@ -374,7 +374,7 @@ def status(
     names=(),  # names or patterns of runs; none means all
     out=None,  # folder for the runs; None is runs/ of the checkout
     every=False,  # also folders that a newer run with the same parameters has replaced
-) -> pd.DataFrame:  # run, key, scale, state (as in ledger, or outdated), cells, took, left, note
+) -> pd.DataFrame:  # run, key, scale, state (as in state, or outdated), cells, took, left, note
     """What became of everything that was ever asked for. A name without a folder gets a line that
     says so."""
     folders = [p.parent for p in sorted(runs_folder(out).glob("*/*/request.json"))]
