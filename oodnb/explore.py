@@ -83,13 +83,13 @@ class Explorer(widgets.VBox):
             "text/plain": self.panel.says,
         }
 
-# %% ../nbs/15_views/06_explore.ipynb #2bf89534
+# %% ../nbs/15_views/06_explore.ipynb #035ec96b
 def _percent(value=95.0, description="ID accepted, %"):
     return widgets.FloatSlider(
         value, min=1, max=99.5, step=0.5, description=description, readout_format=".1f"
     )
 
-
+# %% ../nbs/15_views/06_explore.ipynb #2bf89534
 def explore_scores(
     scores,  # score table
     image_sets=(),  # ImageSets that were scored, for the pictures

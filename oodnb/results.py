@@ -216,7 +216,7 @@ def difference_table(
                 out.append({**row, "difference": d, "low": a, "high": b, "clear": clear})
     return pd.DataFrame(out)
 
-# %% ../nbs/12_evidence/01_results.ipynb #1bd7334d
+# %% ../nbs/12_evidence/01_results.ipynb #aba0fbb4
 def _accuracy(right):
     "Share of the hits [n] with Wilson's 95 % interval, in percent; NaN where there is nothing."
     ends = (np.nan,) * 3
@@ -225,7 +225,7 @@ def _accuracy(right):
     names = "accuracy", "accuracy_low", "accuracy_high"
     return dict(zip(names, 100 * np.array(ends), strict=True))
 
-
+# %% ../nbs/12_evidence/01_results.ipynb #1bd7334d
 def id_accuracy(
     scores,  # score table with labels and predictions
 ) -> pd.DataFrame:  # detector, accuracy with _low and _high in percent, n
@@ -269,7 +269,7 @@ def _mean_names(metrics):  # {group: what its mean is called}
         for group, members in groups.items()
     }
 
-# %% ../nbs/12_evidence/01_results.ipynb #bb72eda9
+# %% ../nbs/12_evidence/01_results.ipynb #736b2e04
 def _accuracy_rows(accuracy, id_set):
     return [
         {"method": r["detector"], "dataset": id_set, "metric": "accuracy", "value": r["accuracy"]}
@@ -277,7 +277,7 @@ def _accuracy_rows(accuracy, id_set):
         if r["n"]
     ]
 
-
+# %% ../nbs/12_evidence/01_results.ipynb #bb72eda9
 def rows(
     metrics,  # metrics_table(...)
     paper,  # paper whose experiment it is, e.g. "locoop"

@@ -155,7 +155,7 @@ def save_figure(
             figure.data.to_csv(temporary, index=False, float_format="%.5g", lineterminator="\n")
     return path
 
-# %% ../../nbs/12_evidence/03_figures.ipynb #fbab63eb
+# %% ../../nbs/12_evidence/03_figures.ipynb #f0a017a3
 def _density(values, low, high, points=96):  # (x [points], density [points], peak 1)
     counts, edges = np.histogram(values, bins=points, range=(low, high))
     spread = min(np.std(values), np.subtract(*np.quantile(values, [0.75, 0.25])) / 1.38) or np.std(
@@ -165,7 +165,7 @@ def _density(values, low, high, points=96):  # (x [points], density [points], pe
     smooth = gaussian_filter1d(counts.astype(float), max(width, 1.0), mode="reflect")
     return (edges[1:] + edges[:-1]) / 2, smooth / max(smooth.max(), 1e-12)
 
-
+# %% ../../nbs/12_evidence/03_figures.ipynb #fbab63eb
 def _score_range(sets):  # (low, high) without the last half percent of any set on either side
     ends = np.array([np.quantile(values, [0, 0.005, 0.995, 1]) for values in sets])
     low, high = ends[:, 1].min(), ends[:, 2].max()

@@ -59,7 +59,7 @@ def spread_table(
         index=part.set_index(index).index.unique(), columns=datasets or part["dataset"].unique()
     )
 
-# %% ../../nbs/12_evidence/02_seeds.ipynb #11afec69
+# %% ../../nbs/12_evidence/02_seeds.ipynb #1264bcca
 def _percent_samples(known, rows, metrics, n_boot, seed):
     "(values [metrics], bootstrap values [metrics, n_boot], share of tied pictures), in percent."
     point = detection_metrics(known, rows)
@@ -70,7 +70,7 @@ def _percent_samples(known, rows, metrics, n_boot, seed):
         100 * point["ties"] / (point["n_id"] + point["n_ood"]),
     )
 
-
+# %% ../../nbs/12_evidence/02_seeds.ipynb #11afec69
 def _grouped_samples(scores, columns, metrics, groups, n_boot, seed):
     """(groups, dict: column -> group -> means over its sets of what `_percent_samples` says).
     Every column sees the same draws of pictures."""
@@ -140,14 +140,14 @@ def seed_metrics(
         ]
     )
 
-# %% ../../nbs/12_evidence/02_seeds.ipynb #b5se0003
+# %% ../../nbs/12_evidence/02_seeds.ipynb #5a102f84
 def _cell(row, metric, digits):  # "mean ± std [low, high]"
     text = f"{row[metric]:.{digits}f}"
     if np.isfinite(row[f"{metric}_std"]):
         text += f" ± {row[f'{metric}_std']:.{digits}f}"
     return text + f" [{row[f'{metric}_low']:.{digits}f}, {row[f'{metric}_high']:.{digits}f}]"
 
-
+# %% ../../nbs/12_evidence/02_seeds.ipynb #b5se0003
 def metric_cells(
     table,  # from `seed_metrics`
     metric="auroc",  # which metric, or a list of them

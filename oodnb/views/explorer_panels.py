@@ -47,13 +47,13 @@ class Panel:
     def __repr__(self):
         return f"Panel({shorten(self.says, 120)})"
 
-# %% ../../nbs/15_views/04_explorer_panels.ipynb #e998e15a
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #48e31bae
 def _small(image, size):
     scale = size / max(image.size)
     shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.convert("RGB").resize(shape, Image.Resampling.BICUBIC)
 
-
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #e998e15a
 def picture_grid(
     # dict: title of the row -> pictures with captions, [(PIL, "first line\nsecond line"), ...]
     rows,
@@ -87,7 +87,7 @@ def stack(
         whole.paste(picture, (sum(wide[:k]), 0) if across else (0, sum(tall[:k])))
     return whole
 
-# %% ../../nbs/15_views/04_explorer_panels.ipynb #20fd5112
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #e40e0b28
 def _check_line(scores, detector, accepted):
     names = detector_names(scores)
     if detector not in names:
@@ -99,7 +99,7 @@ def _check_line(scores, detector, accepted):
             f"accepted is {accepted} percent of the ID pictures; give a number between 0 and 100."
         )
 
-
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #20fd5112
 def _prices(values, own, line):  # of the ID pictures and of one OOD set, in percent
     found = detection_metrics(values, own)
     return {
@@ -204,14 +204,14 @@ def _around(scores, detector, line, order, n):  # {title: rows of the score tabl
         }
     raise ValueError(f"There is no order {order!r}; choose 'worst' or 'near'.")
 
-# %% ../../nbs/15_views/04_explorer_panels.ipynb #32a62cd0
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #1a4dec62
 def _caption(row, images, classes, detector):  # "true class\n→ predicted class"
     guess, true = row.get(f"prediction:{detector}", row.get("prediction", -1)), row["label"]
     true = images.class_names[true] if 0 <= true < len(images.class_names) else row["dataset"]
     found = f"→ {classes[guess]}" if 0 <= guess < len(classes) else f"{row[detector]:.4g}"
     return f"{true}\n{found}"
 
-
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #32a62cd0
 def _labelled(rows, detector, sets, classes):  # [(PIL, caption)] of rows of a score table
     places, found = {}, []
     for row in rows.to_dict("records"):
@@ -228,7 +228,7 @@ def _labelled(rows, detector, sets, classes):  # [(PIL, caption)] of rows of a s
         found.append((picture, _caption(row, images, classes, detector)))
     return found
 
-# %% ../../nbs/15_views/04_explorer_panels.ipynb #a98bc895
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #e90ffea4
 _PRICES = {
     "auroc": "AUROC",
     "ood_accepted": "accepted",
@@ -242,7 +242,7 @@ def _notes(counts):  # numbers of the ID set, then of every OOD set
     kept = f"{100 - counts['id_rejected'].iloc[0]:.1f}"
     return [("", kept, "", "")] + [tuple(f"{v:.1f}" for v in row) for row in rows]
 
-
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #a98bc895
 def _say_line(detector, line, counts):
     rejected, accepted = counts["id_rejected"].iloc[0], counts["ood_accepted"].mean()
     return (
@@ -327,7 +327,7 @@ def forget_board(
     labelled = images.subset(np.asarray(images.labels) >= 0)
     return ForgetBoard(backbone, labelled, own, {r.name: r for r in rest}, tuple(preserve))
 
-# %% ../../nbs/15_views/04_explorer_panels.ipynb #ebc0300a
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #ca374557
 def _found(board, recognition, position, n):  # [(PIL, "true class\ncosine")], nearest first
     texts = recognition.text_features
     sims = recognition.image_features.to(texts) @ texts[position]
@@ -335,7 +335,7 @@ def _found(board, recognition, position, n):  # [(PIL, "true class\ncosine")], n
     true = [recognition.class_names[recognition.labels[i]] for i in nearest]
     return [(board.images.read(i), f"{t}\n{float(sims[i]):.3f}") for i, t in zip(nearest, true)]
 
-
+# %% ../../nbs/15_views/04_explorer_panels.ipynb #ebc0300a
 def _changes(table):  # PIL
     left = 16 + round(max(font(11).getlength(what) for what in table["what"]))
     sketch, across = Sketch(720, 21 * len(table) + 40), Scale(-3, 104, left, 620)

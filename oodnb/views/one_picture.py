@@ -88,7 +88,7 @@ def _tinted(image, box, share):  # share [rows, columns]
     cover.paste(strength.resize(size, Image.Resampling.BICUBIC), (left, top))
     return Image.composite(Image.new("RGB", image.size, _BLUE), grey, cover)
 
-# %% ../../nbs/15_views/05_one_picture.ipynb #9bd3e01e
+# %% ../../nbs/15_views/05_one_picture.ipynb #b08f2c63
 def _asked(probe, texts, label):  # (cosines of the picture, of its regions, class name), checked
     if texts not in probe.texts:
         raise ValueError(f"There are no texts {texts!r}; the probe has {', '.join(probe.texts)}.")
@@ -98,7 +98,7 @@ def _asked(probe, texts, label):  # (cosines of the picture, of its regions, cla
         raise ValueError(f"There is no class {label!r} among the {len(probe.class_names)}.")
     return whole, sims, label
 
-
+# %% ../../nbs/15_views/05_one_picture.ipynb #9bd3e01e
 def _numbers(probe, regions, whole, sims, share, temperature):
     found = {
         "ood_regions": int(regions.ood.sum()),
@@ -229,7 +229,7 @@ def _scored(gallery, names, kinds, templates):
         gallery.kept[key] = texts, detectors, scores
     return gallery.kept[key]
 
-# %% ../../nbs/15_views/05_one_picture.ipynb #03784653
+# %% ../../nbs/15_views/05_one_picture.ipynb #ae97272b
 def _strange(sets):  # scores of all pictures that are not known
     return np.concatenate([v for name, v in sets.items() if name != "known"] or [np.zeros(0)])
 
@@ -238,7 +238,7 @@ def _line_of(known, accepted):  # a threshold, or None where the pictures are to
     few = (len(known) + 1) * (1 - accepted / 100) + 1e-9 < 1
     return None if few else threshold_at_tpr(known, accepted / 100)
 
-
+# %% ../../nbs/15_views/05_one_picture.ipynb #03784653
 def _percent_below(values, own):
     return 100 * float((values < own).mean()) if len(values) else np.nan
 

@@ -27,7 +27,7 @@ def _placed(image, regions):
         )
     return np.asarray(image.convert("RGB")), regions.box or (0.0, 0.0, *map(float, image.size))
 
-# %% ../../nbs/15_views/02_region_figures.ipynb #c1efb511
+# %% ../../nbs/15_views/02_region_figures.ipynb #f5945c55
 def _cell_of(regions, box, shape):
     """Row and column of the cell of every line and every column of pixels; -1 outside of the box
     ([H], [W])."""
@@ -38,7 +38,7 @@ def _cell_of(regions, box, shape):
         found.append(np.where(place < count, place, -1))
     return found
 
-
+# %% ../../nbs/15_views/02_region_figures.ipynb #c1efb511
 def _faded(pixels, inside, box, crop):  # pixels: uint8 [H, W, 3]
     "The picture, in which what the model did not see goes pale, or is cut off."
     if crop:
@@ -114,7 +114,7 @@ def _panel(axis, picture, regions=None):  # one picture without axes
     corner = (left - 0.5, top - 0.5)
     axis.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, **look))
 
-# %% ../../nbs/15_views/02_region_figures.ipynb #64ebf6fb
+# %% ../../nbs/15_views/02_region_figures.ipynb #5dd80e8d
 def _check_maps(images, maps, view):
     if view not in ("overlay", "heat"):
         raise ValueError(f"There is no view {view!r}; choose 'overlay' or 'heat'.")
@@ -127,7 +127,7 @@ def _check_maps(images, maps, view):
                 "pictures; each needs one per picture."
             )
 
-
+# %% ../../nbs/15_views/02_region_figures.ipynb #64ebf6fb
 def _told(regions, title, i):  # line of the data
     return {
         "picture": regions.image_id or i,
