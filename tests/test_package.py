@@ -124,7 +124,7 @@ def test_the_wheel_holds_the_modules_and_what_ships_and_nothing_else(wheel):
         if not name.startswith(f"oodnb-{SETTINGS['version']}.dist-info/")
     }
     assert own == {path.relative_to(ROOT).as_posix() for path in modules()} | {
-        f"oodnb/{name}" for name in shipped_files()
+        f"oodnb/shipped/{name.removeprefix('data/')}" for name in shipped_files()
     }
     assert {
         "oodnb/shipped/mini/sprites.parquet",
