@@ -60,7 +60,7 @@ def command(papers, *words):
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     }
-    return [sys.executable, "-m", "oodnb.command.main", *words, *where(papers)], environment
+    return [sys.executable, "-m", "oodnb.reproduce", *words, *where(papers)], environment
 
 
 def start(papers, *words, before=lambda: None):

@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from papers import ROWS, WAIT, gone, only_folder, start, wait_for, where, write
 
 import oodnb
-from oodnb.command.main import main
+from oodnb.reproduce import main
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_an_installed_package_says_where_the_notebooks_are(tmp_path):
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(
-        [sys.executable, "-m", "oodnb.command.main", "list"],
+        [sys.executable, "-m", "oodnb.reproduce", "list"],
         cwd=tmp_path,
         env=environment,
         stdin=subprocess.DEVNULL,

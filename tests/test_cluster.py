@@ -18,7 +18,7 @@ from oodnb.running.cluster import connect, read_needs, spread_runs
 from oodnb.datasets import load_dataset
 from oodnb.features import extract
 from oodnb.running.state import last_time, read_json
-from oodnb.command.main import main
+from oodnb.reproduce import main
 from oodnb.running.plan import plan_run
 from oodnb.pipeline.shards import extract_on_workers
 

@@ -22,7 +22,7 @@ from oodnb.checks.pipeline import (
     look,
 )
 from oodnb.checks.preprocessing import look_through
-from oodnb.command.main import main
+from oodnb.reproduce import main
 from oodnb.datasets import ImageSet, load_dataset
 from oodnb.detectors import zero_shot
 from oodnb.features import extract

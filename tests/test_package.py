@@ -205,7 +205,7 @@ def test_metadata(wheel, metadata):
         name.startswith(("nbdev", "fastcore")) for name in required
     )
     [entry_points] = [name for name in contents(wheel) if name.endswith("/entry_points.txt")]
-    assert "oodnb=oodnb.command.main:main" in zipfile.ZipFile(wheel).read(
+    assert "oodnb=oodnb.reproduce:main" in zipfile.ZipFile(wheel).read(
         entry_points
     ).decode().replace(" ", "")
 
@@ -366,7 +366,7 @@ from oodnb.datasets import load_dataset
 from oodnb.detectors import zero_shot
 from oodnb.features import extract
 from oodnb.ground.places import shipped
-from oodnb.command.main import main
+from oodnb.reproduce import main
 
 model, pictures = load_backbone("mini"), load_dataset("mini").subset(range(12))
 [mcm] = zero_shot(model, pictures.class_names, scores=("mcm",))
@@ -436,7 +436,7 @@ def test_an_installed_wheel_works_without_the_checkout(work):
 
 
 def test_an_installed_wheel_says_where_the_paper_notebooks_are(work):
-    code = "from oodnb.command.main import main; print(main(['list']))"
+    code = "from oodnb.reproduce import main; print(main(['list']))"
     assert (
         work(
             "python",
@@ -504,14 +504,14 @@ def test_the_front_page_offers_what_it_names():
     ("oodnb.ground.places", ()),
     ("oodnb.scores", ("torch",)),
     ("oodnb.losses", ("torch",)),
-    ("oodnb.command.main", ("pandas", "pyarrow")),
+    ("oodnb.reproduce", ("pandas", "pyarrow")),
 ])  # fmt: skip
 def test_light_modules_stay_light(module, allowed):
     assert loaded_by(f"import {module}") & set(HEAVY) <= set(allowed)
 
 
 def test_the_command_helps_without_loading_a_model():
-    code = "from oodnb.command.main import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    code = "from oodnb.reproduce import main\ntry: main(['--help'])\nexcept SystemExit: pass"
     assert loaded_by(code) & set(HEAVY) <= {"pandas", "pyarrow"}
 
 

@@ -22,7 +22,7 @@ import oodnb.data.prepare
 from oodnb.data.catalogue import Archive, Entry, Split
 from oodnb.datasets import check_dataset, load_dataset
 from oodnb.data.prepare import prepare, prepared
-from oodnb.command.main import main
+from oodnb.reproduce import main
 
 
 def picture(i):

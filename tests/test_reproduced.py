@@ -65,7 +65,7 @@ def git(root, *words):
 
 def command(root, *words):
     done = subprocess.run(
-        [sys.executable, "-m", "oodnb.command.main", *words],
+        [sys.executable, "-m", "oodnb.reproduce", *words],
         cwd=root,
         env=os.environ | {"PYTHONPATH": str(root)},
         stdin=subprocess.DEVNULL,

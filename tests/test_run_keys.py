@@ -25,7 +25,7 @@ MACHINERY = [
     "running.tables",
     "running.page",
     "running.dependencies",
-    "command.main",
+    "reproduce",
     "command.data",
     "command.doctor",
 ]

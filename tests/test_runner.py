@@ -14,7 +14,7 @@ import pytest
 from papers import COLUMNS, ROWS, command, ended, gone, only_folder, start, wait_for, where, write
 
 from oodnb.running.state import last_time, read_json
-from oodnb.command.main import main
+from oodnb.reproduce import main
 
 RESULT = f"""from pathlib import Path
 lines = ["{COLUMNS}"]
