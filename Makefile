@@ -68,7 +68,7 @@ format: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet --output-format concise $(WRITTEN)
-	$(BIN)/ruff check --isolated --select F401,F821,F841 --per-file-ignores oodnb/features.py:F401 oodnb
+	$(BIN)/ruff check --isolated --select F401,F821,F841 oodnb
 
 export: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-export
