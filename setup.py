@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.absolute()
-SHIPPED = ("mini", "lists", "published", "reproduced")
+SHIPPED = ("mini", "lists", "protocols", "published", "reproduced")
 
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(ROOT / "settings.ini", encoding="utf-8")
@@ -22,6 +22,8 @@ class BuildWithData(build_py):
 
     def run(self):
         super().run()
+        package = ROOT if self.editable_mode else Path(self.build_lib)
+        (package / settings["lib_path"] / "py.typed").touch()  # its annotations are for others too
         if self.editable_mode:
             return
         for name in SHIPPED:
