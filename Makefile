@@ -57,7 +57,7 @@ readme: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python tools/check.py
 	$(OFFLINE) $(BIN)/nbdev-test --n-workers 2
-	$(OFFLINE) $(BIN)/python -m pytest -q
+	$(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/python tools/check.py

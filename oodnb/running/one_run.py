@@ -130,6 +130,7 @@ def _places(job):
     targets = {
         job.folder / "rows.csv": f"data/reproduced/{job.name}.csv",
         job.folder / "metrics.csv": f"data/reproduced/metrics/{job.name}.csv",
+        job.folder / "differences.csv": f"data/reproduced/differences/{job.name}.csv",
     }
     figures = [p for p in sorted(job.folder.iterdir()) if p.suffix in (".png", ".svg")]
     targets |= {p: f"figures/{job.name}_{p.name}" for p in figures}
@@ -140,8 +141,8 @@ def accept_run(
     job,  # a finished run at scale mini with default parameters
     root=None,  # checkout to copy into; None is the one of this package
 ) -> list[str]:  # the files written, relative to the checkout
-    """Copy rows to `data/reproduced/<name>.csv`, metrics with their intervals and what the run cost
-    beside, figures to `figures/<name>_<file>`."""
+    """Copy rows to `data/reproduced/<name>.csv`; metrics with their intervals, paired differences
+    and what the run cost beside; figures to `figures/<name>_<file>`."""
     check_acceptable(job)
     root = Path(root) if root else repository()
     if not root:
