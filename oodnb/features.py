@@ -450,7 +450,8 @@ def extract(
     options = dict(local=local, batch_size=batch_size, workers=workers, progress=progress)
     options |= dict(on_error=on_error, chunk=chunk, spread=spread)
     kinds = ("global", "local") if local else ("global",)
-    piece, source, entry = _obtain(backbone, dataset, cache, kinds, options)
+    with torch.inference_mode(False):  # features outlive a caller's block
+        piece, source, entry = _obtain(backbone, dataset, cache, kinds, options)
     came = f"read from {entry.folder}" if source == "cache" else "computed"
     told = (dataset.name, dataset.split, backbone.name, len(piece.kept), came)
     _log.info("%s %s with %s: %d features %s", *told)
