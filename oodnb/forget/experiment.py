@@ -8,8 +8,10 @@ __all__ = ['MEASURES', 'forget_plan', 'ForgetWorld', 'forget_world', 'judge', 'f
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #3cea276e
 import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,13 @@ from ..datasets import load_dataset
 from .evaluation import forgetting_table, recognise
 from .patch import text_projection
 from ..ground.places import shipped
-from ..methods.forget import ForgetTask, forget_many, load_preserve, protocol_recipe
+from oodnb.methods.forget import (
+    ForgetSettings,
+    ForgetTask,
+    forget_many,
+    load_preserve,
+    protocol_recipe,
+)
 from ..models.backbone import Backbone
 from ..pipeline.rows import ROW_COLUMNS, average_seeds
 
@@ -35,12 +43,12 @@ def _protocol(scale):
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #ed8853ee
 def forget_plan(
-    scale,  # "mini" or "paper"
-    backbone="",  # any name of `load_backbone`; "" takes the scale's
-    weights="",  # pretrained tag or file; "" takes the scale's, or none for another backbone
-    device=None,  # "cpu", "cuda", ...; None takes the best there is
-    split="test",  # of the data sets
-) -> dict:  # name -> function that loads it: the model and the data sets
+    scale: str,  # "mini" or "paper"
+    backbone: str = "",  # any name of `load_backbone`; "" takes the scale's
+    weights: str = "",  # pretrained tag or file; "" takes the scale's, or none for another backbone
+    device: str | None = None,  # "cpu", "cuda", ...; None takes the best there is
+    split: str = "test",  # of the data sets
+) -> dict[str, Callable[[], Any]]:  # name -> what loads it: the model and the data sets
     "What an experiment about forgetting needs. `ValueError` for an unknown scale."
     if scale not in _SCALES:
         raise ValueError(
@@ -68,8 +76,8 @@ class ForgetWorld:
 
     def tasks(
         self,
-        classes=1,  # 1: one at a time; 3: those of a data set together
-    ) -> list:  # (data set, class names)
+        classes: int = 1,  # 1: one at a time; 3: those of a data set together
+    ) -> list[tuple[str, tuple[str, ...]]]:  # (data set, class names)
         "The tasks of the protocol."
         if classes not in (1, 3):
             raise ValueError(f"classes is {classes!r}; the protocol forgets 1 or 3 at a time.")
@@ -80,25 +88,33 @@ class ForgetWorld:
             found += [(name, names) for names in ([gone] if classes == 3 else alone)]
         return found
 
+    def settings(
+        self,
+        dataset: str,  # one of the data sets
+        names: Sequence[str],  # classes to forget
+    ) -> ForgetSettings:
+        "What the protocol has for this data set, this backbone and so many classes."
+        return protocol_recipe(dataset, self.backbone.name, len(names))
+
     def task(
         self,
-        dataset,  # one of the data sets
-        names,  # classes to forget
-        preserve=None,  # raw names to preserve; None: the list of the data set
-        target=None,  # where the classes are sent, see `ForgetTask`
-        **changes,  # fields of `ForgetSettings` that differ from the protocol's
+        dataset: str,  # one of the data sets
+        names: Sequence[str],  # classes to forget
+        settings: ForgetSettings | None = None,  # None: the protocol's
+        preserve: Sequence[str] | None = None,  # raw names; None: the list of the data set
+        target: Any = None,  # where the classes are sent, see `ForgetTask`
     ) -> ForgetTask:
-        "A task with the weights that the protocol has for this data set and backbone."
-        recipe = protocol_recipe(dataset, self.backbone.name, len(names), **changes)
+        "A task of the protocol."
+        settings = self.settings(dataset, names) if settings is None else settings
         preserve = load_preserve(dataset) if preserve is None else preserve
-        return ForgetTask(names, self.images[dataset], preserve, recipe, target)
+        return ForgetTask(names, self.images[dataset], preserve, settings, target)
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #340ced37
 def forget_world(
-    scale,  # "mini" or "paper"
-    found,  # what `forget_plan` loads: model and data sets
-    tasks_per_set=3,  # fewer for a rehearsal
-    batch_size=256,  # pictures encoded at once
+    scale: str,  # "mini" or "paper"
+    found: Mapping[str, Any],  # what `forget_plan` loads: model and data sets
+    tasks_per_set: int = 3,  # fewer for a rehearsal
+    batch_size: int = 256,  # pictures encoded at once
 ) -> ForgetWorld:
     "Encode the pictures of all data sets, or read them from the cache."
     protocol, model = _protocol(scale), found["model"]
@@ -112,25 +128,24 @@ def forget_world(
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #a9afcbb9
 def judge(
-    world,  # ForgetWorld
-    tasks,  # (data set, class names)
-    changed,  # per task a ProjectionPatch, a changed Backbone or None
-    **columns,  # put beside every row: variant, seed, ...
+    world: ForgetWorld,
+    tasks: Sequence,  # (data set, class names)
+    changed: Sequence,  # per task a ProjectionPatch, a changed Backbone or None
+    **columns: Any,  # put beside every row: variant, seed, ...
     # one row per task, see `forgetting_table`; elsewhere: mean accuracy on the other data sets
 ) -> pd.DataFrame:
     "What is left after forgetting."
-    sets, options = world.recognised, {}
-    if any(isinstance(change, Backbone) for change in changed):
-        sets, options = world.images, {"progress": False, "cache": False}
+    again = any(isinstance(change, Backbone) for change in changed)
     table = forgetting_table(
         world.backbone,
-        sets,
+        world.images if again else world.recognised,
         tasks,
         changed,
         world.protocol["eval_templates"],
         n_boot=1,
         before=world.recognised,
-        **options,
+        cache=False,
+        progress=False,
     )
     for end in ("", "_before"):
         table[f"elsewhere{end}"] = table[[f"{name}{end}" for name in world.images]].mean(axis=1)
@@ -140,7 +155,7 @@ def judge(
 def _in_batches(backbone, tasks, seed, progress):  # patches in the order of tasks
     groups, patches = {}, [None] * len(tasks)
     for i, task in enumerate(tasks):
-        groups.setdefault(tuple(task.recipe.shared.values()), []).append(i)
+        groups.setdefault(tuple(task.settings.shared.values()), []).append(i)
     for members in groups.values():
         made = forget_many(backbone, [tasks[i] for i in members], seed, progress)
         for i, patch in zip(members, made):
@@ -159,12 +174,14 @@ def _told(patches, size):  # columns of a variant; size: length of the projectio
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #82e930c0
 def forget_variants(
-    world,  # ForgetWorld
-    variants,  # dict: name -> function (data set, class names) -> ForgetTask
-    seeds=(0, 1, 2),  # of starts and targets
-    classes=1,  # forgotten at once, 1 or 3
-    progress=False,  # show bars
-    watch=None,  # called with (variant, seed, patches in the order of tasks)
+    world: ForgetWorld,
+    # name -> function (data set, class names) -> ForgetTask
+    variants: Mapping[Any, Callable[[str, tuple[str, ...]], ForgetTask]],
+    seeds: Sequence[int] = (0, 1, 2),  # of starts and targets
+    classes: int = 1,  # forgotten at once, 1 or 3
+    progress: bool = False,  # show bars
+    # called with (variant, seed, patches in the order of tasks)
+    watch: Callable[[Any, int, list], Any] | None = None,
     # one row per variant, seed and task; reached, trials, weight (of the last trial), moved (length
     # of the update by that of the projection)
 ) -> pd.DataFrame:
@@ -209,11 +226,11 @@ def _summed_up(values, n_boot, seed, level=0.95):
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #6e068075
 def summarise(
-    table,  # from `forget_variants`, or rows of `judge` with a seed
-    by="variant",  # column that tells the lines apart
-    measures=MEASURES,  # columns to average
-    n_boot=1000,  # bootstrap resamples of the tasks
-    seed=0,  # fixes them
+    table: pd.DataFrame,  # from `forget_variants`, or rows of `judge` with a seed
+    by: str = "variant",  # column that tells the lines apart
+    measures: Iterable[str] = MEASURES,  # columns to average
+    n_boot: int = 1000,  # bootstrap resamples of the tasks
+    seed: int = 0,  # fixes them
     # one row per variant: every measure with _std (over seeds), _low and _high (over tasks)
 ) -> pd.DataFrame:
     "Means over tasks and seeds."
@@ -234,9 +251,9 @@ def _cell(row, measure, digits):
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #68a5c522
 def summary_cells(
-    summary,  # from `summarise`
-    names=None,  # dict: measure -> heading; None: all of MEASURES that are there
-    digits=1,  # decimals of percentages; the score has two
+    summary: pd.DataFrame,  # from `summarise`
+    names: Mapping[str, str] | None = None,  # measure -> heading; None: all of MEASURES there are
+    digits: int = 1,  # decimals of percentages; the score has two
 ) -> pd.DataFrame:  # text: mean ± std over seeds [low, high]
     "A summary to read."
     names = names or {m: m for m in MEASURES if m in summary}
@@ -253,12 +270,12 @@ def _order(names):  # key that sorts a column by the first place of each value
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #e02c91f5
 def compare_variants(
-    table,  # from `forget_variants`
-    reference,  # the variant that the others are compared with
-    by="variant",
-    measures=MEASURES,
-    n_boot=1000,  # bootstrap resamples of the tasks
-    seed=0,  # fixes them
+    table: pd.DataFrame,  # from `forget_variants`
+    reference: Any,  # the variant that the others are compared with
+    by: str = "variant",
+    measures: Iterable[str] = MEASURES,
+    n_boot: int = 1000,  # bootstrap resamples of the tasks
+    seed: int = 0,  # fixes them
 ) -> pd.DataFrame:  # variant, measure, difference, std, low, high, clear
     """Differences to a variant, task by task and seed by seed.
 
@@ -299,12 +316,12 @@ def _rows_of(means, by, method, setting):  # what differs between rows, one per 
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #c77b5ba2
 def variant_rows(
-    world,  # ForgetWorld
-    table,  # from `forget_variants`
-    name,  # of the table
-    run="",  # name or key of the run
-    method="forget",  # or a function of the variant
-    by="variant",
+    world: ForgetWorld,
+    table: pd.DataFrame,  # from `forget_variants`
+    name: str,  # of the table
+    run: str = "",  # name or key of the run
+    method: str | Callable[[Any], Any] = "forget",  # or a function of the variant
+    by: str = "variant",
 ) -> pd.DataFrame:  # rows, see `records`
     "Accuracies and scores of all variants as rows."
     fixed = {
