@@ -2410,6 +2410,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'oodnb.running.one_run._costs': ('13_running/one_run.html#_costs', 'oodnb/running/one_run.py'),
                                        'oodnb.running.one_run._is_number': ( '13_running/one_run.html#_is_number',
                                                                              'oodnb/running/one_run.py'),
+                                       'oodnb.running.one_run._kind': ('13_running/one_run.html#_kind', 'oodnb/running/one_run.py'),
+                                       'oodnb.running.one_run._means': ('13_running/one_run.html#_means', 'oodnb/running/one_run.py'),
                                        'oodnb.running.one_run._numbers': ('13_running/one_run.html#_numbers', 'oodnb/running/one_run.py'),
                                        'oodnb.running.one_run._one_sided': ( '13_running/one_run.html#_one_sided',
                                                                              'oodnb/running/one_run.py'),
