@@ -183,7 +183,8 @@ def relearn(
     test, rows = next(r for r in seen.values() if r is not None), []
     at, K = class_positions(names, test.class_names), len(test.class_names)
     for start, count, seed in product(seen, shots, seeds):
-        texts = None if seen[start] is None else seen[start].text_features
+        own = seen[start]
+        texts = None if own is None else own.text_features
         weights = _learned(known, images, K, texts, count, seed, settings)
         if weights is None:
             continue

@@ -34,7 +34,7 @@ from ..models.backbone import Backbone
 from ..pipeline.rows import ROW_COLUMNS, average_seeds
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #3935a54e
-_SCALES = {
+_SCALES: dict[str, dict[str, Any]] = {
     "mini": dict(backbone="mini", weights=None, protocol="forget_mini.json"),
     "paper": dict(backbone="ViT-B-16-quickgelu", weights="openai", protocol="forget_protocol.json"),
 }
@@ -59,7 +59,8 @@ def forget_plan(
         )
     plan = _SCALES[scale]
     label = weights or (None if backbone else plan["weights"])
-    needs = {"model": partial(load_backbone, backbone or plan["backbone"], label, device)}
+    model = partial(load_backbone, backbone or plan["backbone"], label, device)
+    needs: dict[str, Callable[[], Any]] = {"model": model}
     for name in _protocol(scale)["dataset_order"]:
         needs[name] = partial(load_dataset, name, split)
     return needs

@@ -28,7 +28,7 @@ def text_projection(
     backbone: Backbone,  # with a causal text tower that ends in a projection
 ) -> torch.Tensor:  # P [d, e], the model's own memory
     "The matrix from hidden rows to text features. Raises `ValueError` for towers without one."
-    projection = text_tower(backbone.model).text_projection
+    projection: Any = text_tower(backbone.model).text_projection
     if projection is None:
         raise ValueError(
             f"The text tower of {backbone.name} has no projection: its last layer norm ends in the "
@@ -254,12 +254,11 @@ def apply_patches(
     patches = [patches] if isinstance(patches, ProjectionPatch) else list(patches)
     if not patches:
         raise ValueError("No patch was given; the backbone itself is the one without patches.")
-    now = backbone
+    now: Any = backbone
     for patch in patches:
         _check_fit(patch, backbone)
-        original, below = now, ()
-        if isinstance(now, AdaptedBackbone):
-            original, below = now.original, now.patches
+        adapted = isinstance(now, AdaptedBackbone)
+        original, below = (now.original, now.patches) if adapted else (now, ())
         _check_owner(patch, backbone, original, now)
         now = AdaptedBackbone(original, (*below, patch))
     return now

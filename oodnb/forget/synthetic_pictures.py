@@ -307,7 +307,8 @@ def synthesize_pictures(
         raise ValueError(f"batch_size is {batch_size}; at least 1 picture is needed.")
     target, names = class_place(class_name, class_names)
     eye, size = _eye(backbone, target, names, settings.templates), input_size(backbone)
-    name, found, waiting = names[target], {}, list(range(settings.count))
+    found: dict[int, tuple] = {}
+    name, waiting = names[target], list(range(settings.count))
     bar = tqdm(total=settings.count, desc=f"pictures of {name}", disable=not progress)
     with eye.backbone.running(grad=True), bar:
         climb = _Climb(eye, settings, bar)

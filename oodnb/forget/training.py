@@ -394,9 +394,9 @@ def dead_zone(
 ) -> float:
     "Up to this forget weight the unchanged matrix is the best there is."
     check_settings(settings, ForgetSettings)
-    X, R, X_r, R_r = (
-        None if part is None else part.double().cpu() for part in residuals(projection, problem)
-    )
+    parts = residuals(projection, problem)
+    X, R, X_r = (part.double().cpu() for part in parts[:3])
+    R_r = None if parts[3] is None else parts[3].double().cpu()
     _, held, small = _weights(problem, settings)
     G = (R / R.norm().clamp_min(1e-300)).T @ X
     if settings.squared:

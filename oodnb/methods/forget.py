@@ -156,7 +156,8 @@ def forget_target(
     idx = torch.as_tensor(forget_idx, dtype=torch.long, device=classes.device).flatten()
     _check_classes(idx, len(classes))
     unit = classes.double() / classes.double().norm(dim=1, keepdim=True)
-    raw, given = empty.expand(len(idx), -1), [] if noises is None else noises
+    raw: Tensor = empty.expand(len(idx), -1)
+    given: Sequence | Tensor = () if noises is None else noises
     for rounds in range(settings.max_rounds + 1):
         own = (unit[None] * raw.double()[:, None]).sum(-1).argmax(1) == idx
         if not own.any():

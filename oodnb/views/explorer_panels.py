@@ -306,7 +306,7 @@ class ForgetBoard:
         if not names:
             return None
         given = {"forget_weight": forget_weight, "preserve_weight": preserve_weight}
-        changes = {name: float(value) for name, value in given.items() if value is not None}
+        changes: dict[str, Any] = {k: float(v) for k, v in given.items() if v is not None}
         key = (tuple(names), *changes.items())
         if key not in self.kept:
             settings = protocol_recipe(self.images.name, self.backbone.name, len(names))
