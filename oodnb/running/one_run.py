@@ -209,11 +209,11 @@ class Comparison:
         return "\n  ".join(lines)
 
 # %% ../../nbs/13_running/07_one_run.ipynb #1355463e
-def _kind(row):  # the metric of a row; its trainings may scatter
+def _kind(row):  # the metric of a row; long trainings, those from several seeds, may scatter
     metric, setting = row["metric"], row.get("setting", "")
-    untrained = "closed form" in setting or "CLIP itself" in setting
-    if row.get("paper") == row.get("method") == "forget" and not untrained:
-        return f"trained {metric}" if metric in _SCATTERED else metric
+    long = row.get("paper") == row.get("method") == "forget" and ";" in row.get("seeds", "")
+    if metric in _SCATTERED and long and not re.search("closed form|CLIP itself", setting):
+        return f"trained {metric}"
     return metric
 
 
