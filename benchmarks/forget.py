@@ -25,6 +25,7 @@ import json
 import logging
 import platform
 import time
+from dataclasses import replace
 
 import open_clip
 import torch
@@ -74,22 +75,20 @@ def sixteen_tasks(options):
     names, tasks = {name: sets[name]["class_names"] for name in PROTOCOL["dataset_order"]}, []
     for several in (False, True):
         for dataset, forgotten in PROTOCOL["forget_classes"].items():
-            recipe = protocol_recipe(
-                dataset,
-                options.model,
-                3 if several else 1,
+            settings = replace(
+                protocol_recipe(dataset, options.model, 3 if several else 1),
                 steps=options.steps,
                 max_trials=1,
                 threshold=0.0,
             )
             tasks += [
-                ForgetTask(chosen, names[dataset], load_preserve(dataset), recipe)
+                ForgetTask(chosen, names[dataset], load_preserve(dataset), settings)
                 for chosen in ([forgotten] if several else forgotten)
             ]
     return tasks, names
 
 
-def published_training(P, problem, A, recipe):
+def published_training(P, problem, A, settings):
     """One task, one trial: every step multiplies with the whole matrix and copies the merged
     one."""
     weight, X, X_r, U = (
@@ -100,14 +99,14 @@ def published_training(P, problem, A, recipe):
     )
     A, B, best = (
         A.clone().requires_grad_(),
-        weight.new_zeros(len(weight), recipe.rank).requires_grad_(),
+        weight.new_zeros(len(weight), settings.rank).requires_grad_(),
         float("inf"),
     )
     Y_r = torch.nn.functional.linear(X_r, weight)
-    optimizer = torch.optim.Adam([A, B], lr=recipe.lr)
-    for _ in range(recipe.steps):
+    optimizer = torch.optim.Adam([A, B], lr=settings.lr)
+    for _ in range(settings.steps):
         y, y_r = (
-            torch.nn.functional.linear(rows, weight) + recipe.scale * (rows @ A.T) @ B.T
+            torch.nn.functional.linear(rows, weight) + settings.scale * (rows @ A.T) @ B.T
             for rows in (X, X_r)
         )
         loss = (
@@ -117,7 +116,7 @@ def published_training(P, problem, A, recipe):
         )
         if loss.item() < best:
             with torch.no_grad():
-                kept = weight + recipe.scale * B @ A
+                kept = weight + settings.scale * B @ A
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -149,8 +148,8 @@ def compare(options):
     encode = lambda: [
         torch.cat([backbone.encode_images(part) for part in rows.split(128)]) for rows in pixels
     ]
-    A = initial_factor(tasks[0].recipe.rank, len(P), torch.Generator().manual_seed(0)).to(P)
-    encode(), published_training(P, problems[0], A, tasks[0].recipe)
+    A = initial_factor(tasks[0].settings.rank, len(P), torch.Generator().manual_seed(0)).to(P)
+    encode(), published_training(P, problems[0], A, tasks[0].settings)
 
     told = {"theirs": {"steps": 0.0, "images": 0.0}, "ours": {"steps": 0.0, "images": 0.0}}
 
@@ -165,7 +164,7 @@ def compare(options):
         matrix = timed(
             "theirs",
             "steps",
-            lambda problem=problem, task=task: published_training(P, problem, A, task.recipe),
+            lambda problem=problem, task=task: published_training(P, problem, A, task.settings),
         )
         theirs.append(
             (
@@ -180,8 +179,8 @@ def compare(options):
         "steps",
         lambda: torch.stack(
             [
-                merged(P.T, done.A, done.B, tasks[0].recipe.scale).T
-                for done in train_patches(P, problems, A[None], tasks[0].recipe)
+                merged(P.T, done.A, done.B, tasks[0].settings.scale).T
+                for done in train_patches(P, problems, A[None], tasks[0].settings)
             ]
         ),
     )

@@ -236,7 +236,7 @@ def explore_forgetting(
 ) -> Explorer:
     "Pick classes to forget; accuracy, neighbours and retrieval before and after; undo."
     classes = list(board.images.class_names)
-    recipe = protocol_recipe(board.images.name, board.backbone.name)
+    settings = protocol_recipe(board.images.name, board.backbone.name)
     gone = widgets.SelectMultiple(options=classes, value=tuple(names), rows=6, description="forget")
     undo = widgets.Button(description="undo", icon="undo", tooltip="take the patch off")
     undo.on_click(lambda _: gone.set_trait("value", ()))
@@ -248,7 +248,7 @@ def explore_forgetting(
     controls = {
         "names": gone,
         "shown": widgets.Dropdown(options=finds, value="", description="retrieve"),
-        "forget_weight": _weight(recipe.forget_weight, "forget weight"),
-        "preserve_weight": _weight(recipe.preserve_weight, "preserve weight"),
+        "forget_weight": _weight(settings.forget_weight, "forget weight"),
+        "preserve_weight": _weight(settings.preserve_weight, "preserve weight"),
     }
     return Explorer(panel, controls, [undo])

@@ -40,8 +40,8 @@ from oodnb.forget.training import (
     residuals,
     train_patches,
 )
+from forgetting import ANIMALS, cat_task, draw
 
-ANIMALS = ["cat", "dog", "fox", "owl"]
 QUICK = ForgetSettings(steps=4, max_trials=1, threshold=0.0)
 
 
@@ -50,12 +50,8 @@ def tiny():
     return load_backbone("tiny-vit", device="cpu")
 
 
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def forget(tiny, names="cat", classes=ANIMALS, preserve=("wolf",), recipe=QUICK, **more):
-    return forget_classes(tiny, names, classes, preserve, recipe, progress=False, **more)
+def forget(tiny, names="cat", classes=ANIMALS, preserve=("wolf",), settings=QUICK, **more):
+    return forget_classes(tiny, names, classes, preserve, settings, progress=False, **more)
 
 
 # names
@@ -123,7 +119,9 @@ def test_lists_of_names():
 
 def test_nothing_to_preserve(tiny):
     for preserve in ([], ["CAT"]):
-        patch = forget(tiny, preserve=preserve, recipe=replace(QUICK, steps=50, forget_weight=5.0))
+        patch = forget(
+            tiny, preserve=preserve, settings=replace(QUICK, steps=50, forget_weight=5.0)
+        )
         assert (
             patch.settings["preserved"] == 0
             and patch.update().isfinite().all()
@@ -147,7 +145,11 @@ def test_a_redraw_without_an_end():
         ),
     ):
         forget_target(
-            classes[2], classes, [2], generator=torch.Generator().manual_seed(0), max_rounds=30
+            classes[2],
+            classes,
+            [2],
+            ForgetSettings(max_rounds=30),
+            generator=torch.Generator().manual_seed(0),
         )
     with pytest.raises(RuntimeError, match="After 3 draws"):
         forget_target(classes[2], classes, [2], noises=draw(3, 1, 8))
@@ -155,7 +157,11 @@ def test_a_redraw_without_an_end():
         forget_target(classes[2], classes, [2])
     assert (
         forget_target(
-            classes[2], classes, [2], generator=torch.Generator().manual_seed(0), noise_std=500.0
+            classes[2],
+            classes,
+            [2],
+            ForgetSettings(noise_std=500.0),
+            generator=torch.Generator().manual_seed(0),
         )[1]
         > 0
     )
@@ -189,7 +195,7 @@ def test_classes_that_are_not_there(idx):
 @pytest.mark.parametrize(
     "name, value, message",
     [
-        ("rank", 0, "rank 0 has nothing to train"),
+        ("rank", 0, "from 1 up; 5 is the default"),
         ("rank", 2.5, "whole number"),
         ("rank", True, "whole number"),
         ("alpha", 0, "above 0"),
@@ -200,19 +206,19 @@ def test_classes_that_are_not_there(idx):
         ("forget_weight", math.inf, "from 0 up"),
         ("preserve_weight", -0.1, "from 0 up"),
         ("update_weight", "1", "from 0 up"),
-        ("keep", "first", "'last' .* and 'best'"),
+        ("keep", "first", "'last', 'best'"),
     ],
 )
-def test_impossible_recipes(name, value, message):
+def test_impossible_settings(name, value, message):
     with pytest.raises(ValueError, match=f"{name} is .*{message}"):
         ForgetSettings(**{name: value})
 
 
 def test_another_alpha_and_a_rank_above_the_dimensions(tiny):
-    patch = forget(tiny, recipe=replace(QUICK, alpha=10.0))
+    patch = forget(tiny, settings=replace(QUICK, alpha=10.0))
     assert patch.scale == 2.0
     with pytest.warns(UserWarning, match="rank is 40, but the projection is 64 by 32"):
-        assert forget(tiny, recipe=replace(QUICK, rank=40)).rank == 40
+        assert forget(tiny, settings=replace(QUICK, rank=40)).rank == 40
 
 
 def test_rank_0_is_no_change(tiny):
@@ -260,18 +266,18 @@ def test_rows_that_do_not_fit():
 
 
 def test_a_loss_that_is_not_finite():
-    P, recipe, starts = (
+    P, settings, starts = (
         draw(6, 4),
         ForgetSettings(rank=2, steps=30, max_trials=1, threshold=0.0),
         draw(1, 2, 6),
     )
     with pytest.raises(RuntimeError, match="The loss of problem 0 is inf before the first step"):
-        train_patches(P, [Problem(1e30 * draw(1, 6), draw(1, 4))], starts, recipe)
+        train_patches(P, [Problem(1e30 * draw(1, 6), draw(1, 4))], starts, settings)
     fine, lost = train_patches(
         P,
         [Problem(draw(1, 6), draw(1, 4)), Problem(1e18 * draw(1, 6), draw(1, 4))],
         starts,
-        replace(recipe, lr=10.0, alpha=1e3),
+        replace(settings, lr=10.0, alpha=1e3),
     )
     assert fine.losses.isfinite().all() and not lost.losses.isfinite().all()
     assert lost.A.isfinite().all() and lost.B.isfinite().all()
@@ -303,7 +309,7 @@ def test_a_float64_model(tiny):
     assert hidden.dtype == torch.float64 and torch.allclose(
         hidden.float(), text_hidden(tiny, ANIMALS), atol=1e-5
     )
-    patch = forget(exact, recipe=replace(QUICK, steps=20))
+    patch = forget(exact, settings=replace(QUICK, steps=20))
     adapted = patch.apply(exact)
     assert (
         patch.A.dtype == torch.float64
@@ -316,7 +322,7 @@ def test_a_float64_model(tiny):
 
 
 def test_all_trials_failed(tiny):
-    recipe = ForgetSettings(steps=3, max_trials=2, forget_weight=0.01, increment=0.0)
+    settings = ForgetSettings(steps=3, max_trials=2, forget_weight=0.01, increment=0.0)
     with pytest.warns(
         UserWarning,
         match="1 of 2 tasks did not come near their target in 2 trials, the first is 'cat, dog'",
@@ -324,12 +330,12 @@ def test_all_trials_failed(tiny):
         patches = forget_many(
             tiny,
             [
-                ForgetTask(["cat", "dog"], ANIMALS, ["wolf"], recipe),
+                ForgetTask(["cat", "dog"], ANIMALS, ["wolf"], settings),
                 ForgetTask(
                     "fox",
                     ANIMALS,
                     [],
-                    recipe,
+                    settings,
                     target=text_hidden(tiny, ["fox"]) @ text_projection(tiny),
                 ),
             ],
@@ -339,9 +345,7 @@ def test_all_trials_failed(tiny):
 
 
 def test_a_dead_zone_is_seen_before_training(tiny):
-    P, (problem,), _ = forget_problems(
-        tiny, [ForgetTask("cat", ANIMALS, ["wolf"], replace(QUICK, forget_weight=0.01))]
-    )
+    P, (problem,), _ = forget_problems(tiny, [cat_task(replace(QUICK, forget_weight=0.01))])
     assert 0.01 < dead_zone(P, problem, QUICK) < math.inf
     assert (
         dead_zone(P, replace(problem, forget_hidden=0 * problem.forget_hidden), QUICK) == math.inf
@@ -354,20 +358,17 @@ def test_a_dead_zone_is_seen_before_training(tiny):
 
 def test_demands_that_contradict_each_other(tiny):
     with pytest.warns(UserWarning, match="reads like a forgotten class"):
-        task = ForgetTask("cat", ANIMALS, ["cat "], QUICK)
+        task = cat_task(QUICK, ["cat "])
     with pytest.raises(ValueError, match="means the same as preserved ones"):
         solve_many(tiny, [task], exact=True)
     assert solve_many(tiny, [task])[0].update().isfinite().all()
 
 
-def test_batches_of_different_recipes(tiny):
-    with pytest.raises(ValueError, match="recipes differ in steps"):
+def test_batches_of_different_settings(tiny):
+    with pytest.raises(ValueError, match="settings differ in steps"):
         forget_many(
             tiny,
-            [
-                ForgetTask("cat", ANIMALS, [], QUICK),
-                ForgetTask("dog", ANIMALS, [], replace(QUICK, steps=5)),
-            ],
+            [cat_task(QUICK, []), ForgetTask("dog", ANIMALS, [], replace(QUICK, steps=5))],
             progress=False,
         )
     with pytest.raises(ValueError, match="There is no task"):

@@ -8,7 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from oodnb.forget.attacks import linear_probe, recall_by_text, relearn, retrieval
+from oodnb.forget.attacks import (
+    ProbeSettings,
+    linear_probe,
+    recall_by_text,
+    relearn,
+    retrieval,
+)
 from oodnb.backbones import load_backbone
 from oodnb.datasets import ImageSet
 from oodnb.features import Features
@@ -286,13 +292,17 @@ def test_retrieval():
 )
 def test_linear_probe(features, labels, options, message):
     with pytest.raises(ValueError, match=message):
-        linear_probe(features, labels, 2, **options)
+        linear_probe(features, labels, 2, settings=ProbeSettings(**options))
 
 
 def test_learning_again_from_pictures_of_one_class():
     shots = Features(torch.eye(4)[[0, 0]], np.array([0, 0]), ["a", "b"], "pets", "train", "")
     curve = relearn(
-        {"patched": seen().patched(without(0)), "nothing": None}, shots, "cat", (0, 1), (1,)
+        {"patched": seen().patched(without(0)), "nothing": None},
+        shots,
+        "cat",
+        shots=(0, 1),
+        seeds=(1,),
     )
     assert (
         set(curve["start"]) == {"patched", "nothing"}

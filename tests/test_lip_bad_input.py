@@ -3,17 +3,22 @@ handled and told."""
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 
 from oodnb.backbones import load_backbone
-from oodnb.forget.synthetic_pictures import SyntheticPictures, ascent_step, synthesize_pictures
+from oodnb.forget.synthetic_pictures import (
+    SynthesisSettings,
+    SyntheticPictures,
+    ascent_step,
+    synthesize_pictures,
+)
 from oodnb.methods.lip import (
     LipSettings,
     fit_lip,
     lip_loss,
-    lip_recipe,
     noisy_copies,
     steepest,
     train_lip,
@@ -21,7 +26,7 @@ from oodnb.methods.lip import (
 from oodnb.towers import tiny_model
 
 NAMES = ["euphonium", "minaret", "platypus"]
-SHORT = dict(count=2, threshold=0.4, lowest=0.4, max_steps=20, progress=False)
+SHORT = SynthesisSettings(count=2, threshold=0.4, lowest=0.4, max_steps=20)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def dreams(tiny):
-    return synthesize_pictures(tiny, "platypus", NAMES, **SHORT)
+    return synthesize_pictures(tiny, "platypus", NAMES, SHORT, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +62,9 @@ def test_which_class(tiny, call, name, names, message):
 
 def test_names_that_differ_by_an_underscore_are_one(tiny):
     assert (
-        synthesize_pictures(tiny, "platypus_", ["snow leopard", "platypus"], **SHORT).class_name
+        synthesize_pictures(
+            tiny, "platypus_", ["snow leopard", "platypus"], SHORT, progress=False
+        ).class_name
         == "platypus"
     )
 
@@ -66,18 +73,31 @@ def test_names_that_differ_by_an_underscore_are_one(tiny):
     "options, message",
     [
         (dict(count=0), "count is 0"),
-        (dict(max_steps=0), "max_steps 0"),
-        (dict(max_attempts=0), "max_attempts 0"),
-        (dict(batch_size=0), "batch_size 0"),
+        (dict(max_steps=0), "max_steps is 0"),
+        (dict(max_attempts=0), "max_attempts is 0"),
         (dict(threshold=1.0), "threshold is 1.0"),
         (dict(threshold=0.3, lowest=0.5), "lowest 0.5"),
-        (dict(drop=-0.1), "drop -0.1"),
+        (dict(drop=-0.1), "drop is -0.1"),
         (dict(threshold=math.nan), "threshold is nan"),
+        (dict(rate=0.0), "rate is 0.0"),
+        (dict(roll=-1), "roll is -1"),
+        (dict(blur_every=2.5), "blur_every is 2.5"),
     ],
 )
-def test_how_pictures_are_made(tiny, options, message):
+def test_how_pictures_are_made(options, message):
     with pytest.raises(ValueError, match=message):
-        synthesize_pictures(tiny, "platypus", NAMES, progress=False, **options)
+        SynthesisSettings(**options)
+
+
+def test_settings_of_another_kind(tiny):
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        synthesize_pictures(tiny, "platypus", NAMES, batch_size=0)
+    with pytest.raises(TypeError, match=r"give SynthesisSettings\(\*\*settings\)"):
+        synthesize_pictures(tiny, "platypus", NAMES, dict(count=2))
+    with pytest.raises(TypeError, match=r"give LipSettings\(draws=25\)"):
+        fit_lip(tiny, "platypus", NAMES, SHORT)
+    with pytest.raises(TypeError, match="count"):
+        fit_lip(tiny, "platypus", NAMES, count=2)
 
 
 def test_pictures_that_are_never_recognised_are_told(tiny):
@@ -88,25 +108,20 @@ def test_pictures_that_are_never_recognised_are_told(tiny):
             tiny,
             "platypus",
             NAMES,
-            3,
-            threshold=0.9999,
-            lowest=0.9999,
-            max_steps=1,
-            max_attempts=2,
+            SynthesisSettings(
+                count=3, threshold=0.9999, lowest=0.9999, max_steps=1, max_attempts=2
+            ),
             progress=False,
         )
-    many = dict(count=6, drop=0.0, max_attempts=1, max_steps=2, progress=False)
-    sure = sorted(
-        synthesize_pictures(
-            tiny, "platypus", NAMES, threshold=0.01, lowest=0.01, **many
-        ).probabilities
+    many = SynthesisSettings(
+        count=6, drop=0.0, max_attempts=1, max_steps=2, threshold=0.01, lowest=0.01
     )
+    sure = sorted(synthesize_pictures(tiny, "platypus", NAMES, many, progress=False).probabilities)
+    once = replace(many, threshold=sure[-2], lowest=sure[-2], max_steps=1)
     with pytest.warns(
         UserWarning, match="of 6 pictures of 'platypus' were not recognised in 1 attempts"
     ):
-        some = synthesize_pictures(
-            tiny, "platypus", NAMES, threshold=sure[-2], lowest=sure[-2], **many | {"max_steps": 1}
-        )
+        some = synthesize_pictures(tiny, "platypus", NAMES, once, progress=False)
     assert some.given_up == 6 - len(some.pixels) > 0
 
 
@@ -114,10 +129,11 @@ def test_a_model_whose_features_are_nothing():
     tiny = load_backbone("tiny-vit", device="cpu")
     tiny.model.visual.proj.zero_()
     with pytest.raises(RuntimeError, match="No picture of 'platypus' was recognised"):
-        synthesize_pictures(tiny, "platypus", NAMES, **SHORT | {"threshold": 0.5, "lowest": 0.5})
+        half = replace(SHORT, threshold=0.5, lowest=0.5)
+        synthesize_pictures(tiny, "platypus", NAMES, half, progress=False)
     tiny.model.visual.proj.fill_(math.nan)
     with pytest.raises(RuntimeError, match="gradient with respect to the pictures is not finite"):
-        synthesize_pictures(tiny, "platypus", NAMES, **SHORT)
+        synthesize_pictures(tiny, "platypus", NAMES, SHORT, progress=False)
 
 
 def test_gradients_that_are_no_numbers():
@@ -170,12 +186,13 @@ def test_weights_that_are_no_numbers():
         (dict(stds=(0.0, 1, 1, 1, 1, 1, 1)), "noise must be above 0"),
         (dict(image_tensors=(-1, 1, 1, 1, 1, 1, 1)), "not negative"),
         (dict(draws=0), "draws is 0"),
-        (dict(stop=1.0), "stop 1.0"),
-        (dict(lr=math.nan), "lr nan"),
-        (dict(epochs=-1), "epochs -1"),
+        (dict(stop=1.0), "stop is 1.0"),
+        (dict(betas=(0.9, 1.0)), r"betas are \(0.9, 1.0\)"),
+        (dict(lr=math.nan), "lr is nan"),
+        (dict(epochs=-1), "epochs is -1"),
     ],
 )
-def test_recipes(changes, message):
+def test_impossible_settings(changes, message):
     with pytest.raises(ValueError, match=message):
         LipSettings(**changes)
 
@@ -187,8 +204,8 @@ def test_more_tensors_asked_for_than_there_are(tiny, dreams):
             tiny,
             "platypus",
             NAMES,
-            lip_recipe(tiny, image_tensors=(999,) * 7, text_tensors=(999,) * 7, epochs=1, draws=1),
-            dreams,
+            LipSettings(image_tensors=(999,) * 7, text_tensors=(999,) * 7, epochs=1, draws=1),
+            dreams=dreams,
         )
     assert adapted.about["history"][0]["tensors"] == 56
 
@@ -206,7 +223,7 @@ def test_what_is_not_forgotten_is_told(tiny, dreams):
             "after 0 epochs"
         ),
     ):
-        adapted = fit_lip(tiny, "platypus", NAMES, lip_recipe(tiny, epochs=0), dreams)
+        adapted = fit_lip(tiny, "platypus", NAMES, LipSettings(epochs=0), dreams=dreams)
     assert not adapted.about["reached"] and adapted.fingerprint == tiny.fingerprint
 
 
@@ -216,7 +233,7 @@ def test_the_given_backbone_stays_as_it_is_in_half_precision_too(dreams):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adapted = fit_lip(
-            half, "platypus", NAMES, lip_recipe(half, epochs=2, draws=1, lr=1e-2), dreams
+            half, "platypus", NAMES, LipSettings(epochs=2, draws=1, lr=1e-2), dreams=dreams
         )
     assert (half.fingerprint, half.precision, adapted.precision) == (before, "bf16", "bf16")
     assert not any(p.requires_grad for p in [*half.model.parameters(), *adapted.model.parameters()])

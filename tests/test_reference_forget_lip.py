@@ -2,6 +2,7 @@
 section 10), and where the equations get nasty."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from scipy.ndimage import gaussian_filter
 
-from oodnb.forget.synthetic_pictures import IMAGENET, PLAIN, ascent_step, shown
+from oodnb.forget.synthetic_pictures import PLAIN, SynthesisSettings, ascent_step, shown
 from oodnb.methods.lip import (
+    LipSettings,
     frozen_tensors,
     lip_objective,
     lip_recipe,
@@ -84,11 +86,13 @@ def test_image_ascent(case, dtype):
             case["jitters"][step][None],
             logit,
             step,
-            float(case["learning_rate"]),
-            float(case["l2_reg"]),
-            int(case["blur_every"]),
-            float(case["blur_sigma"]),
-            pixels,
+            SynthesisSettings(
+                rate=float(case["learning_rate"]),
+                length_weight=float(case["l2_reg"]),
+                blur_every=int(case["blur_every"]),
+                blur_sigma=float(case["blur_sigma"]),
+                pixels=pixels,
+            ),
         )
         close(images[0], case["images"][step], atol=1e-3)
     close(shown(images, pixels), case["display_images"], atol=1e-3)
@@ -190,10 +194,12 @@ def test_ties_are_ranked_in_the_order_of_the_model():
 
 @pytest.mark.parametrize("kind", ["vit_a", "rn_a"])
 def test_a_step_is_adam_on_the_chosen_tensors(kind):
-    model, recipe = (
+    model, settings = (
         tiny_model(kind),
-        lip_recipe(
-            load_backbone("tiny-vit" if kind == "vit_a" else "tiny-resnet", device="cpu"),
+        replace(
+            lip_recipe(
+                load_backbone("tiny-vit" if kind == "vit_a" else "tiny-resnet", device="cpu")
+            ),
             epochs=1,
             draws=2,
             lr=1e-3,
@@ -208,9 +214,9 @@ def test_a_step_is_adam_on_the_chosen_tensors(kind):
     )
     tokens = torch.tensor([[49406, 320, 1674, 49407]]).expand(2, -1)
     shares = iter((1.0, 0.5))
-    (row,) = train_lip(model, images, tokens, lambda: next(shares), lambda epoch: noise, recipe)
+    (row,) = train_lip(model, images, tokens, lambda: next(shares), lambda epoch: noise, settings)
     other = tiny_model(kind).requires_grad_()
-    lip_objective(other, images, tokens, noise, recipe.stds[0]).backward()
+    lip_objective(other, images, tokens, noise, settings.stds[0]).backward()
     weights = dict(other.named_parameters())
     chosen = steepest(
         {name: p.grad.abs().mean().item() for name, p in weights.items() if p.grad is not None},
@@ -232,8 +238,7 @@ def test_a_step_that_is_taken_back_leaves_no_trace_in_the_next():
         torch.tensor([[49406, 320, 49407]]).expand(2, -1),
     )
     noise = draw(1, 2, 3, 32, 32, seed=1, dtype=torch.float32)
-    recipe = lip_recipe(
-        load_backbone("tiny-vit", device="cpu"),
+    settings = LipSettings(
         stds=(0.5,),
         image_tensors=(4,),
         text_tensors=(4,),
@@ -242,9 +247,9 @@ def test_a_step_that_is_taken_back_leaves_no_trace_in_the_next():
     )
     twice, once = tiny_model("vit_a"), tiny_model("vit_a")
     shares = iter((1.0, 1.0, 0.5))
-    rows = train_lip(twice, images, tokens, lambda: next(shares), lambda epoch: noise, recipe)
+    rows = train_lip(twice, images, tokens, lambda: next(shares), lambda epoch: noise, settings)
     shares = iter((1.0, 0.0))
-    train_lip(once, images, tokens, lambda: next(shares), lambda epoch: noise, recipe)
+    train_lip(once, images, tokens, lambda: next(shares), lambda epoch: noise, settings)
     assert [row["kept"] for row in rows] == [False, True]
     assert all(
         torch.equal(value, once.state_dict()[name]) for name, value in twice.state_dict().items()
@@ -255,19 +260,18 @@ def test_a_step_that_is_taken_back_leaves_no_trace_in_the_next():
 def test_the_blur_is_scipys_and_comes_last(dtype):
     images = draw(2, 3, 9, 6, dtype=dtype)
     still = lambda x: 0 * x.flatten(1).sum(1)
-    got = ascent_step(
-        images, [(0, 0)] * 2, still, 10, length_weight=0, pixels=((0.0,) * 3, (1.0,) * 3)
-    )
+    plain = SynthesisSettings(length_weight=0.0, pixels=PLAIN)
+    got = ascent_step(images, [(0, 0)] * 2, still, 10, plain)
     want = gaussian_filter(
         images.clamp(0, 1).double().numpy(), (0, 0, 0.5, 0.5), mode="reflect", truncate=4
     )
     close(got, want, atol=1e-6)
     assert torch.equal(
-        ascent_step(images, [(0, 0)] * 2, still, 11, length_weight=0, pixels=PLAIN),
+        ascent_step(images, [(0, 0)] * 2, still, 11, plain),
         images.clamp(0, 1),
     )
     assert torch.equal(
-        ascent_step(images, [(0, 0)] * 2, still, 0, length_weight=0, blur_every=0, pixels=PLAIN),
+        ascent_step(images, [(0, 0)] * 2, still, 0, replace(plain, blur_every=0)),
         images.clamp(0, 1),
     )
 
@@ -280,13 +284,12 @@ def test_rolls_larger_than_the_picture_and_a_black_picture():
         [(13, 9)],
         lambda x: (x * weight).flatten(1).sum(1),
         1,
-        rate=1.0,
-        pixels=((0.5,) * 3, (0.1,) * 3),
+        SynthesisSettings(rate=1.0, pixels=((0.5,) * 3, (0.1,) * 3)),
     )
     close(
         got, torch.roll(weight / weight.norm(), (-13, -9), (-1, -2))[None].clamp(-5, 5), atol=1e-12
     )
-    flat = ascent_step(images, [(0, 0)], lambda x: x.flatten(1).sum(1) * 0, 1, pixels=IMAGENET)
+    flat = ascent_step(images, [(0, 0)], lambda x: x.flatten(1).sum(1) * 0, 1)
     assert flat.isfinite().all()
     assert torch.equal(shown(torch.full((1, 3, 2, 2), 0.25), PLAIN), torch.zeros(1, 3, 2, 2))
 

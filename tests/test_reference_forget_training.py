@@ -10,7 +10,6 @@ import torch
 from oodnb.backbones import tiny_clip
 from oodnb.losses import forgetting_terms
 from oodnb.methods.forget import (
-    ForgetTask,
     forget_problems,
     forget_target,
     initial_factor,
@@ -34,6 +33,8 @@ from oodnb.forget.training import (
     residuals,
     train_patches,
 )
+from forgetting import draw as drawn
+from forgetting import task_of
 from reference import cases, close
 
 F64 = torch.float64
@@ -54,7 +55,7 @@ def tensors(case):
 
 
 def draw(*shape, seed=0, dtype=F64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
+    return drawn(*shape, seed=seed, dtype=dtype)
 
 
 # 1. the adapter layer
@@ -276,8 +277,8 @@ def test_the_target(case):
         parts["empty_embedding"],
         parts["class_embeddings"],
         parts["forget_idx"],
+        ForgetSettings(noise_std=float(parts["noise_std"])),
         parts["noises"],
-        noise_std=float(parts["noise_std"]),
     )
     assert rounds == int(parts["n_regenerations"])
     close(target, case["target"], atol=1e-6)
@@ -295,8 +296,8 @@ def test_all_rows_are_drawn_until_no_class_is_its_own_nearest():
         ).argmax(1)
         while (nearest(raw) == torch.tensor(idx)).any():
             raw, rounds = u + 0.5 * noises[rounds], rounds + 1
-        target, drawn = forget_target(u, classes, idx, noises)
-        assert drawn == rounds > 0
+        target, rounds_drawn = forget_target(u, classes, idx, noises=noises)
+        assert rounds_drawn == rounds > 0
         close(target, torch.nn.functional.normalize(raw), atol=1e-12)
     near = torch.stack([classes[0], classes[0] + 0.01 * classes[1], classes[1]])
     assert forget_target(near[0], near, [1])[1] == 0
@@ -306,13 +307,15 @@ def test_all_rows_are_drawn_until_no_class_is_its_own_nearest():
 # 5. the training
 
 
-def straightforward(P, problem, initial, recipe):
+def straightforward(P, problem, initial, settings):
     """The program as it is published: plain layer, plain norms, autograd, one problem, trial after
     trial."""
     weight, weights, told = (
         P.T,
         [
-            getattr(problem, ours) if getattr(problem, ours) is not None else getattr(recipe, ours)
+            getattr(problem, ours)
+            if getattr(problem, ours) is not None
+            else getattr(settings, ours)
             for ours, _ in WEIGHTS
         ],
         [],
@@ -323,23 +326,23 @@ def straightforward(P, problem, initial, recipe):
         else problem.preserve_target
     )
     start = float((problem.forget_target - problem.forget_hidden @ weight.T).norm())
-    for trial in range(recipe.max_trials):
+    for trial in range(settings.max_trials):
         A, B = (
             initial[trial].clone().requires_grad_(),
-            P.new_zeros(P.shape[1], recipe.rank).requires_grad_(),
+            P.new_zeros(P.shape[1], settings.rank).requires_grad_(),
         )
-        optimizer, losses = torch.optim.Adam([A, B], lr=recipe.lr), []
-        for _ in range(recipe.steps):
+        optimizer, losses = torch.optim.Adam([A, B], lr=settings.lr), []
+        for _ in range(settings.steps):
             outputs = [
-                adapted_rows(rows, weight, A, B, recipe.scale)
+                adapted_rows(rows, weight, A, B, settings.scale)
                 for rows in (problem.forget_hidden, problem.preserve_hidden)
             ]
             norms = [
                 part.norm()
                 for part in (problem.forget_target - outputs[0], Y_r - outputs[1], B @ A)
             ]
-            loss = sum(w * (n.square() if recipe.squared else n) for w, n in zip(weights, norms))
-            kept = merged(weight, A.detach(), B.detach(), recipe.scale)
+            loss = sum(w * (n.square() if settings.squared else n) for w, n in zip(weights, norms))
+            kept = merged(weight, A.detach(), B.detach(), settings.scale)
             losses.append(float(loss.detach()))
             optimizer.zero_grad()
             loss.backward()
@@ -349,20 +352,22 @@ def straightforward(P, problem, initial, recipe):
             / start
         )
         told.append((losses, change, weights[0]))
-        if change >= recipe.threshold:
+        if change >= settings.threshold:
             break
-        weights[0] += recipe.increment
+        weights[0] += settings.increment
     return kept, told, weights[0]
 
 
-def check_training(P, problem, starts, recipe, rtol=1e-7, atol=1e-8, matrix=None):
-    (done,) = train_patches(P, [problem], starts, recipe)
-    kept, told, last = straightforward(P, problem, starts, recipe)
+def check_training(P, problem, starts, settings, rtol=1e-7, atol=1e-8, matrix=None):
+    (done,) = train_patches(P, [problem], starts, settings)
+    kept, told, last = straightforward(P, problem, starts, settings)
     close(done.losses, [losses for losses, *_ in told], rtol=rtol, atol=atol)
     close(done.reductions, [change for _, change, _ in told], rtol=rtol, atol=atol)
     close(done.forget_weights, [weight for *_, weight in told], atol=1e-12)
     close(done.next_forget_weight, last, atol=1e-12)
-    close(merged(P.T, done.A, done.B, recipe.scale), kept, **(matrix or dict(rtol=rtol, atol=atol)))
+    close(
+        merged(P.T, done.A, done.B, settings.scale), kept, **(matrix or dict(rtol=rtol, atol=atol))
+    )
     return done
 
 
@@ -370,7 +375,7 @@ def check_training(P, problem, starts, recipe, rtol=1e-7, atol=1e-8, matrix=None
 def test_the_training(case):
     parts = tensors(case)
     rank, number = parts["lora_A_inits"].shape[1], lambda name: parts[name].item()
-    recipe = ForgetSettings(
+    settings = ForgetSettings(
         rank=rank,
         alpha=number("scaling") * rank,
         lr=number("lr"),
@@ -382,7 +387,7 @@ def test_the_training(case):
     )
     P = parts["text_projection"]
     (done,) = train_patches(
-        P, [Problem(*(parts[name] for name in ROWS))], parts["lora_A_inits"], recipe
+        P, [Problem(*(parts[name] for name in ROWS))], parts["lora_A_inits"], settings
     )
     tolerance = (
         dict(rtol=1e-2, atol=1e-3)
@@ -402,7 +407,7 @@ def test_the_training(case):
         (done.distances, "trial_initial_distances"),
         (done.forget_weights, "trial_lamb_forget"),
         (done.next_forget_weight, "lamb_forget_final"),
-        (merged(P.T, done.A, done.B, recipe.scale), "adapted_weight"),
+        (merged(P.T, done.A, done.B, settings.scale), "adapted_weight"),
         (done.final_A, "final_lora_A"),
         (done.final_B, "final_lora_B"),
     ):
@@ -445,9 +450,9 @@ def problem_of(k=1, m=20, d=32, e=24, shift=0.0, dtype=F64):
     ],
 )
 def test_trainings_of_every_kind(name, k, shift, more):
-    recipe = ForgetSettings(**{"alpha": more.get("rank", 5) / 5, **more})
-    starts = draw(recipe.max_trials, recipe.rank, 32, seed=5) / 32**0.5
-    done = check_training(*problem_of(k, shift=shift), starts, recipe, rtol=1e-6, atol=1e-7)
+    settings = ForgetSettings(**{"alpha": more.get("rank", 5) / 5, **more})
+    starts = draw(settings.max_trials, settings.rank, 32, seed=5) / 32**0.5
+    done = check_training(*problem_of(k, shift=shift), starts, settings, rtol=1e-6, atol=1e-7)
     assert done.reached == (name == "grows until it works") or more["max_trials"] == 1
     if name == "one step":
         assert (
@@ -459,8 +464,8 @@ def test_trainings_of_every_kind(name, k, shift, more):
 
 def test_through_the_kink():
     P, problem = problem_of(1, shift=0.1)
-    recipe = ForgetSettings(steps=150, max_trials=1, forget_weight=20.0, update_weight=0.1)
-    done = check_training(P, problem, draw(1, 5, 32, seed=5) / 32**0.5, recipe, 1e-2, 1e-3)
+    settings = ForgetSettings(steps=150, max_trials=1, forget_weight=20.0, update_weight=0.1)
+    done = check_training(P, problem, draw(1, 5, 32, seed=5) / 32**0.5, settings, 1e-2, 1e-3)
     assert done.norms[0, :, 0].min() < 0.2 * done.distances[0]
 
 
@@ -476,17 +481,17 @@ def test_a_distance_that_grows_counts_unless_told_otherwise():
         preserve_weight=1.0,
         update_weight=0.0,
     )
-    recipe = ForgetSettings(steps=60, max_trials=2)
+    settings = ForgetSettings(steps=60, max_trials=2)
     starts = draw(2, 5, 32, seed=5) / 32**0.5
-    done = check_training(P, away, starts, recipe, 1e-6, 1e-7)
+    done = check_training(P, away, starts, settings, 1e-6, 1e-7)
     assert done.reached and not done.closer and len(done.reductions) == 1
-    (strict,) = train_patches(P, [away], starts, replace(recipe, either_way=False))
+    (strict,) = train_patches(P, [away], starts, replace(settings, either_way=False))
     assert not strict.reached and len(strict.reductions) == 2
 
 
 def test_last_and_best_step():
     P, problem = problem_of(1)
-    starts, recipe = (
+    starts, settings = (
         draw(1, 5, 32, seed=5) / 32**0.5,
         ForgetSettings(steps=80, max_trials=1, forget_weight=4.0, lr=0.05),
     )
@@ -501,7 +506,7 @@ def test_last_and_best_step():
         )["loss"]
     )
     last, best = (
-        train_patches(P, [problem], starts, replace(recipe, keep=keep))[0]
+        train_patches(P, [problem], starts, replace(settings, keep=keep))[0]
         for keep in ("last", "best")
     )
     assert loss_of(last) == pytest.approx(float(last.losses[0, -1]), rel=1e-9) and loss_of(
@@ -522,13 +527,13 @@ def test_a_batch_is_as_good_as_one_by_one(dtype, exact):
         )
         for k, m, w in ((1, 0, 3.0), (3, 40, 2.0), (2, 7, 0.1))
     ]
-    starts, recipe = (
+    starts, settings = (
         draw(2, 5, 32, seed=5, dtype=dtype) / 32**0.5,
         ForgetSettings(steps=25, max_trials=2, threshold=0.3),
     )
-    together = train_patches(P, problems, starts, recipe)
+    together = train_patches(P, problems, starts, settings)
     for problem, got in zip(problems, together):
-        (alone,) = train_patches(P, [problem], starts, recipe)
+        (alone,) = train_patches(P, [problem], starts, settings)
         close(got.losses, alone.losses, rtol=exact)
         close(got.B @ got.A, alone.B @ alone.A, atol=exact)
 
@@ -540,15 +545,15 @@ def test_a_batch_is_as_good_as_one_by_one(dtype, exact):
 @pytest.mark.parametrize("k, m", [(1, 20), (3, 20), (2, 0), (1, 60)])
 def test_nothing_is_better_than_the_closed_form(k, m, squared):
     P, problem = problem_of(k, m)
-    problem, recipe = (
+    problem, settings = (
         replace(problem, preserve_target=None),
         ForgetSettings(squared=squared, forget_weight=3.0),
     )
-    A, B = closed_form(P, problem, recipe)
+    A, B = closed_form(P, problem, settings)
     X, R, X_r, _ = residuals(P, problem)
 
     def loss(M):
-        norms = [part.norm() for part in (R - X @ M.T, X_r @ M.T, M / recipe.scale)]
+        norms = [part.norm() for part in (R - X @ M.T, X_r @ M.T, M / settings.scale)]
         return sum(w * (n.square() if squared else n) for w, n in zip((3.0, 0.3, 1.0), norms))
 
     best = float(loss(B @ A))
@@ -556,7 +561,7 @@ def test_nothing_is_better_than_the_closed_form(k, m, squared):
         P,
         [problem],
         draw(1, 5, 32, seed=5) / 32**0.5,
-        replace(recipe, steps=400, max_trials=1, keep="best"),
+        replace(settings, steps=400, max_trials=1, keep="best"),
     )
     assert best <= float(done.losses.min()) * (1 + 1e-6)
     for seed in range(20):
@@ -569,8 +574,8 @@ def test_nothing_is_better_than_the_closed_form(k, m, squared):
 @pytest.mark.parametrize("shift", [0.0, 0.1])
 def test_the_edge_of_the_dead_zone(k, shift):
     P, problem = problem_of(k, shift=shift)
-    recipe = ForgetSettings(update_weight=0.5, preserve_weight=0.1)
-    edge = dead_zone(P, problem, recipe)
+    settings = ForgetSettings(update_weight=0.5, preserve_weight=0.1)
+    edge = dead_zone(P, problem, settings)
     if not shift:
         sizes = [
             float(
@@ -578,7 +583,7 @@ def test_the_edge_of_the_dead_zone(k, shift):
                     *closed_form(
                         P,
                         replace(problem, preserve_target=None),
-                        replace(recipe, forget_weight=f * edge),
+                        replace(settings, forget_weight=f * edge),
                         rounds=3000,
                     )
                 ).norm()
@@ -613,7 +618,7 @@ def test_the_whole_method(case):
     tiny = tiny_clip(
         "rn_a" if str(case["kind"]) == "rn" else "vit_a", int(case["weight_seed"]), device="cpu"
     )
-    recipe = ForgetSettings(
+    settings = ForgetSettings(
         rank=int(case["rank"]),
         steps=int(case["epochs"]),
         max_trials=1,
@@ -621,12 +626,7 @@ def test_the_whole_method(case):
         lr=float(case["lr"]),
         **{ours: float(case[theirs]) for ours, theirs in WEIGHTS},
     )
-    task = ForgetTask(
-        case["forget_names"].tolist(),
-        case["class_names"].tolist(),
-        case["raw_preserve_list"].tolist(),
-        recipe,
-    )
+    task = task_of(case, settings)
     assert (
         task.preserved == case["preserve_names"].tolist()
         and task.indices == case["forget_idx"].tolist()
@@ -644,7 +644,7 @@ def test_the_whole_method(case):
         (text_hidden(tiny, [""]) @ P)[0],
         classes @ P,
         task.indices,
-        torch.from_numpy(case["noises"]),
+        noises=torch.from_numpy(case["noises"]),
     )
     assert rounds == int(case["n_regenerations"])
     close(target, case["forget_target"], **near)
@@ -652,11 +652,11 @@ def test_the_whole_method(case):
     _, (problem,), _ = forget_problems(tiny, [replace(task, target=target)])
     close(problem.preserve_hidden, case["preserve_hidden"], **near)
     close(problem.preserve_hidden @ P, case["preserve_target"], **near)
-    (done,) = train_patches(P, [problem], torch.from_numpy(case["lora_A_init"])[None], recipe)
+    (done,) = train_patches(P, [problem], torch.from_numpy(case["lora_A_init"])[None], settings)
     close(done.losses[0, :30], case["losses"][:30], rtol=1e-3)
     close(done.losses[0], case["losses"], rtol=1e-2)
     close(done.reductions[0], case["reduction"], rtol=1e-2)
-    adapted = ProjectionPatch(done.A, done.B, recipe.scale, task.names).apply(tiny)
+    adapted = ProjectionPatch(done.A, done.B, settings.scale, task.names).apply(tiny)
     close(text_projection(adapted), case["text_projection_after"], atol=1e-3)
 
     for prefix, names, template in (

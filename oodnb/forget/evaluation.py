@@ -7,14 +7,16 @@ __all__ = ['nearest_class', 'class_accuracy', 'class_positions', 'forget_metrics
            'Recognition', 'recognise', 'forgetting_table', 'class_changes']
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #f07b4df1
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import binomtest
+from torch import Tensor
 
 from ..features import extract
 from oodnb.forget.patch import (
@@ -25,11 +27,12 @@ from oodnb.forget.patch import (
     text_projection,
 )
 from ..ground.spelling import did_you_mean
+from ..models.backbone import Backbone
 from ..scores import normalize
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #e8438842
 def nearest_class(
-    sims,  # similarities or logits [N, K]
+    sims: Any,  # similarities or logits [N, K]
 ) -> np.ndarray:  # int64 [N]
     """The class with the largest entry, the first of equals.
 
@@ -59,9 +62,9 @@ def _check_classes(name, values, n_classes):
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #b5855eea
 def class_accuracy(
-    predictions,  # class of each picture as the model says [N]
-    labels,  # true class [N]
-    n_classes,  # K
+    predictions: np.ndarray,  # class of each picture as the model says [N]
+    labels: np.ndarray,  # true class [N]
+    n_classes: int,  # K
 ) -> np.ndarray:  # float64 [K], 0 to 1; NaN where a class has no picture
     "Share of every class's pictures that are called by its name, counted directly."
     predictions, labels = np.asarray(predictions), np.asarray(labels)
@@ -92,8 +95,8 @@ def _check_choice(name, names, known):
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #e496a747
 def class_positions(
-    names,  # class names, or one
-    class_names,  # all of the data set, in label order
+    names: str | Iterable[str],  # class names, or one
+    class_names: Iterable[str],  # all of the data set, in label order
 ) -> np.ndarray:  # int64 [k]
     """Where classes stand.
 
@@ -123,10 +126,10 @@ def _share(right, counts):
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #069f0759
 def forget_metrics(
-    recall,  # of every class [K], NaN where it has no picture
-    counts,  # pictures of every class [K]
-    forget_idx,  # positions of the forgotten classes [k]
-) -> dict:  # forget, forget_by_image, other (0 to 1), recalls [k]
+    recall: Any,  # of every class [K], NaN where it has no picture
+    counts: Any,  # pictures of every class [K]
+    forget_idx: Any,  # positions of the forgotten classes [k]
+) -> dict[str, Any]:  # forget, forget_by_image, other (0 to 1), recalls [k]
     "Accuracy on the forgotten classes and on all others. NaN where there are no pictures to count."
     recall, counts = np.asarray(recall, np.float64), np.asarray(counts)
     at = np.atleast_1d(forget_idx)
@@ -146,13 +149,14 @@ def _lost(after, before):  # share of an accuracy, gains are none
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #76e8061e
 def summary_score(
-    forget,  # accuracy on the forgotten classes after forgetting [...]
-    forget_before,
-    other,  # on the other classes of the data set [...]
-    other_before,
-    datasets,  # on other data sets [..., G]; NaN entries are not counted
-    datasets_before,
-):  # [...], 0 = forgotten without any loss; infinite or NaN where nothing was recognised before
+    forget: Any,  # accuracy on the forgotten classes after forgetting [...]
+    forget_before: Any,
+    other: Any,  # on the other classes of the data set [...]
+    other_before: Any,
+    datasets: Any,  # on other data sets [..., G]; NaN entries are not counted
+    datasets_before: Any,
+    # [...], 0 = forgotten without any loss; infinite or NaN where nothing was recognised before
+) -> Any:
     "The summary score of a forgetting task, from fractions or percentages."
     datasets = np.asarray(datasets, np.float64)
     datasets_before = np.asarray(datasets_before, np.float64)
@@ -165,12 +169,13 @@ def summary_score(
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #9dda7ca9
 def paired_change(
-    right_before,  # whether each picture was right [N]
-    right_after,  # the same pictures
-    n_boot=1000,  # bootstrap resamples of the pictures
-    seed=0,  # fixes them
-    level=0.95,  # coverage
-) -> tuple:  # (change, low, high) of the accuracy, -1 to 1; NaN without pictures
+    right_before: np.ndarray,  # whether each picture was right [N]
+    right_after: np.ndarray,  # the same pictures
+    n_boot: int = 1000,  # bootstrap resamples of the pictures
+    seed: int = 0,  # fixes them
+    level: float = 0.95,  # coverage
+    # (change, low, high) of the accuracy, -1 to 1; NaN without pictures
+) -> tuple[float, float, float]:
     "How much an accuracy changed on the same pictures, with a bootstrap interval."
     change = np.asarray(right_after).astype(int) - np.asarray(right_before).astype(int)
     if not len(change):
@@ -204,30 +209,30 @@ class Recognition:
 
     name: str  # of the data set
     class_names: tuple  # K names
-    image_features: torch.Tensor  # unit rows [N, D]
+    image_features: Tensor  # unit rows [N, D]
     labels: np.ndarray  # int64 [N]
-    hidden: torch.Tensor  # T prompts of every class in front of the projection [T, K, d]
-    projection: torch.Tensor  # [d, D]
+    hidden: Tensor  # T prompts of every class in front of the projection [T, K, d]
+    projection: Tensor  # [d, D]
     fingerprint: str | None = None  # of the backbone; None skips the check
 
     @cached_property
-    def text_features(self):  # unit rows [K, D]
+    def text_features(self) -> Tensor:  # unit rows [K, D]
         "One vector per class."
         return class_vectors(self.hidden, self.projection)
 
     @cached_property
-    def predictions(self):  # int64 [N]
+    def predictions(self) -> np.ndarray:  # int64 [N]
         "The class that every picture is called."
         return nearest_class(self.image_features.to(self.text_features) @ self.text_features.T)
 
     @property
-    def counts(self):
+    def counts(self) -> np.ndarray:  # pictures of every class [K]
         return np.bincount(self.labels, minlength=len(self.class_names))
 
     def patched(
         self,
-        patch,  # ProjectionPatch or AdaptedBackbone; None changes nothing
-    ):  # Recognition by the patched model
+        patch: ProjectionPatch | AdaptedBackbone | None,  # None changes nothing
+    ) -> "Recognition":  # by the patched model
         "The same pictures and prompts in front of the patched projection."
         if patch is None:
             return self
@@ -236,18 +241,18 @@ class Recognition:
 
     def prompted(
         self,
-        backbone,  # of these features
-        templates,  # see `zero_shot_classifier`
-    ):  # Recognition with other prompts
+        backbone: Backbone,  # of these features
+        templates: Any,  # see `zero_shot_classifier`
+    ) -> "Recognition":  # with other prompts
         "The same pictures in front of other sentences."
         return replace(self, hidden=class_hidden(backbone, self.class_names, templates))
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #f493f2fd
 def recognise(
-    backbone,  # Backbone
-    images,  # ImageSet with labels
-    templates="photo.",  # see `zero_shot_classifier`
-    **options,  # of `extract`
+    backbone: Backbone,
+    images: Any,  # ImageSet with labels
+    templates: Any = "photo.",  # see `zero_shot_classifier`
+    **options: Any,  # of `extract`: where features are kept, how many pictures at once, a bar
 ) -> Recognition:
     "Encode the pictures and the class names of a data set; pictures without label are left out."
     features = extract(backbone, images, **options)
@@ -356,16 +361,17 @@ def _seen_by(model, unchanged, sets, templates, options):  # dict: data set -> R
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #adfcd07c
 def forgetting_table(
-    backbone,  # Backbone before forgetting
-    image_sets,  # data sets: dict name -> ImageSet or Recognition, or a list
-    tasks,  # pairs of a data set's name and the class names to forget
-    changed,  # per task a ProjectionPatch, a changed Backbone, or None for no change
-    templates="photo.",  # of the class prompts; or a dict, data set -> template
-    n_boot=1000,  # bootstrap resamples of the pictures
-    seed=0,  # fixes them
-    # dict name -> Recognition by the unchanged backbone; None: made here where image sets are given
-    before=None,
-    **options,  # of `extract`
+    backbone: Backbone | None,  # before forgetting; None will do for Recognitions
+    image_sets: Any,  # data sets: dict name -> ImageSet or Recognition, or a list
+    tasks: Iterable,  # pairs of a data set's name and the class names to forget
+    changed: Iterable,  # per task a ProjectionPatch, a changed Backbone, or None for no change
+    templates: Any = "photo.",  # of the class prompts; or a dict, data set -> template
+    n_boot: int = 1000,  # bootstrap resamples of the pictures
+    seed: int = 0,  # fixes them
+    # name -> Recognition by the unchanged backbone; None: made here where image sets are given
+    before: Mapping[str, Recognition] | None = None,
+    cache: bool | str = True,  # where features are kept, see `extract`
+    progress: bool = True,  # show bars
 ) -> pd.DataFrame:  # one row per task; accuracies in percent, intervals of 95 %
     """What is still recognised.
 
@@ -375,6 +381,7 @@ def forgetting_table(
     changed = list(changed)
     _check_tasks(tasks, changed, sets)
     template = templates if isinstance(templates, Mapping) else dict.fromkeys(sets, templates)
+    options = {"cache": cache, "progress": progress}
     before, rows = before or _seen_by(backbone, backbone, sets, template, options), []
     for (dataset, names), change in zip(tasks, changed):
         if change is None or isinstance(change, (ProjectionPatch, AdaptedBackbone)):
@@ -386,9 +393,9 @@ def forgetting_table(
 
 # %% ../../nbs/10_forget/03_evaluation.ipynb #71de20a0
 def class_changes(
-    before,  # Recognition
-    after,  # of the same pictures
-    names,  # the forgotten classes
+    before: Recognition,
+    after: Recognition,  # of the same pictures
+    names: str | Sequence[str],  # the forgotten classes
 ) -> pd.DataFrame:  # one row per class, the largest loss first; accuracies in percent
     """How every class fared.
 

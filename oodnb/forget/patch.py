@@ -8,7 +8,10 @@ __all__ = ['text_projection', 'text_hidden', 'class_hidden', 'class_vectors', 'a
 
 # %% ../../nbs/10_forget/01_patch.ipynb #faf0eba1
 import copy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,10 +25,10 @@ from ..scores import normalize
 
 # %% ../../nbs/10_forget/01_patch.ipynb #3deb392c
 def text_projection(
-    backbone,  # Backbone with a causal text tower that ends in a projection
+    backbone: Backbone,  # with a causal text tower that ends in a projection
 ) -> torch.Tensor:  # P [d, e], the model's own memory
     "The matrix from hidden rows to text features. Raises `ValueError` for towers without one."
-    projection = text_tower(backbone.model).text_projection
+    projection: Any = text_tower(backbone.model).text_projection
     if projection is None:
         raise ValueError(
             f"The text tower of {backbone.name} has no projection: its last layer norm ends in the "
@@ -47,9 +50,9 @@ def _whole_tokens(backbone, texts):  # token rows; an error for texts that do no
 
 # %% ../../nbs/10_forget/01_patch.ipynb #b60082e7
 def text_hidden(
-    backbone,  # Backbone with a causal text tower
-    texts,  # n texts
-    batch_size=1024,  # texts per pass; changes memory, not the result
+    backbone: Backbone,  # with a causal text tower
+    texts: Iterable[str],  # n texts
+    batch_size: int = 1024,  # texts per pass; changes memory, not the result
 ) -> torch.Tensor:  # x(t) [n, d], float32 or better, on the backbone's device
     "What enters the projection. Raises `ValueError` for texts longer than the context."
     if isinstance(texts, str):
@@ -66,9 +69,9 @@ def text_hidden(
 
 # %% ../../nbs/10_forget/01_patch.ipynb #5c446d70
 def class_hidden(
-    backbone,  # Backbone with a causal text tower
-    class_names,  # K class names
-    templates="photo.",  # see `prompts.resolve_templates`
+    backbone: Backbone,  # with a causal text tower
+    class_names: Sequence[str],  # K class names
+    templates: Any = "photo.",  # see `prompts.resolve_templates`
 ) -> torch.Tensor:  # x(t) of every template with every name [T, K, d]
     "What enters the projection when a zero-shot classifier is made."
     names, templates = clean_names(class_names), resolve_templates(templates)
@@ -77,8 +80,8 @@ def class_hidden(
 
 # %% ../../nbs/10_forget/01_patch.ipynb #ca3ab908
 def class_vectors(
-    hidden,  # from `class_hidden` [T, K, d]
-    projection,  # P [d, e], or a stack of S projections [S, d, e]
+    hidden: torch.Tensor,  # from `class_hidden` [T, K, d]
+    projection: torch.Tensor,  # P [d, e], or a stack of S projections [S, d, e]
 ) -> torch.Tensor:  # text features of the classes, unit rows [K, e] or [S, K, e]
     "Zero-shot classifiers, one per projection."
     if hidden.ndim != 3 or projection.ndim not in (2, 3) or hidden.shape[2] != projection.shape[-2]:
@@ -91,22 +94,22 @@ def class_vectors(
 
 # %% ../../nbs/10_forget/01_patch.ipynb #6f2e1677
 def adapted_rows(
-    rows,  # X [n, d]
-    weight,  # W [e, d]
-    A,  # [r, d]
-    B,  # [e, r]
-    scale,  # s
-    bias=None,  # [e]
+    rows: torch.Tensor,  # X [n, d]
+    weight: torch.Tensor,  # W [e, d]
+    A: torch.Tensor,  # [r, d]
+    B: torch.Tensor,  # [e, r]
+    scale: float,  # s
+    bias: torch.Tensor | None = None,  # [e]
 ) -> torch.Tensor:  # Y [n, e]
     "A linear layer with a change of low rank beside it; differentiable."
     return nn.functional.linear(rows, weight, bias) + scale * (rows @ A.T) @ B.T
 
 # %% ../../nbs/10_forget/01_patch.ipynb #6c313d5c
 def merged(
-    weight,  # W [e, d]
-    A,  # [r, d]
-    B,  # [e, r]
-    scale,  # s
+    weight: torch.Tensor,  # W [e, d]
+    A: torch.Tensor,  # [r, d]
+    B: torch.Tensor,  # [e, r]
+    scale: float,  # s
 ) -> torch.Tensor:  # W + s B A [e, d], in the precision of W, summed in float64
     "The change put into the weight."
     return (weight.double() + scale * (B.double() @ A.double())).to(weight.dtype)
@@ -153,7 +156,7 @@ class ProjectionPatch:
 
     def projection(
         self,
-        original,  # P [d, e]
+        original: torch.Tensor,  # P [d, e]
     ) -> torch.Tensor:  # P + update [d, e], in the precision of P
         "The adapted projection."
         A, B = self.A.to(original.device), self.B.to(original.device)
@@ -161,8 +164,8 @@ class ProjectionPatch:
 
     def apply(
         self,
-        backbone,  # Backbone, adapted already or not; it stays as it is
-    ):  # AdaptedBackbone
+        backbone: Backbone,  # adapted already or not; it stays as it is
+    ) -> "AdaptedBackbone":
         "A backbone with this patch."
         return apply_patches(backbone, [self])
 
@@ -185,28 +188,28 @@ class AdaptedBackbone(Backbone):
 
     def __init__(
         self,
-        original,  # Backbone without patches
-        patches,  # ProjectionPatches
-    ):
+        original: Backbone,  # without patches
+        patches: Iterable[ProjectionPatch],
+    ) -> None:
         vars(self).update(vars(original))
         P = text_projection(original)
         total = sum(patch.update().to(P.device) for patch in patches)
         self.original, self.patches = original, tuple(patches)
         self.model = _with_projection(original.model, (P.double() + total).to(P.dtype).contiguous())
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         names = [", ".join(patch.names) for patch in self.patches]
         return f"{super().__repr__()[:-1]}, patches={names})"
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         "Hash of the original and of the projection."
         return content_hash("projection", self.original.fingerprint, text_projection(self))
 
     def without(
         self,
-        patch,  # a ProjectionPatch, or a name that it is for
-    ):  # AdaptedBackbone; the original when no patch is left
+        patch: ProjectionPatch | str,  # or a name that it is for
+    ) -> Backbone:  # AdaptedBackbone; the original when no patch is left
         "Take a patch off, exactly."
         left = [p for p in self.patches if p is not patch and patch not in p.names]
         if len(left) == len(self.patches):
@@ -243,28 +246,28 @@ def _check_owner(patch, backbone, original, now):  # the original, or the stack 
 
 # %% ../../nbs/10_forget/01_patch.ipynb #2c2e0b94
 def apply_patches(
-    backbone,  # Backbone, adapted already or not; it stays as it is
-    patches,  # ProjectionPatches, put on top of those already there
+    backbone: Backbone,  # adapted already or not; it stays as it is
+    # put on top of those already there
+    patches: ProjectionPatch | Iterable[ProjectionPatch],
 ) -> AdaptedBackbone:
     "Several patches at once. Raises `ValueError` for patches of other models."
     patches = [patches] if isinstance(patches, ProjectionPatch) else list(patches)
     if not patches:
         raise ValueError("No patch was given; the backbone itself is the one without patches.")
-    now = backbone
+    now: Any = backbone
     for patch in patches:
         _check_fit(patch, backbone)
-        original, below = now, ()
-        if isinstance(now, AdaptedBackbone):
-            original, below = now.original, now.patches
+        adapted = isinstance(now, AdaptedBackbone)
+        original, below = (now.original, now.patches) if adapted else (now, ())
         _check_owner(patch, backbone, original, now)
         now = AdaptedBackbone(original, (*below, patch))
     return now
 
 # %% ../../nbs/10_forget/01_patch.ipynb #b095c1bf
 def save_patch(
-    path,  # *.safetensors
-    patch,  # ProjectionPatch
-):
+    path: str | Path,  # *.safetensors
+    patch: ProjectionPatch,
+) -> None:
     "Write a patch: its two factors, and in the header how they came about."
     about = {
         "scale": patch.scale,
@@ -276,7 +279,7 @@ def save_patch(
 
 # %% ../../nbs/10_forget/01_patch.ipynb #feda3e96
 def load_patch(
-    path,  # *.safetensors from `save_patch`
+    path: str | Path,  # *.safetensors from `save_patch`
 ) -> ProjectionPatch:
     "Read a patch. Raises `ValueError` for other files."
     tensors, about = load_tensors(

@@ -8,53 +8,15 @@ __all__ = ['ForgetSettings', 'Problem', 'residuals', 'Trained', 'train_patches',
 # %% ../../nbs/10_forget/02_training.ipynb #2cbe1aef
 import math
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-# %% ../../nbs/10_forget/02_training.ipynb #650de318
-_COUNTS = {"rank": 1, "steps": 1, "max_trials": 1, "max_rounds": 0}  # smallest value
-
-
-_ABOVE_ZERO = ("alpha", "lr")
-
-
-_FROM_ZERO = (
-    "forget_weight",
-    "preserve_weight",
-    "update_weight",
-    "threshold",
-    "increment",
-    "noise_std",
-)
-
-
-def _check_counts(recipe):
-    for name, low in _COUNTS.items():
-        value = getattr(recipe, name)
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
-            end = ": rank 0 has nothing to train." if name == "rank" else "."
-            raise ValueError(f"{name} is {value!r}; give a whole number from {low} up{end}")
-
-# %% ../../nbs/10_forget/02_training.ipynb #0456675c
-def _check_numbers(recipe):
-    for name in (*_ABOVE_ZERO, *_FROM_ZERO):
-        value, above = getattr(recipe, name), name in _ABOVE_ZERO
-        finite = isinstance(value, Real) and 0 <= value < math.inf
-        if not finite or (above and not value):
-            where = "above 0" if above else "from 0 up"
-            raise ValueError(f"{name} is {value!r}; give a finite number {where}.")
-
-
-def _check_keep(keep):
-    if keep not in ("last", "best"):
-        raise ValueError(
-            f"keep is {keep!r}; possible are 'last' (the last evaluated step, as published) and "
-            "'best' (the step with the smallest loss)."
-        )
+from ..ground.settings import check_above, check_choice, check_from, check_settings, check_whole
 
 # %% ../../nbs/10_forget/02_training.ipynb #f1ccc63d
 _SHARED = (
@@ -73,30 +35,35 @@ _SHARED = (
 # %% ../../nbs/10_forget/02_training.ipynb #f8efaa80
 @dataclass(frozen=True)
 class ForgetSettings:
-    """How an update is trained; the defaults are the published ones.
+    """How an update is trained, as the authors' program does it ("program" below).
 
     Raises `ValueError` for impossible numbers."""
 
-    rank: int = 5  # r
-    alpha: float = 1.0  # the update is scaled by alpha / rank
-    forget_weight: float = 1.1  # lambda_f of the first trial
+    rank: int = 5  # r of the update (program)
+    alpha: float = 1.0  # the update is scaled by alpha / rank (program)
+    # lambda_f of the first trial; the program's most frequent value, see `protocol_recipe` for the
+    # data sets' own, and for the two weights below
+    forget_weight: float = 1.1
     preserve_weight: float = 0.3  # lambda_p
-    update_weight: float = 1.0  # lambda_w
-    lr: float = 0.01  # of Adam
-    steps: int = 2000  # per trial
-    max_trials: int = 100  # each starts anew
-    threshold: float = 0.7  # a trial succeeds when the distance to the target changed by this share
-    increment: float = 0.05  # added to lambda_f after a trial that failed
-    noise_std: float = 0.5  # of a target that is drawn again
-    max_rounds: int = 1000  # draws of a target
-    squared: bool = False  # squares of the norms, as in the paper's figure
-    keep: str = "last"  # "last" evaluated step, or "best"
-    either_way: bool = True  # a distance that grew by the threshold succeeds too
+    update_weight: float = 1.0  # lambda_w, everywhere the same
+    lr: float = 0.01  # of Adam (program)
+    steps: int = 2000  # of Adam per trial, each on all rows (program)
+    max_trials: int = 100  # each starts anew (program)
+    # share by which the distance to the target must change for a trial to succeed (program)
+    threshold: float = 0.7
+    increment: float = 0.05  # added to lambda_f after a trial that failed (program)
+    noise_std: float = 0.5  # per coordinate, of a target that is drawn again (program)
+    max_rounds: int = 1000  # draws of a target; the program has no end
+    squared: bool = False  # squares of the norms, as in the paper's figure; the program has none
+    keep: str = "last"  # the "last" evaluated step (program), or the "best"
+    either_way: bool = True  # a distance that grew by the threshold succeeds too (program)
 
     def __post_init__(self):
-        _check_counts(self)
-        _check_numbers(self)
-        _check_keep(self.keep)
+        check_whole(self, rank=1, steps=1, max_trials=1, max_rounds=0)
+        check_above(self, alpha=0, lr=0)
+        check_from(self, forget_weight=0, preserve_weight=0, update_weight=0)
+        check_from(self, threshold=0, increment=0, noise_std=0)
+        check_choice(self, squared=(False, True), keep=("last", "best"), either_way=(False, True))
 
     @property
     def scale(self) -> float:
@@ -109,7 +76,7 @@ class ForgetSettings:
 # %% ../../nbs/10_forget/02_training.ipynb #ac07f277
 @dataclass(frozen=True, eq=False)
 class Problem:
-    "What goes where. None as a weight: the recipe's."
+    "What goes where. None as a weight: that of the settings."
 
     forget_hidden: torch.Tensor  # X_f [k, d]
     forget_target: torch.Tensor  # U [k, e]
@@ -120,9 +87,9 @@ class Problem:
     update_weight: float | None = None
 
 # %% ../../nbs/10_forget/02_training.ipynb #503fce76
-def _weights(problem, recipe):  # of forget, preserve and update
+def _weights(problem, settings):  # of forget, preserve and update
     return [
-        getattr(recipe if getattr(problem, name) is None else problem, name)
+        getattr(settings if getattr(problem, name) is None else problem, name)
         for name in ("forget_weight", "preserve_weight", "update_weight")
     ]
 
@@ -176,9 +143,10 @@ def _preserved(problem, P):  # (X_r, Y_r or None) like P
 
 # %% ../../nbs/10_forget/02_training.ipynb #b18d5088
 def residuals(
-    projection,  # P [d, e]
-    problem,  # Problem
-):  # (X_f [k, d], U - X_f P [k, e], X_r [m, d], Y_r - X_r P [m, e] or None where it is 0)
+    projection: Tensor,  # P [d, e]
+    problem: Problem,
+    # (X_f [k, d], U - X_f P [k, e], X_r [m, d], Y_r - X_r P [m, e] or None where it is 0)
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     "A problem as it stands before training. Raises `ValueError` for rows that do not fit."
     P = _at_least_float32(projection)
     X, U = _forgotten(problem, P)
@@ -206,13 +174,13 @@ def _missing(part):  # of the preserved rows of one problem
 class _Batch:
     "S problems, padded."
 
-    def __init__(self, parts, weights, recipe):
+    def __init__(self, parts, weights, settings):
         self.X, self.R, self.X_r = (_padded([part[i] for part in parts]) for i in range(3))
         self.R_r = None
         if any(part[3] is not None for part in parts):
             self.R_r = _padded([_missing(part) for part in parts])
         self.weights = torch.tensor(weights, dtype=self.R.dtype, device=self.R.device)
-        self.scale, self.squared = recipe.scale, recipe.squared
+        self.scale, self.squared = settings.scale, settings.squared
 
     def factors(self, norms):  # c_f, c_p and c_w [S, 1, 1] each
         factors = 2 * self.weights if self.squared else self.weights * _inverse(norms)
@@ -274,15 +242,15 @@ def _check_start(losses):  # at the first step of a trial [S]
 # %% ../../nbs/10_forget/02_training.ipynb #7538acb5
 @torch.no_grad()
 def _trial(
-    batch, A, B, recipe, bar
+    batch, A, B, settings, bar
 ):  # (A, B) kept, (A, B) at the end, [S, steps, 4] loss and norms
-    optimizer = torch.optim.Adam([A, B], lr=recipe.lr, fused=A.device.type == "cpu")
+    optimizer = torch.optim.Adam([A, B], lr=settings.lr, fused=A.device.type == "cpu")
     kept, best = (A.clone(), B.clone()), A.new_full((len(A),), math.inf)
-    told = A.new_empty(len(A), recipe.steps, 4)
-    for step in range(recipe.steps):
+    told = A.new_empty(len(A), settings.steps, 4)
+    for step in range(settings.steps):
         losses, norms, (A.grad, B.grad) = batch.losses(A, B)
         told[:, step, 0], told[:, step, 1:] = losses, norms
-        take = losses < (best if recipe.keep == "best" else math.inf)
+        take = losses < (best if settings.keep == "best" else math.inf)
         best = torch.where(take, losses, best)
         kept = tuple(
             torch.where(take[:, None, None], now, before) for now, before in zip((A, B), kept)
@@ -300,11 +268,11 @@ class _Run:
         self.part, self.weights, self.reached, self.told = part, list(weights), False, []
         self.distances, self.reductions, self.used = [], [], []
 
-    def take(self, A, B, final_A, final_B, told, recipe):  # the results of a trial
+    def take(self, A, B, final_A, final_B, told, settings):  # the results of a trial
         X, R, *_ = self.part
-        before, after = float(R.norm()), float((R - recipe.scale * (X @ A.T) @ B.T).norm())
+        before, after = float(R.norm()), float((R - settings.scale * (X @ A.T) @ B.T).norm())
         change = (before - after) / before if before else 0.0
-        enough = (abs(change) if recipe.either_way else change) >= recipe.threshold
+        enough = (abs(change) if settings.either_way else change) >= settings.threshold
         self.last, self.closer = (A, B, final_A, final_B), after <= before
         self.reached = not before or enough
         self.told.append(told)
@@ -312,7 +280,7 @@ class _Run:
         self.reductions.append(abs(change))
         self.used.append(self.weights[0])
         if not self.reached:
-            self.weights[0] += recipe.increment
+            self.weights[0] += settings.increment
 
     def result(self):
         told = torch.stack(self.told)
@@ -348,36 +316,37 @@ def _starts(initial, trial, places, runs, rank):  # A of the problems at these p
     return A
 
 # %% ../../nbs/10_forget/02_training.ipynb #353efcee
-def _try_all(runs, A, recipe, bar):  # one trial of all these, side by side
-    batch = _Batch([run.part for run in runs], [run.weights for run in runs], recipe)
+def _try_all(runs, A, settings, bar):  # one trial of all these, side by side
+    batch = _Batch([run.part for run in runs], [run.weights for run in runs], settings)
     e = runs[0].part[1].shape[1]
-    kept, end, told = _trial(batch, A, A.new_zeros(len(A), e, recipe.rank), recipe, bar)
+    kept, end, told = _trial(batch, A, A.new_zeros(len(A), e, settings.rank), settings, bar)
     for n, run in enumerate(runs):
-        run.take(*(part[n].clone() for part in (*kept, *end)), told[n], recipe)
+        run.take(*(part[n].clone() for part in (*kept, *end)), told[n], settings)
 
 # %% ../../nbs/10_forget/02_training.ipynb #7fbe613e
 def train_patches(
-    projection,  # P [d, e]
-    problems,  # S Problems
+    projection: Tensor,  # P [d, e]
+    problems: Iterable[Problem],  # S of them
     # function of (trial, problem): A at the start [r, d]; or a tensor [trials, r, d] for all
-    initial,
-    recipe,  # ForgetSettings; weights of the problems take precedence
-    progress=False,  # show a bar
-) -> list:  # S Trained
+    initial: Tensor | Callable[[int, int], Tensor],
+    settings: ForgetSettings = ForgetSettings(),  # weights of the problems take precedence
+    progress: bool = False,  # show a bar
+) -> list[Trained]:  # S of them
     """Train updates side by side.
 
     Inputs decide device and precision (half precision is trained in float32)."""
-    runs = [_Run(residuals(projection, p), _weights(p, recipe)) for p in problems]
+    check_settings(settings, ForgetSettings)
+    runs = [_Run(residuals(projection, p), _weights(p, settings)) for p in problems]
     if not runs:
         raise ValueError("There is no problem to train; give at least one.")
-    _warn_of_rank(recipe.rank, *projection.shape)
+    _warn_of_rank(settings.rank, *projection.shape)
     if isinstance(initial, torch.Tensor):
         given, initial = initial, lambda trial, _: given[trial]
     left = list(range(len(runs)))
     with tqdm(desc="forgetting", unit="step", disable=not progress, delay=2) as bar:
-        for trial in range(recipe.max_trials):
-            A = _starts(initial, trial, left, runs, recipe.rank)
-            _try_all([runs[i] for i in left], A, recipe, bar)
+        for trial in range(settings.max_trials):
+            A = _starts(initial, trial, left, runs, settings.rank)
+            _try_all([runs[i] for i in left], A, settings, bar)
             left = [i for i in left if not runs[i].reached]
             if not left:
                 break
@@ -417,28 +386,29 @@ def _slopes(G, X_r, R_r, held):  # function: forget weight -> how steeply the lo
 
 # %% ../../nbs/10_forget/02_training.ipynb #d4b8034a
 def dead_zone(
-    projection,  # P [d, e]
-    problem,  # Problem; its forget weight plays no part
-    recipe,  # ForgetSettings
+    projection: Tensor,  # P [d, e]
+    problem: Problem,  # its forget weight plays no part
+    settings: ForgetSettings = ForgetSettings(),
     # the forget weight above which training can leave its start; 0 for squared norms, infinite
     # where nothing can
 ) -> float:
     "Up to this forget weight the unchanged matrix is the best there is."
-    X, R, X_r, R_r = (
-        None if part is None else part.double().cpu() for part in residuals(projection, problem)
-    )
-    _, held, small = _weights(problem, recipe)
+    check_settings(settings, ForgetSettings)
+    parts = residuals(projection, problem)
+    X, R, X_r = (part.double().cpu() for part in parts[:3])
+    R_r = None if parts[3] is None else parts[3].double().cpu()
+    _, held, small = _weights(problem, settings)
     G = (R / R.norm().clamp_min(1e-300)).T @ X
-    if recipe.squared:
+    if settings.squared:
         return 0.0
     if not G.any():
         return math.inf
     slope = _slopes(G, X_r, R_r, held)
 
     low, high = 0.0, 1.0
-    while recipe.scale * slope(high) <= small:
+    while settings.scale * slope(high) <= small:
         low, high = high, 2 * high
-    return _halved(low, high, 50, lambda weight: recipe.scale * slope(weight) > small)[0]
+    return _halved(low, high, 50, lambda weight: settings.scale * slope(weight) > small)[0]
 
 # %% ../../nbs/10_forget/02_training.ipynb #eb72a45a
 def _weighted(X, rows, K, penalties):  # A [k, d] of the ridge solution
@@ -458,52 +428,54 @@ def _exact(X, rows):  # A of the smallest change that meets all demands
         raise ValueError(
             "No change moves these rows and none of the preserved ones (a demand is missed by "
             f"{off:.2g}): a forgotten name means the same as preserved ones, or there are more "
-            f"names ({len(rows)}) than dimensions ({rows.shape[1]}). Drop names, or give a recipe, "
-            "which weighs the demands against each other."
+            f"names ({len(rows)}) than dimensions ({rows.shape[1]}). Drop names, or give settings, "
+            "whose weights hold the demands against each other."
         )
     return A
 
 # %% ../../nbs/10_forget/02_training.ipynb #91e43130
-def _penalties(lengths, counts, weights, recipe):  # one per row, float64
+def _penalties(lengths, counts, weights, settings):  # one per row, float64
     (n_f, n_p, n_w), (f, p, w) = lengths, weights
     parts = [n_f / f * torch.ones(counts[0], dtype=torch.float64)]
     if p:
         parts.append(n_p / p * torch.ones(counts[1], dtype=torch.float64))
-    scale = recipe.scale**2 if recipe.squared else recipe.scale * n_w
+    scale = settings.scale**2 if settings.squared else settings.scale * n_w
     return w / scale * torch.cat(parts)
 
 # %% ../../nbs/10_forget/02_training.ipynb #c0d8a3c6
-def _best(X, R, X_r, weights, recipe, rounds):  # A of the minimum; 0 where nothing moves
+def _best(X, R, X_r, weights, settings, rounds):  # A of the minimum; 0 where nothing moves
     rows, counts = torch.cat([X, X_r]), (len(X), len(X_r))
     K = rows @ rows.T
-    start = _penalties((1, 1, 1), counts, weights, recipe)
+    start = _penalties((1, 1, 1), counts, weights, settings)
     A = _weighted(X, rows, K, start + (0 if weights[2] else 1e-12) * K.trace())
-    for _ in range(0 if recipe.squared else rounds):
+    for _ in range(0 if settings.squared else rounds):
         lengths = (R - X @ A.T @ R).norm(), (X_r @ A.T @ R).norm(), (A.T @ R).norm()
         if lengths[2] < 1e-9 * R.norm() / X.norm():
             return 0 * X
-        A = _weighted(X, rows, K, _penalties(lengths, counts, weights, recipe))
+        A = _weighted(X, rows, K, _penalties(lengths, counts, weights, settings))
     return A
 
 # %% ../../nbs/10_forget/02_training.ipynb #65bc192d
 def closed_form(
-    projection,  # P [d, e]
-    problem,  # Problem; preserved rows stay where they are, preserve_target plays no part
-    # ForgetSettings: the minimum of its loss for its weights; None: the smallest change that meets
-    # all demands exactly
-    recipe=None,
-    rounds=500,  # solutions in a row, for plain norms
-):  # (A [k, d], B [e, k]) of the change B A, whose scale is 1
+    projection: Tensor,  # P [d, e]
+    problem: Problem,  # preserved rows stay where they are, preserve_target plays no part
+    # the minimum of their loss for their weights; None: the smallest change that meets all demands
+    # exactly
+    settings: ForgetSettings | None = None,
+    rounds: int = 500,  # solutions in a row, for plain norms
+) -> tuple[Tensor, Tensor]:  # (A [k, d], B [e, k]) of the change B A, whose scale is 1
     "The best change without training. Raises `ValueError` where demands contradict each other."
+    if settings is not None:
+        check_settings(settings, ForgetSettings)
     parts = residuals(projection, replace(problem, preserve_target=None))[:3]
     X, R, X_r = (part.double().cpu() for part in parts)
-    weights = (0, 0, 0) if recipe is None else _weights(problem, recipe)
-    if recipe is not None and not weights[1]:
+    weights = (0, 0, 0) if settings is None else _weights(problem, settings)
+    if settings is not None and not weights[1]:
         X_r = X_r[:0]
-    if recipe is None:
+    if settings is None:
         A = _exact(X, torch.cat([X, X_r]))
     elif not weights[0]:
         A = 0 * X
     else:
-        A = _best(X, R, X_r, weights, recipe, rounds)
+        A = _best(X, R, X_r, weights, settings, rounds)
     return A.to(projection), R.T.contiguous().to(projection)

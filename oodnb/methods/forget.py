@@ -11,9 +11,12 @@ __all__ = ['PROTOCOL', 'load_preserve', 'preserve_names', 'protocol_recipe', 'fo
 import json
 import re
 import warnings
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..forget.patch import ProjectionPatch, text_hidden, text_projection
 from oodnb.forget.training import (
@@ -25,7 +28,9 @@ from oodnb.forget.training import (
     train_patches,
 )
 from ..ground.places import shipped
+from ..ground.settings import check_settings
 from ..ground.spelling import did_you_mean
+from ..models.backbone import Backbone
 
 # %% ../../nbs/10_forget/06_forget.ipynb #8eab157e
 _all_ = [
@@ -38,17 +43,19 @@ _all_ = [
 ]  # who forgets trains
 
 # %% ../../nbs/10_forget/06_forget.ipynb #4d9a8c6f
-def _read(name):
+def _read(name: str) -> dict[str, Any]:
     return json.loads(shipped("lists", name).read_text(encoding="utf-8"))
 
 
-PROTOCOL = _read("forget_protocol.json")  # forget_classes, eval_templates, configs, ...
+PROTOCOL: dict[str, Any] = _read(
+    "forget_protocol.json"
+)  # forget_classes, eval_templates, configs, ...
 
 # %% ../../nbs/10_forget/06_forget.ipynb #b71b184d
 def load_preserve(
     # "StanfordDogs", "StanfordCars", "Caltech101", "OxfordFlowers", or a group of the mini world
-    dataset,
-) -> list:  # names as they were written, duplicates and all
+    dataset: str,
+) -> list[str]:  # names as they were written, duplicates and all
     "The raw list of names to preserve when classes of a data set are forgotten."
     published = _read("forget_preserve.json").items()
     known = {name: names for name, names in published if isinstance(names, list)}
@@ -63,9 +70,9 @@ def load_preserve(
 
 # %% ../../nbs/10_forget/06_forget.ipynb #4e944c0e
 def preserve_names(
-    raw,  # names as they were written
-    forget_names,  # forgotten classes
-) -> list:  # sorted
+    raw: Iterable[str],  # names as they were written
+    forget_names: Iterable[str],  # forgotten classes
+) -> list[str]:  # sorted
     "The names that are preserved, by the published rule."
     gone = {name.lower() for name in forget_names}
     return sorted({name.lower() for name in raw} - gone)
@@ -90,15 +97,13 @@ def _published(dataset, backbone, classes):  # weights under their names; empty 
 
 # %% ../../nbs/10_forget/06_forget.ipynb #f02f7518
 def protocol_recipe(
-    dataset,  # data set of the forgotten classes
-    backbone,  # its name: "RN50", "ViT-B-16", ...
-    classes=1,  # forgotten at once: 1, or 3 (any number above 1)
-    **changes,  # fields of `ForgetSettings`
+    dataset: str,  # data set of the forgotten classes
+    backbone: str,  # its name: "RN50", "ViT-B-16", ...
+    classes: int = 1,  # forgotten at once: 1, or 3 (any number above 1)
 ) -> ForgetSettings:
     "The published weights, where there are any; the commonest ones elsewhere."
     found = _published(dataset, backbone, classes)
-    weights = {ours: found[theirs] for ours, theirs in _PUBLISHED.items() if theirs in found}
-    return ForgetSettings(**{**weights, **changes})
+    return ForgetSettings(**{own: found[its] for own, its in _PUBLISHED.items() if its in found})
 
 # %% ../../nbs/10_forget/06_forget.ipynb #c646ad0d
 def _embeddings(rows, name):
@@ -138,33 +143,33 @@ def _no_target(rounds, classes, empty, noise_std):
 
 # %% ../../nbs/10_forget/06_forget.ipynb #f3e47c90
 def forget_target(
-    empty_embedding,  # embedding of the empty prompt [e] or [1, e], not normalised
-    class_embeddings,  # embeddings of all class names of the data set [C, e]
-    forget_idx,  # forgotten classes [k]
-    noises=None,  # draws to be used in order [rounds, k, e]
-    generator=None,  # torch.Generator of further draws; None: there are none
-    noise_std=0.5,  # of the noise
-    max_rounds=1000,  # draws at most
-):  # (unit rows [k, e], number of rounds that were drawn)
+    empty_embedding: Tensor,  # embedding of the empty prompt [e] or [1, e], not normalised
+    class_embeddings: Tensor,  # embeddings of all class names of the data set [C, e]
+    forget_idx: Sequence[int],  # forgotten classes [k]
+    settings: ForgetSettings = ForgetSettings(),  # its noise_std and max_rounds
+    noises: Tensor | None = None,  # draws to be used in order [rounds, k, e]
+    generator: torch.Generator | None = None,  # of further draws; None: there are none
+) -> tuple[Tensor, int]:  # (unit rows [k, e], number of rounds that were drawn)
     "Where the forgotten classes are sent. Raises `RuntimeError` when no target is found."
     empty = _embeddings(empty_embedding, "empty_embedding")[:1]
     classes = _embeddings(class_embeddings, "class_embeddings")
     idx = torch.as_tensor(forget_idx, dtype=torch.long, device=classes.device).flatten()
     _check_classes(idx, len(classes))
     unit = classes.double() / classes.double().norm(dim=1, keepdim=True)
-    raw, given = empty.expand(len(idx), -1), 0 if noises is None else len(noises)
-    for rounds in range(max_rounds + 1):
+    raw: Tensor = empty.expand(len(idx), -1)
+    given: Sequence | Tensor = () if noises is None else noises
+    for rounds in range(settings.max_rounds + 1):
         own = (unit[None] * raw.double()[:, None]).sum(-1).argmax(1) == idx
         if not own.any():
             return raw / raw.norm(dim=1, keepdim=True), rounds
-        if rounds == max_rounds or (rounds >= given and generator is None):
+        if rounds == settings.max_rounds or (rounds >= len(given) and generator is None):
             break
-        if rounds < given:
-            noise = torch.as_tensor(noises[rounds])
+        if rounds < len(given):
+            noise = torch.as_tensor(given[rounds])
         else:
             noise = torch.randn(raw.shape, generator=generator, dtype=torch.float32)
-        raw = empty + noise_std * noise.to(empty)
-    raise _no_target(rounds, idx[own], empty, noise_std)
+        raw = empty + settings.noise_std * noise.to(empty)
+    raise _no_target(rounds, idx[own], empty, settings.noise_std)
 
 # %% ../../nbs/10_forget/06_forget.ipynb #3606aeb5
 def _bare(name):
@@ -218,16 +223,17 @@ def _warn_of_both(task):
 class ForgetTask:
     "What to forget. Raises `ValueError` for names that do not choose classes."
 
-    names: tuple  # a class name or several
+    names: Any  # a class name or several; afterwards a tuple
     # all classes of the data set, in the order of labels; or an object that has class_names (an
-    # image set)
-    class_names: tuple
-    preserve: tuple = ()  # raw names to preserve, see `preserve_names`
-    recipe: ForgetSettings = field(default_factory=ForgetSettings)
+    # image set); afterwards a tuple
+    class_names: Any
+    preserve: Sequence[str] = ()  # raw names to preserve, see `preserve_names`
+    settings: ForgetSettings = ForgetSettings()
     # None: the empty prompt; a text: its embedding, by the same rule; a tensor [k, e]: as it is
-    target: object = None
+    target: Tensor | str | None = None
 
     def __post_init__(self):
+        check_settings(self.settings, ForgetSettings)
         names = (self.names,) if isinstance(self.names, str) else self.names
         classes = getattr(self.class_names, "class_names", self.class_names)
         given = {"names": names, "class_names": classes, "preserve": self.preserve}
@@ -237,11 +243,11 @@ class ForgetTask:
         _warn_of_both(self)
 
     @property
-    def preserved(self) -> list:
+    def preserved(self) -> list[str]:
         return preserve_names(self.preserve, self.names)  # names, as they are read
 
     @property
-    def indices(self) -> list:
+    def indices(self) -> list[int]:
         return [self.class_names.index(name) for name in self.names]  # of the forgotten classes [k]
 
 # %% ../../nbs/10_forget/06_forget.ipynb #a57c5997
@@ -261,10 +267,8 @@ def _target(task, rows, P, seed):  # (target [k, e], rounds that it was drawn)
         rows([task.target or ""]) @ P,
         rows([_bare(name) for name in task.class_names]) @ P,
         task.indices,
-        None,
-        torch.Generator().manual_seed(seed),
-        task.recipe.noise_std,
-        task.recipe.max_rounds,
+        task.settings,
+        generator=torch.Generator().manual_seed(seed),
     )
 
 # %% ../../nbs/10_forget/06_forget.ipynb #ef621b81
@@ -279,10 +283,11 @@ def _texts(tasks):  # dict: text -> its row; the empty prompt first
 
 # %% ../../nbs/10_forget/06_forget.ipynb #fcf6182c
 def forget_problems(
-    backbone,  # Backbone; stays as it is
-    tasks,  # ForgetTasks
-    seed=0,  # of targets that are drawn again
-):  # (P [d, e], list of Problems, rounds each target was drawn)
+    backbone: Backbone,  # stays as it is
+    tasks: Iterable[ForgetTask],
+    seed: int = 0,  # of targets that are drawn again
+    # (P [d, e], problems, rounds each target was drawn)
+) -> tuple[Tensor, list[Problem], list[int]]:
     "Rows and targets of tasks, every text encoded once."
     tasks = list(tasks)
     if not tasks:
@@ -296,30 +301,31 @@ def forget_problems(
     for task in tasks:
         target, rounds = _target(task, rows, P, seed)
         gone, kept = (rows([_bare(t) for t in names]) for names in (task.names, task.preserved))
-        weights = task.recipe.forget_weight, task.recipe.preserve_weight, task.recipe.update_weight
+        s = task.settings
+        weights = s.forget_weight, s.preserve_weight, s.update_weight
         problems.append(Problem(gone, target, kept, None, *weights))
         drawn.append(rounds)
     return P, problems, drawn
 
 # %% ../../nbs/10_forget/06_forget.ipynb #67b1fccc
 def initial_factor(
-    rank,  # r
-    d,  # width of hidden rows
-    generator,  # torch.Generator
-    e=0,  # width of embeddings, for `as_published`
+    rank: int,  # r
+    d: int,  # width of hidden rows
+    generator: torch.Generator,
+    e: int = 0,  # width of embeddings, for `as_published`
     # use up the random numbers that the authors' layer takes for its weight, twice
-    as_published=False,
-) -> torch.Tensor:  # A [r, d], uniform in +- 1 / sqrt(d)
+    as_published: bool = False,
+) -> Tensor:  # A [r, d], uniform in +- 1 / sqrt(d)
     "The start of a trial; B starts at 0."
     for _ in range(2 if as_published else 0):
         torch.empty(e, d).uniform_(generator=generator)
     return torch.empty(rank, d).uniform_(-(d**-0.5), d**-0.5, generator=generator)
 
 # %% ../../nbs/10_forget/06_forget.ipynb #10841fa3
-def _settings(task, seed, rounds, done):  # JSON
+def _told(task, seed, rounds, done):  # JSON
     return {
         "method": "forget",
-        **asdict(task.recipe),
+        **asdict(task.settings),
         "classes": len(task.class_names),
         "preserved": len(task.preserved),
         "target": "given" if isinstance(task.target, torch.Tensor) else task.target or "",
@@ -353,12 +359,12 @@ def _warn_of_failures(tasks, trained, max_trials):
 
 # %% ../../nbs/10_forget/06_forget.ipynb #e08d9dea
 def _check_batch(tasks):
-    shared = tasks[0].recipe.shared
+    shared = tasks[0].settings.shared
     for task in tasks:
         for name, value in shared.items():
-            if getattr(task.recipe, name) != value:
+            if getattr(task.settings, name) != value:
                 raise ValueError(
-                    f"The recipes differ in {name}; tasks of one batch share {', '.join(shared)}. "
+                    f"The settings differ in {name}; tasks of one batch share {', '.join(shared)}. "
                     "Call forget_many once for each."
                 )
 
@@ -375,42 +381,42 @@ def _drawn_starts(rank, d, seed):  # function: trial, problem -> A; problems of 
 
 # %% ../../nbs/10_forget/06_forget.ipynb #ce898583
 def forget_many(
-    backbone,  # Backbone; stays as it is
-    tasks,  # ForgetTasks; their recipes may differ in weights and targets
-    seed=0,  # of starts and targets
-    progress=True,  # show a bar
-    watch=None,  # function of the list of Trained, for curves
-) -> list:  # one ProjectionPatch per task
+    backbone: Backbone,  # stays as it is
+    tasks: Iterable[ForgetTask],  # their settings may differ in weights and what makes targets
+    seed: int = 0,  # of starts and targets
+    progress: bool = True,  # show a bar
+    watch: Callable[[list[Trained]], Any] | None = None,  # for curves
+) -> list[ProjectionPatch]:  # one per task
     """Forget classes, task by task, trained as one batch.
 
     Warns of tasks that did not reach their target."""
     tasks, found = list(tasks), []
     P, problems, drawn = forget_problems(backbone, tasks, seed)
     _check_batch(tasks)
-    recipe = tasks[0].recipe
-    initial = _drawn_starts(recipe.rank, len(P), seed)
-    trained = train_patches(P, problems, initial, recipe, progress)
-    _warn_of_failures(tasks, trained, recipe.max_trials)
+    settings = tasks[0].settings
+    initial = _drawn_starts(settings.rank, len(P), seed)
+    trained = train_patches(P, problems, initial, settings, progress)
+    _warn_of_failures(tasks, trained, settings.max_trials)
     if watch:
         watch(trained)
     for task, rounds, done in zip(tasks, drawn, trained):
-        about = task.names, _settings(task, seed, rounds, done), backbone.fingerprint
-        found.append(ProjectionPatch(done.A.cpu(), done.B.cpu(), recipe.scale, *about))
+        about = task.names, _told(task, seed, rounds, done), backbone.fingerprint
+        found.append(ProjectionPatch(done.A.cpu(), done.B.cpu(), settings.scale, *about))
     return found
 
 # %% ../../nbs/10_forget/06_forget.ipynb #ae89ab9c
 def forget_classes(
-    backbone,  # Backbone; stays as it is
-    names,  # class to forget, or several
-    class_names,  # all classes of the data set, or an image set
-    preserve=(),  # names to preserve
-    recipe=None,  # ForgetSettings; None: the published one
-    target=None,  # where the classes are sent, see `ForgetTask`
-    seed=0,  # of starts and targets
-    progress=True,  # show a bar
+    backbone: Backbone,  # stays as it is
+    names: str | Sequence[str],  # class to forget, or several
+    class_names: Any,  # all classes of the data set, or an image set
+    preserve: Sequence[str] = (),  # names to preserve
+    settings: ForgetSettings = ForgetSettings(),
+    target: Tensor | str | None = None,  # where the classes are sent, see `ForgetTask`
+    seed: int = 0,  # of starts and targets
+    progress: bool = True,  # show a bar
 ) -> ProjectionPatch:
     "Forget one class, or several at once: names in, patch out."
-    task = ForgetTask(names, class_names, preserve, recipe or ForgetSettings(), target)
+    task = ForgetTask(names, class_names, preserve, settings, target)
     return forget_many(backbone, [task], seed, progress)[0]
 
 # %% ../../nbs/10_forget/06_forget.ipynb #0f820352
@@ -419,21 +425,21 @@ _LOSS = ("forget_weight", "preserve_weight", "update_weight", "squared", "alpha"
 
 # %% ../../nbs/10_forget/06_forget.ipynb #90089340
 def solve_many(
-    backbone,  # Backbone; stays as it is
-    tasks,  # ForgetTasks
-    # True: the smallest change that meets every demand; False: the minimum of the recipe's loss
-    exact=False,
-    seed=0,  # of targets that are drawn again
-) -> list:  # one ProjectionPatch per task, of as many ranks as classes are forgotten
+    backbone: Backbone,  # stays as it is
+    tasks: Iterable[ForgetTask],
+    # True: the smallest change that meets every demand; False: the minimum of the settings' loss
+    exact: bool = False,
+    seed: int = 0,  # of targets that are drawn again
+) -> list[ProjectionPatch]:  # one per task, of as many ranks as classes are forgotten
     "Forget classes without training."
     tasks, found = list(tasks), []
     P, problems, drawn = forget_problems(backbone, tasks, seed)
     for task, problem, rounds in zip(tasks, problems, drawn):
-        A, B = closed_form(P, problem, None if exact else task.recipe)
+        A, B = closed_form(P, problem, None if exact else task.settings)
         settings = {
             "method": "forget in closed form",
             "exact": exact,
-            **{name: getattr(task.recipe, name) for name in (() if exact else _LOSS)},
+            **{name: getattr(task.settings, name) for name in (() if exact else _LOSS)},
             "classes": len(task.class_names),
             "preserved": len(task.preserved),
             "target_rounds": rounds,

@@ -10,18 +10,27 @@ __all__ = ['noisy_copies', 'lip_loss', 'lip_objective', 'frozen_tensors', 'steep
 import copy
 import math
 import warnings
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..forget.synthetic_pictures import class_place, synthesize_pictures
+from oodnb.forget.synthetic_pictures import (
+    SynthesisSettings,
+    SyntheticPictures,
+    class_place,
+    synthesize_pictures,
+)
 from ..ground.hashing import content_hash
 from ..ground.places import home
 from ..ground.randomness import chance_of
+from ..ground.settings import check_above, check_from, check_settings, check_whole
 from ..models.backbone import Backbone, cut_texts
 from ..models.shared_prefix import encode_tokens
 from ..pipeline.cache import load_tensors, save_tensors
@@ -30,21 +39,21 @@ from ..scores import cosine_sims
 
 # %% ../../nbs/10_forget/07_lip.ipynb #39359f02
 def noisy_copies(
-    images,  # pictures [B, ...]
-    noise,  # standard normal draws [S, B, ...]
-    std,  # of the noise
-):  # copies [S, B, ...]
+    images: Tensor,  # pictures [B, ...]
+    noise: Tensor,  # standard normal draws [S, B, ...]
+    std: float,  # of the noise
+) -> Tensor:  # copies [S, B, ...]
     "Pictures with noise, inside the range of the batch."
     return (images + std * noise).clamp(images.min(), images.max())
 
 # %% ../../nbs/10_forget/07_lip.ipynb #68283f6d
 def lip_loss(
-    text_features,  # of the class's text, one row per picture [B, D]
-    image_features,  # of the clean pictures [B, D]
-    copy_features,  # of their copies [S, B, D]; constants
-    images,  # clean pictures [B, ...]
-    copies,  # [S, B, ...]
-):  # scalar
+    text_features: Tensor,  # of the class's text, one row per picture [B, D]
+    image_features: Tensor,  # of the clean pictures [B, D]
+    copy_features: Tensor,  # of their copies [S, B, D]; constants
+    images: Tensor,  # clean pictures [B, ...]
+    copies: Tensor,  # [S, B, ...]
+) -> Tensor:  # scalar
     """Slope between clean and noisy, summed over pictures.
 
     Raises `ValueError` for a copy that equals its picture."""
@@ -62,12 +71,12 @@ def lip_loss(
 
 # %% ../../nbs/10_forget/07_lip.ipynb #e7f924b8
 def lip_objective(
-    model,  # open_clip model with a causal text tower
-    images,  # network inputs [B, 3, H, W]
-    tokens,  # the class's text, one row per picture [B, L]
-    draws,  # S standard normal draws, each [B, 3, H, W]; any iterable
-    std,  # of the noise
-):  # scalar, differentiable in the weights of both towers
+    model: Any,  # open_clip model with a causal text tower
+    images: Tensor,  # network inputs [B, 3, H, W]
+    tokens: Tensor,  # the class's text, one row per picture [B, L]
+    draws: Iterable[Tensor],  # S standard normal draws, each [B, 3, H, W]
+    std: float,  # of the noise
+) -> Tensor:  # scalar, differentiable in the weights of both towers
     "The Lipschitz loss of a model."
     text, clean, losses = encode_tokens(model, tokens), model.encode_image(images), []
     for noise in draws:
@@ -87,10 +96,11 @@ def _tower(name):  # of a parameter; None: it belongs to neither
 
 
 def frozen_tensors(
-    model,  # open_clip model
-) -> set:  # names of parameters
+    model: Any,  # open_clip model
+) -> set[str]:  # names of parameters
     "What Lip never moves."
-    stay, inside = _BatchNorm, set()
+    stay: tuple = (_BatchNorm,)
+    inside: set[str] = set()
     if isinstance(model.visual, ModifiedResNet):
         stay, inside = (torch.nn.Conv2d, _BatchNorm), {"visual.attnpool.positional_embedding"}
     for name, module in model.named_modules():
@@ -100,11 +110,11 @@ def frozen_tensors(
 
 # %% ../../nbs/10_forget/07_lip.ipynb #fb63a283
 def steepest(
-    sizes,  # dict: name of a parameter -> mean absolute gradient
-    top_image,  # tensors of the image tower
-    top_text,  # tensors of the text transformer
-    frozen=(),  # names that stay
-) -> list:  # names, image tower first, in descending order
+    sizes: Mapping[str, float],  # name of a parameter -> mean absolute gradient
+    top_image: int,  # tensors of the image tower
+    top_text: int,  # tensors of the text transformer
+    frozen: Iterable[str] = (),  # names that stay
+) -> list[str]:  # names, image tower first, in descending order
     "The tensors that a step moves."
     wrong = next((name for name, size in sizes.items() if not math.isfinite(size)), None)
     if wrong:
@@ -112,62 +122,72 @@ def steepest(
             f"The gradient of {wrong} is {sizes[wrong]}; tensors can only be ranked by finite "
             "numbers."
         )
-    ranked = sorted((name for name in sizes if name not in frozen), key=lambda name: -sizes[name])
+    stay = set(frozen)
+    ranked = sorted((name for name in sizes if name not in stay), key=lambda name: -sizes[name])
     image, text = ([n for n in ranked if _tower(n) == tower] for tower in ("image", "text"))
     return image[:top_image] + text[:top_text]
 
 # %% ../../nbs/10_forget/07_lip.ipynb #293bf2b2
-def _check_levels(stds, image_tensors, text_tensors):
-    if not len(stds) == len(image_tensors) == len(text_tensors) > 0:
+def _check_levels(settings):
+    stds, image, text = settings.stds, settings.image_tensors, settings.text_tensors
+    if not len(stds) == len(image) == len(text) > 0:
         raise ValueError(
-            f"stds, image_tensors and text_tensors have {len(stds)}, {len(image_tensors)} and "
-            f"{len(text_tensors)} levels; give one number of each per level."
+            f"stds, image_tensors and text_tensors have {len(stds)}, {len(image)} and {len(text)} "
+            "levels; give one number of each per level."
         )
-    if min(stds) <= 0 or min(image_tensors + text_tensors) < 0:
+    if min(stds) <= 0 or min((*image, *text)) < 0:
         raise ValueError(
-            f"stds are {stds}, tensors {image_tensors} and {text_tensors}; noise must be above 0, "
-            "and numbers of tensors not negative."
+            f"stds are {stds}, tensors {image} and {text}; noise must be above 0, and numbers of "
+            "tensors not negative."
         )
 
 # %% ../../nbs/10_forget/07_lip.ipynb #20af1f1a
-def _check_steps(draws, epochs, stop, lr):
-    if draws < 1 or epochs < 0 or not 0 <= stop < 1 or not 0 < lr < math.inf:
+def _check_shares(settings):
+    low, high = settings.betas
+    if settings.stop >= 1 or not (0 <= low < 1 and 0 <= high < 1):
         raise ValueError(
-            f"draws is {draws}, epochs {epochs}, stop {stop} and lr {lr}; needed are at least one "
-            "draw, 0 <= stop < 1 and a finite rate above 0."
+            f"stop is {settings.stop!r} and betas are {settings.betas!r}; they must be below 1, "
+            "and from 0 up."
         )
 
 # %% ../../nbs/10_forget/07_lip.ipynb #f9adeaa0
 @dataclass(frozen=True)
 class LipSettings:
-    "Numbers of the training; the published ones for a vision transformer, see `lip_recipe`."
+    """Numbers of the training, as the authors' program for the WACV paper has them ("program").
 
-    draws: int = 25  # noisy copies per picture, S
-    epochs: int = 30  # steps at most
-    stop: float = 0.1  # share of recognised pictures at which it ends
-    lr: float = 5e-5
-    betas: tuple = (0.9, 0.98)
-    eps: float = 1e-6
-    weight_decay: float = 0.2
-    stds: tuple = (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)  # noise of each level
-    image_tensors: tuple = (25, 27, 30, 33, 35, 40, 45)  # that move, of each level
+    The tensors are those for a vision transformer, see `lip_recipe`. Raises `ValueError` for
+    impossible numbers."""
+
+    draws: int = 25  # noisy copies per picture, S (program)
+    epochs: int = 30  # steps at most, each on all pictures (program)
+    # share of recognised pictures at which it ends (the documented command; 0.2 without it)
+    stop: float = 0.1
+    lr: float = 5e-5  # of Adam (program)
+    betas: tuple = (0.9, 0.98)  # of Adam (program)
+    eps: float = 1e-6  # of Adam (program)
+    weight_decay: float = 0.2  # inside the gradient (program)
+    stds: tuple = (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)  # noise of each level (program)
+    # tensors that move, of each level: 25 and 0, 2, 5, 8, 10, 15, 20 more (program)
+    image_tensors: tuple = (25, 27, 30, 33, 35, 40, 45)
     text_tensors: tuple = (25, 27, 30, 33, 35, 40, 45)
 
     def __post_init__(self):
-        _check_levels(self.stds, self.image_tensors, self.text_tensors)
-        _check_steps(self.draws, self.epochs, self.stop, self.lr)
+        check_whole(self, draws=1, epochs=0)
+        check_above(self, lr=0)
+        check_from(self, stop=0, eps=0, weight_decay=0)
+        _check_shares(self)
+        _check_levels(self)
 
 # %% ../../nbs/10_forget/07_lip.ipynb #2c2219e4
 def lip_recipe(
-    backbone,  # Backbone
-    **changes,  # fields of LipSettings
+    backbone: Backbone,
 ) -> LipSettings:
     "The published numbers for the kind of image tower."
-    own = {}
     if isinstance(backbone.model.visual, ModifiedResNet):
-        own["image_tensors"] = (5, 7, 10, 13, 15, 20, 25)
-        own["text_tensors"] = (5, 7, 12, 18, 25, 30, 35)
-    return replace(LipSettings(), **own | changes)
+        return LipSettings(
+            image_tensors=(5, 7, 10, 13, 15, 20, 25), text_tensors=(5, 7, 12, 18, 25, 30, 35)
+        )
+    return LipSettings()
 
 # %% ../../nbs/10_forget/07_lip.ipynb #0f528bf1
 def _take_step(
@@ -209,11 +229,11 @@ def _check_loss(loss, epoch, level, std):
         )
 
 # %% ../../nbs/10_forget/07_lip.ipynb #2d4b83cd
-def _epoch(optimizer, parameters, loss, epoch, level, recipe):  # (row, how to take the step back)
-    std = recipe.stds[level]
+def _epoch(optimizer, parameters, loss, epoch, level, settings):  # (row, how to take the step back)
+    std = settings.stds[level]
     _check_loss(loss, epoch, level, std)
     slopes = _slopes(loss, parameters)
-    top = recipe.image_tensors[level], recipe.text_tensors[level]
+    top = settings.image_tensors[level], settings.text_tensors[level]
     chosen = steepest(_sizes(slopes), *top)
     back = _take_step(optimizer, parameters, slopes, chosen)
     row = {"epoch": epoch, "level": level, "std": std, "loss": loss.item()}
@@ -221,27 +241,30 @@ def _epoch(optimizer, parameters, loss, epoch, level, recipe):  # (row, how to t
 
 # %% ../../nbs/10_forget/07_lip.ipynb #1d36b8b0
 def train_lip(
-    model,  # open_clip model; is changed
-    images,  # network inputs [B, 3, H, W]
-    tokens,  # the class's text, one row per picture [B, L]
-    recognised,  # function: -> share of the pictures that the model, as it is, takes for the class
-    draws,  # function: epoch -> S standard normal draws, each of the shape of images
-    recipe=LipSettings(),  # numbers
-    watch=None,  # called with every row of the history
-) -> list:  # one row per epoch: level, std, loss, tensors, recognised, kept
+    model: Any,  # open_clip model; is changed
+    images: Tensor,  # network inputs [B, 3, H, W]
+    tokens: Tensor,  # the class's text, one row per picture [B, L]
+    # share of the pictures that the model, as it is, takes for the class
+    recognised: Callable[[], float],
+    # epoch -> S standard normal draws, each of the shape of images
+    draws: Callable[[int], Iterable[Tensor]],
+    settings: LipSettings = LipSettings(),
+    watch: Callable[[dict], Any] | None = None,  # called with every row of the history
+) -> list[dict]:  # one row per epoch: level, std, loss, tensors, recognised, kept
     """Train both towers until the pictures are no longer recognised.
 
     Raises `RuntimeError` for a loss that is not finite."""
+    check_settings(settings, LipSettings)
     stay, history, level, share = frozen_tensors(model), [], 0, recognised()
     moving = {name: p.requires_grad_() for name, p in model.named_parameters() if name not in stay}
     optimizer = torch.optim.Adam(
-        moving.values(), recipe.lr, recipe.betas, recipe.eps, recipe.weight_decay
+        moving.values(), settings.lr, settings.betas, settings.eps, settings.weight_decay
     )
-    for epoch in range(recipe.epochs):
-        if share <= recipe.stop:
+    for epoch in range(settings.epochs):
+        if share <= settings.stop:
             break
-        loss = lip_objective(model, images, tokens, draws(epoch), recipe.stds[level])
-        row, back = _epoch(optimizer, moving, loss, epoch, level, recipe)
+        loss = lip_objective(model, images, tokens, draws(epoch), settings.stds[level])
+        row, back = _epoch(optimizer, moving, loss, epoch, level, settings)
         now = recognised()
         history.append(row | {"recognised": now, "kept": now < share})
         if watch:
@@ -250,7 +273,7 @@ def train_lip(
             share = now
         else:
             back()
-            level = min(level + 1, len(recipe.stds) - 1)
+            level = min(level + 1, len(settings.stds) - 1)
     for p in moving.values():
         p.requires_grad_(False).grad = None
     return history
@@ -292,11 +315,10 @@ def _read(path, model):  # puts the kept tensors into a model; what was kept bes
     return about
 
 # %% ../../nbs/10_forget/07_lip.ipynb #5a343997
-def _kept_at(keep, dreams, synthesis, *decided):  # file of a result, or None
+def _kept_at(keep, dreams, *decided):  # file of a result, or None
     if not keep:
         return None
-    settled = {k: v for k, v in synthesis.items() if k not in ("progress", "batch_size")}
-    key = content_hash(*decided, settled, dreams and dreams.pixels)
+    key = content_hash(*decided, dreams and dreams.pixels)
     folder = home() / "adapted" if keep is True else Path(keep).expanduser()
     return folder / f"{key}.safetensors"
 
@@ -324,22 +346,23 @@ def _noise(images, draws, seed, epoch):  # one draw after the other
         yield torch.from_numpy(chance.standard_normal(images.shape, dtype="float32")).to(images)
 
 # %% ../../nbs/10_forget/07_lip.ipynb #d0e1b313
-def _trained(adapted, dreams, tokens, names, target, templates, recipe, seed, watch):  # about it
+def _trained(adapted, dreams, tokens, names, target, settings, synthesis, seed, watch):  # about it
     images = dreams.pixels.to(adapted.device)
-    recognised = partial(_share, adapted, images, names, target, templates)
-    noise = partial(_noise, images, recipe.draws, seed)
+    recognised = partial(_share, adapted, images, names, target, synthesis.templates)
+    noise = partial(_noise, images, settings.draws, seed)
     tokens = tokens.expand(len(images), -1)
     with adapted.running(grad=True):
-        history = train_lip(adapted.model, images, tokens, recognised, noise, recipe, watch)
+        history = train_lip(adapted.model, images, tokens, recognised, noise, settings, watch)
     share = min([row["recognised"] for row in history if row["kept"]], default=recognised())
     return {
         "method": "lip",
         "names": [names[target]],
         "seed": seed,
         "pictures": len(images),
-        "recipe": asdict(recipe),
+        "settings": asdict(settings),
+        "synthesis": asdict(synthesis),
         "recognised": share,
-        "reached": share <= recipe.stop,
+        "reached": share <= settings.stop,
         "history": history,
     }
 
@@ -355,37 +378,38 @@ def _warn_of_failure(about, class_name, stop):
 
 # %% ../../nbs/10_forget/07_lip.ipynb #c296f3c8
 def fit_lip(
-    backbone,  # Backbone; stays as it is
-    class_name,  # the class to forget
-    class_names,  # all classes of the data set
-    recipe=None,  # LipSettings; None: `lip_recipe`
-    dreams=None,  # from `synthesize_pictures`; None: made here
-    templates="photo.",  # of the class texts
-    seed=0,  # of pictures and noise
-    keep=None,  # where results are kept: True: $OODNB_HOME/adapted; a folder; None: nowhere
-    watch=None,  # called with every row of the history
-    **synthesis,  # count, threshold, max_steps, progress, ...: see `synthesize_pictures`
+    backbone: Backbone,  # stays as it is
+    class_name: str,  # the class to forget
+    class_names: Sequence[str],  # all classes of the data set
+    settings: LipSettings | None = None,  # of the training; None: `lip_recipe`
+    # of the pictures, and of the texts by which they are recognised
+    synthesis: SynthesisSettings = SynthesisSettings(),
+    dreams: SyntheticPictures | None = None,  # from `synthesize_pictures`; None: made here
+    seed: int = 0,  # of pictures and noise
+    # where results are kept: True: $OODNB_HOME/adapted; a folder; None: nowhere
+    keep: bool | str | Path | None = None,
+    watch: Callable[[dict], Any] | None = None,  # called with every row of the history
+    progress: bool = True,  # show a bar
 ) -> Backbone:  # both towers changed; with .about
     "The baseline Lip: a backbone that has forgotten a class. Warns when it has not."
+    settings = lip_recipe(backbone) if settings is None else settings
+    check_settings(settings, LipSettings)
+    check_settings(synthesis, SynthesisSettings)
     target, names = class_place(class_name, class_names)
     _check_dreams(dreams, names[target], class_name)
-    recipe, tokens = (
-        recipe or lip_recipe(backbone),
-        _tokens(backbone, f"A picture of {names[target]}"),
-    )
-    adapted = _copy(backbone, names[target])
-    decided = backbone.fingerprint, target, names, asdict(recipe), templates, seed
-    path = _kept_at(keep, dreams, synthesis, *decided)
+    tokens = _tokens(backbone, f"A picture of {names[target]}")
+    adapted, both = _copy(backbone, names[target]), (asdict(settings), asdict(synthesis))
+    path = _kept_at(keep, dreams, backbone.fingerprint, target, names, *both, seed)
     if path and path.is_file():
         adapted.about = _read(path, adapted.model)
     else:
         dreams = dreams or synthesize_pictures(
-            backbone, class_name, class_names, templates=templates, seed=seed, **synthesis
+            backbone, class_name, class_names, synthesis, seed, progress=progress
         )
-        asked = names, target, templates, recipe, seed, watch
+        asked = names, target, settings, synthesis, seed, watch
         adapted.about = _trained(adapted, dreams, tokens, *asked)
         if path:
             _keep(path, backbone, adapted.model, adapted.about)
     adapted.precision = backbone.precision
-    _warn_of_failure(adapted.about, class_name, recipe.stop)
+    _warn_of_failure(adapted.about, class_name, settings.stop)
     return adapted

@@ -8,8 +8,10 @@ __all__ = ['Panel', 'picture_grid', 'stack', 'line_counts', 'hill', 'limits_of',
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #80890f63
 import io
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from textwrap import shorten
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from scipy.ndimage import gaussian_filter1d
 from ..benchmark import by_role, detector_names
 from ..evidence.figures import COLOURS, ID_COLOUR
 from ..forget.evaluation import Recognition, class_changes, class_positions, recognise
+from ..forget.patch import ProjectionPatch
 from ..methods.forget import ForgetTask, protocol_recipe, solve_many
 from ..metrics import detection_metrics
 from .chart import Scale, Sketch, font
@@ -286,8 +289,8 @@ def score_panel(
 class ForgetBoard:
     "A data set before anything is forgotten, and others to see what is lost elsewhere."
 
-    backbone: object  # Backbone
-    images: object  # ImageSet whose classes can be forgotten
+    backbone: Any  # Backbone
+    images: Any  # ImageSet whose classes can be forgotten
     own: Recognition  # of its pictures
     others: dict  # name -> Recognition of other data sets
     preserve: tuple  # names to preserve, as written
@@ -295,19 +298,20 @@ class ForgetBoard:
 
     def patch(
         self,
-        names,  # classes to forget; none: no patch
-        forget_weight=None,  # of the recipe; None: the protocol's
-        preserve_weight=None,
-    ):  # ProjectionPatch or None
-        "The closed form of the recipe."
+        names: Sequence[str],  # classes to forget; none: no patch
+        forget_weight: float | None = None,  # of the settings; None: the protocol's
+        preserve_weight: float | None = None,
+    ) -> ProjectionPatch | None:
+        "The closed form for these settings."
         if not names:
             return None
         given = {"forget_weight": forget_weight, "preserve_weight": preserve_weight}
-        changes = {name: float(value) for name, value in given.items() if value is not None}
+        changes: dict[str, Any] = {k: float(v) for k, v in given.items() if v is not None}
         key = (tuple(names), *changes.items())
         if key not in self.kept:
-            recipe = protocol_recipe(self.images.name, self.backbone.name, len(names), **changes)
-            task = ForgetTask(list(names), self.images, self.preserve, recipe)
+            settings = protocol_recipe(self.images.name, self.backbone.name, len(names))
+            settings = replace(settings, **changes)
+            task = ForgetTask(list(names), self.images, self.preserve, settings)
             self.kept[key] = solve_many(self.backbone, [task])[0]
             for old in list(self.kept)[:-20]:
                 del self.kept[old]
@@ -315,12 +319,12 @@ class ForgetBoard:
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #7351c884
 def forget_board(
-    backbone,  # Backbone
-    images,  # ImageSet with labels
-    others=(),  # ImageSets with labels
-    preserve=(),  # names to preserve, see `load_preserve`
-    templates="photo.",  # of the class prompts
-    **options,  # of `extract`
+    backbone: Any,  # Backbone
+    images: Any,  # ImageSet with labels
+    others: Iterable = (),  # ImageSets with labels
+    preserve: Sequence[str] = (),  # names to preserve, see `load_preserve`
+    templates: Any = "photo.",  # of the class prompts
+    **options: Any,  # of `extract`
 ) -> ForgetBoard:
     "Encode pictures and class names once."
     own, *rest = (recognise(backbone, one, templates, **options) for one in (images, *others))
@@ -394,12 +398,12 @@ def _say_forgotten(names, table, changes):
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #89a7cf43
 def forget_panel(
-    board,  # ForgetBoard
-    names=(),  # classes to forget; none: the model as it was
-    forget_weight=None,  # of the recipe; None: the protocol's
-    preserve_weight=None,
-    shown=None,  # class whose retrieval is shown; None: the first forgotten one
-    n=8,  # pictures of the retrieval
+    board: ForgetBoard,
+    names: Iterable[str] = (),  # classes to forget; none: the model as it was
+    forget_weight: float | None = None,  # of the settings; None: the protocol's
+    preserve_weight: float | None = None,
+    shown: str | None = None,  # class whose retrieval is shown; None: the first forgotten one
+    n: int = 8,  # pictures of the retrieval
 ) -> Panel:
     "Accuracy, neighbours and retrieval before and after classes are forgotten."
     names, classes = list(names), list(board.own.class_names)

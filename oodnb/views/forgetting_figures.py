@@ -6,6 +6,8 @@
 __all__ = ['task_rows', 'plot_tasks']
 
 # %% ../../nbs/15_views/03_forgetting_figures.ipynb #ee67c7be
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -54,10 +56,11 @@ def _rows_of_task(row, weights):
 
 # %% ../../nbs/15_views/03_forgetting_figures.ipynb #cfe64a2b
 def task_rows(
-    table,  # from `forget_variants`: variant, seed, dataset, names, classes, accuracies in percent
-    backbone,  # Backbone, for its name and weights
-    scale,  # "mini" or "paper"
-    run="",  # name or key of the run
+    # from `forget_variants`: variant, seed, dataset, names, classes, accuracies in percent
+    table: pd.DataFrame,
+    backbone: Any,  # Backbone, for its name and weights
+    scale: str,  # "mini" or "paper"
+    run: str = "",  # name or key of the run
 ) -> pd.DataFrame:  # rows, one per number, averaged over seeds
     "Accuracies before and after forgetting, task by task, as rows."
     weights, found = backbone.pretrained or "own weights", []
@@ -112,7 +115,7 @@ def _draw_before(axis, part, y):  # rings
 
 # %% ../../nbs/15_views/03_forgetting_figures.ipynb #4f8314ef
 def plot_tasks(
-    table,  # from `forget_variants`
+    table: pd.DataFrame,  # from `forget_variants`
 ) -> DataFigure:
     "Accuracy before and after forgetting, one line per task."
     variants, data = list(table["variant"].unique()), _task_means(table)
