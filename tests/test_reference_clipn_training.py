@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import clipn_job
@@ -19,9 +20,10 @@ from ruled import rule, ruled_backbone
 from safetensors import safe_open
 
 from oodnb.backbones import tiny_clip
-from oodnb.captions import caption_batches, epoch_size
+from oodnb.captions import CaptionSettings, caption_batches, epoch_size
 from oodnb.clipn.no_branch import NoBranch
 from oodnb.clipn.pretrain import (
+    CLIPNSettings,
     clipn_terms,
     parameter_groups,
     pretrain_no,
@@ -136,20 +138,17 @@ def test_training(case):
                 torch.from_numpy(case["idx"][step]).flatten(),
             )
 
-    history = pretrain_no(
-        branch,
-        batches,
-        steps,
-        float(case["scale_used"][0]),
-        meta["lr"],
-        meta["warmup"],
-        meta["betas"],
-        meta["eps"],
-        meta["weight_decay"][1],
+    settings = CLIPNSettings(
+        logit_scale=float(case["scale_used"][0]),
+        lr=meta["lr"],
+        warmup=meta["warmup"],
+        betas=tuple(meta["betas"]),
+        eps=meta["eps"],
+        weight_decay=meta["weight_decay"][1],
         clip=meta["grad_clip"],
         grad_scale=1 if meta["gather_with_grad"] or not meta["ddp"] else 1 / ranks,
-        progress=False,
     )
+    history = pretrain_no(branch, batches, steps, settings, progress=False)
     close([[row[name] for name in TERMS[:3]] for row in history], case["losses"], rtol=1e-7)
     close([row["loss"] for row in history], case["total"], rtol=1e-7)
     close([row["lr"] for row in history], case["lr"], rtol=1e-12)
@@ -269,22 +268,21 @@ def test_unequal_ranks_are_refused(tmp_path):
 
 
 def test_damaged_pictures_are_named_and_replaced(tmp_path):
-    backbone, options = (
+    backbone, settings = (
         tiny_clip("vit_a", device="cpu"),
-        clipn_job.OPTIONS | {"views": None, "epochs": 1},
+        replace(clipn_job.SETTINGS, views=None, epochs=1),
     )
+    pairs, run = little_pairs(broken=(5,)), {"folder": tmp_path, **clipn_job.RUN}
     with pytest.warns(
         UserWarning, match=r"1 of 22 pairs could not be read.*5\.png \(OSError: disk error\)"
     ):
-        history = pretrain_on_captions(
-            backbone, NoBranch(backbone, 3), little_pairs(broken=(5,)), folder=tmp_path, **options
-        )
+        history = pretrain_on_captions(backbone, NoBranch(backbone, 3), pairs, settings, **run)
     assert sum(row["replaced"] for row in history) == 1 and sum(row["cut"] for row in history) == 0
     assert json.loads((tmp_path / "skipped-0.json").read_text()) == {"5.png": "OSError: disk error"}
     taken = [
         row
         for step, batch in zip(
-            range(3), caption_batches(backbone, little_pairs(broken=(5,)), 8, 3)()
+            range(3), caption_batches(backbone, pairs, CaptionSettings(8), seed=3)()
         )
         for row in batch.rows
     ]

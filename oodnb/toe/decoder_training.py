@@ -89,15 +89,15 @@ class DecoderSettings:
     # of a decoder that is made; a given one has its own
     layers: int = 24  # of the transformer (TOE, program)
     heads: int = 16  # of the attention (TOE, program)
-    inside: int = 4  # width inside a layer, in widths of the layer (TOE, program)
+    inside: float = 4.0  # width inside a layer, in widths of the layer (TOE, program)
     repeat: int = 2  # times that a feature is laid down (TOE, program)
     dropout: float = 0.1  # in training
     min_count: int = 5  # rarer words are unknown
 
     def __post_init__(self):
         check_whole(self, epochs=1, batch_size=1, positions=3, layers=1, heads=1)
-        check_whole(self, inside=1, repeat=1, min_count=1)
-        check_above(self, lr=0)
+        check_whole(self, repeat=1, min_count=1)
+        check_above(self, lr=0, inside=0)
         check_from(self, weight_decay=0, noise=0)
         check_choice(self, schedule=("constant", "cosine"), whole_numbers=(False, True))
         check_choice(self, precision=("fp32", "bf16", "auto"))
@@ -113,7 +113,7 @@ SMALL = DecoderSettings(
     positions=40,
     layers=2,
     heads=4,
-    inside=2,
+    inside=2.0,
 )
 
 # %% ../../nbs/9_toe/05_decoder_training.ipynb #677720f4
@@ -122,7 +122,7 @@ def _sizes_of(start):  # what a given decoder settles
     return {
         "layers": config.num_hidden_layers,
         "heads": config.num_attention_heads,
-        "inside": config.intermediate_size // config.hidden_size,
+        "inside": config.intermediate_size / config.hidden_size,
         "repeat": start.repeat,
         "dropout": config.hidden_dropout_prob,
     }
@@ -166,7 +166,7 @@ def _first(backbone, texts, features, settings, start, seed):
         words,
         settings.layers,
         settings.heads,
-        settings.inside * width,
+        round(settings.inside * width),
         settings.positions,
         settings.dropout,
         settings.repeat,

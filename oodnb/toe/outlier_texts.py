@@ -171,9 +171,7 @@ def _accounted(level, made, kept, texts, removed, class_names, **settings):  # O
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #c94b83af
 @lru_cache(1)
-def toe_constants() -> dict[
-    str, Any
-]:  # words, descriptors, names, released_names, imagenet10_texts
+def toe_constants() -> dict:  # words, descriptors, names, released_names, imagenet10_texts
     "The constants of TOE: function words, templates, class names of ImageNet-10, -20 and -100."
     return json.loads(shipped("lists", "toe.json").read_text(encoding="utf-8"))
 
