@@ -47,10 +47,20 @@ def little_pairs(count=22, broken=()):
     )
 
 
-def learn(folder=None, pairs=None, dtype=torch.float64, stop_after=None, **changes):
+def begun(dtype=torch.float64, apart=0.0):
+    """(backbone, branch) before the first step; `apart` from the yes tower, in standard deviations
+    of each tensor."""
+    backbone, draw = tiny_clip("vit_a", device="cpu"), torch.Generator().manual_seed(0)
+    branch = NoBranch(backbone, 3)
+    with torch.no_grad():
+        for p in branch.parameters():
+            p.add_(apart * (p.std() or 0.1) * torch.randn(p.shape, generator=draw))
+    return backbone, branch.to(dtype)
+
+
+def learn(folder=None, pairs=None, stop_after=None, dtype=torch.float64, apart=0.0, **changes):
     """(branch, history) of a short training."""
-    backbone = tiny_clip("vit_a", device="cpu")
-    branch = NoBranch(backbone, 3).to(dtype)
+    backbone, branch = begun(dtype, apart)
     run = RUN | {"folder": folder, "stop_after": stop_after}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
