@@ -4,6 +4,7 @@
 import json
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,21 +14,12 @@ from safetensors.torch import save_file
 from oodnb.backbones import tiny_clip
 from oodnb.datasets import ImageSet
 from oodnb.clipn.no_branch import NoBranch
-from oodnb.clipn.pretrain import pretrain_on_captions
+from oodnb.clipn.pretrain import CLIPNSettings, pretrain_on_captions
 from oodnb.pipeline.processes import process_group, rank_and_ranks
 
 WORDS = "red green blue black white small large old round flat".split()
-OPTIONS = {
-    "batch_size": 8,
-    "epochs": 2,
-    "seed": 3,
-    "lr": 1e-3,
-    "warmup": 2,
-    "clip": 0.5,
-    "views": 2,
-    "cache": False,
-    "progress": False,
-}
+SETTINGS = CLIPNSettings(prompts=3, batch_size=8, epochs=2, lr=1e-3, warmup=2, clip=0.5, views=2)
+RUN = {"seed": 3, "cache": False, "progress": False}
 
 
 def little_pairs(count=22, broken=()):
@@ -55,14 +47,25 @@ def little_pairs(count=22, broken=()):
     )
 
 
-def learn(folder=None, pairs=None, dtype=torch.float64, **more):
+def begun(dtype=torch.float64, apart=0.0):
+    """(backbone, branch) before the first step; `apart` from the yes tower, in standard deviations
+    of each tensor."""
+    backbone, draw = tiny_clip("vit_a", device="cpu"), torch.Generator().manual_seed(0)
+    branch = NoBranch(backbone, 3)
+    with torch.no_grad():
+        for p in branch.parameters():
+            p.add_(apart * (p.std() or 0.1) * torch.randn(p.shape, generator=draw))
+    return backbone, branch.to(dtype)
+
+
+def learn(folder=None, pairs=None, stop_after=None, dtype=torch.float64, apart=0.0, **changes):
     """(branch, history) of a short training."""
-    backbone = tiny_clip("vit_a", device="cpu")
-    branch = NoBranch(backbone, 3).to(dtype)
+    backbone, branch = begun(dtype, apart)
+    run = RUN | {"folder": folder, "stop_after": stop_after}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         history = pretrain_on_captions(
-            backbone, branch, pairs or little_pairs(), folder=folder, **OPTIONS | more
+            backbone, branch, pairs or little_pairs(), replace(SETTINGS, **changes), **run
         )
     return branch, history
 

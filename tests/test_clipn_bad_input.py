@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from clipn_job import OPTIONS, little_pairs
+from clipn_job import RUN, SETTINGS, little_pairs
 
 from oodnb.backbones import tiny_clip
 from oodnb.captions import load_captions
@@ -21,7 +21,7 @@ from oodnb.losses import binary_opposite_loss, semantic_opposite_loss
 from oodnb.methods.clipn import clipn_branches, clipn_plan, fit_clipn
 from oodnb.running.notebook import gather
 
-SHORT = OPTIONS | {"epochs": 1, "warmup": 0, "prompts": 2}
+SHORT = replace(SETTINGS, epochs=1, warmup=0, prompts=2)
 
 
 @pytest.fixture(autouse=True)
@@ -72,14 +72,15 @@ def test_empty_captions_are_left_out_and_named(clip):
     with pytest.raises(ValueError, match="no image-caption pair. 22 things were left out"):
         load_captions(replace(little_pairs(), captions=[""] * 22))
     with pytest.raises(ValueError, match="has no captions"):
-        fit_clipn(clip, replace(little_pairs(), captions=None), **SHORT)
+        fit_clipn(clip, replace(little_pairs(), captions=None), SHORT, **RUN)
 
 
 def test_a_caption_of_500_words_is_cut_and_named(clip, tmp_path):
     with pytest.warns(
         UserWarning, match="1 of 22 pairs could not be read as they are: 5.png .the caption was cut"
     ):
-        branch = fit_clipn(clip, said(little_pairs(), c5="red " * 500), folder=tmp_path, **SHORT)
+        long = said(little_pairs(), c5="red " * 500)
+        branch = fit_clipn(clip, long, SHORT, folder=tmp_path, **RUN)
     assert sum(row["cut"] for row in branch.history) >= 1 and all(
         np.isfinite(row["loss"]) for row in branch.history
     )
@@ -90,14 +91,15 @@ def test_captions_with_braces_train_the_hand_crafted_variant(clip):
     branch = fit_clipn(
         clip,
         said(little_pairs(), c5="{} {red} {0}", c6='a "quoted" café'),
-        **SHORT | {"prompts": 0},
+        replace(SHORT, prompts=0),
+        **RUN,
     )
     assert all(np.isfinite(row["loss"]) for row in branch.history)
 
 
 def test_a_batch_of_one(clip):
     with pytest.raises(ValueError, match="A batch of one pair has no mismatch"):
-        fit_clipn(clip, little_pairs(), **SHORT | {"batch_size": 1})
+        fit_clipn(clip, little_pairs(), replace(SHORT, batch_size=1), **RUN)
 
 
 def test_a_truncated_shard_trains_on_what_is_whole(clip, tmp_path):
@@ -109,7 +111,7 @@ def test_a_truncated_shard_trains_on_what_is_whole(clip, tmp_path):
     assert 8 < len(pairs) < 22
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert len(fit_clipn(clip, path, **SHORT).history) == -(-len(pairs) // 8)
+        assert len(fit_clipn(clip, path, SHORT, **RUN).history) == -(-len(pairs) // 8)
 
 
 def test_shards_that_cannot_be_read(clip, tmp_path):
@@ -122,7 +124,7 @@ def test_shards_that_cannot_be_read(clip, tmp_path):
     with pytest.raises(ValueError, match="unpack it first"):
         load_captions(tmp_path / "1.tar.gz")
     with pytest.raises(FileNotFoundError, match="1 of 1 files or patterns name nothing"):
-        fit_clipn(clip, tmp_path / "9.tar", **SHORT)
+        fit_clipn(clip, tmp_path / "9.tar", SHORT, **RUN)
 
 
 def test_zero_features_stay_zero():

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,11 +18,19 @@ import transformers
 from oodnb.backbones import load_backbone
 from oodnb.toe.captioners import DecoderCaptioner, caption_images, load_captioner
 from oodnb.datasets import ImageSet
-from oodnb.toe.decoder_training import fit_decoder, load_decoder, make_decoder, save_decoder
+from oodnb.toe.decoder_training import (
+    SMALL,
+    DecoderSettings,
+    fit_decoder,
+    load_decoder,
+    make_decoder,
+    save_decoder,
+)
 from oodnb.toe.outlier_texts import word_outliers
 from oodnb.toe.vocabulary import BEGIN, END, PAD, PieceTokenizer, learn_words
 
 QUIET = dict(progress=False, keep=False)
+QUICK = replace(SMALL, epochs=1, min_count=1, layers=1)
 COLOURS = ("red", "green", "blue", "white")
 
 
@@ -70,18 +79,8 @@ def rows(count, width=8, seed=0):
 
 def test_it_learns_to_name_what_it_sees(tiny):
     walls = coloured()
-    decoder = fit_decoder(
-        tiny,
-        walls,
-        epochs=60,
-        batch_size=12,
-        min_count=1,
-        layers=1,
-        lr=2e-3,
-        noise=0.0,
-        dropout=0.0,
-        **QUIET,
-    )
+    changes = dict(epochs=60, batch_size=12, lr=2e-3, noise=0.0, dropout=0.0)
+    decoder = fit_decoder(tiny, walls, replace(QUICK, **changes), **QUIET)
     assert decoder.history[-1]["loss"] < 0.5 * decoder.history[0]["loss"]
     assert (
         caption_images(DecoderCaptioner(tiny, decoder, tries=1), walls, cache=False, progress=False)
@@ -139,7 +138,7 @@ def test_half_precision_features_are_read_as_float32(decoder):
 
 
 def test_a_kept_decoder_is_read_and_an_unfinished_one_goes_on(tiny, tmp_path):
-    walls, quick = coloured(), dict(epochs=3, min_count=1, layers=1, progress=False)
+    walls, quick = coloured(), dict(settings=replace(QUICK, epochs=3), progress=False)
     straight = fit_decoder(tiny, walls, keep=False, **quick)
     stopped = fit_decoder(tiny, walls, keep=tmp_path, stop_after=1, **quick)
     assert len(stopped.history) == 1 and not list(tmp_path.glob("*.safetensors"))
@@ -157,10 +156,10 @@ def test_a_kept_decoder_is_read_and_an_unfinished_one_goes_on(tiny, tmp_path):
 
 
 def test_whole_numbers_cut_the_decimals(tiny):
-    quick = dict(epochs=1, min_count=1, layers=1, **QUIET)
+    cut = replace(QUICK, whole_numbers=True)
     assert (
-        fit_decoder(tiny, coloured(), whole_numbers=True, **quick).fingerprint
-        != fit_decoder(tiny, coloured(), **quick).fingerprint
+        fit_decoder(tiny, coloured(), cut, **QUIET).fingerprint
+        != fit_decoder(tiny, coloured(), QUICK, **QUIET).fingerprint
     )
 
 
@@ -222,7 +221,10 @@ def test_the_published_layout(tiny, published, tmp_path):
         > 0
     )
     before = start.fingerprint
-    trained = fit_decoder(tiny, coloured(), epochs=1, start=start, **QUIET)
+    trained = fit_decoder(tiny, coloured(), DecoderSettings(epochs=1), start=start, **QUIET)
+    assert (trained.settings["layers"], trained.settings["inside"]) == (1, 0.5)
+    with pytest.raises(ValueError, match="layers is 2, but the decoder that is to go on has 1"):
+        fit_decoder(tiny, coloured(), SMALL, start=start, **QUIET)
     assert start.fingerprint == before != trained.fingerprint
     save_decoder(tmp_path / "own.safetensors", trained)
     assert load_decoder(tmp_path / "own.safetensors", tiny).fingerprint == trained.fingerprint
@@ -326,12 +328,14 @@ def test_sizes_that_do_not_fit():
 
 
 def test_training_refuses_before_it_works(tiny, decoder, tmp_path):
-    with pytest.raises(ValueError, match="no setting 'leyers'. Did you mean 'layers'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'leyers'"):
         fit_decoder(tiny, coloured(), leyers=2, **QUIET)
+    with pytest.raises(TypeError, match="give DecoderSettings"):
+        fit_decoder(tiny, coloured(), {"layers": 2}, **QUIET)
     with pytest.raises(ValueError, match="epochs is 0"):
-        fit_decoder(tiny, coloured(), epochs=0, **QUIET)
+        DecoderSettings(epochs=0)
     with pytest.raises(ValueError, match="smaller min_count"):
-        fit_decoder(tiny, coloured(3), min_count=50, **QUIET)
+        fit_decoder(tiny, coloured(3), replace(SMALL, min_count=50), **QUIET)
     with pytest.raises(ValueError, match="8 numbers"):
         fit_decoder(tiny, coloured(), start=decoder, **QUIET)
     with pytest.raises(ValueError, match="has no captions"):
@@ -342,22 +346,13 @@ def test_training_refuses_before_it_works(tiny, decoder, tmp_path):
 
 def test_pictures_that_cannot_be_read_are_left_out_of_training(tiny):
     with pytest.warns(UserWarning, match="1 of 12 pictures"):
-        decoder = fit_decoder(
-            tiny, coloured(unreadable=(5,), name="broken"), epochs=1, min_count=1, layers=1, **QUIET
-        )
+        decoder = fit_decoder(tiny, coloured(unreadable=(5,), name="broken"), QUICK, **QUIET)
     assert decoder.settings["pairs"] == 11
 
 
 def test_captions_that_are_longer_than_the_decoder_are_cut(tiny):
-    decoder = fit_decoder(
-        tiny,
-        coloured(captions="a {} " + "very " * 90 + "long wall"),
-        epochs=1,
-        min_count=1,
-        layers=1,
-        positions=10,
-        **QUIET,
-    )
+    long = coloured(captions="a {} " + "very " * 90 + "long wall")
+    decoder = fit_decoder(tiny, long, replace(QUICK, positions=10), **QUIET)
     assert math.isfinite(decoder.history[0]["loss"])
 
 

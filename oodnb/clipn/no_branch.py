@@ -7,9 +7,11 @@ __all__ = ['NoBranch', 'only_words', 'save_no_branch', 'load_no_branch', 'import
 
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #5b575dff
 import copy
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,9 +45,9 @@ class _CopiedTower(nn.Module):
 
     def __init__(
         self,
-        backbone,  # Backbone with a causal text tower; it stays as it is
-        prompts=16,  # learned prompts P; 0: the variant with hand-written texts
-    ):
+        backbone: Backbone,  # with a causal text tower; it stays as it is
+        prompts: int = 16,  # learned prompts P; 0: the variant with hand-written texts
+    ) -> None:
         super().__init__()
         _check_prompts(prompts)
         tower = text_tower(backbone.model)
@@ -59,8 +61,11 @@ class _CopiedTower(nn.Module):
             shape = (prompts, *tower.positional_embedding.shape)
             self.prompt_no = nn.Parameter(torch.zeros(shape, device=backbone.device))
         self.register_buffer("attn_mask", tower.attn_mask.detach().clone(), persistent=False)
-        self.prompts, self.eos_id, self.others = prompts, tower.eos_id, ()
-        self.settings, self.history = {}, []
+        self.prompts, self.eos_id = prompts, tower.eos_id
+        self.others: tuple = ()  # see `only_words`
+        self.logit_scale = float(backbone.logit_scale)  # of the CLIP that it says no beside
+        self.settings: dict[str, Any] = {}
+        self.history: list[dict] = []
 
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #d81b748e
 def _outside(ids, last):  # whether some are not in 0..last; on other devices it is not asked
@@ -153,15 +158,15 @@ class NoBranch(_CopiedTower):
 
     Its parameters are named as in the authors' checkpoints."""
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.prompts} prompts"
 
     def positions(
         self,
-        length=None,  # of the texts; None: all positions
+        length: int | None = None,  # of the texts; None: all positions
         # what is added to the tokens for every choice 0..P [P+1, L, W]; P, the last, is the mean
         # prompt
-    ):
+    ) -> torch.Tensor:
         "Positions and prompts in one table."
         added = self.positional_embedding_no[None, :length]
         if self.prompt_no is None:
@@ -171,8 +176,8 @@ class NoBranch(_CopiedTower):
 
     def tower(
         self,
-        positions=None,  # [L, W]; None: those of the mean prompt
-    ):  # TextTower
+        positions: torch.Tensor | None = None,  # [L, W]; None: those of the mean prompt
+    ) -> TextTower:
         "The branch as a plain text tower."
         positions = self.positions()[-1] if positions is None else positions
         return TextTower(
@@ -187,10 +192,11 @@ class NoBranch(_CopiedTower):
 
     def forward(
         self,
-        tokens,  # ids [B, L], on any device
-        index=None,  # prompt of every text, 0..P [B]; None: the mean prompt, P
-        trim=True,  # leave out what stands behind the end of each text
-    ):  # text features [B, D], not normalised, float32 or better
+        tokens: torch.Tensor,  # ids [B, L], on any device
+        # prompt of every text, 0..P [B]; None: the mean prompt, P
+        index: torch.Tensor | Sequence[int] | None = None,
+        trim: bool = True,  # leave out what stands behind the end of each text
+    ) -> torch.Tensor:  # text features [B, D], not normalised, float32 or better
         "Features of texts that say no, differentiable."
         tokens, index = _checked_tokens(self, tokens), _checked_index(self, tokens, index)
         ends = self.tower(self.positional_embedding_no).ends(tokens)
@@ -199,8 +205,8 @@ class NoBranch(_CopiedTower):
 
     def as_backbone(
         self,
-        backbone,  # the Backbone it was made from
-    ):  # Backbone that shares the image tower
+        backbone: Backbone,  # the one it was made from
+    ) -> Backbone:  # it shares the image tower
         """The branch with its mean prompt in place of the text tower.
 
         Everything that takes a Backbone reads no texts. A copy: later training does not change
@@ -210,9 +216,9 @@ class NoBranch(_CopiedTower):
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #53a78da2
 @contextmanager
 def only_words(
-    branch,  # NoBranch
-    words,  # ids of the words that its texts hold, ascending [n]
-):
+    branch: NoBranch,
+    words: torch.Tensor,  # ids of the words that its texts hold, ascending [n]
+) -> Iterator[None]:
     """Inside, the table holds these words alone, and tokens count them from 0.
 
     `branch.others` are the other rows and their factor."""
@@ -232,11 +238,11 @@ def only_words(
 
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #525d271c
 def save_no_branch(
-    path,  # *.safetensors
-    branch,  # NoBranch
-    backbone,  # the Backbone it was trained with
-    settings=None,  # dict (JSON) of the training; None takes branch.settings
-):
+    path: str | Path,  # *.safetensors
+    branch: NoBranch,
+    backbone: Backbone,  # the one it was trained with
+    settings: dict | None = None,  # of the training (JSON); None takes branch.settings
+) -> None:
     "Write a branch, in the precision it has."
     about = {
         "prompts": branch.prompts,
@@ -265,8 +271,8 @@ def _filled(branch, state, path, backbone):
 
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #84e0cbb1
 def load_no_branch(
-    path,  # *.safetensors from `save_no_branch`
-    backbone,  # the Backbone it was trained with
+    path: str | Path,  # *.safetensors from `save_no_branch`
+    backbone: Backbone,  # the one it was trained with
 ) -> NoBranch:  # with .settings and .history
     "A kept branch. Raises `ValueError` for other files and for another backbone."
     state, about = load_tensors(
@@ -335,12 +341,14 @@ def _branch_part(state, path, prompts):  # the tensors of the branch; an error s
 
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #17b11a11
 def import_no_branch(
-    path,  # checkpoint of the CLIPN repository (*.pt), or its state dict as safetensors
-    backbone,  # Backbone it was trained with
-    prompts=16,  # prompts it should have; 0: the hand-crafted variant
-) -> NoBranch:
+    # checkpoint of the CLIPN repository (*.pt), or its state dict as safetensors
+    path: str | Path,
+    backbone: Backbone,  # the one it was trained with
+    prompts: int = 16,  # prompts it should have; 0: the hand-crafted variant
+) -> NoBranch:  # told in its settings that it was imported
     """A branch from a checkpoint of the original code.
 
+    Beside it class texts stand in quotation marks, as they did in training, see `class_weights`.
     Raises `ValueError` that says what the file holds instead."""
     path = Path(path).expanduser()
     with foreign_as_shells(path):

@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['PLANS', 'clipn_templates', 'class_weights', 'decide', 'CLIPNDetector', 'clipn_detectors', 'fit_clipn', 'clipn_plan',
-           'clipn_branches']
+           'clipn_branches', 'CLIPNSettings']
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #7a14d4bd
 import json
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import logsigmoid
@@ -18,26 +21,34 @@ from torch.nn.functional import logsigmoid
 from ..backbones import load_backbone, resolve_precision
 from ..captions import load_captions
 from ..clipn.no_branch import NoBranch, import_no_branch, load_no_branch, save_no_branch
-from ..clipn.pretrain import pretrain_on_captions
+from ..clipn.pretrain import CLIPNSettings, pretrain_no, pretrain_on_captions
+from ..data.image_sets import ImageSet
 from ..datasets import load_dataset
 from ..detectors import check_features, text_detectors
 from ..ground.hashing import content_hash
 from ..ground.places import data_root, home, shipped
+from ..ground.settings import check_settings
+from ..models.backbone import Backbone
 from ..pipeline.processes import on_all_ranks, rank_and_ranks
 from ..pipeline.words import encode_once
 from ..prompts import clean_names, resolve_templates
 from ..scores import atd, cosine_sims, ctw, normalize
 
+# %% ../../nbs/8_clipn/03_clipn.ipynb #b688d934
+_all_ = ["CLIPNSettings"]  # who trains a branch says how
+
 # %% ../../nbs/8_clipn/03_clipn.ipynb #9ce7966d
 def clipn_templates(
-    quoted=False,  # with the quotation marks of the authors' files
-):  # (yes templates, no templates), 128 each; pairs stand at the same place
+    quoted: bool = False,  # with the quotation marks of the authors' files
+    # (yes templates, no templates), 128 each; pairs stand at the same place
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     "CLIPN's templates and their opposites."
     lists = json.loads(shipped("lists", "clipn_templates.json").read_text("utf-8"))
-    return tuple(
+    yes, no = (
         tuple(t if quoted else t.rstrip(",").strip("'") for t in lists[side])
         for side in ("yes", "no")
     )
+    return yes, no
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #f9caa16f
 def _is_pair(templates):  # two lists
@@ -62,6 +73,12 @@ def _two_lists(templates, learned):  # templates for the yes and for the no enco
         )
     return yes, yes if learned else no
 
+
+def _or_usual(templates, branch):  # what is read beside a branch where nothing is said
+    if templates is not None:
+        return templates
+    return "clipn-quoted" if branch.settings.get("method") == "imported" else "clipn"
+
 # %% ../../nbs/8_clipn/03_clipn.ipynb #122f257d
 def _vectors(backbone, names, templates, cache, progress):
     texts = [t.replace("{}", name) for t in templates for name in names]
@@ -70,19 +87,20 @@ def _vectors(backbone, names, templates, cache, progress):
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #929335b6
 def class_weights(
-    backbone,  # Backbone
-    branch,  # NoBranch trained beside it
-    class_names,  # K class names, or an object that has class_names (an image set)
+    backbone: Backbone,
+    branch: NoBranch,  # trained beside it
+    class_names: Any,  # K class names, or an object that has class_names (an image set)
     # "clipn", "clipn-quoted", anything that `resolve_templates` knows, or (yes templates, no
-    # templates)
-    templates="clipn",
-    as_written=False,  # leave underscores in the names, as the authors' program does with CIFAR's
+    # templates); None: "clipn-quoted" for an imported branch, "clipn" for all others
+    templates: Any = None,
+    # leave underscores in the names, as the authors' program does with CIFAR's
+    as_written: bool = False,
     # where the yes texts are kept, see `words.encode_once`; those of the branch never are
-    cache=True,
-    progress=True,  # show bars
-):  # (yes [K, D], no [K, D]), unit rows, float32 on the CPU
+    cache: bool | str | Path = True,
+    progress: bool = True,  # show bars
+) -> tuple[torch.Tensor, torch.Tensor]:  # (yes [K, D], no [K, D]), unit rows, float32 on the CPU
     "The two text vectors of every class."
-    to_yes, to_no = _two_lists(templates, branch.prompts > 0)
+    to_yes, to_no = _two_lists(_or_usual(templates, branch), branch.prompts > 0)
     names = getattr(class_names, "class_names", class_names)
     cleaned = clean_names(names)
     names = list(names) if as_written else cleaned
@@ -103,13 +121,13 @@ def _most_likely(yes, no, odds, rule):  # (class, whether none is likelier) of e
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #37263a0e
 def decide(
-    yes_logits,  # [N, K], float32 or float64
-    no_logits,  # [N, K]
-    rule="ctw",  # "ctw" or "atd"
-    class_names=None,  # K names; None returns indices
+    yes_logits: Any,  # [N, K], float32 or float64; a tensor, an array or lists
+    no_logits: Any,  # [N, K]
+    rule: str = "ctw",  # "ctw" or "atd"
+    class_names: Sequence[str] | None = None,  # K names; None returns indices
     # class of each picture, -1 for none of them: int64 [N]; or a list of names, None for none of
     # them
-):
+) -> Any:
     "CLIPN's decision without a threshold."
     if rule not in ("ctw", "atd"):
         raise ValueError(f"rule is {rule!r}; possible are 'ctw' and 'atd'.")
@@ -157,40 +175,41 @@ class CLIPNDetector:
 
     def logits(
         self,
-        features,  # Features of N images
-    ):  # (yes logits [N, K], no logits [N, K]), float64
+        features: Any,  # Features of N images
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # (yes logits [N, K], no logits [N, K]), float64
         """Scaled cosines with both texts of every class.
 
         Raises `ValueError` when the features do not fit."""
         check_features(features, self.yes.shape[1], self.fingerprint, False, self.name)
         images = features.image_features.double()
         with torch.no_grad():
-            return tuple(_logits(images, rows, self.logit_scale) for rows in (self.yes, self.no))
+            yes, no = (_logits(images, rows, self.logit_scale) for rows in (self.yes, self.no))
+        return yes, no
 
     def score(
         self,
-        features,  # Features of N images
+        features: Any,  # Features of N images
     ) -> torch.Tensor:  # log-odds [N], float64
         "One score per image."
         return _score_of(self.kind)(*self.logits(features), log_odds=True)
 
     def probability(
         self,
-        features,  # Features of N images
+        features: Any,  # Features of N images
     ) -> torch.Tensor:  # [N], float64; saturates at 1
         "The paper's score."
         return _score_of(self.kind)(*self.logits(features))
 
     def predict(
         self,
-        features,  # Features of N images
+        features: Any,  # Features of N images
     ) -> torch.Tensor:  # class index [N], int64
         "The class with the largest yes logit, as CLIP itself says it."
         return self.logits(features)[0].argmax(1)
 
     def decide(
         self,
-        features,  # Features of N images
+        features: Any,  # Features of N images
     ) -> torch.Tensor:  # class index [N], -1 for none of them, int64
         "The class, or none, by the rule of this score, see `decide`."
         return decide(*self.logits(features), self.kind)
@@ -218,18 +237,18 @@ def _on_yes_texts(yes, names, scores, scale, **options):  # dict: score -> detec
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #62941bdf
 def clipn_detectors(
-    backbone,  # Backbone
-    branch,  # NoBranch trained beside it
-    class_names,  # K class names, or an object that has class_names (an image set)
+    backbone: Backbone,
+    branch: NoBranch,  # trained beside it
+    class_names: Any,  # K class names, or an object that has class_names (an image set)
     # these two, and names of `text_detectors` that need no regions: "msp", "max_logit", "energy",
     # "mcm", ...
-    scores=("ctw", "atd"),
+    scores: str | Sequence[str] = ("ctw", "atd"),
     # from cosines to logits; None: the backbone's own. The authors evaluate at 100, whatever the
     # model has learned
-    logit_scale=None,
-    prefix="",  # put before every name
-    suffix="",  # put behind every name
-    **texts,  # templates, as_written, cache, progress: see `class_weights`
+    logit_scale: float | None = None,
+    prefix: str = "",  # put before every name
+    suffix: str = "",  # put behind every name
+    **texts: Any,  # templates, as_written, cache, progress: see `class_weights`
 ) -> list:  # detectors in the order of `scores`
     """CTW and ATD, and beside them the scores that read the yes texts alone.
 
@@ -250,16 +269,9 @@ def clipn_detectors(
     return [made[s] for s in scores]
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #63232c45
-# options that do not change what is learned
-_NO_RESULT = ("folder", "progress", "watch", "save_every", "cache", "workers")
-
-
-def _kept_at(keep, backbone, images, prompts, seed, options):  # file of a finished branch, or None
-    if not keep or options.get("stop_after") is not None:
-        return None
-    settled = {name: value for name, value in options.items() if name not in _NO_RESULT}
+def _kept_at(keep, backbone, images, settings, seed):  # file of a finished branch
     key = content_hash(
-        backbone.fingerprint, images.fingerprint, images.captions, prompts, seed, settled
+        backbone.fingerprint, images.fingerprint, images.captions, asdict(settings), seed
     )
     folder = home() / "branches" if keep is True else Path(keep).expanduser()
     return folder / f"{key}.safetensors"
@@ -275,48 +287,65 @@ def _is_there(path, backbone):  # the same answer on all ranks
     return all(found)
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #6d7793ff
+def _settled(settings, backbone):  # with its lists of templates, and a precision
+    lists = settings.templates
+    if not settings.prompts:
+        lists = _two_lists(lists or "clipn", False)
+    precision = resolve_precision(settings.precision, backbone.device)
+    return replace(settings, templates=lists, precision=precision)
+
+
 def fit_clipn(
-    backbone,  # Backbone; stays frozen
-    captions,  # image-caption pairs: "mini", shards, a table, an ImageSet, see `load_captions`
-    prompts=16,  # learned prompts; 0: the hand-crafted variant
-    # of the hand-crafted variant: "clipn", "clipn-quoted" or (yes templates, no templates)
-    templates="clipn",
-    seed=0,  # of order, crops and prompts
+    backbone: Backbone,  # stays frozen
+    captions: Any,  # image-caption pairs: "mini", shards, a table, an ImageSet, see `load_captions`
+    settings: CLIPNSettings = CLIPNSettings(),
+    *,
+    seed: int = 0,  # of order, crops, templates and prompts
     # where finished branches are kept: True: $OODNB_HOME/branches; a folder; None: nowhere
-    keep=None,
-    **options,  # of the training, see `pretrain_on_captions`
+    keep: bool | str | Path | None = None,
+    stop_after: int | None = None,  # stop when so many steps are finished; nothing is kept then
+    cache: bool | str | Path = True,  # where features are kept, see `pretrain_on_captions`
+    workers: int = 0,  # processes that read pictures ahead
+    cached_texts: bool = False,  # encode every caption once and keep the features
+    **loop: Any,  # of `pretrain_no`: folder, save_every, watch, progress
 ) -> NoBranch:  # trained; with .settings and .history
     """CLIPN's branch with the published protocol.
 
     A finished one that is kept is read instead of trained."""
-    branch, images = NoBranch(backbone, prompts), load_captions(captions)
-    if not prompts:
-        options["templates"] = _two_lists(templates, False)
-    options["precision"] = resolve_precision(options.get("precision", "fp32"), backbone.device)
-    path = _kept_at(keep, backbone, images, prompts, seed, options)
+    check_settings(settings, CLIPNSettings)
+    signature(pretrain_no).bind_partial(**loop)
+    branch, images = NoBranch(backbone, settings.prompts), load_captions(captions)
+    settled = _settled(settings, backbone)
+    path = None
+    if keep and stop_after is None:
+        path = _kept_at(keep, backbone, images, settled, seed)
     if path and _is_there(path, backbone):
         return load_no_branch(path, backbone)
-    branch.history = pretrain_on_captions(backbone, branch, images, seed=seed, **options)
+    ahead = {"cache": cache, "workers": workers, "cached_texts": cached_texts}
+    loop |= {"seed": seed, "stop_after": stop_after}
+    branch.history = pretrain_on_captions(backbone, branch, images, settled, **ahead, **loop)
     branch.settings |= {"captions": images.name, "pairs": len(images)}
+    if not settings.prompts and not _is_pair(settings.templates):
+        branch.settings["templates"] = settings.templates or "clipn"
     if path and rank_and_ranks()[0] == 0:
         save_no_branch(path, branch, backbone)
     return branch
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #57930996
-PLANS = {
+PLANS: dict[str, dict[str, Any]] = {
     "mini": {
         "model": ("mini", None),
         "label": "own weights",
         "captions": "mini",
         "sets": ("mini", "mini-near", "mini-plants", "mini-places", "mini-scenes", "mini-textures"),
-        "training": {"batch_size": 256, "epochs": 2, "views": 1, "scale": (1.0, 1.0)},
+        "settings": CLIPNSettings(batch_size=256, epochs=2, views=1, scale=(1.0, 1.0)),
     },
     "paper": {
         "model": ("ViT-B-16", "laion2b_s34b_b88k"),
         "label": "laion2b",
         "captions": "cc3m/*.tar",
         "sets": ("ImageNet", "iNaturalist", "SUN", "Places", "Textures"),
-        "training": {"batch_size": 2048, "epochs": 10, "views": None},
+        "settings": CLIPNSettings(),
     },
 }
 
@@ -341,60 +370,62 @@ def _tested(load, rehearse):
     return images.subset(range(0, len(images), 5)) if rehearse else images
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #3006bfb8
-def _training(own, given, rehearse):  # options of `fit_clipn`; views of one's own bring crops back
+def _changed(own, given, rehearse):  # CLIPNSettings; views of one's own bring crops back
     given = {name: value for name, value in given.items() if value}
     given |= {"epochs": 1} if rehearse else {}
-    dropped = "scale" if "views" in given else None
-    return {name: value for name, value in own.items() if name != dropped} | given
+    crops = {"scale": CLIPNSettings.scale} if "views" in given else {}
+    return replace(own, **crops | given)
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #0d5dd359
 def clipn_plan(
-    scale,  # "mini": embedded world and model; "paper": what is published
-    rehearse=False,  # a short pass, to see that everything works
-    device=None,  # "cpu", "cuda", ...; None takes the best there is
+    scale: str,  # "mini": embedded world and model; "paper": what is published
+    rehearse: bool = False,  # a short pass, to see that everything works
+    device: str | None = None,  # "cpu", "cuda", ...; None takes the best there is
     # other pairs, see `load_captions`; "" takes the plan's, at scale paper below $OODNB_DATA
-    captions="",
-    sets=None,  # dict: name -> function that loads a test set, ID first; None takes the plan's
-    imported=False,  # the branches are there, no pairs are needed
-    **training,  # options of `fit_clipn`; None, 0 and "" leave the plan's
-    # dict: label (of the weights), training (options of `fit_clipn`), needs (dict of functions:
-    # model, captions, the sets)
-):
+    captions: Any = "",
+    # name -> function that loads a test set, ID first; None takes the plan's
+    sets: dict[str, Callable[[], ImageSet]] | None = None,
+    imported: bool = False,  # the branches are there, no pairs are needed
+    **changes: Any,  # fields of `CLIPNSettings`; None, 0 and "" leave the plan's
+    # label (of the weights), settings (CLIPNSettings), needs (dict of functions: model, captions,
+    # the sets)
+) -> dict[str, Any]:
     "What an experiment with CLIPN trains and looks at. `ValueError` for an unknown scale."
     plan = _plan_of(scale)
-    needs = {"model": partial(load_backbone, *plan["model"], device)}
+    needs: dict[str, Callable] = {"model": partial(load_backbone, *plan["model"], device)}
     needs["captions"] = (lambda: None) if imported else partial(_pairs, captions, scale, rehearse)
     sets = sets or {name: partial(load_dataset, name) for name in plan["sets"]}
     needs |= {name: partial(_tested, load, rehearse) for name, load in sets.items()}
-    training = _training(plan["training"], training, rehearse)
-    return {"label": plan["label"], "training": training, "needs": needs}
+    settings = _changed(plan["settings"], changes, rehearse)
+    return {"label": plan["label"], "settings": settings, "needs": needs}
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #855cb155
 def clipn_branches(
-    backbone,  # Backbone; stays frozen
-    captions,  # image-caption pairs, see `fit_clipn`
-    seeds=(1, 2, 3),  # one training each
-    checkpoints=(),  # files of the authors, one per repeat, instead of trainings
-    folder=None,  # keeps the states of trainings, and goes on from them
-    prompts=16,  # of each branch
-    **options,  # of `fit_clipn`
-):  # dict: seed, or number of the file -> NoBranch
+    backbone: Backbone,  # stays frozen
+    captions: Any,  # image-caption pairs, see `fit_clipn`
+    settings: CLIPNSettings = CLIPNSettings(),
+    *,
+    seeds: Sequence[int] = (1, 2, 3),  # one training each
+    # files of the authors, one per repeat, instead of trainings
+    checkpoints: Sequence[str | Path] = (),
+    folder: str | Path | None = None,  # keeps the states of trainings, and goes on from them
+    cache: bool | str | Path = True,  # where features are kept
+    progress: bool = False,  # show bars
+) -> dict[int, NoBranch]:  # seed, or number of the file -> branch
     """The repeats of a training, or of the authors' trainings.
 
     Kept under `$OODNB_HOME/branches`."""
+    check_settings(settings, CLIPNSettings)
     if checkpoints:
-        return {
-            i: import_no_branch(path, backbone, prompts) for i, path in enumerate(checkpoints, 1)
-        }
+        numbered = enumerate(checkpoints, 1)
+        return {i: import_no_branch(path, backbone, settings.prompts) for i, path in numbered}
+    fit = partial(fit_clipn, backbone, captions, settings, keep=True)
     return {
-        seed: fit_clipn(
-            backbone,
-            captions,
-            prompts,
+        seed: fit(
             seed=seed,
-            keep=True,
-            folder=folder and Path(folder) / f"seed-{seed}",
-            **{"progress": False} | options,
+            folder=Path(folder) / f"seed-{seed}" if folder else None,
+            cache=cache,
+            progress=progress,
         )
         for seed in seeds
     }

@@ -8,21 +8,25 @@ __all__ = ['CAPTIONERS', 'weights_mark', 'BlipCaptioner', 'load_captioner', 'Dec
 # %% ../../nbs/9_toe/06_captioners.ipynb #d4f28636
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
+from ..data.image_sets import ImageSet
 from ..features import extract
 from ..ground.files import atomic_path
 from ..ground.hashing import content_hash
 from ..ground.places import home
 from ..ground.spelling import did_you_mean
-from ..models.backbone import PRECISIONS, resolve_precision
+from ..models.backbone import PRECISIONS, Backbone, resolve_precision
 from ..models.blip import load_or_explain, need_transformers
 from ..pipeline.cache import cache_root, writable
 from ..pipeline.words import encode_once
 from ..scores import normalize
+from .decoder import TextDecoder
 
 # %% ../../nbs/9_toe/06_captioners.ipynb #c6754a0e
 CAPTIONERS = {
@@ -35,7 +39,7 @@ _KINDS = {"blip": "BlipForConditionalGeneration", "blip-2": "Blip2ForConditional
 
 # %% ../../nbs/9_toe/06_captioners.ipynb #338cc5f8
 def weights_mark(
-    model,  # torch module
+    model: torch.nn.Module,
 ) -> str:  # 16 hexadecimal digits
     "A hash of a model: names, shapes and the first numbers of every tensor. Quick for any size."
     return content_hash(
@@ -55,13 +59,14 @@ class BlipCaptioner:
 
     def __init__(
         self,
-        model,  # Blip(2)ForConditionalGeneration
-        processor,  # its processor: pictures to pixels, ids to text
-        name="blip",  # for tables
-        max_tokens=20,  # longest caption
-        device=None,  # None takes CUDA if there is one, else the CPU
-        precision="fp32",  # "fp32", "fp16", "bf16" or "auto", see `resolve_precision`
-    ):
+        model: Any,  # Blip(2)ForConditionalGeneration
+        processor: Any,  # its processor: pictures to pixels, ids to text
+        name: str = "blip",  # for tables
+        max_tokens: int = 20,  # longest caption
+        # None takes CUDA if there is one, else the CPU
+        device: torch.device | str | None = None,
+        precision: str = "fp32",  # "fp32", "fp16", "bf16" or "auto", see `resolve_precision`
+    ) -> None:
         if max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}; a caption has at least one token.")
         self.device, self.name, self.max_tokens = _device(device), name, max_tokens
@@ -72,7 +77,7 @@ class BlipCaptioner:
             weights_mark(model), repr(processor.image_processor), max_tokens, precision
         )
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return (
             f"BlipCaptioner({self.name!r}, at most {self.max_tokens} tokens, "
             f"{self.model.dtype} on {self.device})"
@@ -80,8 +85,8 @@ class BlipCaptioner:
 
     def write(
         self,
-        pictures,  # list of PIL pictures, RGB
-    ) -> list:  # captions
+        pictures: Sequence[Any],  # PIL pictures, RGB
+    ) -> list[str]:  # captions
         "Captions of a few pictures."
         seen = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
         pixels = seen.to(self.device, self.model.dtype)
@@ -129,11 +134,12 @@ def _check_writes(where, report):
 
 # %% ../../nbs/9_toe/06_captioners.ipynb #5db38df3
 def load_captioner(
-    source,  # "blip-captions-base", "blip-captions-large", "blip2-opt-2.7b", or a folder
-    device=None,  # None takes CUDA if there is one, else the CPU
+    # "blip-captions-base", "blip-captions-large", "blip2-opt-2.7b", or a folder
+    source: str | Path,
+    device: torch.device | str | None = None,  # None takes CUDA if there is one, else the CPU
     # "fp32", "fp16", "bf16" or "auto"; None: fp16 on a GPU, as published, else fp32
-    precision=None,
-    max_tokens=20,  # longest caption
+    precision: str | None = None,
+    max_tokens: int = 20,  # longest caption
 ) -> BlipCaptioner:
     "A captioner by name or from a folder. Errors say what is missing and where it belongs."
     where, kind, place = _found(source)
@@ -211,30 +217,30 @@ class DecoderCaptioner:
 
     def __init__(
         self,
-        backbone,  # Backbone
-        decoder,  # TextDecoder trained with it
-        max_tokens=20,  # longest caption
-        tries=16,  # captions per picture, of which the backbone chooses; 1: the greedy one
-        temperature=0.6,  # of the draws
-        seed=0,  # of the draws
-    ):
+        backbone: Backbone,
+        decoder: TextDecoder,  # trained with it
+        max_tokens: int = 20,  # longest caption
+        tries: int = 16,  # captions per picture, of which the backbone chooses; 1: the greedy one
+        temperature: float = 0.6,  # of the draws
+        seed: int = 0,  # of the draws
+    ) -> None:
         _check_pair(backbone, decoder, tries)
         self.backbone, self.decoder, self.max_tokens = backbone, decoder, max_tokens
         self.tries, self.temperature, self.seed = tries, temperature, seed
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"DecoderCaptioner({self.backbone.name}, the best of {self.tries})"
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         "Hash of everything that its captions depend on, but for the pictures."
         models = self.decoder.fingerprint, self.backbone.fingerprint, self.backbone.precision
         return content_hash(*models, self.max_tokens, self.tries, self.temperature, self.seed)
 
     def write(
         self,
-        image_features,  # [N, D], as the image tower gives them
-    ) -> list:  # N captions
+        image_features: torch.Tensor,  # [N, D], as the image tower gives them
+    ) -> list[str]:  # N captions
         "The caption that the backbone finds nearest, of `tries`."
         written = _drafts(self, image_features)
         if self.tries == 1 or not len(image_features):
@@ -243,11 +249,12 @@ class DecoderCaptioner:
 
     def captions(
         self,
-        images,  # ImageSet
-        batch_size=256,  # pictures per pass
-        cache=True,  # keep captions and features: True: below $OODNB_HOME; a folder; False: nothing
-        progress=True,  # show a bar when it takes longer than a second
-    ) -> dict:  # id -> caption, of the pictures that could be read
+        images: ImageSet,
+        batch_size: int = 256,  # pictures per pass
+        # keep captions and features: True: below $OODNB_HOME; a folder; False: nothing
+        cache: bool | str | Path = True,
+        progress: bool = True,  # show a bar when it takes longer than a second
+    ) -> dict[str, str]:  # id -> caption, of the pictures that could be read
         "Captions of a set."
         parts = "drawn 1", self.fingerprint, images.fingerprint, images.ids
         path = cache and _captions_file(cache, *parts)
@@ -305,15 +312,15 @@ def _in_parts(model, images, batch_size, cache, chunk, progress):
 
 # %% ../../nbs/9_toe/06_captioners.ipynb #c6095377
 def caption_images(
-    model,  # BlipCaptioner or DecoderCaptioner
-    images,  # ImageSet
-    batch_size=16,  # pictures per pass
+    model: Any,  # BlipCaptioner or DecoderCaptioner
+    images: ImageSet,
+    batch_size: int = 16,  # pictures per pass
     # keep captions (and features, which a decoder reads): True: below $OODNB_HOME; a folder;
     # False: nothing
-    cache=True,
-    progress=True,  # show a bar when it takes longer than a second
-    chunk=1024,  # captions per kept file
-) -> list:  # one caption per picture, "" where it could not be read
+    cache: bool | str | Path = True,
+    progress: bool = True,  # show a bar when it takes longer than a second
+    chunk: int = 1024,  # captions per kept file
+) -> list[str]:  # one caption per picture, "" where it could not be read
     "Captions of a set, in its order. `ValueError` when no picture can be read."
     if not len(images):
         raise ValueError(f"{images!r} has no pictures.")

@@ -7,8 +7,10 @@ __all__ = ['TextDecoder', 'own_draws', 'make_decoder']
 
 # %% ../../nbs/9_toe/04_decoder.ipynb #2ee06739
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,28 +57,32 @@ class _VectorReader(nn.Module):
         self,
         # transformers' BertGenerationDecoder with cross-attention, which from now on reads one
         # vector
-        model,
-        tokenizer,  # WordTokenizer, or the published one
-        repeat=2,  # times that a feature is laid down
-    ):
+        model: Any,
+        tokenizer: Any,  # WordTokenizer, or the published one
+        repeat: int = 2,  # times that a feature is laid down
+    ) -> None:
         super().__init__()
         self.model, self.tokenizer, self.repeat = _with_one_look(model), tokenizer, repeat
         self.feature_dim = model.config.hidden_size // repeat
-        self.backbone = None  # fingerprint of the one it was trained with
-        self.settings, self.history = {}, []
+        self.backbone: str | None = None  # fingerprint of the one it was trained with
+        self.settings: dict[str, Any] = {}
+        self.history: list[dict] = []
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         "Hash of weights and words."
         parameters = {name: p for name, p in self.named_parameters()}
         return content_hash(parameters, self.vocabulary, self.repeat)
 
     @property
-    def vocabulary(self) -> list:  # id -> word [V]
+    def vocabulary(self) -> list[str]:  # id -> word [V]
         "Words by their number; empty for special tokens."
         return self.tokenizer.vocabulary
 
-    def context(self, features):  # [N, D] -> what the layers look at [N, 1, repeat * D]
+    def context(
+        self,
+        features: Any,  # [N, D]
+    ) -> torch.Tensor:  # what the layers look at [N, 1, repeat * D]
         "Features laid down `repeat` times."
         rows = _checked_features(features, self.feature_dim).to(self.model.device, self.model.dtype)
         return rows.repeat(1, self.repeat)[:, None]
@@ -220,7 +226,7 @@ def _next_token_loss(model, context, ids, mask):  # scalar; logits only where a 
 class TextDecoder(_VectorReader):
     "A BertGeneration decoder that is shown one vector. V words, D numbers per picture."
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         config = self.model.config
         return (
             f"TextDecoder({self.feature_dim} numbers in, {config.vocab_size} words, "
@@ -229,9 +235,9 @@ class TextDecoder(_VectorReader):
 
     def first_logits(
         self,
-        features,  # [N, D]
-        batch_size=256,  # rows at once
-    ):  # logits of the first word [N, V], on the device of the decoder
+        features: Any,  # [N, D]
+        batch_size: int = 256,  # rows at once
+    ) -> torch.Tensor:  # logits of the first word [N, V], on the device of the decoder
         "What it would say first. Evaluation mode, no gradients."
         with _evaluating(self):
             parts = self.context(features).split(batch_size)
@@ -239,10 +245,10 @@ class TextDecoder(_VectorReader):
 
     def caption_loss(
         self,
-        features,  # [N, D]
-        ids,  # captions from beginning to end, padded [N, L]
-        mask,  # 1 where there is a token [N, L]
-    ):  # scalar
+        features: Any,  # [N, D]
+        ids: Any,  # captions from beginning to end, padded [N, L]
+        mask: Any,  # 1 where there is a token [N, L]
+    ) -> torch.Tensor:  # scalar
         "Mean cross-entropy of the next token over all tokens that are not padding; differentiable."
         config = self.model.config
         ids, mask = _checked_ids(ids, mask, config.vocab_size, config.max_position_embeddings)
@@ -250,13 +256,13 @@ class TextDecoder(_VectorReader):
 
     def write(
         self,
-        features,  # [N, D]
-        max_tokens=20,  # longest caption
-        beams=1,  # captions followed at once; 1: always the most likely word
-        temperature=None,  # draw words instead, with logits divided by it
-        generator=None,  # torch.Generator of the draws, on the CPU
-        batch_size=256,  # rows at once
-    ) -> list:  # N captions
+        features: Any,  # [N, D]
+        max_tokens: int = 20,  # longest caption
+        beams: int = 1,  # captions followed at once; 1: always the most likely word
+        temperature: float | None = None,  # draw words instead, with logits divided by it
+        generator: torch.Generator | None = None,  # of the draws, on the CPU
+        batch_size: int = 256,  # rows at once
+    ) -> list[str]:  # N captions
         "Captions of pictures. Greedy, the best of some `beams`, or drawn at a `temperature`."
         way = max_tokens, beams, temperature, generator
         _check_way(self.model.config.max_position_embeddings, *way)
@@ -270,8 +276,8 @@ class TextDecoder(_VectorReader):
 # %% ../../nbs/9_toe/04_decoder.ipynb #f1845c19
 @contextmanager
 def own_draws(
-    *seed,  # whole numbers or strings
-):
+    *seed: int | str,
+) -> Iterator[None]:
     "Inside, dropout and new weights draw from this seed; the draws of others stay as they are."
     with torch.random.fork_rng():
         torch.manual_seed(int(chance_of("decoder", *seed).integers(2**62)))
@@ -294,15 +300,15 @@ def _check_sizes(feature_dim, heads, repeat, words):
 
 # %% ../../nbs/9_toe/04_decoder.ipynb #b82227da
 def make_decoder(
-    feature_dim,  # D of the backbone
-    vocabulary,  # WordTokenizer or another tokenizer, or a number of words without names
-    layers=24,  # of the transformer; 24 as published
-    heads=16,  # of the attention
-    intermediate=None,  # width inside a layer; None: four times the width
-    positions=512,  # longest text, with its beginning
-    dropout=0.1,  # in training
-    repeat=2,  # width of the layers = repeat * D
-    seed=0,  # of the first weights
+    feature_dim: int,  # D of the backbone
+    vocabulary: Any,  # WordTokenizer or another tokenizer, or a number of words without names
+    layers: int = 24,  # of the transformer; 24 as published
+    heads: int = 16,  # of the attention
+    intermediate: int | None = None,  # width inside a layer; None: four times the width
+    positions: int = 512,  # longest text, with its beginning
+    dropout: float = 0.1,  # in training
+    repeat: int = 2,  # width of the layers = repeat * D
+    seed: int = 0,  # of the first weights
 ) -> TextDecoder:  # untrained
     "A decoder of any size. Raises `ValueError` for sizes that do not fit."
     width, library = repeat * feature_dim, need_transformers("A text decoder")

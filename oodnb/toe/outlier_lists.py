@@ -6,19 +6,26 @@
 __all__ = ['toe_plan', 'text_tools', 'id_statistics', 'outlier_lists']
 
 # %% ../../nbs/9_toe/08_outlier_lists.ipynb #7224b9a5
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from ..backbones import load_backbone
+from ..data.image_sets import ImageSet
 from ..datasets import load_dataset
 from ..features import extract
 from ..ground.randomness import chance_of
-from ..measure.class_statistics import class_statistics
+from ..measure.class_statistics import ClassStatistics, class_statistics
+from ..models.backbone import Backbone
 from ..pipeline.phrases import task_place
 from ..pipeline.words import encode_once
 from .captioners import DecoderCaptioner, caption_images, load_captioner
-from .decoder_training import fit_decoder, load_decoder
+from .decoder import TextDecoder
+from .decoder_training import SMALL, fit_decoder, load_decoder
 from oodnb.toe.outlier_texts import (
     RELEASE,
+    OutlierTexts,
     caption_outliers,
     description_outliers,
     load_descriptors,
@@ -66,12 +73,14 @@ def _paper_needs(device):  # what the authors had
 
 # %% ../../nbs/9_toe/08_outlier_lists.ipynb #103544cc
 def toe_plan(
-    scale,  # "mini" or "paper"
-    device=None,  # where to compute; None: a GPU if there is one
-    backbone="",  # whose features the head reads; "" is mini, or ViT-B-16-quickgelu at scale paper
-    weights="",  # its weights; "" is openai at scale paper
-    rehearse=False,  # a fifth of the test pictures, and a decoder of one short epoch
-) -> dict:  # id, near, far (names), needs (name -> loader)
+    scale: str,  # "mini" or "paper"
+    device: str | None = None,  # where to compute; None: a GPU if there is one
+    # whose features the head reads; "" is mini, or ViT-B-16-quickgelu at scale paper
+    backbone: str = "",
+    weights: str | None = "",  # its weights; "" is openai at scale paper
+    rehearse: bool = False,  # a fifth of the test pictures, and a decoder of one short epoch
+    # id, near, far (names), needs (name -> loader), decoder (settings, and where one is kept)
+) -> dict[str, Any]:
     "What is needed for an experiment with outlier texts."
     if scale not in ("mini", "paper"):
         raise ValueError(f"scale is {scale!r}; possible are 'mini' and 'paper'.")
@@ -84,38 +93,38 @@ def toe_plan(
         images = load_dataset(name)
         return images.subset(range(0, len(images), 5)) if rehearse else images
 
-    needs = {
+    needs: dict[str, Callable] = {
         "model": lambda: load_backbone(backbone, weights, device),
         "training pictures": lambda: load_dataset(*train),
         "descriptors": lambda: load_descriptors(plan["descriptors"]),
     }
     needs |= {name: partial(tested, name) for name in (plan["id"], *plan["near"], *plan["far"])}
     needs |= _mini_needs(rehearse) if mini else _paper_needs(device)
-    training = dict(epochs=1, layers=1, keep=None) if rehearse else {}
-    return {**plan, "needs": needs, "decoder training": training}
+    settings = replace(SMALL, epochs=1, layers=1) if rehearse else SMALL
+    return {**plan, "needs": needs, "decoder": {"settings": settings, "keep": not rehearse}}
 
 # %% ../../nbs/9_toe/08_outlier_lists.ipynb #897d59e1
 def text_tools(
-    plan,  # from `toe_plan`
-    found,  # what `runs.gather` found of plan["needs"]
-    progress=False,  # show bars
-):  # (reader: Backbone, decoder: TextDecoder, captioner)
+    plan: Mapping[str, Any],  # from `toe_plan`
+    found: Mapping[str, Any],  # what `runs.gather` found of plan["needs"]
+    progress: bool = False,  # show bars
+) -> tuple[Backbone, TextDecoder, Any]:  # (reader, decoder, captioner)
     """The three that turn pictures into texts; at mini scale the decoder is trained on the world's
     captions first, once, and writes the captions too."""
     if "decoder" in found:
         return found["reader"], found["decoder"].to(found["reader"].device), found["captioner"]
     model, pairs = found["model"], found["pairs"]
-    decoder = fit_decoder(model, pairs, progress=progress, **plan["decoder training"])
+    decoder = fit_decoder(model, pairs, progress=progress, **plan["decoder"])
     return model, decoder, DecoderCaptioner(model, decoder)
 
 # %% ../../nbs/9_toe/08_outlier_lists.ipynb #b32c3112
 def id_statistics(
-    reader,  # Backbone
-    learned,  # ImageSet of labelled ID pictures
+    reader: Backbone,
+    learned: ImageSet,  # labelled ID pictures
     # means with the release's slip: shuffled batches of 32, see `gaussians.class_means`
-    released=False,
-    progress=False,  # show bars
-):  # ClassStatistics of unit features
+    released: bool = False,
+    progress: bool = False,  # show bars
+) -> ClassStatistics:  # of unit features
     "Where the ID pictures lie, for the selection of captions."
     seen, order = extract(reader, learned, progress=progress), slice(None)
     if released:
@@ -152,17 +161,17 @@ def _selected(tools, captions, statistics, classes, released, progress, **option
 
 # %% ../../nbs/9_toe/08_outlier_lists.ipynb #f41dbf1c
 def outlier_lists(
-    tools,  # (reader, decoder, captioner), from `text_tools`
-    learned,  # ImageSet of labelled ID pictures
-    descriptors,  # see `description_outliers`
-    keep=0.15,  # share of the captions
-    released=False,  # the lists as the release makes them
-    words_from=None,  # ImageSet that words are read from; None: the ID pictures
-    count=None,  # pictures that are drawn for words and captions; None: all
+    tools: tuple[Backbone, TextDecoder, Any],  # (reader, decoder, captioner), from `text_tools`
+    learned: ImageSet,  # labelled ID pictures
+    descriptors: Mapping,  # see `description_outliers`
+    keep: float = 0.15,  # share of the captions
+    released: bool = False,  # the lists as the release makes them
+    words_from: ImageSet | None = None,  # that words are read from; None: the ID pictures
+    count: int | None = None,  # pictures that are drawn for words and captions; None: all
     # one per ID picture, where there are some already; None: the captioner writes them
-    captions=None,
-    progress=False,  # show bars
-) -> dict:  # "word", "description", "caption" -> OutlierTexts
+    captions: Sequence[str] | None = None,
+    progress: bool = False,  # show bars
+) -> dict[str, OutlierTexts]:  # of "word", "description", "caption"
     "Outlier texts of the three levels."
     classes, way = learned.class_names, (released, progress)
     statistics = id_statistics(tools[0], learned, *way)

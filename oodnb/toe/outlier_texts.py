@@ -12,11 +12,12 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,10 +59,10 @@ def _known_words(class_names):  # tuples of words that name a class, in any numb
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #b6ee6921
 def names_a_class(
-    texts,  # strings
-    class_names,  # K names
-    how="whole",  # one of NAMED
-) -> list:  # one bool per text
+    texts: Sequence[str],
+    class_names: Sequence[str],  # K names
+    how: str = "whole",  # one of NAMED
+) -> list[bool]:  # one per text
     "Which texts name a class."
     if how not in NAMED:
         raise ValueError(f"names is {how!r}; choose from {', '.join(map(repr, NAMED))}.")
@@ -87,19 +88,19 @@ class OutlierTexts:
     "Outlier texts, and how they came about."
 
     level: str  # "word", "description", "caption", or another name
-    texts: tuple = field(repr=False)  # the texts, as they are encoded
+    texts: tuple[str, ...] = field(repr=False)  # the texts, as they are encoded
     # made; removed: {why: number}; kept; naming: {"made": , "kept": }
     counts: dict = field(default_factory=dict)
     settings: dict = field(default_factory=dict, repr=False)  # how they were made (JSON)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.texts)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.texts)
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         "Hash of the texts in their order."
         return content_hash(list(self.texts))
 
@@ -127,9 +128,9 @@ def _read_json(path):
 
 
 def save_texts(
-    path,  # JSON file
-    outliers,  # OutlierTexts
-):
+    path: str | Path,  # JSON file
+    outliers: OutlierTexts,
+) -> None:
     "Write a list with its account."
     written = json.dumps(asdict(outliers), ensure_ascii=False, indent=1) + "\n"
     with atomic_path(path) as temporary:
@@ -137,7 +138,7 @@ def save_texts(
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #adc49d89
 def load_texts(
-    path,  # JSON file from `save_texts`
+    path: str | Path,  # JSON file from `save_texts`
 ) -> OutlierTexts:
     "A list that was saved. Raises `ValueError` for any other file."
     needed = OutlierTexts.__dataclass_fields__
@@ -176,7 +177,7 @@ def toe_constants() -> dict:  # words, descriptors, names, released_names, image
 
 
 # options with which the release's lists come out
-RELEASE = {
+RELEASE: dict[str, dict[str, Any]] = {
     "words": dict(names="exact", any_token=True),
     "descriptions": dict(names="keep", strict=True, templates=True),
     "captions": dict(names="keep", as_written=True),
@@ -214,12 +215,12 @@ def _check_ranks(logits, skip, top, batch_size):
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #142541aa
 def likely_tokens(
-    logits,  # of the first step [N, V]
-    skip=30,  # likeliest tokens that are left out
-    top=55,  # the last rank that counts
+    logits: Any,  # of the first step [N, V]
+    skip: int = 30,  # likeliest tokens that are left out
+    top: int = 55,  # the last rank that counts
     # historical: only the first picture of each batch skips; None: every picture does
-    batch_size=None,
-) -> list:  # N tensors of token ids, likeliest first
+    batch_size: int | None = None,
+) -> list[torch.Tensor]:  # N tensors of token ids, likeliest first
     "Tokens of ranks skip + 1 to top for every picture."
     logits = torch.as_tensor(logits)
     _check_logits(logits)
@@ -253,23 +254,25 @@ def _word_texts(words, expand):  # a sentence for each word, or five
 def word_outliers(
     # decoder's logits of the first step [N, V]; or an iterable of parts of it, when the whole is
     # too large
-    logits,
-    vocabulary,  # token id -> string [V]
-    class_names,  # K names of ID classes
+    logits: Any,
+    vocabulary: Sequence[str],  # token id -> string [V]
+    class_names: Sequence[str],  # K names of ID classes
     # how words that name a class are found and taken out, see NAMED; "exact" in the release
-    names="whole",
-    any_token=False,  # historical: pieces and signs that are no words stay
-    expand=False,  # four more sentences for each word
-    skip=30,  # see `likely_tokens`
-    top=55,  # see `likely_tokens`
-    batch_size=None,  # historical, see `likely_tokens`
-    mined_from="",  # which pictures the logits belong to, for the account
+    names: str = "whole",
+    any_token: bool = False,  # historical: pieces and signs that are no words stay
+    expand: bool = False,  # four more sentences for each word
+    skip: int = 30,  # see `likely_tokens`
+    top: int = 55,  # see `likely_tokens`
+    batch_size: int | None = None,  # historical, see `likely_tokens`
+    mined_from: str = "",  # which pictures the logits belong to, for the account
 ) -> OutlierTexts:
     """Words that a decoder finds nearly fitting. Raises `ValueError` where vocabulary and logits do
     not belong together."""
     ids, pictures = _tokens_of_pictures(logits, vocabulary, skip, top, batch_size)
-    settings = dict(names=names, any_token=any_token, expand=expand, skip=skip, top=top)
-    settings |= dict(batch_size=batch_size, pictures=pictures, mined_from=mined_from)
+    settings: dict[str, Any] = dict(names=names, any_token=any_token, expand=expand)
+    settings |= dict(
+        skip=skip, top=top, batch_size=batch_size, pictures=pictures, mined_from=mined_from
+    )
     found = (str(vocabulary[i]).lower() for i in ids)
     made = sorted(set(found if any_token else (word.strip() for word in found)))
     left, named = _without_names(made, class_names, names)
@@ -325,8 +328,9 @@ def _check_version(found, path, facts):
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #ed49c76b
 def load_descriptors(
-    source,  # "mini", "imagenet" (from $OODNB_DATA), the path of a JSON file, or a dict
-) -> dict:  # class name -> its descriptors
+    # "mini", "imagenet" (from $OODNB_DATA), the path of a JSON file, or a dict
+    source: str | Path | Mapping,
+) -> dict[str, list[str]]:  # class name -> its descriptors
     """What one sees of each class. Errors say what is missing, or where the file differs from the
     published one."""
     if isinstance(source, Mapping):
@@ -351,12 +355,13 @@ def _insides(texts, kept, strict):  # what goes into the templates
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #c146b71b
 def description_outliers(
-    descriptors,  # dict: class -> descriptors, see `load_descriptors`
-    class_names,  # K names of ID classes
-    strict=False,  # historical: repetitions stay, and templates are filled the release's way
-    templates=False,  # four more sentences for each description
+    descriptors: Mapping,  # class -> descriptors, see `load_descriptors`
+    class_names: Sequence[str],  # K names of ID classes
+    # historical: repetitions stay, and templates are filled the release's way
+    strict: bool = False,
+    templates: bool = False,  # four more sentences for each description
     # how descriptions that name a class are found and taken out, see NAMED; "keep" in the release
-    names="whole",
+    names: str = "whole",
 ) -> OutlierTexts:
     "Descriptions without the name of what they describe."
     checked = _checked_descriptors(descriptors, "descriptors")
@@ -374,11 +379,11 @@ def description_outliers(
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #4418e613
 def farthest_texts(
-    text_features,  # of the captions [N, D], any length
-    class_means,  # of ID features, unit rows [C, D]
-    precision,  # inverse of their covariance [D, D]
-    keep=0.15,  # share of the captions, rounded down
-):  # (row numbers, farthest first; scores of all [N])
+    text_features: torch.Tensor,  # of the captions [N, D], any length
+    class_means: torch.Tensor,  # of ID features, unit rows [C, D]
+    precision: torch.Tensor,  # inverse of their covariance [D, D]
+    keep: float = 0.15,  # share of the captions, rounded down
+) -> tuple[torch.Tensor, torch.Tensor]:  # (row numbers, farthest first; scores of all [N])
     "The texts farthest from all class means."
     if not 0 < keep <= 1:
         raise ValueError(
@@ -390,9 +395,10 @@ def farthest_texts(
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #056740e3
 def tidy_captions(
-    captions,  # strings
-    as_written=False,  # historical: only line ends are taken off, and a blank caption is one
-) -> list:  # each once, sorted
+    captions: Iterable[str],
+    # historical: only line ends are taken off, and a blank caption is one
+    as_written: bool = False,
+) -> list[str]:  # each once, sorted
     "Different captions, in alphabetical order."
     if as_written:
         return sorted({text.strip("\n") for text in captions})
@@ -422,18 +428,18 @@ def _farthest_of(rows, text_features, statistics, keep):  # those of some captio
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #e5461cad
 def caption_outliers(
-    captions,  # one per picture; "" where there is none
-    text_features,  # their features [N, D]
+    captions: Sequence[str],  # one per picture; "" where there is none
+    text_features: Any,  # their features [N, D]
     # ClassStatistics of ID pictures (means and precision are read); None: all captions are taken
-    statistics,
-    class_names,  # K names of ID classes
-    keep=0.15,  # share of the captions, those farthest from the ID classes
+    statistics: Any,
+    class_names: Sequence[str],  # K names of ID classes
+    keep: float = 0.15,  # share of the captions, those farthest from the ID classes
     # how captions that name a class are found and taken out, see NAMED; "keep" or "substring" in
     # the release
-    names="whole",
+    names: str = "whole",
     # historical, see `tidy_captions`; blank captions also take part in the selection
-    as_written=False,
-    captioned="",  # which pictures the captions belong to, for the account
+    as_written: bool = False,
+    captioned: str = "",  # which pictures the captions belong to, for the account
 ) -> OutlierTexts:
     """Captions far from the ID classes. Raises `ValueError` where captions and features do not
     belong together."""
@@ -454,9 +460,9 @@ def caption_outliers(
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #385fc3e8
 def paper_names(
-    dataset,  # "ImageNet10", "ImageNet20" or "ImageNet100"
-    as_released=False,  # historical: with the wrong names of TOE's release
-) -> list:  # class names, sorted by WordNet id as the folders are
+    dataset: str,  # "ImageNet10", "ImageNet20" or "ImageNet100"
+    as_released: bool = False,  # historical: with the wrong names of TOE's release
+) -> list[str]:  # class names, sorted by WordNet id as the folders are
     "Class names of a subset of ImageNet as MCM and TOE call them."
     known = toe_constants()["names"]
     if dataset not in known:
@@ -468,11 +474,12 @@ def paper_names(
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #94beab78
 def labelled_texts(
-    class_names,  # K names
-    synonyms,  # K lists of more names
-    descriptors,  # dict of K entries in the order of the classes: the name to write -> descriptors
-    doubled=False,  # historical: names and synonyms get a second prefix
-):  # (texts, labels)
+    class_names: Sequence[str],  # K names
+    synonyms: Sequence[Sequence[str]],  # K lists of more names
+    # K entries in the order of the classes: the name to write -> descriptors
+    descriptors: Mapping[str, Sequence[str]],
+    doubled: bool = False,  # historical: names and synonyms get a second prefix
+) -> tuple[list[str], list[int]]:  # (texts, labels)
     "Texts of every class with the number of their class: names, then synonyms, then descriptors."
     if not len(class_names) == len(synonyms) == len(descriptors):
         raise ValueError(

@@ -9,6 +9,7 @@ __all__ = ['PAD', 'END', 'BEGIN', 'UNKNOWN', 'SPECIAL', 'WordTokenizer', 'learn_
 import importlib
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 # %% ../../nbs/9_toe/03_vocabulary.ipynb #b74cbd36
@@ -24,32 +25,32 @@ def _split(text):
 class WordTokenizer:
     "Whole words as tokens, with the blank before them."
 
-    tokens: tuple = field(repr=False)  # id -> token
+    tokens: tuple[str, ...] = field(repr=False)  # id -> token
 
     def __post_init__(self):
         object.__setattr__(self, "_number", {token: i for i, token in enumerate(self.tokens)})
 
     @property
-    def vocabulary(self) -> list:  # words [V]; special tokens are empty
+    def vocabulary(self) -> list[str]:  # words [V]; special tokens are empty
         "id -> word"
         return ["" if i <= UNKNOWN else token.strip() for i, token in enumerate(self.tokens)]
 
     def encode(
         self,
-        text,
-    ) -> list:  # ids, without beginning and end
+        text: str,
+    ) -> list[int]:  # ids, without beginning and end
         return [self._number.get(token, UNKNOWN) for token in _split(text)]
 
     def decode(
         self,
-        ids,  # whole numbers
+        ids: Iterable[int],
     ) -> str:
         return "".join(self.tokens[i] for i in ids if i > UNKNOWN).strip()
 
 # %% ../../nbs/9_toe/03_vocabulary.ipynb #dc3d4952
 def learn_words(
-    texts,  # strings
-    min_count=5,  # rarer words are unknown
+    texts: Sequence[str],
+    min_count: int = 5,  # rarer words are unknown
 ) -> WordTokenizer:
     "The words of texts, the frequent ones first. `ValueError` when there are none."
     counts = Counter(token for text in texts for token in _split(text))
@@ -89,7 +90,7 @@ class PieceTokenizer:
         object.__setattr__(self, "_processor", _reader_of_pieces(self.pieces))
 
     @property
-    def vocabulary(self) -> list:  # words or parts of them [V]; special tokens are empty
+    def vocabulary(self) -> list[str]:  # words or parts of them [V]; special tokens are empty
         "id -> text"
         return [
             "" if i <= UNKNOWN else self._processor.decode([i])
@@ -98,12 +99,12 @@ class PieceTokenizer:
 
     def encode(
         self,
-        text,
-    ) -> list:  # ids, without beginning and end
+        text: str,
+    ) -> list[int]:  # ids, without beginning and end
         return self._processor.encode(text)
 
     def decode(
         self,
-        ids,  # whole numbers
+        ids: Iterable[int],
     ) -> str:
         return self._processor.decode([i for i in ids if i > UNKNOWN])
