@@ -31,6 +31,7 @@ from oodnb.ground.variations import (
 )
 from ..hftt.training import SEPARATE, HFTTSettings, TrainedOutliers, task_side, train_outliers
 from ..pipeline.cache import load_tensors, save_tensors
+from ..pipeline.train import train
 from ..pipeline.words import WordList, encode_once, load_words, without_synonyms, word_texts
 from ..prompts import clean_names, resolve_templates
 from ..scores import cosine_sims, normalize, task_log_odds
@@ -281,11 +282,11 @@ def fit_hftt_runs(
     name: str = "hftt",  # of the detectors
     cache: bool | str | Path = True,  # where text features are kept
     progress: bool = True,  # show bars
-    **loop: Any,  # folder, piece, stop_after, watch: see `train_outliers`
+    **loop: Any,  # folder, stop_after, watch: see `train_outliers`
 ) -> list[HFTTDetector]:  # one for every settings object and seed
     """HFTT with the published protocol, several runs in one training.
     Raises `ValueError` before anything is encoded."""
-    signature(train_outliers).bind_partial(**loop)
+    signature(train).bind_partial(**loop)
     several = settings_of_runs(settings, HFTTSettings, *SEPARATE)
     class_names, one = _class_names(task), several[0]
     read = _words_to_read(words, one, class_names)
