@@ -64,7 +64,7 @@ def varied_fields(
     names = [f.name for f in fields(runs[0])]
     return [n for n in names if any(getattr(one, n) != getattr(runs[0], n) for one in runs)]
 
-
+# %% ../../nbs/0_ground/07_variations.ipynb #bfb42327
 def check_names(
     names: Sequence[str],  # of runs
 ) -> None:

@@ -64,9 +64,8 @@ def make_head(
 
 # %% ../../nbs/9_toe/01_classifier_heads.ipynb #37e945c2
 def head_logits(
-    head: Sequence[
-        Sequence[torch.Tensor]
-    ],  # (weight [..., out, in], bias [..., out]) of each layer
+    # (weight [..., out, in], bias [..., out]) of each layer
+    head: Sequence[Sequence[torch.Tensor]],
     features: torch.Tensor,  # [..., n, D]
 ) -> torch.Tensor:  # [..., n, K]
     "What a head says; axes in front are heads side by side."
@@ -266,7 +265,7 @@ def outlier_weight(
         return settings.weight
     return 0.5 if settings.loss == "uniform" else 0.1
 
-
+# %% ../../nbs/9_toe/01_classifier_heads.ipynb #71674c4d
 def text_noise(
     settings: Sequence[TOESettings],  # of one head, or one for each
 ) -> TextNoise:
@@ -473,7 +472,8 @@ def _check_exposure(
         )
 
 # %% ../../nbs/9_toe/01_classifier_heads.ipynb #dfdd2569
-def _exposure_losses(  # [S], by the loss of the settings
+# [S], by the loss of the settings
+def _exposure_losses(
     settings: TOESettings, logits: Any, target: Any, others: Any, extra: Sequence[torch.Tensor]
 ) -> torch.Tensor:
     weight = outlier_weight(settings)
