@@ -147,7 +147,7 @@ def _losses_of(
     t, g = torch.tensor(temperatures, **kind), torch.tensor(focals, **kind)
     n = torch.tensor(counts, dtype=torch.long, device=outliers.device)
 
-    def loss_of(rows):
+    def loss_of(rows: torch.Tensor) -> dict:
         task_odds = _log_odds(task_texts, task_half, outliers, n, t)
         word_odds = _log_odds(word_features[rows], word_half[:, rows], outliers, n, t)
         losses = log_odds_loss(task_odds, word_odds, g)["loss"]
@@ -217,8 +217,8 @@ def _checked(
 
 
 def _sgd(vectors: torch.Tensor, settings: HFTTSettings) -> torch.optim.SGD:
-    told = dict(lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    return torch.optim.SGD([vectors], **told)
+    momentum, decay = settings.momentum, settings.weight_decay
+    return torch.optim.SGD([vectors], lr=settings.lr, momentum=momentum, weight_decay=decay)
 
 
 def _rates(settings: HFTTSettings, pieces: list[tuple[int, int, int]]) -> list[float]:
@@ -264,10 +264,10 @@ def train_outliers(
     plan = _Pieces(pieces_of(each[0], len(words), piece), order, each[0].batch_size)
     snapshots = _Snapshots(loop.get("folder"))
 
-    def batches(i):
+    def batches(i: int) -> tuple[torch.Tensor, ...]:
         return plan.batches(i, words.device)
 
-    def after_step(row):
+    def after_step(row: dict) -> None:
         epoch, step, over = plan.at(row["epoch"], row["step"])
         if over:
             snapshots.keep(epoch, outliers)

@@ -86,8 +86,10 @@ def _task_odds(detector: Any, features: Features, probability: bool) -> torch.Te
     check_features(features, task.shape[1], detector.fingerprint, False, detector.name)
     images = features.image_features.double()
     with torch.no_grad():
-        sims = (cosine_sims(images, rows.double().to(images.device)) for rows in (task, outliers))
-        return task_log_odds(*sims, detector.temperature, probability)
+        known, other = (
+            cosine_sims(images, rows.double().to(images.device)) for rows in (task, outliers)
+        )
+        return task_log_odds(known, other, detector.temperature, probability)
 
 
 def _check_epoch(detector: Any, epoch: int) -> None:
@@ -247,7 +249,7 @@ def _detectors(
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #44afcddd
 def _class_names(task: Any) -> list[str]:
-    names = task if isinstance(task, str) else list(getattr(task, "class_names", task))
+    names: Any = task if isinstance(task, str) else list(getattr(task, "class_names", task))
     clean_names(names)
     return names
 
@@ -291,18 +293,20 @@ def fit_hftt_runs(
     class_names, one = _class_names(task), several[0]
     read = _words_to_read(words, one, class_names)
     runs = _named_runs(name, _resolved(backbone, several), check_seeds(seeds))
-    rows = _text_features(backbone, class_names, read, one, cache, progress)
+    embeddings, texts, rows = _text_features(backbone, class_names, read, one, cache, progress)
     facts = {**_about(read), "seeds": list(seeds), "backbone": backbone.fingerprint}
     done = train_outliers(
-        *(part.to(backbone.device) for part in rows),
+        embeddings.to(backbone.device),
+        texts.to(backbone.device),
+        rows.to(backbone.device),
         _initial(runs, backbone),
         _order(one, len(read)),
         [chosen for _, chosen, _ in runs],
-        made_of={**facts, "task": content_hash(*rows[:2])},
+        made_of={**facts, "task": content_hash(embeddings, texts)},
         progress=progress,
         **loop,
     )
-    return _detectors(runs, done, (rows[0], class_names), backbone.fingerprint, _about(read))
+    return _detectors(runs, done, (embeddings, class_names), backbone.fingerprint, _about(read))
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #062b4ea2
 def _check_single(seed: Any) -> None:

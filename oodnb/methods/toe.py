@@ -285,10 +285,10 @@ def _orders(
     """Function of an epoch: the order of pictures, and of outliers (of each run: the first, and how
     many; all begun again until there are `length`)."""
 
-    def own(seed, epoch, first, count):
+    def own(seed: int, epoch: int, first: int, count: int) -> np.ndarray:
         return first + np.resize(_mixed("outliers", seed, epoch, count), length or count)
 
-    def order(epoch):
+    def order(epoch: int) -> tuple:
         pictures = _for_seeds(seeds, lambda seed: _mixed("pictures", seed, epoch, images))
         if not others:
             return pictures, None
@@ -302,7 +302,7 @@ def _noise_draws(
 ) -> Callable[[int, int, int], Sequence]:
     "Function of (epoch, step, outliers): what `noise` reads."
 
-    def draw(epoch, step, count):
+    def draw(epoch: int, step: int, count: int) -> list:
         found = {}
         for seed in dict.fromkeys(seeds):
             found[seed] = noise.draw(chance_of("toe noise", seed, epoch, step), count, width)
@@ -318,15 +318,15 @@ def _virtual_draws(
     "Function of (epoch, step): the farthest draws, and what texts get added."
     kept = synthesis.sample_from, synthesis.select
 
-    def farthest(seed, epoch, step):
+    def farthest(seed: int, epoch: int, step: int) -> np.ndarray:
         chance = chance_of("toe virtual", seed, epoch, step)
         return farthest_normals(chance, classes, width, *kept)
 
-    def uniform(seed, epoch, step):
+    def uniform(seed: int, epoch: int, step: int) -> np.ndarray:
         chance = chance_of("toe uniform", seed, epoch, step)
         return chance.random((classes * synthesis.select, width), dtype="f4")
 
-    def draws(epoch, step):
+    def draws(epoch: int, step: int) -> tuple:
         eps = _for_seeds(seeds, lambda seed: farthest(seed, epoch, step))
         added = _for_seeds(seeds, lambda seed: uniform(seed, epoch, step)) if texts else None
         return eps, added
@@ -463,13 +463,14 @@ def _starts(
 def _train_on_lists(
     plan: _Plan, known: tuple, others: _Outliers, starts: tuple, **more: Any
 ) -> TrainedHeads:
-    images, labels, names = known
+    (images, labels, names), (heads, order) = known, starts
     energy = plan.settings[0].loss == "energy_logistic"
     return train_head(
         images,
         labels,
         others.rows,
-        *starts,
+        heads,
+        order,
         plan.settings,
         draw=_noise_draws(plan.seeds, text_noise(plan.settings), images.shape[1]),
         noisy=others.is_text,
@@ -480,15 +481,27 @@ def _train_on_lists(
 # %% ../../nbs/9_toe/09_toe.ipynb #82ace0e4
 # the queues are fed by texts with these labels, or by the pictures
 def _train_on_virtual(
-    plan: _Plan, known: tuple, others: _Outliers, text_labels: Any, starts: tuple, **more: Any
+    plan: _Plan,
+    synthesis: VirtualOutliers,
+    known: tuple,
+    texts: tuple[Any, Any] | None,
+    starts: tuple,
+    **more: Any,
 ) -> TrainedHeads:
-    images, labels, names = known
-    texts = None if text_labels is None else (others.rows, torch.as_tensor(text_labels))
+    (images, labels, names), (heads, order) = known, starts
     sizes = len(names), images.shape[1]
-    draws = _virtual_draws(plan.seeds, plan.synthesis, *sizes, texts is not None)
-    logistic = _logistic(plan.seeds, len(names), 1)
-    given = images, labels, texts, *starts, draws, logistic
-    return train_virtual(*given, plan.settings[0], plan.synthesis, **more)
+    return train_virtual(
+        images,
+        labels,
+        texts,
+        heads,
+        order,
+        _virtual_draws(plan.seeds, synthesis, *sizes, texts is not None),
+        _logistic(plan.seeds, len(names), 1),
+        plan.settings[0],
+        synthesis,
+        **more,
+    )
 
 # %% ../../nbs/9_toe/09_toe.ipynb #ca347679
 def _told(plan: _Plan, text_labels: Any) -> dict:  # what all runs say about their training
@@ -540,8 +553,9 @@ def _fitted(
     starts = _starts(plan, known[0], len(known[2]), others)
     pictures = {"pictures": content_hash(*known[:2]), "classes": len(known[2])}
     more = dict(made_of={"lists": others.about, "runs": plan.runs, **pictures}, **loop)
-    if plan.synthesis:
-        done = _train_on_virtual(plan, known, others, text_labels, starts, **more)
+    if plan.synthesis is not None:
+        fed_by = None if text_labels is None else (others.rows, torch.as_tensor(text_labels))
+        done = _train_on_virtual(plan, plan.synthesis, known, fed_by, starts, **more)
     else:
         done = _train_on_lists(plan, known, others, starts, **more)
     told = _told(plan, text_labels)
@@ -619,7 +633,7 @@ def save_toe(
     detector: TOEDetector,
 ) -> None:
     "Write a detector: its numbers, and in the header how they came about."
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for i, (weight, bias) in enumerate(detector.head):
         tensors |= {f"{i}.weight": weight, f"{i}.bias": bias}
     for part in _PARTS:

@@ -9,7 +9,7 @@ __all__ = ['Head', 'make_head', 'head_logits', 'side_by_side', 'noisy_texts', 's
 
 # %% ../../nbs/9_toe/01_classifier_heads.ipynb #d60d9b67
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -416,13 +416,13 @@ def optimise_heads(
     per_epoch = len(steps_in(0)) if settings.lr_low is not None else 0
     rates = [_rate(settings, epoch * per_epoch, per_epoch) for epoch in range(settings.epochs)]
 
-    def numbered(epoch):
+    def numbered(epoch: int) -> Iterable[tuple]:
         return ((epoch, number, step) for number, step in enumerate(steps_in(epoch)))
 
-    def loss_of(step):
+    def loss_of(step: tuple) -> dict:
         return _loss_row(losses_of(head, more, *step), runs)
 
-    def after_step(row):
+    def after_step(row: dict) -> None:
         if per_epoch:
             for group in optimizer.param_groups:
                 taken = row["epoch"] * per_epoch + row["step"] + 1
@@ -515,16 +515,15 @@ def train_head(
     outliers = None if outliers is None else checked_features(outliers, "outliers", images)
     _check_exposure(one, outliers, logistic, noisy, draw)
 
-    def seen(rows, other_rows, epoch, number):  # what the heads get to read
-        here, other = images[rows], outliers[other_rows.to(images.device)]
-        if noise is None:
+    # what the heads get to read
+    def seen(rows: torch.Tensor, others: torch.Tensor, epoch: int, number: int) -> tuple:
+        here, other = images[rows], outliers[others.to(images.device)]
+        if noise is None or draw is None:
             return here, other
-        drawn = draw(epoch, number, other_rows.shape[-1])
-        return noise(
-            here, other, *(p if p is None else torch.as_tensor(p).to(images) for p in drawn)
-        )
+        drawn = draw(epoch, number, others.shape[-1])
+        return noise(here, other, *(p if p is None else torch.as_tensor(p).to(here) for p in drawn))
 
-    def losses_of(head, extra, epoch, number, step):
+    def losses_of(head: Head, extra: Sequence, epoch: int, number: int, step: tuple) -> Any:
         rows, others = step[0].to(images.device), None
         here = images[rows]
         if outliers is not None:
@@ -534,7 +533,7 @@ def train_head(
         target = labels[rows].expand(logits.shape[:-1])
         return _exposure_losses(one, logits, target, others, extra)
 
-    def steps_in(epoch):
+    def steps_in(epoch: int) -> list[tuple]:
         return steps_of(one, *order(epoch))
 
     facts = {"settings": [asdict(s) for s in each], **(made_of or {})}

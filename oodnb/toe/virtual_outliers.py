@@ -268,23 +268,24 @@ def train_virtual(
     images = checked_features(images, "images")
     labels = check_labels(labels, len(images), initial, images)
     fed = _queues_for(images, labels, texts, initial, synthesis.queue_size)
-    constants, made = [torch.as_tensor(part).to(images) for part in logistic], None
+    constants = [torch.as_tensor(part).to(images) for part in logistic]
+    made: torch.Tensor | None = None
 
-    def steps_in(epoch):
+    def steps_in(epoch: int) -> list[tuple]:
         return steps_of(one, *order(epoch))
 
-    def feeding_steps(epoch):
+    def feeding_steps(epoch: int) -> list[tuple]:
         fed.begin(epoch, steps_in)
         return steps_in(epoch)
 
-    def losses_of(head, extra, epoch, number, step):
+    def losses_of(head: Head, extra: Sequence, epoch: int, number: int, step: tuple) -> tuple:
         nonlocal made
         ready, rows = fed.feed(step), step[0].to(images.device)
         logits = head_logits(head, images[rows])
         active = ready & (epoch >= synthesis.start_epoch)
         if active.any():
             made = _synthesised(fed.queues, draws(epoch, number), synthesis.ridge)
-        others = head_logits(head, made if active.any() else images[rows])
+        others = head_logits(head, images[rows] if made is None or not active.any() else made)
         energy, target = extra or constants, labels[rows].expand(logits.shape[:-1])
         weight = synthesis.weight * active
         losses = energy_logistic_loss(logits, target, others, energy[0], *energy, weight)
