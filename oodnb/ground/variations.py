@@ -15,7 +15,7 @@ from typing import Any
 from .settings import check_settings
 
 # %% ../../nbs/0_ground/07_variations.ipynb #05da12fd
-def _check_values(values):
+def _check_values(values: dict[str, Any]) -> None:
     for name, several in values.items():
         if not isinstance(several, (list, tuple, range)) or not several:
             raise ValueError(f"{name} is {several!r}; give a list of at least one value.")

@@ -286,9 +286,10 @@ def train_virtual(
         if active.any():
             made = _synthesised(fed.queues, draws(epoch, number), synthesis.ridge)
         others = head_logits(head, images[rows] if made is None or not active.any() else made)
-        energy, target = extra or constants, labels[rows].expand(logits.shape[:-1])
-        weight = synthesis.weight * active
-        losses = energy_logistic_loss(logits, target, others, energy[0], *energy, weight)
+        shares, slope, intercept = extra or constants
+        target, weight = labels[rows].expand(logits.shape[:-1]), synthesis.weight * active
+        both = logits, target, others, shares, shares
+        losses = energy_logistic_loss(*both, slope, intercept, weight)
         return losses, {"synthesised": active.double().mean()}
 
     facts = {"settings": asdict(one), "synthesis": asdict(synthesis), **(made_of or {})}
