@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from oodnb.backbones import Backbone
-from oodnb.methods.hftt import train_outliers
+from oodnb.methods.hftt import HFTTSettings, train_outliers
 from oodnb.pipeline.words import load_words, word_texts
 
 
@@ -71,7 +71,7 @@ def steps(device, options):
         words[: steps * options.batch],
         [start],
         lambda epoch: torch.arange(steps * options.batch),
-        batch_size=options.batch,
+        HFTTSettings(batch_size=options.batch),
         progress=False,
     ).outliers[0]
     straightforward(task, texts, words[: options.batch], start, options.batch), cached(1)

@@ -23,8 +23,8 @@ import torch
 from oodnb.backbones import load_backbone
 from oodnb.features import Features
 from oodnb.toe.classifier_heads import (
-    ExposureSettings,
     TextNoise,
+    TOESettings,
     head_logits,
     make_head,
     train_head,
@@ -149,8 +149,8 @@ def main():
             texts,
             heads,
             order,
-            lambda epoch, step, size: (eps[step], None),
-            recipe=ExposureSettings(epochs=epochs),
+            TOESettings(epochs=epochs),
+            draw=lambda epoch, step, size: (eps[step], None),
             progress=False,
         ).heads
     )
@@ -230,19 +230,18 @@ def main():
             for i in range(1, options.lists + 1)
         },
     )
-    train = lambda outliers, name="toe": fit_toe_runs(
+    train = lambda outliers: fit_toe_runs(
         known,
         names,
         outliers,
-        name=name,
-        seed=tuple(range(3)),
-        repeat=True,
-        epochs=many,
+        TOESettings(repeat=True, epochs=many),
+        seeds=range(3),
         progress=False,
     )
     together, side = timed(torch.device("cpu"), lambda: train(lists))
     alone, row = timed(
-        torch.device("cpu"), lambda: [d for name, rows in lists.items() for d in train(rows, name)]
+        torch.device("cpu"),
+        lambda: [d for name, rows in lists.items() for d in train({name: rows})],
     )
     far = max(
         (a - b).abs().max().item()

@@ -8,6 +8,7 @@ import pytest
 
 import oodnb
 from oodnb.evidence.protocol import protocol_faults, published_protocol
+from oodnb.methods.toe import TextNoise, VirtualOutliers
 
 
 def _settings_classes():
@@ -20,7 +21,7 @@ def _settings_classes():
     return found
 
 
-SETTINGS = _settings_classes()
+SETTINGS = _settings_classes() | {kind.__name__: kind for kind in (TextNoise, VirtualOutliers)}
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))

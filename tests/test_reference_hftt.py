@@ -12,7 +12,13 @@ import torch.nn.functional as F
 
 from oodnb.backbones import tiny_clip
 from oodnb.losses import focal_mean, textual_detection_loss, textual_detection_terms
-from oodnb.methods.hftt import HFTTDetector, oracle_epoch, task_features, train_outliers
+from oodnb.methods.hftt import (
+    HFTTDetector,
+    HFTTSettings,
+    oracle_epoch,
+    task_features,
+    train_outliers,
+)
 from oodnb.metrics import detection_metrics
 from oodnb.pipeline.rows import average_seeds
 from oodnb.scores import task_log_odds
@@ -144,7 +150,7 @@ def test_task_features_through_a_whole_clip(case):
     close(F.normalize(images, dim=1), case["image_features"], atol=1e-5)
 
 
-def run_case(case, dtype, run=None, **more):
+def run_case(case, dtype, run=None, max_steps=None, **more):
     given = {
         name: torch.from_numpy(np.asarray(case[name])).to(dtype)
         for name in ("task_embeddings", "id_text_features", "w_init")
@@ -157,27 +163,16 @@ def run_case(case, dtype, run=None, **more):
         if run is None
         else (given["w_init"][run], case["word_order"][run])
     )
-    settings = {
-        name: case[name].item()
-        for name in (
-            "temperature",
-            "focal",
-            "batch_size",
-            "epochs",
-            "lr",
-            "lr_min",
-            "momentum",
-            "weight_decay",
-        )
-    }
+    read = "temperature focal batch_size epochs lr lr_min momentum weight_decay".split()
+    settings = HFTTSettings(max_steps=max_steps, **{name: case[name].item() for name in read})
     return train_outliers(
         given["task_embeddings"].T,
         given["id_text_features"],
         words,
         [initial.T],
         lambda epoch: order[epoch],
+        settings,
         progress=False,
-        **settings,
         **more,
     )
 
@@ -373,7 +368,7 @@ def test_a_column_is_scaled_its_gradient_shrinks():
 def test_training_is_plain_sgd(weight_decay, momentum, lr_min, max_steps):
     texts, words, task = (F.normalize(draw(n, 6, seed=i), dim=1) for i, n in enumerate((9, 25, 4)))
     order = lambda epoch: np.random.default_rng(epoch).permutation(25)
-    options = dict(
+    settings = HFTTSettings(
         temperature=0.1,
         batch_size=8,
         epochs=3,
@@ -382,11 +377,9 @@ def test_training_is_plain_sgd(weight_decay, momentum, lr_min, max_steps):
         momentum=momentum,
         weight_decay=weight_decay,
         max_steps=max_steps,
-        piece=3,
     )
-    (got,) = train_outliers(
-        task, texts, words, [draw(3, 6, seed=9)], order, progress=False, **options
-    ).outliers
+    given = task, texts, words, [draw(3, 6, seed=9)], order, settings
+    (got,) = train_outliers(*given, piece=3, progress=False).outliers
     free = draw(3, 6, seed=9).requires_grad_()
     sgd = torch.optim.SGD([free], lr=0.5, momentum=momentum, weight_decay=weight_decay)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 3, eta_min=lr_min)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from oodnb.backbones import tiny_clip
 from oodnb.toe.classifier_heads import (
-    ExposureSettings,
     TextNoise,
+    TOESettings,
     cosine_multiplier,
     head_logits,
     noisy_texts,
@@ -93,6 +93,21 @@ def test_noise(case):
         t["x"], t["eps"], torch.tensor([0.0, variance], dtype=torch.float64)[:, None, None]
     )
     close(several[1], case["out"], **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["gaussian", "ball"])
+@pytest.mark.parametrize("offset", ["off", "once", "twice"])
+def test_noise_of_one_head_is_that_of_the_head_beside_others(kind, offset, dtype):
+    images, texts = draw(3, 5, 7, dtype=dtype), draw(3, 6, 7, seed=1, dtype=dtype)
+    eps, uniform = draw(3, 6, 7, seed=2, dtype=torch.float32), torch.rand(3, 6)
+    variances = (0.0, 0.016, 0.3)
+    together = TextNoise(kind, variances, offset=offset)(images, texts, eps, uniform)
+    for i, variance in enumerate(variances):
+        for given in (variance, (variance,)):
+            alone = TextNoise(kind, given, offset=offset)(images[i], texts[i], eps[i], uniform[i])
+            for one, several in zip(alone, together):
+                assert one.dtype == dtype and torch.equal(one.reshape(several[i].shape), several[i])
 
 
 def step_noise(variant, variance):
@@ -184,7 +199,8 @@ def trained_as(case):
     t, size, losses, steps = tensors(case), int(case["text_batch"]), [], []
     drawn = lambda epoch, step, count: (case["eps"][epoch][step * size : step * size + count], None)
     watch = lambda row: (losses.append(row["loss"]), steps.append(row["epoch"]))
-    recipe = ExposureSettings(
+    settings = TOESettings(
+        variance=float(case["noise_variance"]),
         image_batch=int(case["image_batch"]),
         outlier_batch=size,
         epochs=len(case["eps"]),
@@ -197,9 +213,8 @@ def trained_as(case):
         t["text_features"],
         [head_of(case, "init_")],
         order,
-        drawn,
-        TextNoise(variance=float(case["noise_variance"])),
-        recipe=recipe,
+        settings,
+        draw=drawn,
         watch=watch,
         progress=False,
     )
@@ -252,7 +267,7 @@ def virtual_as(case, **more):
         train_energy=False,
     )
     texts = (flat("text_features"), flat("text_labels")) if words else None
-    recipe = ExposureSettings(
+    settings = TOESettings(
         image_batch=batch, outlier_batch=batch, epochs=steps, lr=float(case["lr"])
     )
     return train_virtual(
@@ -263,7 +278,7 @@ def virtual_as(case, **more):
         lambda epoch: (at(epoch), at(epoch) if words else None),
         drawn,
         constants,
-        recipe,
+        settings,
         synthesis,
         progress=False,
         **more,
@@ -335,15 +350,14 @@ def test_a_whole_clip(case):
         images, texts = clip.encode_images(t["pixels"]), clip.model.encode_text(t["tokens"])
     close(images, case["image_features"], rtol=1e-4, atol=1e-5)
     close(texts, case["text_features"], rtol=1e-4, atol=1e-5)
-    losses, noise = (
-        [],
-        TextNoise(
-            variance=float(case["noise_variance"]),
-            offset="twice" if "offset" in str(case.get("variant", "")) else "off",
-        ),
-    )
-    recipe = ExposureSettings(
-        image_batch=int(case["image_batch"]), outlier_batch=size, epochs=1, lr=float(case["lr"])
+    losses = []
+    settings = TOESettings(
+        variance=float(case["noise_variance"]),
+        offset="twice" if "offset" in str(case.get("variant", "")) else "off",
+        image_batch=int(case["image_batch"]),
+        outlier_batch=size,
+        epochs=1,
+        lr=float(case["lr"]),
     )
     done = train_head(
         images,
@@ -351,9 +365,8 @@ def test_a_whole_clip(case):
         texts,
         [head_of(case, "init_")],
         lambda epoch: (np.arange(len(images)), np.arange(len(texts))),
-        lambda epoch, step, count: (case["eps"][step], None),
-        noise,
-        recipe=recipe,
+        settings,
+        draw=lambda epoch, step, count: (case["eps"][step], None),
         watch=lambda row: losses.append(row["loss"]),
         progress=False,
     )

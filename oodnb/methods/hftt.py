@@ -4,30 +4,51 @@
 
 # %% auto #0
 __all__ = ['task_features', 'HFTTDetector', 'fit_hftt_runs', 'fit_hftt', 'save_hftt', 'load_hftt', 'oracle_epoch', 'HFTTSettings',
-           'TrainedOutliers', 'task_side', 'train_outliers']
+           'TrainedOutliers', 'task_side', 'train_outliers', 'variations']
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #ad6eea12
-import itertools
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from numbers import Integral
+from inspect import signature
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 
+from ..backbones import Backbone
 from ..detectors import TextDetector, check_features
+from ..features import Features
 from ..ground.hashing import content_hash
 from ..ground.randomness import chance_of
-from ..hftt.training import HFTTSettings, TrainedOutliers, check_runs, task_side, train_outliers
+from ..ground.settings import check_settings
+from oodnb.ground.variations import (
+    check_names,
+    check_seeds,
+    settings_of_runs,
+    variations,
+    varied_fields,
+)
+from ..hftt.training import SEPARATE, HFTTSettings, TrainedOutliers, task_side, train_outliers
 from ..pipeline.cache import load_tensors, save_tensors
-from ..pipeline.words import encode_once, load_words, without_synonyms, word_texts
+from ..pipeline.train import train
+from ..pipeline.words import WordList, encode_once, load_words, without_synonyms, word_texts
 from ..prompts import clean_names, resolve_templates
 from ..scores import cosine_sims, normalize, task_log_odds
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #11c4edeb
-_all_ = ["HFTTSettings", "TrainedOutliers", "task_side", "train_outliers"]  # who fits trains
+_all_ = [
+    "HFTTSettings",
+    "TrainedOutliers",
+    "task_side",
+    "train_outliers",
+    "variations",
+]  # who fits trains
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #c4af709d
-def _encoded_whole(backbone, texts, cache, progress):
+def _encoded_whole(
+    backbone: Backbone, texts: list[str], cache: Any, progress: bool
+) -> torch.Tensor:
     "Unit rows of texts; `ValueError` for a text that would be cut."
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*were cut")
@@ -41,34 +62,37 @@ def _encoded_whole(backbone, texts, cache, progress):
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #d25ba12a
 def task_features(
-    backbone,  # Backbone
-    class_names,  # K class names or phrases, or an object that has class_names (an image set)
+    backbone: Backbone,
+    class_names: Any,  # K class names or phrases, or an object that has class_names (an image set)
     # name in TEMPLATES, one template with {}, or a list; "name" for phrases that are whole
     # sentences
-    templates="openai80",
-    cache=True,  # where text features are kept, see `words.encode_once`
-    progress=True,  # show a bar
-):  # (task_embeddings [K, D], task_texts [n, D]), unit rows, float32 on the CPU
+    templates: str | Sequence[str] = "openai80",
+    cache: bool | str | Path = True,  # where text features are kept, see `words.encode_once`
+    progress: bool = True,  # show a bar
+    # (task_embeddings [K, D], task_texts [n, D]), unit rows, float32 on the CPU
+) -> tuple[torch.Tensor, torch.Tensor]:
     "Fixed embeddings of the task, and its single texts."
     names = clean_names(getattr(class_names, "class_names", class_names))
-    distinct, templates = list(dict.fromkeys(names)), resolve_templates(templates)
-    sentences = [template.replace("{}", name) for name in distinct for template in templates]
+    distinct, forms = list(dict.fromkeys(names)), resolve_templates(templates)
+    sentences = [template.replace("{}", name) for name in distinct for template in forms]
     texts = _encoded_whole(backbone, sentences, cache, progress)
     means = normalize(texts.unflatten(0, (len(distinct), -1)).mean(1))
     return means[[distinct.index(name) for name in names]], texts
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #434edae1
-def _task_odds(detector, features, probability):
+def _task_odds(detector: Any, features: Features, probability: bool) -> torch.Tensor:
     "Log-odds of task against outliers, or the probability they stand for [N], float64."
     task, outliers = detector.task_embeddings, detector.outliers
     check_features(features, task.shape[1], detector.fingerprint, False, detector.name)
     images = features.image_features.double()
     with torch.no_grad():
-        sims = (cosine_sims(images, rows.double().to(images.device)) for rows in (task, outliers))
-        return task_log_odds(*sims, detector.temperature, probability)
+        known, other = (
+            cosine_sims(images, rows.double().to(images.device)) for rows in (task, outliers)
+        )
+        return task_log_odds(known, other, detector.temperature, probability)
 
 
-def _check_epoch(detector, epoch):
+def _check_epoch(detector: Any, epoch: int) -> None:
     "An epoch that the detector was trained for."
     if not 0 <= epoch < len(detector.after_epoch):
         raise ValueError(
@@ -85,7 +109,7 @@ class HFTTDetector:
     task_embeddings: torch.Tensor  # unit rows [K, D]
     outliers: torch.Tensor  # trained vectors, not normalised [N, D]
     temperature: float  # cosines are divided by it
-    class_names: tuple = ()  # K names or phrases
+    class_names: tuple[str, ...] = ()  # K names or phrases
     fingerprint: str | None = None  # backbone the vectors belong to; None skips the check
     trained: dict = field(default_factory=dict)  # how it was trained, JSON
     after_epoch: tuple = field(default=(), repr=False)  # the vectors after every epoch
@@ -106,28 +130,28 @@ class HFTTDetector:
 
     def score(
         self,
-        features,  # Features of N images
+        features: Features,  # of N images
     ) -> torch.Tensor:  # log-odds of being in-distribution [N], float64
         "One score per image; raises `ValueError` when the features do not fit."
         return _task_odds(self, features, False).round(decimals=9)
 
     def probability(
         self,
-        features,  # Features of N images
+        features: Features,  # of N images
     ) -> torch.Tensor:  # [N], float64; saturates at 1
         "Probability of being in-distribution."
         return _task_odds(self, features, True)
 
     @property
-    def classifier(self):
+    def classifier(self) -> torch.Tensor:
         return self.task_embeddings  # what a TextDetector calls them
 
     predict = TextDetector.predict
 
     def at_epoch(
         self,
-        epoch,  # 0, 1, ...
-    ):  # HFTTDetector
+        epoch: int,  # 0, 1, ...
+    ) -> "HFTTDetector":
         "The detector as it was after an epoch, by a name that says so."
         _check_epoch(self, epoch)
         return replace(
@@ -139,199 +163,179 @@ class HFTTDetector:
         )
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #f152e887
-def _as_list(value):
-    return list(value) if isinstance(value, (list, tuple, range)) else [value]
-
-
-def _combined(name, crossed, **choices):
-    "One dict per run, and a name that tells them apart."
-    varied = [key for key, values in choices.items() if len(values) > 1]
-    short = {"outliers": "n", "focal": "g", "temperature": "t", "seed": "seed"}
-    runs = [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
-    if not crossed:
-        others = [key for key in choices if key != "seed"]
-        runs = [run for run in runs if sum(run[key] != choices[key][0] for key in others) < 2]
-    return [
-        {**run, "name": "_".join([name, *(f"{short[key]}{run[key]:g}" for key in varied)])}
-        for run in runs
-    ]
-
-# %% ../../nbs/7_hftt/02_hftt.ipynb #b23ccab4
-def _temperatures(backbone, temperature):
-    "The temperatures asked for, None being the backbone's own; warns of others."
+def _resolved(backbone: Backbone, runs: list[HFTTSettings]) -> list[HFTTSettings]:
+    "With temperatures filled in, None being the backbone's own; warns of others."
     own = 1 / backbone.logit_scale
-    chosen = [own if t is None else t for t in _as_list(temperature)]
-    other = [t for t in chosen if abs(t - own) > 0.05 * own]
+    chosen = [own if one.temperature is None else one.temperature for one in runs]
+    other = [t for t in dict.fromkeys(chosen) if abs(t - own) > 0.05 * own]
     if other:
         warnings.warn(
             f"temperature is {', '.join(f'{t:g}' for t in other)}, but {backbone.name} has "
             f"learned {own:.4g}. Another backbone's value, or one that was not learned, may "
             "hurt; temperature=None takes the backbone's own.",
-            stacklevel=5,
+            stacklevel=4,
         )
-    return chosen
+    return [replace(one, temperature=t) for one, t in zip(runs, chosen)]
+
+# %% ../../nbs/7_hftt/02_hftt.ipynb #b23ccab4
+_SHORT = {"outliers": "n", "focal": "g", "temperature": "t"}
 
 
-def _check_count(count):
-    "The number of trained vectors of a run."
-    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-        raise ValueError(
-            f"outliers is {count!r}; give the number of trained vectors, 1 or more (10 in the "
-            "paper)."
-        )
-
-# %% ../../nbs/7_hftt/02_hftt.ipynb #480b59e2
-def _runs_of(backbone, name, crossed, outliers, focal, temperature, seed):
-    "One dict per run, of the choices that may be several."
-    return _combined(
-        name,
-        crossed,
-        outliers=_as_list(outliers),
-        focal=_as_list(focal),
-        temperature=_temperatures(backbone, temperature),
-        seed=_as_list(seed),
-    )
+def _named_runs(
+    name: str, runs: list[HFTTSettings], seeds: tuple[int, ...]
+) -> list[tuple[str, HFTTSettings, int]]:  # (name, settings, seed)
+    "Every settings object with every seed, under a name that tells them apart."
+    varied = varied_fields(runs)
+    told = ["_".join([name, *(f"{_SHORT[f]}{getattr(one, f):g}" for f in varied)]) for one in runs]
+    found = [
+        (f"{label}_seed{seed:g}" if len(seeds) > 1 else label, one, seed)
+        for label, one in zip(told, runs)
+        for seed in seeds
+    ]
+    check_names([label for label, *_ in found])
+    return found
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #0246607c
-def _initial(runs, width):
+def _initial(
+    runs: list[tuple[str, HFTTSettings, int]], backbone: Backbone
+) -> list[torch.Tensor]:  # [N, D] each
     "First vectors of every run, drawn from its seed."
     vectors = []
-    for run in runs:
-        generator = torch.Generator().manual_seed(int(run["seed"]))
-        vectors.append(torch.randn(run["outliers"], width, generator=generator))
+    for _, settings, seed in runs:
+        generator = torch.Generator().manual_seed(int(seed))
+        drawn = torch.randn(settings.outliers, backbone.embed_dim, generator=generator)
+        vectors.append(drawn.to(backbone.device))
     return vectors
 
 
-def _protocol(words, templates, word_template, order_seed, recipe):
-    "What all runs have in common, for their settings."
-    return {
-        "words": words.name,
-        "word_count": len(words),
-        "words_hash": words.fingerprint,
-        "templates": templates if isinstance(templates, str) else list(templates),
-        "word_template": word_template,
-        "order_seed": order_seed,
-        **asdict(recipe),
-    }
+def _order(settings: HFTTSettings, count: int) -> Callable[[int], Any]:
+    "Function of an epoch: the words in another order, the same for all runs."
+    return lambda epoch: chance_of("words", settings.order_seed, epoch).permutation(count)
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #df338b0d
-def _detectors(runs, done, embeddings, class_names, fingerprint, common):
+def _about(words: WordList) -> dict:
+    return {"words": words.name, "word_count": len(words), "words_hash": words.fingerprint}
+
+
+def _as_json(settings: HFTTSettings) -> dict:  # the same after it was kept in a file
+    templates = settings.templates
+    return asdict(settings) | {
+        "templates": templates if isinstance(templates, str) else list(templates)
+    }
+
+
+def _detectors(
+    runs: list[tuple[str, HFTTSettings, int]],
+    done: TrainedOutliers,
+    task: tuple[torch.Tensor, list[str]],  # embeddings and names
+    fingerprint: str,
+    read: dict,
+) -> list["HFTTDetector"]:
     "A detector of every run, with the way it has gone."
     return [
         HFTTDetector(
-            run["name"],
-            embeddings,
+            name,
+            task[0],
             done.outliers[i].cpu(),
-            run["temperature"],
-            tuple(class_names),
+            cast(float, settings.temperature),
+            tuple(task[1]),
             fingerprint,
-            {**common, "seed": run["seed"], "focal": run["focal"]},
+            {**read, **_as_json(settings), "seed": seed},
             tuple(rows[i].cpu() for rows in done.after_epoch),
             tuple({**row, "losses": row["losses"][i]} for row in done.history),
         )
-        for i, run in enumerate(runs)
+        for i, (name, settings, seed) in enumerate(runs)
     ]
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #44afcddd
-def _column(runs, key):
-    return [run[key] for run in runs]
+def _class_names(task: Any) -> list[str]:
+    names: Any = task if isinstance(task, str) else list(getattr(task, "class_names", task))
+    clean_names(names)
+    return names
 
 
-def _settings_of(runs, recipe):
-    "The settings of the training, once they and the runs are known to be possible."
-    for run in runs:
-        _check_count(run["outliers"])
-    settings = HFTTSettings(**recipe)
-    check_runs(*(_column(runs, key) for key in ("outliers", "temperature", "focal")))
-    return settings
+def _words_to_read(words: Any, settings: HFTTSettings, class_names: list[str]) -> WordList:
+    found = load_words(words)
+    return without_synonyms(found, class_names) if settings.deduplicate else found
 
 
-def _word_rows(backbone, words, word_template, cache, progress):
-    "Unit rows of the words in their template."
-    texts = word_texts(words, word_template)
-    return normalize(encode_once(backbone, texts, cache, progress=progress))
+def _text_features(
+    backbone: Backbone,
+    class_names: list[str],
+    words: WordList,
+    settings: HFTTSettings,
+    cache: Any,
+    progress: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "Unit rows: embeddings of the task, its texts, the words in their template."
+    sentences = word_texts(words, settings.word_template)
+    task = task_features(backbone, class_names, settings.templates, cache, progress)
+    return *task, normalize(encode_once(backbone, sentences, cache, progress=progress))
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #c0688290
 def fit_hftt_runs(
-    backbone,  # Backbone; stays frozen
-    task,  # class names or phrases of what is in-distribution, or an image set
-    words="clip",  # see `words.load_words`: "clip", "dwyl", a path, a list of words
-    seed=(1, 2, 3, 4, 5),  # of the initial vectors; a number or several
-    outliers=10,  # trained vectors N; a number or several
-    focal=1.0,  # gamma; a number or several
-    temperature=None,  # None: the backbone's own; a number or several
-    templates="openai80",  # of the task, see `task_features`
-    word_template="hftt",  # "This is a photo of a {}."
-    deduplicate=False,  # leave out words that name a class
-    order_seed=0,  # of the order of the words, the same in all runs
-    name="hftt",  # of the detectors
-    cache=True,  # where text features are kept
-    folder=None,  # keeps the state of the training and goes on from it
-    progress=True,  # show bars
-    stop_after=None,  # see `train_outliers`
-    watch=None,  # function of a dict, called after every step
-    # False: outliers, focal and temperature are varied one at a time, the others keep their first
-    # value
-    crossed=True,
-    **recipe,  # fields of `HFTTSettings`: epochs, batch_size, lr, ...
-) -> list:  # HFTTDetectors, one per combination of outliers, focal, temperature and seed
+    backbone: Backbone,  # stays frozen
+    task: Any,  # class names or phrases of what is in-distribution, or an image set
+    # one object, or several that differ in outliers, focal or temperature
+    settings: HFTTSettings | Sequence[HFTTSettings] = HFTTSettings(),
+    *,
+    words: Any = "clip",  # see `words.load_words`: "clip", "dwyl", a path, a list of words
+    seeds: Sequence[int] = (1, 2, 3, 4, 5),  # of the initial vectors
+    name: str = "hftt",  # of the detectors
+    cache: bool | str | Path = True,  # where text features are kept
+    progress: bool = True,  # show bars
+    **loop: Any,  # folder, stop_after, watch: see `train_outliers`
+) -> list[HFTTDetector]:  # one for every settings object and seed
     """HFTT with the published protocol, several runs in one training.
     Raises `ValueError` before anything is encoded."""
-    class_names = task if isinstance(task, str) else list(getattr(task, "class_names", task))
-    words = load_words(words)
-    clean_names(class_names)
-    if deduplicate:
-        words = without_synonyms(words, class_names)
-    runs = _runs_of(backbone, name, crossed, outliers, focal, temperature, seed)
-    recipe = _settings_of(runs, recipe)
-    embeddings, texts = task_features(backbone, class_names, templates, cache, progress)
-    given = embeddings, texts, _word_rows(backbone, words, word_template, cache, progress)
-    common = _protocol(words, templates, word_template, order_seed, recipe)
-    made_of = {"task": content_hash(embeddings, texts), "backbone": backbone.fingerprint}
+    signature(train).bind_partial(**loop)
+    several = settings_of_runs(settings, HFTTSettings, *SEPARATE)
+    class_names, one = _class_names(task), several[0]
+    read = _words_to_read(words, one, class_names)
+    runs = _named_runs(name, _resolved(backbone, several), check_seeds(seeds))
+    embeddings, texts, rows = _text_features(backbone, class_names, read, one, cache, progress)
+    facts = {**_about(read), "seeds": list(seeds), "backbone": backbone.fingerprint}
     done = train_outliers(
-        *(rows.to(backbone.device) for rows in given),
-        [rows.to(backbone.device) for rows in _initial(runs, backbone.embed_dim)],
-        lambda epoch: chance_of("words", order_seed, epoch).permutation(len(words)),
-        _column(runs, "temperature"),
-        _column(runs, "focal"),
-        folder,
-        {**common, "runs": runs, **made_of},
-        stop_after=stop_after,
-        watch=watch,
+        embeddings.to(backbone.device),
+        texts.to(backbone.device),
+        rows.to(backbone.device),
+        _initial(runs, backbone),
+        _order(one, len(read)),
+        [chosen for _, chosen, _ in runs],
+        made_of={**facts, "task": content_hash(embeddings, texts)},
         progress=progress,
-        **asdict(recipe),
+        **loop,
     )
-    return _detectors(runs, done, embeddings, class_names, backbone.fingerprint, common)
+    return _detectors(runs, done, (embeddings, class_names), backbone.fingerprint, _about(read))
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #062b4ea2
-def _check_single(choices):
-    "Refuse what would give several detectors."
-    several = [key for key, value in choices.items() if isinstance(value, (list, tuple, range))]
-    if several:
+def _check_single(seed: Any) -> None:
+    if isinstance(seed, (list, tuple, range)):
         raise ValueError(
-            f"{several[0]} holds several values; fit_hftt trains one detector, fit_hftt_runs as "
-            "many as you like."
+            "seed holds several values; fit_hftt trains one detector, fit_hftt_runs as many as "
+            "you like."
         )
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #9da260de
 def fit_hftt(
-    backbone,  # Backbone; stays frozen
-    task,  # class names or phrases of what is in-distribution, or an image set
-    words="clip",  # see `words.load_words`: "clip", "dwyl", a path, a list of words
-    seed=1,  # of the initial vectors
-    **options,  # see `fit_hftt_runs`
+    backbone: Backbone,  # stays frozen
+    task: Any,  # class names or phrases of what is in-distribution, or an image set
+    settings: HFTTSettings = HFTTSettings(),
+    *,
+    words: Any = "clip",  # see `words.load_words`: "clip", "dwyl", a path, a list of words
+    seed: int = 1,  # of the initial vectors
+    **more: Any,  # name, cache, progress, folder, stop_after, watch: see `fit_hftt_runs`
 ) -> HFTTDetector:
     "HFTT with the published protocol: task phrases in, detector out."
-    _check_single(
-        {key: options.get(key) for key in ("outliers", "focal", "temperature")} | {"seed": seed}
-    )
-    return fit_hftt_runs(backbone, task, words, seed, **options)[0]
+    check_settings(settings, HFTTSettings)
+    _check_single(seed)
+    return fit_hftt_runs(backbone, task, settings, words=words, seeds=(seed,), **more)[0]
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #1e27e92c
 def save_hftt(
-    path,  # file to write, .safetensors
-    detector,  # HFTTDetector
-):
+    path: str | Path,  # file to write, .safetensors
+    detector: HFTTDetector,
+) -> None:
     "Write a detector: its vectors, and in the header how they came about."
     about = {
         "name": detector.name,
@@ -350,7 +354,7 @@ def save_hftt(
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #5508aa35
 def load_hftt(
-    path,  # file written by `save_hftt`
+    path: str | Path,  # file written by `save_hftt`
 ) -> HFTTDetector:
     "Read a detector. Raises `ValueError` for other files."
     tensors, about = load_tensors(
@@ -370,7 +374,7 @@ def load_hftt(
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #e0dbfefe
 def oracle_epoch(
-    aurocs,  # AUROC after each epoch on each OOD test set [E, sets], 0 to 1 or percent
+    aurocs: Any,  # AUROC after each epoch on each OOD test set [E, sets], 0 to 1 or percent
 ) -> int:  # the first epoch with the largest mean
     """The epoch that looks best on the test data.
     Not a result: an upper bound that only an oracle reaches."""

@@ -7,25 +7,34 @@ __all__ = ['ClassQueues', 'longest_draws', 'sample_outliers', 'farthest_normals'
            'train_virtual']
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #d7c7f357
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import chi2
 
+from ..ground.settings import check_choice, check_from, check_whole
 from ..measure.outlier_losses import energy_logistic_loss
 from oodnb.toe.classifier_heads import (
-    ExposureSettings,
+    Head,
+    TOESettings,
     TrainedHeads,
     check_labels,
     checked_features,
     head_logits,
     optimise_heads,
+    settings_of_heads,
     standardized,
+    steps_of,
 )
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #e284ab4e
-def _places(labels, seen, full, size):  # which of a batch stay [S, B], where, how many per class
+# which of a batch stay [S, B], where, how many per class
+def _places(
+    labels: torch.Tensor, seen: torch.Tensor, full: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     of_class = torch.nn.functional.one_hot(labels, seen.shape[1])
     rank = of_class.cumsum(1).gather(2, labels[..., None])[..., 0] - 1
     coming = of_class.sum(1)
@@ -40,11 +49,11 @@ class ClassQueues:
 
     def __init__(
         self,
-        runs,  # S
-        classes,  # K
-        size,  # features per class, q
-        like,  # features [n, D]: width, type and device
-    ):
+        runs: int,  # S
+        classes: int,  # K
+        size: int,  # features per class, q
+        like: torch.Tensor,  # features [n, D]: width, type and device
+    ) -> None:
         if size < 1:
             raise ValueError(
                 f"queue_size is {size}; a queue holds one feature per class at least "
@@ -55,23 +64,23 @@ class ClassQueues:
         self._seen = torch.zeros(runs, classes, dtype=torch.long, device=like.device)
 
     @property
-    def counts(self):  # features in each queue [S, K]
+    def counts(self) -> torch.Tensor:  # features in each queue [S, K]
         return self._seen.clamp_max(self._slots.shape[2])
 
     @property
-    def full(self):  # which runs may synthesise, bool [S]
+    def full(self) -> torch.Tensor:  # which runs may synthesise, bool [S]
         return (self._seen >= self._slots.shape[2]).all(1)
 
     @property
-    def rows(self):  # the features, oldest first where a queue is full [S, K, q, D]
+    def rows(self) -> torch.Tensor:  # the features, oldest first where a queue is full [S, K, q, D]
         size, seen = self._slots.shape[2], self._seen[..., None]
         turn = (seen * (seen >= size) + torch.arange(size, device=seen.device)) % size
         return self._slots.take_along_dim(turn[..., None], 2)
 
     def push(
         self,
-        features,  # [S, B, D], or [B, D] for all runs
-        labels,  # [S, B], or [B]
+        features: torch.Tensor,  # [S, B, D], or [B, D] for all runs
+        labels: torch.Tensor,  # [S, B], or [B]
     ) -> torch.Tensor:  # bool [S]: the queues of the run were full before
         "Take in a batch."
         runs, _, size, width = self._slots.shape
@@ -85,8 +94,8 @@ class ClassQueues:
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #4a8fbc4d
 def longest_draws(
-    normals,  # standard normal draws [..., n, D]
-    select,  # how many to keep
+    normals: torch.Tensor,  # standard normal draws [..., n, D]
+    select: int,  # how many to keep
 ) -> torch.Tensor:  # [..., select, D], the longest first
     "The draws of lowest density."
     draws = normals.shape[-2]
@@ -99,9 +108,9 @@ def longest_draws(
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #5939eca9
 def sample_outliers(
-    rows,  # latest features of every class [..., K, q, D]
-    eps,  # chosen standard normal draws of every class [..., K, select, D]
-    ridge=1e-4,  # added to the diagonal of the covariance
+    rows: torch.Tensor,  # latest features of every class [..., K, q, D]
+    eps: torch.Tensor,  # chosen standard normal draws of every class [..., K, select, D]
+    ridge: float = 1e-4,  # added to the diagonal of the covariance
 ) -> torch.Tensor:  # outliers [..., K * select, D], class by class
     "Class means plus correlated noise, one covariance for all classes."
     means = rows.mean(-2, keepdim=True)
@@ -118,7 +127,7 @@ def sample_outliers(
     return (means + eps @ factor[..., None, :, :].mT).flatten(-3, -2)
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #7b2c2af3
-def _check_kept(select, sample_from):
+def _check_kept(select: int, sample_from: int) -> None:
     if not 1 <= select <= sample_from:
         raise ValueError(
             f"select is {select}, sample_from {sample_from}; "
@@ -127,11 +136,11 @@ def _check_kept(select, sample_from):
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #aebca95a
 def farthest_normals(
-    chance,  # numpy Generator
-    classes,  # K
-    width,  # D
-    sample_from=10_000,  # draws that are thought of, n
-    select=1,  # how many of them to keep
+    chance: np.random.Generator,
+    classes: int,  # K
+    width: int,  # D
+    sample_from: int = 10_000,  # draws that are thought of, n
+    select: int = 1,  # how many of them to keep
 ) -> np.ndarray:  # float32 [K, select, D], the longest first
     "What `longest_draws` keeps of n standard normal draws, without making them."
     _check_kept(select, sample_from)
@@ -142,34 +151,25 @@ def farthest_normals(
     directions = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
     return (directions * lengths[..., None]).astype("f4")
 
-# %% ../../nbs/9_toe/02_virtual_outliers.ipynb #3f6c466b
-def _check_virtual(synthesis):
-    for name in ("queue_size", "sample_from", "select"):
-        if (value := getattr(synthesis, name)) < 1:
-            raise ValueError(f"{name} is {value}; give a whole number from 1 up.")
-    _check_kept(synthesis.select, synthesis.sample_from)
-    if synthesis.ridge < 0 or synthesis.weight < 0 or synthesis.start_epoch < 0:
-        raise ValueError(
-            f"ridge is {synthesis.ridge}, weight {synthesis.weight}, "
-            f"start_epoch {synthesis.start_epoch}; none is negative."
-        )
-
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #07492850
 @dataclass(frozen=True)
 class VirtualOutliers:
-    """How outliers are made up; the defaults are TOE's queue and VOS's draws. Raises `ValueError`
-    for impossible numbers."""
+    """How outliers are made up; the defaults are TOE's queue and VOS's draws
+    (data/protocols/toe.csv). Raises `ValueError` for impossible numbers."""
 
-    queue_size: int = 100  # latest features per class
-    sample_from: int = 10_000  # draws per class
-    select: int = 1  # of which so many of the lowest density are outliers
-    start_epoch: int = 40  # no outliers before
-    ridge: float = 1e-4  # of the covariance
-    weight: float = 0.1  # of the logistic term
-    train_energy: bool = True  # class weights and logistic model are trained too
+    queue_size: int = 100  # latest features per class (TOE's program; 1000 in VOS)
+    sample_from: int = 10_000  # draws per class (VOS)
+    select: int = 1  # of which so many of the lowest density are outliers (VOS)
+    start_epoch: int = 40  # no outliers before (VOS)
+    ridge: float = 1e-4  # of the covariance (TOE's program)
+    weight: float = 0.1  # of the logistic term (TOE's program, VOS)
+    train_energy: bool = True  # class weights and logistic model are trained too (VOS)
 
-    def __post_init__(self):
-        _check_virtual(self)
+    def __post_init__(self) -> None:
+        check_whole(self, queue_size=1, sample_from=1, select=1, start_epoch=0)
+        check_from(self, ridge=0, weight=0)
+        check_choice(self, train_energy=(True, False))
+        _check_kept(self.select, self.sample_from)
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #fa82e5dc
 @dataclass
@@ -180,26 +180,33 @@ class TrainedVirtual(TrainedHeads):
     outliers: torch.Tensor | None  # of the last step that synthesised [S, K * select, D]
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #d18ce802
-class _FedQueues:  # queues that are fed epoch by epoch, from whichever epoch a training goes on
-    def __init__(self, rows, labels, side, fresh):
-        # side: pictures (0) or texts (1) of a step
+class _FedQueues:
+    "Queues that are fed epoch by epoch, from whichever epoch a training goes on."
+
+    def __init__(
+        self,
+        rows: torch.Tensor,
+        labels: torch.Tensor,
+        side: int,  # pictures (0) or texts (1) of a step
+        fresh: Callable[[], ClassQueues],
+    ) -> None:
         self.rows, self.labels, self.side, self.fresh = rows, labels, side, fresh
         self.queues, self.next = fresh(), 0
 
-    def feed(self, step):
+    def feed(self, step: tuple) -> torch.Tensor:
         rows = step[self.side].to(self.rows.device)
         return self.queues.push(self.rows[rows], self.labels[rows])
 
-    def begin(self, epoch, steps_of):
+    def begin(self, epoch: int, steps_in: Callable[[int], list]) -> None:
         if self.next != epoch:  # taken up: what the steps before have fed is fed again
             self.queues = self.fresh()
             for before in range(epoch):
-                for step in steps_of(before):
+                for step in steps_in(before):
                     self.feed(step)
         self.next = epoch + 1
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #d087e264
-def _check_every_class(labels, classes, source):
+def _check_every_class(labels: torch.Tensor, classes: int, source: str) -> None:
     missing = (labels.bincount(minlength=classes) == 0).nonzero().flatten().tolist()
     if missing:
         raise ValueError(
@@ -209,65 +216,84 @@ def _check_every_class(labels, classes, source):
         )
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #06d13e2a
-def _queues_for(images, labels, texts, heads, synthesis):  # fed by the pictures, or by texts
+def _queues_for(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    texts: tuple[Any, Any] | None,
+    heads: Sequence[Head],
+    size: int,
+) -> _FedQueues:
+    "Queues fed by the pictures, or by texts."
     rows, side, source = images, 0, "picture"
     if texts is not None:
         rows, side, source = checked_features(texts[0], "texts", images), 1, "text"
         labels = check_labels(texts[1], len(rows), heads, images)
     classes = len(heads[0][-1][1])
     _check_every_class(labels, classes, source)
-    fresh = lambda: ClassQueues(len(heads), classes, synthesis.queue_size, images)
-    return _FedQueues(rows, labels, side, fresh)
+    return _FedQueues(rows, labels, side, lambda: ClassQueues(len(heads), classes, size, images))
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #ca1f6c40
-def _synthesised(queues, drawn, ridge):  # outliers [S, K * select, D]
-    eps, uniform = (part if part is None else torch.as_tensor(part) for part in drawn)
-    outliers = sample_outliers(queues.rows, eps.to(queues.rows), ridge)
-    return outliers if uniform is None else standardized(outliers + uniform.to(queues.rows))
+def _synthesised(
+    queues: ClassQueues, drawn: Sequence, ridge: float
+) -> torch.Tensor:  # outliers [S, K * select, D]
+    rows, (eps, uniform) = queues.rows, drawn
+    outliers = sample_outliers(rows, torch.as_tensor(eps).to(rows), ridge)
+    if uniform is None:
+        return outliers
+    return standardized(outliers + torch.as_tensor(uniform).to(rows))
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #f94fb26d
 def train_virtual(
-    images,  # raw features of labelled pictures [N, D]; they decide device and precision
-    labels,  # their classes [N]
+    images: Any,  # raw features of labelled pictures [N, D]; they decide device and precision
+    labels: Any,  # their classes [N]
     # (raw features of texts of the classes [M, D], their classes [M]); None: the pictures feed
     # the queues
-    texts,
-    initial,  # S heads, see `make_head`
+    texts: tuple[Any, Any] | None,
+    initial: Sequence[Head],  # S heads, see `make_head`
     # function: epoch -> (positions of pictures, positions of texts or None), [N] or one line per
     # head [S, N]
-    order,
+    order: Callable[[int], tuple],
     # function: (epoch, number of the step) -> (eps [S, K, select, D] as `longest_draws` gives
     # them, uniform [S, K * select, D] or None)
-    draws,
-    logistic,  # (class weights [S, K], slope [S, 2, 1], intercept [S, 2])
-    recipe=ExposureSettings(),  # batches, epochs, learning rate
-    synthesis=VirtualOutliers(),  # queues and draws
-    **options,  # folder, settings, stop_after, watch, progress: see `optimise_heads`
+    draws: Callable[[int, int], Sequence],
+    logistic: Sequence,  # (class weights [S, K], slope [S, 2, 1], intercept [S, 2])
+    settings: TOESettings = TOESettings(),  # batches, epochs and learning rate are read
+    synthesis: VirtualOutliers = VirtualOutliers(),  # queues and draws
+    *,
+    made_of: dict | None = None,  # more facts (JSON) that must agree with those of a kept state
+    **loop: Any,  # folder, stop_after, watch, progress: see `optimise_heads`
 ) -> TrainedVirtual:
     "Training on outliers made up from the classes themselves, with everything given."
+    one = settings_of_heads(settings, len(initial))[0]
     images = checked_features(images, "images")
     labels = check_labels(labels, len(images), initial, images)
-    fed, made = _queues_for(images, labels, texts, initial, synthesis), None
+    fed = _queues_for(images, labels, texts, initial, synthesis.queue_size)
     constants = [torch.as_tensor(part).to(images) for part in logistic]
-    steps_in = lambda epoch: recipe.pairs(*order(epoch))
+    made: torch.Tensor | None = None
 
-    def steps_of(epoch):
+    def steps_in(epoch: int) -> list[tuple]:
+        return steps_of(one, *order(epoch))
+
+    def feeding_steps(epoch: int) -> list[tuple]:
         fed.begin(epoch, steps_in)
         return steps_in(epoch)
 
-    def losses_of(head, extra, epoch, number, step):
+    def losses_of(head: Head, extra: Sequence, epoch: int, number: int, step: tuple) -> tuple:
         nonlocal made
         ready, rows = fed.feed(step), step[0].to(images.device)
         logits = head_logits(head, images[rows])
         active = ready & (epoch >= synthesis.start_epoch)
         if active.any():
             made = _synthesised(fed.queues, draws(epoch, number), synthesis.ridge)
-        others = head_logits(head, made if active.any() else images[rows])
-        energy, target = extra or constants, labels[rows].expand(logits.shape[:-1])
-        weight = synthesis.weight * active
-        losses = energy_logistic_loss(logits, target, others, energy[0], *energy, weight)
+        others = head_logits(head, images[rows] if made is None or not active.any() else made)
+        shares, slope, intercept = extra or constants
+        target, weight = labels[rows].expand(logits.shape[:-1]), synthesis.weight * active
+        both = logits, target, others, shares, shares
+        losses = energy_logistic_loss(*both, slope, intercept, weight)
         return losses, {"synthesised": active.double().mean()}
 
-    extra = logistic if synthesis.train_energy else ()
-    done = optimise_heads(initial, steps_of, losses_of, images, recipe, extra, **options)
+    facts = {"settings": asdict(one), "synthesis": asdict(synthesis), **(made_of or {})}
+    extra = constants if synthesis.train_energy else ()
+    more = dict(extra=extra, made_of=facts, **loop)
+    done = optimise_heads(initial, feeding_steps, losses_of, images, one, **more)
     return TrainedVirtual(done.heads, done.history, done.extra, fed.queues, made)
