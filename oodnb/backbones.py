@@ -403,6 +403,7 @@ def load_backbone(
         path = Path(name).expanduser()
         model, preprocess, tokenizer = _from_file(path, activation)
         return Backbone(model, preprocess, tokenizer, path.stem, path.name, device, precision)
+    name = str(name)
     model, preprocess, tokenizer, label = _from_name(name, pretrained, activation)
     shown = Path(name).name if name.startswith(_SCHEMES) else name.replace("/", "-")
     return Backbone(model, preprocess, tokenizer, shown, label, device, precision)

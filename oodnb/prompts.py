@@ -124,7 +124,7 @@ def clean_names(
 
 # %% ../nbs/2_models/08_prompts.ipynb #fde5caab
 def zero_shot_classifier(
-    backbone: Backbone,  # a `Backbone`
+    backbone: Backbone,
     class_names: Sequence[str],  # K class names
     # name in TEMPLATES, one template with {}, or a list of templates
     templates: str | Sequence[str] = "photo",
@@ -253,6 +253,11 @@ def _check_shared(context):
 class _PromptRows(nn.Module):
     "Rows of tokens with learned words in them, as a text tower reads them."
 
+    backbone: Backbone
+    rows: torch.Tensor  # ids [K, L], learned words among them
+    eot_index: torch.Tensor  # position at which each row is read [K]
+    vectors: torch.Tensor  # learned words [M, W] or [K, M, W]
+
     @cached_property
     def tower(self) -> TextTower:
         "The backbone's text tower, checked once."
@@ -279,13 +284,13 @@ class PromptContext(_PromptRows):
 
     def __init__(
         self,
-        backbone: Backbone,  # a `Backbone` with a causal text tower
+        backbone: Backbone,  # with a causal text tower
         class_names: Sequence[str],  # K class names
         length: int = 16,  # M learned words; with `words` their number of tokens
         words: str | None = None,  # "a photo of a": the vectors start as the embeddings of these
         position: str = "end",  # of the class name: "end", "middle" or "front"
         class_specific: bool = False,  # every class has words of its own
-        generator: torch.Generator | None = None,  # torch.Generator of the noise
+        generator: torch.Generator | None = None,  # of the noise
         std: float = 0.02,  # of the noise
     ) -> None:
         super().__init__()
@@ -295,11 +300,13 @@ class PromptContext(_PromptRows):
         self.position, self.class_specific = position, bool(class_specific)
         placeholder, vectors = _first_words(backbone, tower, words, length)
         self.length = len(vectors)
-        prompts = _placeholder_prompts(backbone, names, placeholder, self.length)
-        self.tokens, self.name_lengths = prompts
+        self.tokens, self.name_lengths = _placeholder_prompts(
+            backbone, names, placeholder, self.length
+        )
         self.eot_index = tower.ends(self.tokens)
-        vocabulary, place = tower.token_embedding.num_embeddings, (position, class_specific)
-        self.rows = _learned_rows(*prompts, self.eot_index, self.length, *place, vocabulary)
+        vocabulary, where = tower.token_embedding.num_embeddings, (position, class_specific)
+        placed = self.tokens, self.name_lengths, self.eot_index, self.length
+        self.rows = _learned_rows(*placed, *where, vocabulary)
         noise = (std, generator) if words is None else None
         vectors = _first_vectors(vectors, len(names), class_specific, noise)
         self.vectors = nn.Parameter(vectors.to(backbone.device))
@@ -323,7 +330,7 @@ class PromptContext(_PromptRows):
 
 # %% ../nbs/2_models/08_prompts.ipynb #25345459
 def encode_prompts(
-    context: PromptContext,  # `PromptContext`
+    context: PromptContext,
     share: bool = True,  # False: the plain computation over all positions
     vectors: torch.Tensor | None = None,  # learned words in place of `context.vectors`
     # text_features [K, D], not normalised, float32 (float64 from a float64 tower), differentiable

@@ -20,7 +20,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import nn
 
 # %% ../nbs/2_models/02_towers.ipynb #f2fe5aef
-TINY_CONFIGS = {
+TINY_CONFIGS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "vit_a": (
         32,
         dict(image_size=32, patch_size=8, width=64, layers=2),

@@ -60,7 +60,7 @@ def seen_box(
     size: tuple[int, int],  # width, height of the original picture
     # left, top, right, bottom in pixels of the original; beyond its border where the preprocessing
     # pads
-) -> tuple[float, float, float, float]:
+) -> tuple[float, ...]:
     """The part of a picture that reaches the model.
     `ValueError` when the preprocessing cannot be followed."""
     # scale: pixels of the original per pixel now
@@ -131,15 +131,16 @@ def regions_from_logits(
 ) -> RegionMap:
     "The map of one picture from its local logits, row by row."
     values = torch.as_tensor(local_logits)
-    grid = (grid, grid) if np.ndim(grid) == 0 else tuple(grid)
-    if values.ndim != 2 or len(values) != grid[0] * grid[1]:
+    rows, columns = map(int, np.broadcast_to(grid, 2))
+    if values.ndim != 2 or len(values) != rows * columns:
         raise ValueError(
-            f"local_logits has shape {list(values.shape)}; a grid of {grid[0]} x {grid[1]} needs "
-            f"[{grid[0] * grid[1]}, C]."
+            f"local_logits has shape {list(values.shape)}; a grid of {rows} x {columns} needs "
+            f"[{rows * columns}, C]."
         )
     rank = _finite_ranks(values[None], [operator.index(label)])[0]
-    rank = rank.reshape(int(grid[0]), int(grid[1]))
-    return RegionMap(rank, int(label), operator.index(top_k), values.shape[1], **about)
+    return RegionMap(
+        rank.reshape(rows, columns), int(label), operator.index(top_k), values.shape[1], **about
+    )
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #9591ed73
 def _label_index(label, names, classes):
@@ -273,7 +274,9 @@ def region_map(
     images = [images] if single else images
     vectors, names = _text_vectors(backbone, classes, class_names, templates)
     top_k = _chosen_top_k(top_k, len(vectors))
-    labels, maps, boxes = _chosen_labels(label, images, names, len(vectors)), [], {}
+    labels = _chosen_labels(label, images, names, len(vectors))
+    maps: list[RegionMap] = []
+    boxes: dict[tuple[int, int], tuple[float, ...]] = {}
     given = _labels_by_id(images, labels)
     for chunk in _chunks(backbone, images, cache):
         ids, own = chunk[2], None

@@ -239,10 +239,10 @@ def fit_context(
     rates = learning_rates(settings.epochs, settings.lr, settings.warmup_epochs, settings.warmup_lr)
     drawn = settings.batch_size, seed, settings.views, local, cache, workers
     batches = feature_batches(learner, images, *drawn)
-    loop["folder"] = _kept_in(loop.get("folder"), context.settings)
-    sgd = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
-    given = context, batches, rates, backbone.logit_scale, terms_of
-    context.history = train_context(*given, **sgd, settings=context.settings, **loop)
+    loop |= {"folder": _kept_in(loop.get("folder"), context.settings), "settings": context.settings}
+    loop |= {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
+    scale = backbone.logit_scale
+    context.history = train_context(context, batches, rates, scale, terms_of, **loop)
     context.backbone = backbone
     return context
 
@@ -267,8 +267,9 @@ def fit_coop(
 ) -> PromptContext:  # trained; with .settings and .history
     "CoOp with the published protocol. `ValueError` for pictures or names that do not fit."
     check_settings(settings, CoOpSettings)
-    loop = {"folder": folder, "stop_after": stop_after, "watch": watch, "progress": progress}
-    loop |= {"class_names": class_names, "seed": seed, "cache": cache, "workers": workers}
+    loop: dict[str, Any] = {"class_names": class_names, "seed": seed}
+    loop |= {"folder": folder, "cache": cache, "workers": workers}
+    loop |= {"stop_after": stop_after, "watch": watch, "progress": progress}
     return fit_context(backbone, few_shot_set, settings, coop_terms, {"method": "coop"}, **loop)
 
 # %% ../../nbs/6_locoop/01_coop.ipynb #2dc95a74

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -106,9 +107,10 @@ def fit_locoop(
 ) -> PromptContext:  # trained; with .settings and .history
     "LoCoOp with the published protocol. `ValueError` for a K above the number of classes."
     check_settings(settings, LoCoOpSettings)
-    settings = _with_k(settings, len(getattr(few_shot_set, "class_names", ())))
-    terms_of = partial(watched_terms, top_k=settings.top_k, weight=settings.weight)
-    loop = {"folder": folder, "stop_after": stop_after, "watch": watch, "progress": progress}
-    loop |= {"class_names": class_names, "seed": seed, "cache": cache, "workers": workers}
+    chosen = _with_k(settings, len(getattr(few_shot_set, "class_names", ())))
+    terms_of = partial(watched_terms, top_k=chosen.top_k, weight=chosen.weight)
+    loop: dict[str, Any] = {"class_names": class_names, "seed": seed}
+    loop |= {"folder": folder, "cache": cache, "workers": workers}
+    loop |= {"stop_after": stop_after, "watch": watch, "progress": progress}
     own = {"method": "locoop"}
-    return fit_context(backbone, few_shot_set, settings, terms_of, own, local=True, **loop)
+    return fit_context(backbone, few_shot_set, chosen, terms_of, own, local=True, **loop)

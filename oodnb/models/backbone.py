@@ -262,10 +262,12 @@ class Backbone(_Frozen):
         self.name, self.pretrained = name, pretrained
         self.logit_scale = float(model.logit_scale.exp())
         self.image_size = _picture_size(model.visual)
+        self.grid: tuple[int, int] | None = None
+        self._no_local: str | None = None
         try:
-            (self._tap, self._read, self.grid), self._no_local = value_path(model.visual), None
+            self._tap, self._read, self.grid = value_path(model.visual)
         except ValueError as error:
-            self.grid, self._no_local = None, str(error)
+            self._no_local = str(error)
         width = getattr(model.visual, "output_dim", None)
         self.embed_dim = width or self.encode_texts([""]).shape[1]
 
@@ -340,7 +342,8 @@ def _encode_images(backbone, pixels, local):
         return backbone.model.encode_image(pixels, normalize=False).float()
 
 # %% ../../nbs/2_models/06_backbone.ipynb #9c5853b6
-_ROWS, _MOST = WeakKeyDictionary(), 2**16  # rows of each tokenizer, and how many are kept
+_ROWS: WeakKeyDictionary[Any, dict[str, torch.Tensor]] = WeakKeyDictionary()  # of each tokenizer
+_MOST = 2**16  # rows that are kept of one
 
 
 def token_rows(
@@ -366,7 +369,7 @@ def cut_texts(
     tokens: torch.Tensor,  # their token rows [n, L]
 ) -> list[int]:  # positions of the texts that did not fit; empty for tokenizers that cannot tell
     "Which texts lost their end."
-    encode = getattr(tokenizer, "encode", None)
+    encode: Any = getattr(tokenizer, "encode", None)
     full = tokens[:, -1].nonzero().flatten().tolist() if encode else []
     return [i for i in full if len(encode(texts[i])) + 2 > tokens.shape[1]]
 

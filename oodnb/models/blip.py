@@ -283,12 +283,12 @@ def load_blip(
     # cosines are divided by it; None: that of the published models
     temperature: float | None = None,
     place: str | Path | None = None,  # folder to look into before the network
-) -> tuple[Blip, BlipTokenizer]:  # (Blip, BlipTokenizer)
+) -> tuple[Blip, BlipTokenizer]:
     "A published BLIP for retrieval, or one from a folder."
     _check_source(source)
     library, hint = need_transformers(), place if source in BLIP_MODELS else None
     local = place if place and is_blip(place) else None if source in BLIP_MODELS else source
-    where = str(Path(local).expanduser()) if local else BLIP_MODELS[source]
+    where = str(Path(local).expanduser()) if local else BLIP_MODELS[str(source)]
 
     def towers():
         return library.BlipForImageTextRetrieval.from_pretrained(

@@ -8,6 +8,7 @@ __all__ = ['ARCHITECTURE', 'PIXELS', 'ConvStem', 'make_clip', 'compact_rows', 's
 # %% ../../nbs/2_models/03_mini_clip.ipynb #b8db43ce
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -60,7 +61,7 @@ class ConvStem(nn.Sequential):
         )
 
 # %% ../../nbs/2_models/03_mini_clip.ipynb #e27c9a24
-ARCHITECTURE = {
+ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"layers": 4, "width": 192, "head_width": 64, "patch_size": 12, "image_size": 96},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 3},

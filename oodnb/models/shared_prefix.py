@@ -22,10 +22,10 @@ class TextTower:
 
     token_embedding: nn.Embedding
     positional_embedding: torch.Tensor
-    transformer: nn.Module
+    transformer: Any  # open_clip's
     attn_mask: torch.Tensor
     ln_final: nn.Module
-    text_projection: object  # tensor [W, D], module, or None
+    text_projection: Any  # tensor [W, D], module, or None
     eos_id: int | None  # token that is read; None: the one with the highest id
 
     def ends(
