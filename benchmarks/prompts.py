@@ -42,7 +42,7 @@ from oodnb.features import extract
 from oodnb.data.fewshot import few_shot
 from oodnb.losses import locoop_loss
 from oodnb.methods.coop import prompt_detectors
-from oodnb.methods.locoop import fit_locoop
+from oodnb.methods.locoop import LoCoOpSettings, fit_locoop
 from oodnb.metrics import auroc
 from oodnb.mini import MINI_OOD
 from oodnb.prompts import TEMPLATES, PromptContext, encode_prompts, zero_shot_classifier
@@ -335,10 +335,8 @@ def mini_training(options):
                 lambda **more: fit_locoop(
                     model,
                     few,
-                    epochs=options.epochs,
-                    views=1,
+                    LoCoOpSettings(epochs=options.epochs, views=1, precision=precision),
                     seed=seed,
-                    precision=precision,
                     cache=False,
                     progress=False,
                     **more,

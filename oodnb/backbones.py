@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import open_clip
+import torch
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 from open_clip.factory import get_model_config
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -100,8 +101,8 @@ def _tags(name):
 
 # %% ../nbs/2_models/07_backbones.ipynb #ede1dbb9
 def list_backbones(
-    contains="",  # only names that contain this, upper or lower case
-) -> dict:  # name to its pretrained tags; the first five come without
+    contains: str = "",  # only names that contain this, upper or lower case
+) -> dict[str, tuple[str, ...]]:  # name to its pretrained tags; the first five come without
     "Every name `load_backbone` knows, with the published weights that fit."
     names = dict.fromkeys(_OWN_NAMES, ()) | {name: _tags(name) for name in open_clip.list_models()}
     return {
@@ -213,9 +214,9 @@ def _create(name, tag=None, weights=True):
 
 # %% ../nbs/2_models/07_backbones.ipynb #c13e6b7f
 def mini_clip(
-    device=None,  # see `Backbone`
-    precision="fp32",  # see `Backbone`
-    path=None,  # another checkpoint of `save_clip`; None: the one that ships
+    device: str | torch.device | None = None,  # see `Backbone`
+    precision: str = "fp32",  # see `Backbone`
+    path: str | Path | None = None,  # another checkpoint of `save_clip`; None: the one that ships
 ) -> Backbone:
     'The small CLIP of the mini world; `load_backbone("mini")` calls this.'
     path = shipped("mini", "clip.safetensors") if path is None else path
@@ -375,13 +376,15 @@ def _check_bare(name, pretrained):
 def load_backbone(
     # open_clip name ("ViT-B-16-quickgelu"), path of a checkpoint, "blip-base", "blip-large" or the
     # folder of a BLIP, "mini", "tiny-vit" or "tiny-resnet"
-    name,
-    pretrained=None,  # tag of published weights ("openai"), or path of a file, for open_clip names
-    device=None,  # torch.device or str; None takes CUDA if there is one, else the CPU
+    name: str | Path,
+    # tag of published weights ("openai"), or path of a file, for open_clip names
+    pretrained: str | Path | None = None,
+    # torch.device or str; None takes CUDA if there is one, else the CPU
+    device: str | torch.device | None = None,
     # "fp32", "bf16", "fp16" or "auto" inside the towers, see `resolve_precision`; features are
     # float32 always
-    precision="fp32",
-    activation=None,  # "quick_gelu" or "gelu": what a silent file was trained with
+    precision: str = "fp32",
+    activation: str | None = None,  # "quick_gelu" or "gelu": what a silent file was trained with
 ) -> Backbone:
     "A frozen vision-language model, ready to encode. `list_backbones()` names what there is."
     device = find_device(device)
@@ -400,6 +403,7 @@ def load_backbone(
         path = Path(name).expanduser()
         model, preprocess, tokenizer = _from_file(path, activation)
         return Backbone(model, preprocess, tokenizer, path.stem, path.name, device, precision)
+    name = str(name)
     model, preprocess, tokenizer, label = _from_name(name, pretrained, activation)
     shown = Path(name).name if name.startswith(_SCHEMES) else name.replace("/", "-")
     return Backbone(model, preprocess, tokenizer, shown, label, device, precision)

@@ -9,6 +9,7 @@ __all__ = ['TEMPLATES', 'POSITIONS', 'resolve_templates', 'clean_names', 'zero_s
 # %% ../nbs/2_models/08_prompts.ipynb #28920e8d
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from numbers import Integral
 
@@ -17,7 +18,15 @@ import torch
 from torch import nn
 
 from .ground.spelling import did_you_mean
-from .models.shared_prefix import encode_packed, encode_tokens, pack_tokens, text_tower
+from .models.backbone import Backbone
+from oodnb.models.shared_prefix import (
+    PackedTokens,
+    TextTower,
+    encode_packed,
+    encode_tokens,
+    pack_tokens,
+    text_tower,
+)
 from .scores import normalize
 
 # %% ../nbs/2_models/08_prompts.ipynb #4f380cf8
@@ -52,8 +61,9 @@ def _check_templates(chosen):
 
 # %% ../nbs/2_models/08_prompts.ipynb #c0c36250
 def resolve_templates(
-    templates="photo",  # name in TEMPLATES, one template with {}, or a list of templates
-) -> tuple:  # templates, each with {} where the class name goes
+    # name in TEMPLATES, one template with {}, or a list of templates
+    templates: str | Sequence[str] = "photo",
+) -> tuple[str, ...]:  # templates, each with {} where the class name goes
     """Templates by name or written out.
     Raises `ValueError` for unknown names and for templates without {}."""
     if isinstance(templates, str) and templates in TEMPLATES:
@@ -93,8 +103,8 @@ def _check_words(class_names, names):
 
 # %% ../nbs/2_models/08_prompts.ipynb #45a4a1c3
 def clean_names(
-    class_names,  # K class names
-) -> list:  # the names as they are put into sentences
+    class_names: Sequence[str],  # K class names
+) -> list[str]:  # the names as they are put into sentences
     """Underscores to spaces, blanks at the ends removed.
     Raises `ValueError` for an empty list or a blank name, warns of names that occur twice."""
     if isinstance(class_names, str):
@@ -114,10 +124,11 @@ def clean_names(
 
 # %% ../nbs/2_models/08_prompts.ipynb #fde5caab
 def zero_shot_classifier(
-    backbone,  # a `Backbone`
-    class_names,  # K class names
-    templates="photo",  # name in TEMPLATES, one template with {}, or a list of templates
-):  # text_features [K, D], unit rows, float32, on the backbone's device
+    backbone: Backbone,
+    class_names: Sequence[str],  # K class names
+    # name in TEMPLATES, one template with {}, or a list of templates
+    templates: str | Sequence[str] = "photo",
+) -> torch.Tensor:  # text_features [K, D], unit rows, float32, on the backbone's device
     "Text features of the classes, averaged over the templates."
     names, templates = clean_names(class_names), resolve_templates(templates)
     features = [
@@ -242,20 +253,25 @@ def _check_shared(context):
 class _PromptRows(nn.Module):
     "Rows of tokens with learned words in them, as a text tower reads them."
 
+    backbone: Backbone
+    rows: torch.Tensor  # ids [K, L], learned words among them
+    eot_index: torch.Tensor  # position at which each row is read [K]
+    vectors: torch.Tensor  # learned words [M, W] or [K, M, W]
+
     @cached_property
-    def tower(self):
+    def tower(self) -> TextTower:
         "The backbone's text tower, checked once."
         return text_tower(self.backbone.model)
 
     @cached_property
-    def packed(self):
+    def packed(self) -> PackedTokens:
         "The rows as they are encoded, made once."
         return pack_tokens(self.rows, self.eot_index, self.backbone.device)
 
     def embeddings(
         self,
-        vectors=None,  # learned words; None: `vectors`
-    ):  # token embeddings of the whole rows [K, L, W], without positions
+        vectors: torch.Tensor | None = None,  # learned words; None: `vectors`
+    ) -> torch.Tensor:  # token embeddings of the whole rows [K, L, W], without positions
         "What the text tower is given."
         vectors = self.vectors if vectors is None else vectors
         return self.tower.embed(self.rows.to(vectors.device), vectors.flatten(0, -2))
@@ -268,15 +284,15 @@ class PromptContext(_PromptRows):
 
     def __init__(
         self,
-        backbone,  # a `Backbone` with a causal text tower
-        class_names,  # K class names
-        length=16,  # M learned words; with `words` their number of tokens
-        words=None,  # "a photo of a": the vectors start as the embeddings of these
-        position="end",  # of the class name: "end", "middle" or "front"
-        class_specific=False,  # every class has words of its own
-        generator=None,  # torch.Generator of the noise
-        std=0.02,  # of the noise
-    ):
+        backbone: Backbone,  # with a causal text tower
+        class_names: Sequence[str],  # K class names
+        length: int = 16,  # M learned words; with `words` their number of tokens
+        words: str | None = None,  # "a photo of a": the vectors start as the embeddings of these
+        position: str = "end",  # of the class name: "end", "middle" or "front"
+        class_specific: bool = False,  # every class has words of its own
+        generator: torch.Generator | None = None,  # of the noise
+        std: float = 0.02,  # of the noise
+    ) -> None:
         super().__init__()
         _check_position(position)
         tower, names = text_tower(backbone.model), clean_names(class_names)
@@ -284,16 +300,18 @@ class PromptContext(_PromptRows):
         self.position, self.class_specific = position, bool(class_specific)
         placeholder, vectors = _first_words(backbone, tower, words, length)
         self.length = len(vectors)
-        prompts = _placeholder_prompts(backbone, names, placeholder, self.length)
-        self.tokens, self.name_lengths = prompts
+        self.tokens, self.name_lengths = _placeholder_prompts(
+            backbone, names, placeholder, self.length
+        )
         self.eot_index = tower.ends(self.tokens)
-        vocabulary, place = tower.token_embedding.num_embeddings, (position, class_specific)
-        self.rows = _learned_rows(*prompts, self.eot_index, self.length, *place, vocabulary)
+        vocabulary, where = tower.token_embedding.num_embeddings, (position, class_specific)
+        placed = self.tokens, self.name_lengths, self.eot_index, self.length
+        self.rows = _learned_rows(*placed, *where, vocabulary)
         noise = (std, generator) if words is None else None
         vectors = _first_vectors(vectors, len(names), class_specific, noise)
         self.vectors = nn.Parameter(vectors.to(backbone.device))
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         kind = "class-specific" if self.class_specific else "shared"
         return (
             f"{self.length} {kind} words, {len(self.class_names)} classes, name at {self.position}"
@@ -301,8 +319,8 @@ class PromptContext(_PromptRows):
 
     def for_classes(
         self,
-        class_names,  # other class names
-    ):  # PromptContext with the same `vectors`
+        class_names: Sequence[str],  # other class names
+    ) -> "PromptContext":  # PromptContext with the same `vectors`
         "The same words around other names."
         _check_shared(self)
         given = self.backbone, class_names, self.length, self.words, self.position
@@ -312,10 +330,11 @@ class PromptContext(_PromptRows):
 
 # %% ../nbs/2_models/08_prompts.ipynb #25345459
 def encode_prompts(
-    context,  # `PromptContext`
-    share=True,  # False: the plain computation over all positions
-    vectors=None,  # learned words in place of `context.vectors`
-):  # text_features [K, D], not normalised, float32 (float64 from a float64 tower), differentiable
+    context: PromptContext,
+    share: bool = True,  # False: the plain computation over all positions
+    vectors: torch.Tensor | None = None,  # learned words in place of `context.vectors`
+    # text_features [K, D], not normalised, float32 (float64 from a float64 tower), differentiable
+) -> torch.Tensor:
     "Text features of all classes."
     vectors = context.vectors if vectors is None else vectors
     words = vectors.flatten(0, -2)

@@ -8,6 +8,8 @@ __all__ = ['TINY_CONFIGS', 'tiny_model', 'value_path']
 # %% ../nbs/2_models/02_towers.ipynb #81732767
 import math
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -15,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import nn
 
 # %% ../nbs/2_models/02_towers.ipynb #f2fe5aef
-TINY_CONFIGS = {
+TINY_CONFIGS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "vit_a": (
         32,
         dict(image_size=32, patch_size=8, width=64, layers=2),
@@ -62,9 +65,10 @@ def _tiny_weight(name, shape, seed, resnet):
 
 # %% ../nbs/2_models/02_towers.ipynb #da461ef6
 def tiny_model(
-    config="vit_a",  # "vit_a", "vit_b" (vision transformers), "rn_a" or "rn_b" (CLIP ResNets)
-    weight_seed=0,  # another seed, other weights
-):  # open_clip.CLIP in evaluation mode
+    # "vit_a", "vit_b" (vision transformers), "rn_a" or "rn_b" (CLIP ResNets)
+    config: str = "vit_a",
+    weight_seed: int = 0,  # another seed, other weights
+) -> open_clip.CLIP:  # open_clip.CLIP in evaluation mode
     "A small CLIP filled with reproducible random weights."
     if config not in TINY_CONFIGS:
         raise ValueError(
@@ -128,10 +132,10 @@ def _tower_name(visual):
 
 # %% ../nbs/2_models/02_towers.ipynb #608422c5
 def value_path(
-    visual,  # image tower of an open_clip model
+    visual: Any,  # image tower of an open_clip model
     # (module whose input carries the local features, function of (visual, that input) that reads
     # them, (rows, columns))
-):
+) -> tuple[nn.Module, Callable, tuple[int, int]]:
     "How to read local features from an image tower. Raises `ValueError` for towers that have none."
     why = _why_no_path(visual)
     if why:

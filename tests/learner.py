@@ -3,13 +3,15 @@ until a test kills it."""
 
 import sys
 import time
+from dataclasses import fields
 
 import numpy as np
 from PIL import Image
 
 from oodnb.backbones import tiny_clip
 from oodnb.datasets import ImageSet
-from oodnb.methods.locoop import fit_locoop
+from oodnb.methods.coop import CoOpSettings
+from oodnb.methods.locoop import LoCoOpSettings, fit_locoop
 
 NAMES = ["bright", "dark", "grey", "striped", "dotted"]
 
@@ -39,9 +41,12 @@ def squares(count=20, broken=()):
 
 def learn(fit=fit_locoop, pictures=None, config="vit_a", precision="fp32", **options):
     options = dict(epochs=4, length=3, batch_size=5, lr=0.05, progress=False, workers=1) | options
+    kind = LoCoOpSettings if fit is fit_locoop else CoOpSettings
+    own = {f.name: options.pop(f.name) for f in fields(kind) if f.name in options}
     return fit(
         tiny_clip(config, device="cpu", precision=precision),
         squares() if pictures is None else pictures,
+        kind(**own),
         **options,
     )
 

@@ -10,7 +10,7 @@ from learner import squares
 
 from oodnb.models import backbone
 from oodnb.backbones import half_factor, is_native, load_backbone, resolve_precision, tiny_clip
-from oodnb.methods.coop import fit_coop
+from oodnb.methods.coop import CoOpSettings, fit_coop
 
 CPU = torch.device("cpu")
 
@@ -98,12 +98,9 @@ def test_trainings_write_down_what_auto_became(cpu_with, tmp_path, monkeypatch, 
     context = fit_coop(
         tiny_clip("vit_a", device="cpu"),
         squares(),
-        epochs=1,
-        length=2,
-        views=1,
+        CoOpSettings(epochs=1, length=2, views=1, precision="auto"),
         workers=1,
         progress=False,
-        precision="auto",
     )
     branch, _ = clipn_job.learn(dtype=torch.float32, stop_after=1, precision="auto")
     assert (

@@ -15,7 +15,7 @@ from learner import learn, squares
 
 from oodnb.data.fewshot import few_shot
 from oodnb.methods.coop import fit_coop, import_context, load_context, save_context
-from oodnb.methods.locoop import fit_locoop
+from oodnb.methods.locoop import LoCoOpSettings, fit_locoop
 from oodnb.prompts import encode_prompts
 
 ROOT = Path(__file__).parents[1]
@@ -127,7 +127,7 @@ def test_nothing_is_encoded_before_bad_arguments_are_found(monkeypatch):
     for problem, options in {
         "200, but there are 5 classes": dict(top_k=200),
         "views is 0": dict(views=0),
-        "must be a whole number": dict(batch_size=2.5),
+        "batch_size is 2.5; give a whole number": dict(batch_size=2.5),
         "position is": dict(position="back"),
         "tokens": dict(class_names=["very " * 80 + "long", *learner.NAMES[1:]]),
         "weight is": dict(weight=-1),
@@ -257,9 +257,7 @@ def test_same_seed_same_context_other_seed_other_context(straight):
         fit_locoop(
             straight[0].backbone,
             few_shot(squares(), 2, seed=1),
-            epochs=1,
-            length=3,
-            batch_size=5,
+            LoCoOpSettings(epochs=1, length=3, batch_size=5),
             progress=False,
         ).vectors,
         straight[0].vectors,

@@ -7,7 +7,10 @@ __all__ = ['seen_box', 'RegionMap', 'regions_from_logits', 'region_map', 'foregr
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #bda4be09
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +21,7 @@ from ..features import stream
 from ..ground.spelling import did_you_mean
 from ..losses import region_ranks
 from ..methods.locoop import default_top_k
+from ..models.backbone import Backbone
 from ..prompts import PromptContext, encode_prompts, zero_shot_classifier
 from ..scores import cosine_sims
 
@@ -52,11 +56,11 @@ def _followed(kind, before, after, start, scale):
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #0c9c555a
 def seen_box(
-    preprocess,  # the backbone's preprocessing, a torchvision Compose
-    size,  # width, height of the original picture
+    preprocess: Any,  # the backbone's preprocessing, a torchvision Compose
+    size: tuple[int, int],  # width, height of the original picture
     # left, top, right, bottom in pixels of the original; beyond its border where the preprocessing
     # pads
-) -> tuple:
+) -> tuple[float, ...]:
     """The part of a picture that reaches the model.
     `ValueError` when the preprocessing cannot be followed."""
     # scale: pixels of the original per pixel now
@@ -94,48 +98,49 @@ class RegionMap:
     class_name: str = ""
     image_id: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_top_k(self.top_k, self.classes)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return (
             f"RegionMap({self.class_name or self.label}: {int(self.ood.sum())} of "
             f"{self.rank.size} regions are OOD at top_k={self.top_k} of {self.classes})"
         )
 
     @property
-    def grid(self):
+    def grid(self) -> tuple[int, ...]:
         return self.rank.shape  # (rows, columns)
 
     @property
-    def ood(self):
+    def ood(self) -> np.ndarray:
         return self.rank > self.top_k  # bool [rows, columns]
 
     def at(
         self,
-        top_k,  # another cut
-    ):
+        top_k: int,  # another cut
+    ) -> "RegionMap":
         return replace(self, top_k=operator.index(top_k))
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #4e568d95
 def regions_from_logits(
-    local_logits,  # logits or cosines of one picture's regions [R, C]
-    label,  # index of the class
-    top_k,  # regions where the class is not among so many are OOD
-    grid,  # rows and columns, or one number for both
-    **about,  # box, size, class_name, image_id of the RegionMap
+    local_logits: torch.Tensor | np.ndarray,  # logits or cosines of one picture's regions [R, C]
+    label: int,  # index of the class
+    top_k: int,  # regions where the class is not among so many are OOD
+    grid: int | Sequence[int],  # rows and columns, or one number for both
+    **about: Any,  # box, size, class_name, image_id of the RegionMap
 ) -> RegionMap:
     "The map of one picture from its local logits, row by row."
     values = torch.as_tensor(local_logits)
-    grid = (grid, grid) if np.ndim(grid) == 0 else tuple(grid)
-    if values.ndim != 2 or len(values) != grid[0] * grid[1]:
+    rows, columns = map(int, np.broadcast_to(grid, 2))
+    if values.ndim != 2 or len(values) != rows * columns:
         raise ValueError(
-            f"local_logits has shape {list(values.shape)}; a grid of {grid[0]} x {grid[1]} needs "
-            f"[{grid[0] * grid[1]}, C]."
+            f"local_logits has shape {list(values.shape)}; a grid of {rows} x {columns} needs "
+            f"[{rows * columns}, C]."
         )
     rank = _finite_ranks(values[None], [operator.index(label)])[0]
-    rank = rank.reshape(int(grid[0]), int(grid[1]))
-    return RegionMap(rank, int(label), operator.index(top_k), values.shape[1], **about)
+    return RegionMap(
+        rank.reshape(rows, columns), int(label), operator.index(top_k), values.shape[1], **about
+    )
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #9591ed73
 def _label_index(label, names, classes):
@@ -251,16 +256,16 @@ def _maps_of(backbone, chunk, labels, vectors, names, top_k, boxes):
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #b30bec42
 def region_map(
-    backbone,  # Backbone with local features
-    images,  # a PIL picture, a list of them, or an ImageSet
-    classes,  # C class names, text vectors [C, D], or a PromptContext
-    label=None,  # class index or name, or one per picture; None: the predicted class
+    backbone: Backbone,  # Backbone with local features
+    images: Any,  # a PIL picture, a list of them, or an ImageSet
+    classes: Any,  # C class names, text vectors [C, D], or a PromptContext
+    label: Any = None,  # class index or name, or one per picture; None: the predicted class
     # regions where the class is not among so many are OOD; None: a fifth of the classes
-    top_k=None,
-    class_names=None,  # names of the text vectors
-    templates="photo",  # prompts of the class names
-    cache=True,  # feature cache for an ImageSet
-):  # a RegionMap for one picture, else a list of them
+    top_k: int | None = None,
+    class_names: Sequence[str] | None = None,  # names of the text vectors
+    templates: str | Sequence[str] = "photo",  # prompts of the class names
+    cache: bool | str | Path = True,  # feature cache for an ImageSet
+) -> Any:  # a RegionMap for one picture, else a list of them
     """OOD regions of pictures.
     `ValueError` for a model without regions, an unknown class, or a `top_k` above the number of
     classes."""
@@ -269,7 +274,9 @@ def region_map(
     images = [images] if single else images
     vectors, names = _text_vectors(backbone, classes, class_names, templates)
     top_k = _chosen_top_k(top_k, len(vectors))
-    labels, maps, boxes = _chosen_labels(label, images, names, len(vectors)), [], {}
+    labels = _chosen_labels(label, images, names, len(vectors))
+    maps: list[RegionMap] = []
+    boxes: dict[tuple[int, int], tuple[float, ...]] = {}
     given = _labels_by_id(images, labels)
     for chunk in _chunks(backbone, images, cache):
         ids, own = chunk[2], None
@@ -298,11 +305,11 @@ def _check_mask(mask, size):
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #ff8fe4eb
 def foreground_share(
-    mask,  # true where the object is [H, W], in the original picture
-    regions,  # RegionMap of that picture
+    mask: np.ndarray,  # true where the object is [H, W], in the original picture
+    regions: RegionMap,  # RegionMap of that picture
     # (share of each cell that is foreground, part of each cell that lies in the picture), both
     # [rows, columns]
-) -> tuple:
+) -> tuple[np.ndarray, np.ndarray]:
     "The true outline, seen through the grid."
     mask = np.asarray(mask)
     _check_mask(mask, regions.size)
@@ -342,9 +349,9 @@ def _areas(regions, share, inside):
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #8928aa77
 def region_counts(
-    maps,  # RegionMaps
-    masks,  # true outlines [N], bool [H, W] each; or an ImageSet that has them
-    top_k=None,  # several K; None: the one of each map
+    maps: Sequence[RegionMap],  # RegionMaps
+    masks: Any,  # true outlines [N], bool [H, W] each; or an ImageSet that has them
+    top_k: Sequence[int] | None = None,  # several K; None: the one of each map
 ) -> pd.DataFrame:  # one line per picture and K; areas in regions
     "What each picture contributes to the scores: areas of OOD regions, of background, and of both."
     rows = []
@@ -378,12 +385,13 @@ def _intervals(areas, n_boot, seed):
 
 # %% ../../nbs/6_locoop/03_regions.ipynb #debd124c
 def region_scores(
-    maps,  # RegionMaps, or what `region_counts` made of them
-    masks=None,  # true outlines, or an ImageSet that has them
-    top_k=None,  # several K; None: the one of each map
-    by=("top_k",),  # one line per value of these: "top_k", "class", or columns added to the counts
-    n_boot=0,  # bootstrap resamples of the pictures for 95 % intervals; 0 for none
-    seed=0,  # fixes them
+    maps: Sequence[RegionMap] | pd.DataFrame,  # RegionMaps, or what `region_counts` made of them
+    masks: Any = None,  # true outlines, or an ImageSet that has them
+    top_k: Sequence[int] | None = None,  # several K; None: the one of each map
+    # one line per value of these: "top_k", "class", or columns added to the counts
+    by: str | Sequence[str] = ("top_k",),
+    n_boot: int = 0,  # bootstrap resamples of the pictures for 95 % intervals; 0 for none
+    seed: int = 0,  # fixes them
     # by, pictures, regions, ood_share, background_share, precision, recall, iou (and _low, _high),
     # in percent
 ) -> pd.DataFrame:

@@ -12,15 +12,18 @@ import math
 import re
 import uuid
 import warnings
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from threading import get_ident
 from timeit import repeat
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from PIL import Image
 from tqdm import tqdm
 
 from ..ground.hashing import content_hash
@@ -39,7 +42,7 @@ def _count_of(kind):
 
 
 def find_device(
-    device,  # torch.device, str, or None for the best there is
+    device: str | torch.device | None,  # torch.device, str, or None for the best there is
 ) -> torch.device:
     "Where to compute. `ValueError` for a device that is not there."
     if device is None:
@@ -62,7 +65,7 @@ def find_device(
 # %% ../../nbs/2_models/06_backbone.ipynb #d60b2e94
 @cache
 def half_factor(
-    precision,  # "bf16" or "fp16"
+    precision: str,  # "bf16" or "fp16"
 ) -> float:  # times as long as fp32; below 1 it is faster
     "How long this CPU takes for a product of two matrices [256, 256]; measured once per process."
     matrix = torch.linspace(-1, 1, 256 * 256).view(256, 256)
@@ -76,8 +79,8 @@ _IMITATED = 4  # times as long as fp32
 
 
 def is_native(
-    precision,  # "bf16" or "fp16"
-    device,  # torch.device
+    precision: str,  # "bf16" or "fp16"
+    device: torch.device,  # torch.device
 ) -> bool:
     "Whether the device computes in this precision, or imitates it."
     if device.type == "cpu":
@@ -108,8 +111,8 @@ def _faster_half(device):
 
 # %% ../../nbs/2_models/06_backbone.ipynb #a9697f33
 def resolve_precision(
-    precision,  # "fp32", "bf16", "fp16" or "auto"
-    device,  # torch.device that will compute
+    precision: str,  # "fp32", "bf16", "fp16" or "auto"
+    device: torch.device,  # torch.device that will compute
 ) -> str:  # "fp32", "bf16" or "fp16": what to compute in, and to write down
     """A checked precision.
     "auto" is bf16 where the device has it and is not slower with it, else fp32."""
@@ -126,9 +129,9 @@ def resolve_precision(
 
 # %% ../../nbs/2_models/06_backbone.ipynb #ed6ea970
 def in_precision(
-    device,  # torch.device
-    precision,  # "fp32", "bf16" or "fp16"
-):  # context
+    device: torch.device,  # torch.device
+    precision: str,  # "fp32", "bf16" or "fp16"
+) -> AbstractContextManager:  # context
     "Inside, matrix products of float32 tensors run in this precision; weights stay as they are."
     dtype = PRECISIONS[precision]
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
@@ -275,8 +278,8 @@ class _Frozen:
     @contextmanager
     def running(
         self,
-        grad=False,  # whether gradients may be recorded inside
-    ):
+        grad: bool = False,  # whether gradients may be recorded inside
+    ) -> Iterator[None]:
         """Evaluation mode and this backbone's precision.
         For code that goes through the towers itself."""
         check_caller()
@@ -298,56 +301,60 @@ class Backbone(_Frozen):
 
     def __init__(
         self,
-        model,  # open_clip CLIP (or CustomTextCLIP, CoCa) in float32
-        preprocess,  # PIL image to float tensor [3, H, W]
-        tokenizer,  # list of strings to integer tensor [K, context length]
-        name,  # architecture, as in tables
-        pretrained=None,  # label of the weights
-        device=None,  # torch.device or str; None takes CUDA if there is one, else the CPU
+        model: Any,  # open_clip CLIP (or CustomTextCLIP, CoCa) in float32
+        preprocess: Callable[[Image.Image], torch.Tensor],  # PIL image to float tensor [3, H, W]
+        # list of strings to integer tensor [K, context length]
+        tokenizer: Callable[[list[str]], torch.Tensor],
+        name: str,  # architecture, as in tables
+        pretrained: str | None = None,  # label of the weights
+        # torch.device or str; None takes CUDA if there is one, else the CPU
+        device: str | torch.device | None = None,
         # "fp32", "bf16", "fp16" or "auto" inside the towers, see `resolve_precision`; features are
         # float32 always
-        precision="fp32",
-    ):
+        precision: str = "fp32",
+    ) -> None:
         device = find_device(device)
         super().__init__(model, device, resolve_precision(precision, device))
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self.name, self.pretrained = name, pretrained
         self.logit_scale = float(model.logit_scale.exp())
         self.image_size = _picture_size(model.visual)
+        self.grid: tuple[int, int] | None = None
+        self._no_local: str | None = None
         try:
-            (self._tap, self._read, self.grid), self._no_local = value_path(model.visual), None
+            self._tap, self._read, self.grid = value_path(model.visual)
         except ValueError as error:
-            self.grid, self._no_local = None, str(error)
+            self._no_local = str(error)
         width = getattr(model.visual, "output_dim", None)
         self.embed_dim = width or self.encode_texts([""]).shape[1]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return (
             f"Backbone({self.name!r}, pretrained={self.pretrained!r}, embed_dim={self.embed_dim}, "
             f"grid={self.grid}, device='{self.device}', precision={self.precision!r})"
         )
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """Hash of weights, structure and preprocessing.
         Made when first asked for, and again when one of them has changed."""
         return _fingerprint_of(self)
 
     def encode_images(
         self,
-        pixels,  # preprocessed images [N, 3, H, W], on any device
-        local=False,  # also one vector per region, from the same pass
+        pixels: torch.Tensor,  # preprocessed images [N, 3, H, W], on any device
+        local: bool = False,  # also one vector per region, from the same pass
         # image_features [N, D], or (image_features, local_features [N, R, D]); float32, on the
         # backbone's device
-    ):
+    ) -> Any:
         "Image features, not normalised. Regions run over `grid` line by line."
         return _encode_images(self, pixels, local)
 
     def encode_texts(
         self,
-        texts,  # list of K strings
-        batch_size=256,  # texts per pass; changes memory, not the result
-    ):  # text_features [K, D]; float32, on the backbone's device
+        texts: Sequence[str],  # list of K strings
+        batch_size: int = 256,  # texts per pass; changes memory, not the result
+    ) -> torch.Tensor:  # text_features [K, D]; float32, on the backbone's device
         "Text features, not normalised. Texts too long for the context are cut, with a warning."
         return _encode_texts(self, texts, batch_size)
 
@@ -393,12 +400,13 @@ def _encode_images(backbone, pixels, local):
         return backbone.model.encode_image(pixels, normalize=False).float()
 
 # %% ../../nbs/2_models/06_backbone.ipynb #9c5853b6
-_ROWS, _MOST = WeakKeyDictionary(), 2**16  # rows of each tokenizer, and how many are kept
+_ROWS: WeakKeyDictionary[Any, dict[str, torch.Tensor]] = WeakKeyDictionary()  # of each tokenizer
+_MOST = 2**16  # rows that are kept of one
 
 
 def token_rows(
-    tokenizer,  # of a backbone
-    texts,  # n texts, 1 or more
+    tokenizer: Callable[[list[str]], torch.Tensor],  # of a backbone
+    texts: Sequence[str],  # n texts, 1 or more
 ) -> torch.Tensor:  # int64 [n, L]
     "What a tokenizer makes of texts; CLIP's own is asked once for each of them."
     if type(tokenizer) is not open_clip.SimpleTokenizer:
@@ -414,12 +422,12 @@ def token_rows(
 
 # %% ../../nbs/2_models/06_backbone.ipynb #cb24b601
 def cut_texts(
-    tokenizer,  # of a backbone
-    texts,  # n texts
-    tokens,  # their token rows [n, L]
-) -> list:  # positions of the texts that did not fit; empty for tokenizers that cannot tell
+    tokenizer: Any,  # of a backbone
+    texts: Sequence[str],  # n texts
+    tokens: torch.Tensor,  # their token rows [n, L]
+) -> list[int]:  # positions of the texts that did not fit; empty for tokenizers that cannot tell
     "Which texts lost their end."
-    encode = getattr(tokenizer, "encode", None)
+    encode: Any = getattr(tokenizer, "encode", None)
     full = tokens[:, -1].nonzero().flatten().tolist() if encode else []
     return [i for i in full if len(encode(texts[i])) + 2 > tokens.shape[1]]
 
@@ -460,9 +468,10 @@ def _encode_texts(backbone, texts, batch_size):
 
 # %% ../../nbs/2_models/06_backbone.ipynb #272099e9
 def plain_preprocess(
-    image_size,  # side in pixels
-    config=None,  # what differs from CLIP's own: mean, std, interpolation, resize_mode
-):  # PIL image to float tensor [3, image_size, image_size]
+    image_size: int,  # side in pixels
+    # what differs from CLIP's own: mean, std, interpolation, resize_mode
+    config: dict | None = None,
+) -> Callable[[Image.Image], torch.Tensor]:  # PIL image to float tensor [3, image_size, image_size]
     "Preprocessing as open_clip does it."
     return image_transform_v2(
         PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(size=image_size), config or {})),
@@ -471,10 +480,10 @@ def plain_preprocess(
 
 # %% ../../nbs/2_models/06_backbone.ipynb #26479592
 def tiny_clip(
-    config="vit_a",  # "vit_a", "vit_b", "rn_a" or "rn_b"
-    weight_seed=0,  # another seed, other weights
-    device=None,  # see `Backbone`
-    precision="fp32",  # see `Backbone`
+    config: str = "vit_a",  # "vit_a", "vit_b", "rn_a" or "rn_b"
+    weight_seed: int = 0,  # another seed, other weights
+    device: str | torch.device | None = None,  # see `Backbone`
+    precision: str = "fp32",  # see `Backbone`
 ) -> Backbone:
     """A small CLIP with reproducible random weights and CLIP's own tokenizer, for tests.
     No download, no knowledge."""

@@ -12,7 +12,10 @@ import json
 import math
 import warnings
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +25,12 @@ from torch import nn
 class BlipVisual(nn.Module):
     "What the rest of the library asks of an image tower."
 
-    def __init__(self, vision_model, projection):
+    def __init__(self, vision_model: Any, projection: nn.Linear) -> None:
         super().__init__()
         self.tower, self.projection = vision_model, projection
         self.image_size, self.output_dim = vision_model.config.image_size, projection.out_features
 
-    def forward(self, pixels):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.projection(self.tower(pixel_values=pixels).last_hidden_state[:, 0])
 
 # %% ../../nbs/2_models/05_blip.ipynb #e59c16ca
@@ -48,9 +51,9 @@ class Blip(nn.Module):
 
     def __init__(
         self,
-        model,  # transformers' BlipForImageTextRetrieval
-        temperature,  # cosines are divided by it: 0.0174 (base), 0.0222 (large)
-    ):
+        model: Any,  # transformers' BlipForImageTextRetrieval
+        temperature: float,  # cosines are divided by it: 0.0174 (base), 0.0222 (large)
+    ) -> None:
         super().__init__()
         _check_temperature(temperature)
         self.visual = BlipVisual(model.vision_model, model.vision_proj)
@@ -61,18 +64,19 @@ class Blip(nn.Module):
 
     def encode_image(
         self,
-        pixels,  # preprocessed pictures [N, 3, H, W]
-        normalize=False,  # to length 1
-    ):  # [N, D]
+        pixels: torch.Tensor,  # preprocessed pictures [N, 3, H, W]
+        normalize: bool = False,  # to length 1
+    ) -> torch.Tensor:  # [N, D]
         "Class token behind the last layer norm, projected."
         return _normalized(self.visual(pixels), normalize)
 
     def encode_text(
         self,
-        tokens,  # ids [K, L]
-        normalize=False,  # to length 1
-        mask=None,  # True where tokens count [K, L]; None: where they are not padding
-    ):  # [K, D]
+        tokens: torch.Tensor,  # ids [K, L]
+        normalize: bool = False,  # to length 1
+        # True where tokens count [K, L]; None: where they are not padding
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # [K, D]
         "First token of the two-way text encoder, projected."
         mask = tokens != self.pad_id if mask is None else mask.bool()
         longest = int(mask.any(0).nonzero().max()) + 1
@@ -83,8 +87,8 @@ class Blip(nn.Module):
 
 # %% ../../nbs/2_models/05_blip.ipynb #2e631819
 def need_transformers(
-    what="BLIP",  # who needs it, for the message
-):  # the library
+    what: str = "BLIP",  # who needs it, for the message
+) -> ModuleType:  # the library
     "The library transformers; `ImportError` names the extra it comes with."
     try:
         return importlib.import_module("transformers")
@@ -126,8 +130,8 @@ _NORMS = (
 
 # %% ../../nbs/2_models/05_blip.ipynb #884a8ce4
 def tiny_blip(
-    weight_seed=0,  # another seed, other weights
-    temperature=0.0174,  # see `Blip`
+    weight_seed: int = 0,  # another seed, other weights
+    temperature: float = 0.0174,  # see `Blip`
 ) -> Blip:
     "A small BLIP with reproducible random weights, for tests."
     library = need_transformers()
@@ -161,15 +165,15 @@ class BlipTokenizer:
 
     def __init__(
         self,
-        tokenizer,  # a tokenizer of transformers
-        context_length,  # most tokens of a text
-    ):
+        tokenizer: Any,  # a tokenizer of transformers
+        context_length: int,  # most tokens of a text
+    ) -> None:
         self.tokenizer, self.context_length = tokenizer, context_length
 
     def __call__(
         self,
-        texts,  # list of K strings
-    ):  # ids [K, L]
+        texts: Sequence[str],  # list of K strings
+    ) -> torch.Tensor:  # ids [K, L]
         "Ids of texts. Raises `ValueError` for a text that is too long."
         rows = self.tokenizer(
             list(texts),
@@ -193,7 +197,7 @@ BLIP_TEMPERATURES = {768: 0.0174, 1024: 0.0222}  # by the width of the image tow
 
 
 def is_blip(
-    path,  # a file or a folder
+    path: str | Path,  # a file or a folder
 ) -> bool:
     "Whether a folder holds a BLIP as transformers saves it."
     config = Path(path).expanduser() / "config.json"
@@ -234,11 +238,11 @@ def _how_to_get(source, place):
 
 # %% ../../nbs/2_models/05_blip.ipynb #88297658
 def load_or_explain(
-    make,  # function without arguments that loads
-    source,  # folder, or name on Hugging Face
-    place,  # folder where files may be put by hand; None: `source` is a folder
-    kind="BLIP",  # what is loaded, for the message
-):  # what make() gives
+    make: Callable[[], Any],  # function without arguments that loads
+    source: str | Path,  # folder, or name on Hugging Face
+    place: str | Path | None,  # folder where files may be put by hand; None: `source` is a folder
+    kind: str = "BLIP",  # what is loaded, for the message
+) -> Any:  # what make() gives
     "Load something of transformers; `RuntimeError` says what to fetch and where to put it."
     try:
         return make()
@@ -275,15 +279,16 @@ def _check_complete(where, missing_keys):
 
 # %% ../../nbs/2_models/05_blip.ipynb #47c3af25
 def load_blip(
-    source,  # "blip-base", "blip-large", or a folder
-    temperature=None,  # cosines are divided by it; None: that of the published models
-    place=None,  # folder to look into before the network
-):  # (Blip, BlipTokenizer)
+    source: str | Path,  # "blip-base", "blip-large", or a folder
+    # cosines are divided by it; None: that of the published models
+    temperature: float | None = None,
+    place: str | Path | None = None,  # folder to look into before the network
+) -> tuple[Blip, BlipTokenizer]:
     "A published BLIP for retrieval, or one from a folder."
     _check_source(source)
     library, hint = need_transformers(), place if source in BLIP_MODELS else None
     local = place if place and is_blip(place) else None if source in BLIP_MODELS else source
-    where = str(Path(local).expanduser()) if local else BLIP_MODELS[source]
+    where = str(Path(local).expanduser()) if local else BLIP_MODELS[str(source)]
 
     def towers():
         return library.BlipForImageTextRetrieval.from_pretrained(

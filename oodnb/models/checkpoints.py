@@ -9,8 +9,10 @@ __all__ = ['ACTIVATIONS', 'read_checkpoint', 'foreign_as_shells', 'infer_config'
 import io
 import math
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -18,6 +20,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.factory import get_model_config
 from open_clip.model import convert_to_custom_text_state_dict
 from safetensors import safe_open
+from torch import nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #81771dbe
@@ -176,8 +179,9 @@ def read_checkpoint(
     # safetensors file, state dict saved by torch.save (bare, or under "state_dict",
     # "model_state_dict" or "model"; prefixes of compiled and parallel models go), or TorchScript
     # archive
-    path,
-):  # (state dict in float32, "quick_gelu" or "gelu" or None)
+    path: str | Path,
+    # (state dict in float32, "quick_gelu" or "gelu" or None)
+) -> tuple[dict[str, torch.Tensor], str | None]:
     """Weights of a file and the activation they are known to be trained with.
     Raises `FileNotFoundError`, or `ValueError` for anything that is not weights."""
     state, activation = _read_any(path)
@@ -201,8 +205,9 @@ class _Shell:  # stands for a class that a file mentions and nobody needs
 
 @contextmanager
 def foreign_as_shells(
-    path,  # file written by torch.save; any other file is left to its reader
-):  # inside, torch.load(path, weights_only=True) and read_checkpoint(path) read it
+    path: str | Path,  # file written by torch.save; any other file is left to its reader
+    # inside, torch.load(path, weights_only=True) and read_checkpoint(path) read it
+) -> Iterator[None]:
     "Classes that a checkpoint mentions are read as empty shells, without running their code."
     try:
         names = get_unsafe_globals_in_checkpoint(path)
@@ -271,9 +276,9 @@ def _known_config(config):
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #90473317
 def infer_config(
-    state,  # state dict in OpenAI's layout
-    path="the state dict",  # where it came from, for the error
-) -> dict:  # embed_dim, vision_cfg, text_cfg for open_clip.CLIP
+    state: dict[str, torch.Tensor],  # state dict in OpenAI's layout
+    path: str | Path = "the state dict",  # where it came from, for the error
+) -> dict[str, Any]:  # embed_dim, vision_cfg, text_cfg for open_clip.CLIP
     "Architecture of a CLIP from the shapes of its tensors. Raises `ValueError` for another layout."
     image = "visual.proj" if "visual.proj" in state else "visual.attnpool.positional_embedding"
     needed = (
@@ -317,10 +322,10 @@ def _misfits(
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #dcfa249f
 def fill_model(
-    model,  # open_clip model to fill, in place
-    state,  # state dict of `read_checkpoint`
-    path="the state dict",  # where it came from, for the error
-):  # the model
+    model: nn.Module,  # open_clip model to fill, in place
+    state: dict[str, torch.Tensor],  # state dict of `read_checkpoint`
+    path: str | Path = "the state dict",  # where it came from, for the error
+) -> nn.Module:  # the model
     """Load weights into a model.
     Raises `ValueError` naming what is missing, unknown or of another shape."""
     state = convert_state_dict(model, dict(state))

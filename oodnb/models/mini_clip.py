@@ -6,11 +6,16 @@
 __all__ = ['ARCHITECTURE', 'PIXELS', 'ConvStem', 'make_clip', 'compact_rows', 'save_clip', 'unfold_clip', 'preprocessing']
 
 # %% ../../nbs/2_models/03_mini_clip.ipynb #b8db43ce
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -42,9 +47,9 @@ class ConvStem(nn.Sequential):
 
     def __init__(
         self,
-        width,  # of the tokens
-        channels=(32, 64),  # of the two stages
-    ):
+        width: int,  # of the tokens
+        channels: tuple[int, int] = (32, 64),  # of the two stages
+    ) -> None:
         a, b = channels
         super().__init__(
             nn.Conv2d(3, a, 3, 2, 1, bias=False),
@@ -56,7 +61,7 @@ class ConvStem(nn.Sequential):
         )
 
 # %% ../../nbs/2_models/03_mini_clip.ipynb #e27c9a24
-ARCHITECTURE = {
+ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"layers": 4, "width": 192, "head_width": 64, "patch_size": 12, "image_size": 96},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 3},
@@ -64,9 +69,9 @@ ARCHITECTURE = {
 
 
 def make_clip(
-    vocab_size=None,  # rows of the token table; CLIP's 49,408 unless given
-    image_size=96,  # side in pixels, a multiple of 12
-):
+    vocab_size: int | None = None,  # rows of the token table; CLIP's 49,408 unless given
+    image_size: int = 96,  # side in pixels, a multiple of 12
+) -> open_clip.CLIP:
     "The untrained small CLIP."
     text = ARCHITECTURE["text_cfg"] | ({"vocab_size": vocab_size} if vocab_size else {})
     model = open_clip.CLIP(
@@ -76,7 +81,7 @@ def make_clip(
     return model
 
 # %% ../../nbs/2_models/03_mini_clip.ipynb #0d2aeb5d
-def compact_rows(ids, size=49408):
+def compact_rows(ids: Sequence[int] | np.ndarray, size: int = 49408) -> torch.Tensor:
     """For every token of CLIP the row of the compact table.
     0 for tokens that were not trained, 1 + position for the others. The order stays, so that
     end-of-text is the largest."""
@@ -89,11 +94,11 @@ _MADE_ANEW = ("attn_mask", "num_batches_tracked")  # by the model itself, not ke
 
 
 def save_clip(
-    model,  # a small CLIP with a compact token table
-    ids,  # its token ids, from `vocabulary`
-    path,  # *.safetensors
-    metadata=None,  # {str: str}, e.g. the seed and the number of pictures
-):
+    model: nn.Module,  # a small CLIP with a compact token table
+    ids: Sequence[int] | np.ndarray,  # its token ids, from `vocabulary`
+    path: str | Path,  # *.safetensors
+    metadata: dict[str, str] | None = None,  # {str: str}, e.g. the seed and the number of pictures
+) -> None:
     "Writes the weights as safetensors: half precision, norms and counts in full."
     kept = {k: v for k, v in model.state_dict().items() if not k.endswith(_MADE_ANEW)}
     state = {k: v.detach().cpu() for k, v in kept.items()}
@@ -103,8 +108,8 @@ def save_clip(
 
 # %% ../../nbs/2_models/03_mini_clip.ipynb #be3e86df
 def unfold_clip(
-    path,  # *.safetensors from `save_clip`
-):
+    path: str | Path,  # *.safetensors from `save_clip`
+) -> open_clip.CLIP:
     "The small CLIP with CLIP's full token table, in float32."
     state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
     rows = compact_rows(state.pop("token_ids").numpy())
@@ -123,7 +128,7 @@ def unfold_clip(
 PIXELS = 96  # side of its pictures
 
 
-def preprocessing():
+def preprocessing() -> Callable[[Image.Image], torch.Tensor]:
     "PIL picture to [3, 96, 96], as open_clip does it."
     return image_transform_v2(
         PreprocessCfg(size=PIXELS, mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bicubic"),

@@ -6,6 +6,7 @@ __all__ = ['TextTower', 'text_tower', 'Attention', 'PackedTokens', 'pack_tokens'
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #e899bee0
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,25 +22,26 @@ class TextTower:
 
     token_embedding: nn.Embedding
     positional_embedding: torch.Tensor
-    transformer: nn.Module
+    transformer: Any  # open_clip's
     attn_mask: torch.Tensor
     ln_final: nn.Module
-    text_projection: object  # tensor [W, D], module, or None
+    text_projection: Any  # tensor [W, D], module, or None
     eos_id: int | None  # token that is read; None: the one with the highest id
 
     def ends(
         self,
-        tokens,  # ids [K, L]
-    ):  # position of the token that is read [K]
+        tokens: torch.Tensor,  # ids [K, L]
+    ) -> torch.Tensor:  # position of the token that is read [K]
         "Where every text ends."
         known = tokens.where(tokens < self.token_embedding.num_embeddings, 0)
         return known.argmax(1) if self.eos_id is None else (known == self.eos_id).int().argmax(1)
 
     def embed(
         self,
-        tokens,  # ids of any shape; from the size of the vocabulary on, they count learned words
-        words=None,  # vectors of the learned words [M, W]
-    ):  # embeddings, one more dimension than tokens; positions are not in them
+        # ids of any shape; from the size of the vocabulary on, they count learned words
+        tokens: torch.Tensor,
+        words: torch.Tensor | None = None,  # vectors of the learned words [M, W]
+    ) -> torch.Tensor:  # embeddings, one more dimension than tokens; positions are not in them
         "Token embeddings, learned words among them."
         dtype, vocabulary = self.transformer.get_cast_dtype(), self.token_embedding.num_embeddings
         if words is None:
@@ -50,8 +52,8 @@ class TextTower:
 
     def read(
         self,
-        x,  # hidden states of the tokens that are read [K, W]
-    ):  # text features [K, D], float32 or better
+        x: torch.Tensor,  # hidden states of the tokens that are read [K, W]
+    ) -> torch.Tensor:  # text features [K, D], float32 or better
         "From the last layer into the joint space."
         x, project = self.ln_final(x), self.text_projection
         x = x if project is None else project(x) if isinstance(project, nn.Module) else x @ project
@@ -76,7 +78,7 @@ def _why_not(text, pool):
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #75c177e6
 def text_tower(
-    model,  # open_clip model (CLIP, CustomTextCLIP)
+    model: Any,  # open_clip model (CLIP, CustomTextCLIP)
 ) -> TextTower:
     "The causal text tower of a model. Raises `ValueError`, which names the tower, if it has none."
     inside = isinstance(getattr(model, "text", None), nn.Module)
@@ -199,10 +201,10 @@ def _who_sees_whom(lengths, begins, prefix, width):
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #318db0e1
 def pack_tokens(
-    tokens,  # ids [K, L]
-    ends,  # position at which each text is read [K]
-    device=None,  # where the plan is needed; None: where tokens are
-    width=32,  # places on a shelf; changes speed, not the result
+    tokens: torch.Tensor,  # ids [K, L]
+    ends: torch.Tensor,  # position at which each text is read [K]
+    device: str | torch.device | None = None,  # where the plan is needed; None: where tokens are
+    width: int = 32,  # places on a shelf; changes speed, not the result
 ) -> PackedTokens:
     """Lay down what texts begin with alike once.
     Leave out what stands behind the end, and all in one line."""
@@ -289,10 +291,10 @@ def _at_unit_size(encode, words):
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #567b882c
 def encode_packed(
-    tower,  # a `TextTower`
-    packed,  # `PackedTokens`
-    words=None,  # vectors of the learned words [M, W], any floating type
-):  # text features [K, D], not normalised, float32 or better
+    tower: TextTower,  # a `TextTower`
+    packed: PackedTokens,  # `PackedTokens`
+    words: torch.Tensor | None = None,  # vectors of the learned words [M, W], any floating type
+) -> torch.Tensor:  # text features [K, D], not normalised, float32 or better
     "Text features of packed texts, differentiable with respect to words."
     return _at_unit_size(lambda words: _run(tower, packed, words), words)
 
@@ -339,12 +341,13 @@ def _check_rows(tower, tokens, words):
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #93890654
 def encode_tokens(
-    model,  # open_clip model with a causal text tower
+    model: Any,  # open_clip model with a causal text tower
     # ids [K, L], on any device; from the size of the vocabulary on, they count learned words
-    tokens,
-    words=None,  # vectors of the learned words [M, W]
-    share=True,  # False: the plain computation over all L positions
-):  # text features [K, D], not normalised, float32 or better, on the device of the model
+    tokens: torch.Tensor,
+    words: torch.Tensor | None = None,  # vectors of the learned words [M, W]
+    share: bool = True,  # False: the plain computation over all L positions
+    # text features [K, D], not normalised, float32 or better, on the device of the model
+) -> torch.Tensor:
     """Text features of token rows.
     Raises `ValueError` for towers that are not causal and for ids that mean nothing."""
     tower, ends = _check_rows(text_tower(model), tokens, words)
