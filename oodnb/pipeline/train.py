@@ -9,8 +9,10 @@ __all__ = ['batch_rows', 'feature_batches', 'learning_rates', 'save_state', 'loa
 # %% ../../nbs/5_pipeline/08_train.ipynb #65463365
 import json
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,21 +22,22 @@ from tqdm.auto import tqdm
 
 from ..data.crops import input_size, random_crops
 from ..data.fewshot import few_shot, load_few_shot, save_few_shot
+from ..data.image_sets import ImageSet
 from ..features import extract, stream
 from ..ground.files import atomic_path, locked
 from ..ground.randomness import chance_of
-from ..models.backbone import check_caller
+from ..models.backbone import Backbone, check_caller
 
 # %% ../../nbs/5_pipeline/08_train.ipynb #1e79dcb4
 _all_ = ["few_shot", "load_few_shot", "save_few_shot"]  # who trains draws first
 
 # %% ../../nbs/5_pipeline/08_train.ipynb #5929fe4a
 def batch_rows(
-    count,  # pictures
-    batch_size,  # per step
-    seed,  # of the run
-    epoch,  # 0, 1, ...
-) -> list:  # int64 positions of each batch
+    count: int,  # pictures
+    batch_size: int,  # per step
+    seed: int,  # of the run
+    epoch: int,  # 0, 1, ...
+) -> list[np.ndarray]:  # int64 positions of each batch
     "The batches of one epoch: a random order without replacement."
     order = chance_of("order", seed, epoch).permutation(count)
     return [
@@ -53,17 +56,18 @@ def _passing(backbone, crops, rows, batch_size, local, workers):
 
 # %% ../../nbs/5_pipeline/08_train.ipynb #0a9e2006
 def feature_batches(
-    backbone,  # Backbone
-    images,  # ImageSet, all readable
-    batch_size=32,  # per step
-    seed=1,  # of crops and order
-    views=None,  # encoded crops per picture; None for new ones in every epoch
-    local=False,  # local features too
-    cache=True,  # where views are kept: True: $OODNB_HOME/features; a folder; False: in memory only
-    workers=None,  # threads that decode, see `extract`
+    backbone: Backbone,
+    images: ImageSet,  # all readable
+    batch_size: int = 32,  # per step
+    seed: int = 1,  # of crops and order
+    views: int | None = None,  # encoded crops per picture; None for new ones in every epoch
+    local: bool = False,  # local features too
+    # where views are kept: True: $OODNB_HOME/features; a folder; False: in memory only
+    cache: bool | str | Path = True,
+    workers: int | None = None,  # threads that decode, see `extract`
     # function: epoch -> iterator of
     # (image_features [B, D], local_features [B, R, D] or None, labels [B])
-):
+) -> Callable[[int], Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]]:
     "What a few-shot training reads, epoch by epoch."
     size, bank = input_size(backbone), {}
 
@@ -90,13 +94,13 @@ def feature_batches(
 
 # %% ../../nbs/5_pipeline/08_train.ipynb #bac29d2c
 def learning_rates(
-    epochs,  # E
-    lr=0.002,  # the rate after the warm-up
-    warmup_epochs=1,  # W
-    warmup_lr=1e-5,  # rate of a constant warm-up; of the first epoch of a linear one
-    warmup="constant",  # "constant" or "linear"
-    recount=True,  # the cosine counts from the end of the warm-up
-) -> list:  # one rate per epoch
+    epochs: int,  # E
+    lr: float = 0.002,  # the rate after the warm-up
+    warmup_epochs: int = 1,  # W
+    warmup_lr: float = 1e-5,  # rate of a constant warm-up; of the first epoch of a linear one
+    warmup: str = "constant",  # "constant" or "linear"
+    recount: bool = True,  # the cosine counts from the end of the warm-up
+) -> list[float]:  # one rate per epoch
     "Warm-up and cosine, changed once per epoch (CoOp's protocol)."
     if warmup not in ("constant", "linear"):
         raise ValueError(f"warmup is {warmup!r}; possible are 'constant' and 'linear'.")
@@ -128,11 +132,11 @@ def _learned(optimizer):
 
 
 def save_state(
-    path,  # *.safetensors
-    optimizer,  # over what is learned
-    settings,  # dict (JSON)
-    history,  # what was measured so far (JSON)
-):
+    path: str | Path,  # *.safetensors
+    optimizer: torch.optim.Optimizer,  # over what is learned
+    settings: dict,  # (JSON)
+    history: list[dict],  # what was measured so far (JSON)
+) -> None:
     "Write parameters, the optimiser's memory, settings and history, at once."
     tensors = {}
     for i, p in enumerate(_learned(optimizer)):
@@ -173,10 +177,10 @@ def _check_same(path, kept, settings):
 
 # %% ../../nbs/5_pipeline/08_train.ipynb #934b95ca
 def load_state(
-    path,  # file from `save_state`; no file is an empty history
-    optimizer,  # its parameters and memory are filled
-    settings,  # must agree with those of the file
-):  # history
+    path: str | Path,  # file from `save_state`; no file is an empty history
+    optimizer: torch.optim.Optimizer,  # its parameters and memory are filled
+    settings: dict,  # must agree with those of the file
+) -> list[dict]:  # history
     "Take up a training. `ValueError` when it was another one."
     found = _read_state(path)
     if found is None:
@@ -242,22 +246,25 @@ def _undone_if_it_fails(optimizer, epoch, rate, path):
 
 # %% ../../nbs/5_pipeline/08_train.ipynb #fbdeb0cb
 def train(
-    optimizer,  # over what is learned; its learning rate is set here
-    rates,  # learning rate of every epoch
-    batches,  # function: epoch -> iterable of batches; depends on nothing else
-    loss_of,  # function: batch -> dict of numbers, of which "loss" is minimised
-    folder=None,  # keeps the state after every epoch, and goes on from it
-    settings=None,  # dict (JSON) that must agree with that of a kept state
-    stop_after=None,  # stop when so many epochs are finished; a later call goes on
-    watch=None,  # function of a dict (epoch, step, lr and the numbers), called after every step
-    progress=True,  # show a bar when it takes longer than a second
-) -> list:  # one dict per finished epoch: epoch, lr and the mean of every number
+    optimizer: torch.optim.Optimizer,  # over what is learned; its learning rate is set here
+    rates: Sequence[float],  # learning rate of every epoch
+    # function: epoch -> iterable of batches; depends on nothing else
+    batches: Callable[[int], Iterable],
+    # function: batch -> dict of numbers, of which "loss" is minimised
+    loss_of: Callable[[Any], dict],
+    folder: str | Path | None = None,  # keeps the state after every epoch, and goes on from it
+    settings: dict | None = None,  # (JSON) that must agree with those of a kept state
+    stop_after: int | None = None,  # stop when so many epochs are finished; a later call goes on
+    # function of a dict (epoch, step, lr and the numbers), called after every step
+    watch: Callable[[dict], None] | None = None,
+    progress: bool = True,  # show a bar when it takes longer than a second
+) -> list[dict]:  # one per finished epoch: epoch, lr and the mean of every number
     "Gradient descent, resumable after every epoch. `RuntimeError` when the loss is not finite."
     check_caller(trains=True)
     path = Path(folder).expanduser() / "training.safetensors" if folder else None
     settings = json.loads(json.dumps(settings or {}))
     last = min(len(rates), len(rates) if stop_after is None else stop_after)
-    hidden = dict(disable=not progress, delay=1)
+    hidden: dict[str, Any] = dict(disable=not progress, delay=1)
     alone = torch.autocast(_learned(optimizer)[0].device.type, enabled=False)  # not the caller's
     with locked(path) if path else nullcontext(), alone:
         history = load_state(path, optimizer, settings) if path else []
