@@ -8,6 +8,7 @@ __all__ = ['SIDE', 'TEXTURES', 'SCENES', 'background']
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #b7f92576
 import colorsys
 from functools import partial
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -674,9 +675,9 @@ SCENES = {
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #18d641bd
 def background(
-    name,  # one of TEXTURES or SCENES
-    seed,  # an integer: the same name and seed give the same picture
-):
+    name: str,  # one of TEXTURES or SCENES
+    seed: Any,  # an integer: the same name and seed give the same picture
+) -> np.ndarray:
     """A texture or a place as `uint8` [128, 128, 3].
 
     Raises ValueError for a name that is in neither table."""
