@@ -15,6 +15,7 @@ from oodnb.methods.knn import fit_knn
 from oodnb.methods.mahalanobis import fit_mahalanobis
 from oodnb.methods.react import fit_react
 from oodnb.methods.vim import fit_vim
+from oodnb.scores import entropy
 
 WIDTH, CLASSES = 16, 5
 NAMES = ["cat", "dog", "bird", "fish", "frog"]
@@ -127,8 +128,6 @@ def test_scores_of_logits(kind):
 def test_their_entropy_cuts_small_probabilities_and_ours_does_not():
     logits = torch.tensor([[0.0, -40.0, -60.0]], dtype=torch.float64)
     exact = float((logits.softmax(1) * logits.log_softmax(1)).sum())
-    from oodnb.scores import entropy
-
     close(entropy(logits)[0], exact, rtol=1e-12)
     theirs = -float(other.Entropy(None).predict_logits(logits)[0])
     assert theirs == pytest.approx(2 * 1e-7 * np.log(1e-7), rel=1e-3)
