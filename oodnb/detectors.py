@@ -125,7 +125,7 @@ def check_features(
         _check_precision("local_features", maps)
 
 # %% ../nbs/5_pipeline/07_detectors.ipynb #9b5a414e
-_SHARED = ContextVar("shared", default=None)
+_SHARED: ContextVar[dict | None] = ContextVar("shared", default=None)
 
 
 @contextmanager

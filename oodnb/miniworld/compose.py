@@ -64,7 +64,7 @@ def make_canvas(
     window[:, 1, 1] = _tensor(zoom)
     window[:, :, 2] = _tensor(rng.uniform(-1, 1, (n, 2)) * (1 - zoom)[:, None])
     pictures = torch.as_tensor(backgrounds).permute(0, 3, 1, 2).float() / 255
-    grid = F.affine_grid(window, (n, 3, size, size), align_corners=False)
+    grid = F.affine_grid(window, [n, 3, size, size], align_corners=False)
     pictures = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
     return tint(
         pictures,
@@ -145,13 +145,13 @@ def lay_object(
     cover = torch.zeros(n, 1, size, size)
     if len(where) == 0:
         return canvas, cover
-    where, sprites = torch.as_tensor(where), torch.as_tensor(sprites).float() / 255
-    sprites = _restyled(rng, sprites, jitter, restyle)
+    where = torch.as_tensor(where)
+    drawn = _restyled(rng, torch.as_tensor(sprites).float() / 255, jitter, restyle)
     maps = _placement(rng, scale, x, y, turn, flip, jitter)
-    grid = F.affine_grid(maps, (len(where), 4, size, size), align_corners=False)
+    grid = F.affine_grid(maps, [len(where), 4, size, size], align_corners=False)
     if restyle:
         grid = grid + _bend(rng, np.asarray(scale), size, restyle)
-    laid = F.grid_sample(sprites, grid, align_corners=False)
+    laid = F.grid_sample(drawn, grid, align_corners=False)
     colour, alpha = laid[:, :3], laid[:, 3:]
     canvas = canvas.clone()
     canvas[where] = canvas[where] * (1 - shadow * _shadow(alpha)) * (1 - alpha) + colour

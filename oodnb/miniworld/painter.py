@@ -63,7 +63,7 @@ class World:
         """Sprite numbers by concept and artist, where `allowed` (bool [n]) is true.
 
         {concept: [[sprites of one artist], ...]}"""
-        by = {}
+        by: dict[int, dict] = {}
         for k in np.flatnonzero(allowed):
             by.setdefault(int(self.shows[k]), {}).setdefault(self.artists[k], []).append(int(k))
         return {concept: list(artists.values()) for concept, artists in by.items()}
@@ -92,8 +92,8 @@ class Contents:
 class Look:
     "How pictures are laid out and how rough they are."
 
-    scale: tuple = (0.35, 0.9)  # size of the main object
-    beside: tuple = (0.2, 0.4)  # size of the other objects
+    scale: tuple[float, float] = (0.35, 0.9)  # size of the main object
+    beside: tuple[float, float] = (0.2, 0.4)  # size of the other objects
     reach: float = 1.1  # 1: the main object stays inside the picture; more: it may be cut
     turn: float = 0.22  # standard deviation of the tilt in radians
     jitter: float = 1.0  # strength of tint, stretch and shear of the objects
@@ -267,7 +267,7 @@ def background_bank(
 
     (uint8 [31, drawings, 128, 128, 3], uint8 [21, drawings, 128, 128, 3])"""
     names = [(kind, k, name) for kind in (1, 2) for k, name in enumerate(KINDS[kind])]
-    bank = {1: [], 2: []}
+    bank: dict[int, list[np.ndarray]] = {1: [], 2: []}
     for kind, k, name in wrap(names):
         bank[kind].append(np.stack([background(name, [seed, kind, k, i]) for i in range(drawings)]))
     return np.stack(bank[1]), np.stack(bank[2])

@@ -265,7 +265,7 @@ def _healed(dataset, skipped):
 
 def read_parts(folder: Path, dataset: Any) -> list[Piece]:
     "The pieces of an unfinished run, from the first picture on without a gap; others are removed."
-    pieces = []
+    pieces: list[Piece] = []
     for path in sorted(folder.glob("[0-9]*.safetensors")):
         piece, end = read_part(path), pieces[-1].stop if pieces else 0
         if piece and piece.start == end and not _healed(dataset, piece.skipped):
@@ -292,7 +292,7 @@ def stored(
     repair: bool = False,
 ) -> Piece | None:  # Piece with all kinds, or None
     "What a finished entry holds, checked."
-    pieces = []
+    pieces: list[Piece] = []
     for kind in kinds:
         try:
             piece = entry.read(kind)
@@ -335,11 +335,13 @@ def cache_root(
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #4567f1e8
 def writable(
-    cache: bool | str | Path | None,  # as in cache_root, not False
+    cache: bool | str | Path | None,  # as in cache_root
 ) -> bool:
     """Can the cache be written?
     A folder that was asked for must be (`ValueError`); for the default one a warning is enough."""
     root = cache_root(cache)
+    if root is None:
+        return False
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):

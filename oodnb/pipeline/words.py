@@ -102,15 +102,15 @@ def make_list(
     as_published: bool = False,  # keep blank and repeated lines, and blanks around words
 ) -> WordList:
     "A list of words from lines. Raises `ValueError` when no word is left."
-    lines = _check_lines(lines)
-    full = [word for line in lines if (word := line.strip().removeprefix("\ufeff"))]
+    given = _check_lines(lines)
+    full = [word for line in given if (word := line.strip().removeprefix("\ufeff"))]
     if not full:
         raise ValueError(
-            f"{name} holds no word ({len(lines)} lines, all blank); one word per line is needed."
+            f"{name} holds no word ({len(given)} lines, all blank); one word per line is needed."
         )
-    words = lines if as_published else dict.fromkeys(full)
-    blank, repeated = len(lines) - len(full), len(full) - len(set(full))
-    counts = {"lines": len(lines), "blank": blank, "repeated": repeated}
+    words = given if as_published else dict.fromkeys(full)
+    blank, repeated = len(given) - len(full), len(full) - len(set(full))
+    counts = {"lines": len(given), "blank": blank, "repeated": repeated}
     return WordList(name, tuple(words), counts)
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #a4e25798
@@ -277,7 +277,7 @@ def encode_once(
     texts = list(texts)
     different = list(dict.fromkeys(texts))
     kept, parts = cache_root(cache), []
-    root = kept / "texts" if kept is not None and writable(cache) else None
+    root = kept / "texts" if kept and writable(cache) else None
     starts = range(0, len(different), chunk)
     about = dict(desc="texts", unit="file", delay=5, leave=False)
     for first in tqdm(starts, **about, disable=not progress):
