@@ -93,7 +93,7 @@ class NegLabelSettings:
     template: str = "The nice {}."  # sentence of the classes and of nouns
     adjective_template: str = "This is a {} photo"  # sentence of adjectives; the program's
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_above(self, keep=0, temperature=0)
         check_from(self, quantile=0)
         _check_quantile(self.quantile)
