@@ -8,7 +8,9 @@ __all__ = ['detector_names', 'by_role', 'score_table', 'run_benchmark', 'save_sc
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #195eca1a
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,7 +53,7 @@ _KEYS = ("dataset", "split", "role", "image_id", "label", "prediction")
 
 
 def detector_names(
-    scores,  # score table
+    scores: pd.DataFrame,  # score table
 ) -> list[str]:  # names in table order
     "The columns of a score table that hold scores."
     names = [c for c in scores.columns if c not in _KEYS and not str(c).startswith("prediction:")]
@@ -65,8 +67,9 @@ def detector_names(
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #034e97a3
 def by_role(
-    scores,  # score table
-) -> tuple:  # ID rows (DataFrame), and a dict from OOD set to its rows
+    scores: pd.DataFrame,  # score table
+    # ID rows (DataFrame), and a dict from OOD set to its rows
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     "Split a score table into its ID rows and its OOD sets."
     missing = [c for c in ("dataset", "role") if c not in scores.columns]
     if missing:
@@ -111,9 +114,9 @@ def _columns(name, columns, detectors):  # {detector: scores [N]}, checked
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #09bde117
 def score_table(
-    id_scores,  # dict: detector -> scores of the ID images [N]
-    ood_scores,  # dict: OOD set -> dict: detector -> scores [M]
-    id_name="id",  # name of the ID set
+    id_scores: Mapping[str, Any],  # dict: detector -> scores of the ID images [N]
+    ood_scores: Mapping[str, Mapping[str, Any]],  # dict: OOD set -> dict: detector -> scores [M]
+    id_name: str = "id",  # name of the ID set
 ) -> pd.DataFrame:  # score table without labels and predictions
     "A score table from plain arrays; raises `ValueError` when detectors or lengths disagree."
     parts, unknown = [], np.int64(-1)
@@ -363,13 +366,13 @@ def _run_facts(backbone, id_set, ood_sets, table, classes, detectors):
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #67579c6d
 def run_benchmark(
-    backbone,  # Backbone that encodes the images
-    id_set,  # ImageSet of in-distribution images
-    ood_sets,  # ImageSets, or a dict of them
-    detectors,  # Detectors; each scores every image
-    cache=True,  # read and write the feature cache
-    batch_size=256,  # images encoded and scored at once
-    progress=True,  # show a progress bar
+    backbone: Any,  # Backbone that encodes the images
+    id_set: Any,  # ImageSet of in-distribution images
+    ood_sets: Any,  # ImageSets, or a dict of them
+    detectors: Any,  # Detectors; each scores every image
+    cache: bool | str | Path | None = True,  # read and write the feature cache
+    batch_size: int = 256,  # images encoded and scored at once
+    progress: bool = True,  # show a progress bar
 ) -> pd.DataFrame:  # score table, one row per image that could be read
     "Scores of all detectors on one ID set and several OOD sets, in one pass over the images."
     detectors, ood_sets = _check_detectors(detectors, backbone), _check_sets(id_set, ood_sets)
@@ -390,8 +393,8 @@ def run_benchmark(
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #01e32753
 def save_scores(
-    scores,  # score table
-    path,  # file to write, usually ending in .parquet
+    scores: pd.DataFrame,  # score table
+    path: str | Path,  # file to write, usually ending in .parquet
 ) -> Path:  # the file
     "Write a score table and its `attrs` as Parquet, atomically."
     by_role(scores)
@@ -439,7 +442,7 @@ def _check_as_written(path, scores, facts):
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #605912dc
 def load_scores(
-    path,  # file written by save_scores
+    path: str | Path,  # file written by save_scores
 ) -> pd.DataFrame:  # score table with its attrs
     "Read a score table and check it against what was written."
     path = Path(path).expanduser()

@@ -7,13 +7,15 @@ __all__ = ['Detector', 'check_features', 'shared_reading', 'TextDetector', 'pred
            'threshold_at_tpr', 'TextThreshold', 'threshold_from_texts']
 
 # %% ../nbs/5_pipeline/07_detectors.ipynb #759a22e6
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from .features import Features
 from oodnb.pipeline.thresholds import (
     TextThreshold,
     Threshold,
@@ -37,7 +39,7 @@ class Detector(Protocol):
 
     def score(
         self,
-        features,  # Features of N images
+        features: Features,  # of N images
     ) -> torch.Tensor:  # scores [N], float32 or float64
         "One score per image."
         ...
@@ -97,12 +99,12 @@ def _check_precision(what, value):
 
 # %% ../nbs/5_pipeline/07_detectors.ipynb #461eb22a
 def check_features(
-    features,  # Features of N images
-    width,  # columns of the classifier
-    fingerprint,  # of the backbone that made the classifier, or None
-    local,  # whether region features are needed
-    who,  # name of the detector, for the message
-):
+    features: Features,  # of N images
+    width: int,  # columns of the classifier
+    fingerprint: str | None,  # of the backbone that made the classifier, or None
+    local: bool,  # whether region features are needed
+    who: str,  # name of the detector, for the message
+) -> None:
     "Refuse features that do not fit a classifier, with the reason."
     _check_model(features, width, fingerprint, who)
     x, maps = features.image_features, features.local_features
@@ -123,11 +125,11 @@ def check_features(
         _check_precision("local_features", maps)
 
 # %% ../nbs/5_pipeline/07_detectors.ipynb #9b5a414e
-_SHARED = ContextVar("shared", default=None)
+_SHARED: ContextVar[dict | None] = ContextVar("shared", default=None)
 
 
 @contextmanager
-def shared_reading():
+def shared_reading() -> Iterator[None]:
     """Inside, what several text detectors read off the same Features is computed once and kept
     until the end of the block."""
     token = _SHARED.set({})
@@ -183,6 +185,10 @@ def _mcm_family(detector, features):  # mcm, l_mcm or gl_mcm [N], float64
         return score
     return score + detector.local_weight * _best_region(features, classifier, temperature)
 
+
+def _nearest(features: Features, classifier: torch.Tensor) -> torch.Tensor:  # class index [N]
+    return _once("best", features, classifier, lambda: _sims(features, classifier).argmax(-1))
+
 # %% ../nbs/5_pipeline/07_detectors.ipynb #b46e9988
 @dataclass(frozen=True, eq=False)
 class TextDetector:
@@ -212,7 +218,7 @@ class TextDetector:
 
     def score(
         self,
-        features,  # Features of N images
+        features: Features,  # of N images
     ) -> torch.Tensor:  # scores [N], float64
         "One score per image; raises `ValueError` when the features do not fit."
         _check_fit(features, self.classifier, self.fingerprint, self.needs_local, self.name)
@@ -224,26 +230,26 @@ class TextDetector:
 
     def predict(
         self,
-        features,  # Features of N images
+        features: Features,  # of N images
     ) -> torch.Tensor:  # class index [N], int64
         "The class whose text is nearest."
         _check_fit(features, self.classifier, self.fingerprint, False, self.name)
-        return predict(features, self.classifier)
+        return _nearest(features, self.classifier)
 
 # %% ../nbs/5_pipeline/07_detectors.ipynb #9cc736a6
 def predict(
-    features,  # Features of N images
-    classifier,  # text vectors [K, D]
-    class_names=None,  # K names; None returns indices
-):  # int64 tensor [N], or a list of N names
+    features: Features,  # of N images
+    classifier: torch.Tensor,  # text vectors [K, D]
+    class_names: Sequence[str] | None = None,  # K names; None returns indices
+) -> torch.Tensor | list[str]:  # int64 tensor [N], or a list of N names
     "Zero-shot class of every image: the text vector with the largest cosine."
     _check_fit(features, classifier, None, False, "The classifier")
+    best = _nearest(features, classifier)
     if class_names is not None and len(class_names) != len(classifier):
         raise ValueError(
             f"{len(class_names)} class names for {len(classifier)} text vectors; "
             "give one name per row of the classifier."
         )
-    best = _once("best", features, classifier, lambda: _sims(features, classifier).argmax(-1))
     return best if class_names is None else [class_names[i] for i in best.tolist()]
 
 # %% ../nbs/5_pipeline/07_detectors.ipynb #e90c23c3
@@ -268,16 +274,16 @@ def _check_text_detectors(classifier, class_names, logit_scale, temperature):
 
 # %% ../nbs/5_pipeline/07_detectors.ipynb #ede16bc7
 def text_detectors(
-    classifier,  # text vectors [K, D]
-    class_names=(),  # K names
-    scores=("mcm",),  # score names
-    logit_scale=100.0,  # factor from cosines to logits
-    temperature=1.0,  # softmax temperature on cosines (MCM family)
-    local_weight=1.0,  # weight of the region term of gl_mcm
-    prefix="",  # put before every name
-    suffix="",  # put behind every name, e.g. "_t0.1"
-    fingerprint=None,  # backbone of the vectors
-) -> list:  # detectors in the order of `scores`
+    classifier: torch.Tensor,  # text vectors [K, D]
+    class_names: Sequence[str] = (),  # K names
+    scores: str | Sequence[str] = ("mcm",),  # score names
+    logit_scale: float = 100.0,  # factor from cosines to logits
+    temperature: float = 1.0,  # softmax temperature on cosines (MCM family)
+    local_weight: float = 1.0,  # weight of the region term of gl_mcm
+    prefix: str = "",  # put before every name
+    suffix: str = "",  # put behind every name, e.g. "_t0.1"
+    fingerprint: str | None = None,  # backbone of the vectors
+) -> list[TextDetector]:  # detectors in the order of `scores`
     "One `TextDetector` per score for given text vectors."
     scores, class_names = _score_names(scores), tuple(class_names)
     _check_text_detectors(classifier, class_names, logit_scale, temperature)
@@ -300,16 +306,18 @@ def _check_regions(scores, backbone):
 
 # %% ../nbs/5_pipeline/07_detectors.ipynb #53e52427
 def zero_shot(
-    backbone,  # Backbone
-    class_names,  # K class names, or an object that has class_names (an image set)
-    scores=("mcm", "gl_mcm", "max_logit", "energy", "msp", "entropy"),  # score names
-    temperature=1.0,  # softmax temperature on cosines (mcm, l_mcm, gl_mcm)
-    local_weight=1.0,  # weight of the region term of gl_mcm
-    templates="photo",  # name or list of prompt templates
-    logit_scale=None,  # factor from cosines to logits; None takes the backbone's own
-    prefix="",  # put before every name
-    suffix="",  # put behind every name
-) -> list:  # detectors in the order of `scores`
+    backbone: Any,  # Backbone
+    class_names: Any,  # K class names, or an object that has class_names (an image set)
+    # score names
+    scores: str | Sequence[str] = ("mcm", "gl_mcm", "max_logit", "energy", "msp", "entropy"),
+    temperature: float = 1.0,  # softmax temperature on cosines (mcm, l_mcm, gl_mcm)
+    local_weight: float = 1.0,  # weight of the region term of gl_mcm
+    templates: str | Sequence[str] = "photo",  # name or list of prompt templates
+    # factor from cosines to logits; None takes the backbone's own
+    logit_scale: float | None = None,
+    prefix: str = "",  # put before every name
+    suffix: str = "",  # put behind every name
+) -> list[TextDetector]:  # detectors in the order of `scores`
     "Detectors that need class names only (MCM, GL-MCM, MaxLogit, Energy, MSP, entropy, variance)."
     scores = _score_names(scores)
     _check_regions(scores, backbone)

@@ -12,8 +12,11 @@ import shutil
 import time
 import warnings
 from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,10 +53,10 @@ class Features:
     class_names: list[str] = field(default_factory=list)  # [K]
     about: dict = field(default_factory=dict)  # source ("cache" or "computed"), path, key
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.ids)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         shape = " x ".join(map(str, self.image_features.shape))
         if self.local_features is not None:
             shape += f", local {' x '.join(map(str, self.local_features.shape))}"
@@ -63,8 +66,8 @@ class Features:
 
     def subset(
         self,
-        rows,  # slice (no copy), positions, or boolean mask [N]
-    ):  # Features of these rows
+        rows: Any,  # slice (no copy), positions, or boolean mask [N]
+    ) -> "Features":  # Features of these rows
         local = None if self.local_features is None else self.local_features[rows]
         if isinstance(rows, slice):
             ids = self.ids[rows]
@@ -75,8 +78,8 @@ class Features:
 
     def batches(
         self,
-        size=256,  # rows per batch; the last one may be smaller
-    ):  # yields Features, in order; the first one carries the skipped list
+        size: int = 256,  # rows per batch; the last one may be smaller
+    ) -> Iterator["Features"]:  # yields Features, in order; the first one carries the skipped list
         if size < 1:
             raise ValueError(f"A batch holds at least one row, not {size}.")
         for start in range(0, len(self), size):
@@ -282,18 +285,18 @@ def _bar(dataset, progress, start=0):  # pictures of a set that have been encode
 
 # %% ../nbs/5_pipeline/02_features.ipynb #bdeeb595
 def encode_range(
-    backbone,  # Backbone
-    dataset,  # ImageSet
-    start,  # first picture
-    stop,  # one after the last
-    entry=None,  # CacheEntry that keeps the parts; None keeps nothing
-    local=False,  # local features too
-    batch_size=256,  # pictures encoded at once
-    workers=0,  # threads that decode; 0 for none
-    progress=False,  # show a bar when it takes longer than a second
-    on_error="skip",  # unreadable picture: "skip" (list it) or "raise"
-    chunk=2048,  # pictures per part
-    patience=60.0,  # seconds after which a part is written early
+    backbone: Any,  # Backbone
+    dataset: Any,  # ImageSet
+    start: int,  # first picture
+    stop: int,  # one after the last
+    entry: CacheEntry | None = None,  # CacheEntry that keeps the parts; None keeps nothing
+    local: bool = False,  # local features too
+    batch_size: int = 256,  # pictures encoded at once
+    workers: int = 0,  # threads that decode; 0 for none
+    progress: bool = False,  # show a bar when it takes longer than a second
+    on_error: str = "skip",  # unreadable picture: "skip" (list it) or "raise"
+    chunk: int = 2048,  # pictures per part
+    patience: float = 60.0,  # seconds after which a part is written early
 ) -> list[Piece]:  # they follow each other
     "Encode some pictures of a set, and keep them as parts of its entry."
     parts = _Parts(entry, local, chunk, patience)
@@ -428,19 +431,21 @@ _log = logging.getLogger(__name__)
 
 
 def extract(
-    backbone,  # Backbone
-    dataset,  # ImageSet
-    cache=True,  # True: $OODNB_HOME/features; a folder; False: nothing is kept
-    local=False,  # local features too
-    batch_size=256,  # pictures encoded at once
-    workers=None,  # threads that decode; 0 for none, None for one per core (at most 16)
-    progress=True,  # show a bar when it takes longer than a second
-    keep_bytes=2_000_000_000,  # largest size of the local features, in bytes
-    on_error="skip",  # unreadable picture: "skip" (list it) or "raise"
-    chunk=2048,  # pictures per part that survives a crash
+    backbone: Any,  # Backbone
+    dataset: Any,  # ImageSet
+    # True: $OODNB_HOME/features; a folder; False: nothing is kept
+    cache: bool | str | Path | None = True,
+    local: bool = False,  # local features too
+    batch_size: int = 256,  # pictures encoded at once
+    # threads that decode; 0 for none, None for one per core (at most 16)
+    workers: int | None = None,
+    progress: bool = True,  # show a bar when it takes longer than a second
+    keep_bytes: int = 2_000_000_000,  # largest size of the local features, in bytes
+    on_error: str = "skip",  # unreadable picture: "skip" (list it) or "raise"
+    chunk: int = 2048,  # pictures per part that survives a crash
     # spread(entry, options), called before anything is computed; it may make parts elsewhere,
     # as in shards
-    spread=None,
+    spread: Callable[[CacheEntry, dict], None] | None = None,
 ) -> Features:
     """Features of a data set, from the cache or computed.
     `ValueError` before the work, `RuntimeError` for non-finite features."""
@@ -490,17 +495,18 @@ def _stream(backbone, dataset, cache, progress, options):
 
 # %% ../nbs/5_pipeline/02_features.ipynb #39616265
 def stream(
-    backbone,  # Backbone
-    dataset,  # ImageSet
-    cache=True,  # as in extract
-    local=True,  # local features too
-    batch_size=256,  # rows per batch
-    workers=None,  # as in extract
-    progress=True,  # show a bar when it takes longer than a second
+    backbone: Any,  # Backbone
+    dataset: Any,  # ImageSet
+    cache: bool | str | Path | None = True,  # as in extract
+    local: bool = True,  # local features too
+    batch_size: int = 256,  # rows per batch
+    workers: int | None = None,  # as in extract
+    progress: bool = True,  # show a bar when it takes longer than a second
     # local features up to this size are kept in the cache, larger ones pass by
-    keep_bytes=2_000_000_000,
-    on_error="skip",  # as in extract
-):  # iterator of Features, in order; their skipped lists together are the whole list
+    keep_bytes: int = 2_000_000_000,
+    on_error: str = "skip",  # as in extract
+    # iterator of Features, in order; their skipped lists together are the whole list
+) -> Iterator[Features]:
     "Features of a data set batch by batch, for local features too big to keep."
     workers = _check_request(backbone, dataset, local, batch_size, workers, on_error)
     if not local or (cache_root(cache) and _local_bytes(backbone, dataset) <= keep_bytes):

@@ -41,6 +41,8 @@ def test_no_line_of_the_tables_is_about_nothing():
         (name, field.name) for name, kind in SETTINGS.items() for field in dataclasses.fields(kind)
     }
     table = published_protocol()
+    # lines about arguments of functions are held by test_more_protocol
+    table = table[[name[0].isupper() for name in table["settings"]]]
     named = set(zip(table["settings"], table["field"]))
     assert len(named) == len(table)
     assert named <= known, named - known

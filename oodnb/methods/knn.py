@@ -7,10 +7,12 @@ __all__ = ['KNNDetector', 'fit_knn']
 
 # %% ../../nbs/11_more/02_knn.ipynb #ff1c3cd0
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 
 from ..detectors import check_features
+from ..features import Features
 from ..scores import normalize
 
 # %% ../../nbs/11_more/02_knn.ipynb #68a36416
@@ -32,7 +34,7 @@ class KNNDetector:
 
     def score(
         self,
-        features,  # Features of N images
+        features: Features,  # of N images
     ) -> torch.Tensor:  # [N], float64, -2 to 0
         "One score per image; raises `ValueError` when the features do not fit."
         check_features(features, self.rows.shape[1], self.fingerprint, False, self.name)
@@ -43,27 +45,28 @@ class KNNDetector:
         return -(2 - 2 * torch.cat(nearest)).clamp_min(0).sqrt()
 
 # %% ../../nbs/11_more/02_knn.ipynb #e77a410c
-def _kept(share, k, train):  # their number
+def _kept(share: float, k: int, train: Features) -> int:
     "How many pictures a share leaves: at least k."
     if not 0 < share <= 1:
         raise ValueError(
             f"share is {share}; give the share of the pictures to keep, above 0 and at most 1."
         )
     count = round(share * len(train))
-    if isinstance(k, bool) or k != int(k) or not 1 <= k <= count:
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= count:
         raise ValueError(
-            f"k is {k}, but {count} pictures of {train.dataset!r} are kept; give a whole number "
-            f"from 1 to {count}."
+            f"k is {k!r}, but {count} pictures of {train.dataset!r} are kept; give a whole number "
+            f"from 1 to {count}, or more pictures."
         )
     return count
 
 
 def fit_knn(
-    train,  # Features of ID pictures; labels are not read
-    k=10,  # which neighbour: 1000 of 1.28 million pictures in the paper, 10 of a hundredth of them
-    share=1.0,  # share of the pictures to keep
-    seed=0,  # draws them
-    name="knn",  # column name
+    train: Features,  # of ID pictures; labels are not read
+    # which neighbour: 1000 of 1.28 million pictures in the paper, 10 of a hundredth of them
+    k: int = 10,
+    share: float = 1.0,  # share of the pictures to keep
+    seed: int = 0,  # draws them
+    name: str = "knn",  # column name
 ) -> KNNDetector:
     """k-NN detector (Sun et al., ICML 2022).
 

@@ -6,12 +6,14 @@
 __all__ = ['MahalanobisDetector', 'fit_mahalanobis']
 
 # %% ../../nbs/11_more/03_mahalanobis.ipynb #0ad6196e
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..detectors import check_features
+from ..features import Features
 from ..measure.class_statistics import ClassStatistics, class_statistics
+from ..scores import normalize as unit_rows
 
 # %% ../../nbs/11_more/03_mahalanobis.ipynb #fa9d0f8e
 @dataclass(frozen=True, eq=False)
@@ -20,7 +22,8 @@ class MahalanobisDetector:
 
     name: str  # column name of its scores
     statistics: ClassStatistics  # means and covariance
-    class_names: tuple = ()
+    variant: str = "lee"  # how they were made
+    class_names: tuple[str, ...] = ()
     fingerprint: str | None = None  # backbone of the features
     needs_local = False
 
@@ -30,38 +33,62 @@ class MahalanobisDetector:
         s = self.statistics
         return {
             "score": "mahalanobis",
+            "variant": self.variant,
+            "unit_length": s.normalize,
             "classes": len(s.means),
             "pictures": int(s.counts.sum()),
-            "unit_length": s.normalize,
             "condition": s.condition,
         }
 
     def score(
         self,
-        features,  # Features of N images
+        features: Features,  # of N images
     ) -> torch.Tensor:  # [N], float64, 0 or less
         "One score per image; raises `ValueError` when the features do not fit."
         check_features(features, self.statistics.means.shape[1], self.fingerprint, False, self.name)
         return self.statistics.score(features.image_features.to(self.statistics.means.device))
 
 # %% ../../nbs/11_more/03_mahalanobis.ipynb #f07a0c10
+def _lee(
+    rows: torch.Tensor, labels: torch.Tensor, classes: int | None, unit: bool, ridge: float
+) -> ClassStatistics:
+    "Class means and the spread about them."
+    rows = unit_rows(rows) if unit else rows
+    found = class_statistics(rows, labels, classes, ridge=ridge, within=True)
+    return replace(found, normalize=unit)  # what is compared is taken to unit length, means are not
+
+
+def _mcm(
+    rows: torch.Tensor, labels: torch.Tensor, classes: int | None, unit: bool, ridge: float
+) -> ClassStatistics:
+    "Class means at unit length, and the spread of all rows about their mean."
+    return class_statistics(rows, labels, classes, normalize=unit, ridge=ridge)
+
+
+_VARIANTS = {"lee": _lee, "mcm": _mcm}
+
+# %% ../../nbs/11_more/03_mahalanobis.ipynb #1ddf693b
 def fit_mahalanobis(
-    train,  # Features of labelled ID pictures
-    normalize=True,  # unit length, as cosines see features
-    ridge=0.0,  # added to the variances; needed with fewer pictures than dimensions
-    name="mahalanobis",  # column name
+    train: Features,  # of labelled ID pictures
+    variant: str = "lee",  # "lee" or "mcm", see above
+    normalize: bool = True,  # features at unit length, as cosines see them
+    ridge: float = 0.0,  # added to the variances; needed with fewer pictures than dimensions
+    name: str = "mahalanobis",  # column name
 ) -> MahalanobisDetector:
-    """Class means and the covariance within classes (Lee et al., NeurIPS 2018).
+    """Class means and one covariance for all classes (Lee et al., NeurIPS 2018).
 
     Raises `ValueError` for a class without pictures or a covariance without inverse."""
-    labels = torch.as_tensor(train.labels)
+    if variant not in _VARIANTS:
+        raise ValueError(
+            f"variant is {variant!r}; give 'lee' (plain class means, spread within classes) or "
+            "'mcm' (means at unit length, spread about the mean of all)."
+        )
+    labels, classes = torch.as_tensor(train.labels), len(train.class_names) or None
     if (labels < 0).all():
         raise ValueError(
             f"The pictures of {train.dataset!r} have no labels; Mahalanobis distances need a class "
             "for each. fit_knn needs none."
         )
-    classes = len(train.class_names) or None
-    statistics = class_statistics(
-        train.image_features, labels, classes, normalize, ridge=ridge, within=True
-    )
-    return MahalanobisDetector(name, statistics, tuple(train.class_names), train.backbone)
+    check_features(train, train.image_features.shape[-1], None, False, name)
+    statistics = _VARIANTS[variant](train.image_features, labels, classes, normalize, ridge)
+    return MahalanobisDetector(name, statistics, variant, tuple(train.class_names), train.backbone)

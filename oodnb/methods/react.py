@@ -7,16 +7,18 @@ __all__ = ['activation_cut', 'ReActDetector', 'fit_react']
 
 # %% ../../nbs/11_more/05_react.ipynb #6ed64092
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..detectors import TextDetector, check_features, zero_shot
+from ..features import Features
 
 # %% ../../nbs/11_more/05_react.ipynb #2e1133a0
 def activation_cut(
-    rows,  # features of ID pictures [n, D]
-    percentile=90,  # of all their entries, 0 to 100
+    rows: torch.Tensor,  # features of ID pictures [n, D]
+    percentile: float = 90,  # of all their entries, 0 to 100
 ) -> float:
     "The value at which activations are cut (Sun et al., NeurIPS 2021)."
     if not 0 < percentile <= 100:
@@ -37,7 +39,7 @@ class ReActDetector:
     needs_local = False
 
     @property
-    def class_names(self) -> tuple:
+    def class_names(self) -> tuple[str, ...]:
         return self.energy.class_names
 
     @property
@@ -47,20 +49,23 @@ class ReActDetector:
 
     def score(
         self,
-        features,  # Features of N images
+        features: Features,  # of N images
     ) -> torch.Tensor:  # [N], float64
         "One score per image; raises `ValueError` when the features do not fit."
+        texts = self.energy
+        # before the cut, which would make an infinite entry an ordinary one
+        check_features(features, texts.classifier.shape[1], texts.fingerprint, False, self.name)
         rows = features.image_features.clamp_max(self.cut)
         return self.energy.score(replace(features, image_features=rows))
 
 # %% ../../nbs/11_more/05_react.ipynb #7cdad547
 def fit_react(
-    backbone,  # Backbone
-    class_names,  # K class names, or an object that has class_names (an image set)
-    train,  # Features of ID pictures; labels are not read
-    percentile=90,  # where to cut
-    templates="photo",  # of the class texts
-    name="react",  # column name
+    backbone: Any,  # Backbone
+    class_names: Any,  # K class names, or an object that has class_names (an image set)
+    train: Features,  # of ID pictures; labels are not read
+    percentile: float = 90,  # where to cut
+    templates: Any = "photo",  # of the class texts
+    name: str = "react",  # column name
 ) -> ReActDetector:
     "ReAct with energy, on class texts."
     (energy,) = zero_shot(backbone, class_names, ("energy",), templates=templates)

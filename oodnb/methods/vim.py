@@ -7,23 +7,27 @@ __all__ = ['residual_space', 'principal_dimensions', 'ViMDetector', 'fit_vim']
 
 # %% ../../nbs/11_more/04_vim.ipynb #cb5c8c87
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import torch
 
 from ..detectors import check_features
+from ..features import Features
 from ..prompts import zero_shot_classifier
 from ..scores import energy, normalize
 
 # %% ../../nbs/11_more/04_vim.ipynb #41728099
 def residual_space(
-    rows,  # features [n, D]
-    dimensions,  # of the principal space, 0 to D - 1
+    rows: torch.Tensor,  # features [n, D]
+    dimensions: int,  # of the principal space, 0 to D - 1
 ) -> torch.Tensor:  # orthonormal columns [D, D - dimensions], float64
     "Directions that the rows use least."
     width = rows.shape[1]
-    if not 0 <= dimensions < width:
+    whole = isinstance(dimensions, Integral) and not isinstance(dimensions, bool)
+    if not whole or not 0 <= dimensions < width:
         raise ValueError(
-            f"dimensions is {dimensions}; features of width {width} allow 0 to {width - 1}, so "
+            f"dimensions is {dimensions!r}; features of width {width} allow 0 to {width - 1}, so "
             "that a residual is left."
         )
     directions = torch.linalg.eigh(rows.double().T @ rows.double()).eigenvectors
@@ -31,7 +35,7 @@ def residual_space(
 
 # %% ../../nbs/11_more/04_vim.ipynb #d5303188
 def principal_dimensions(
-    width,  # D
+    width: int,  # D
 ) -> int:  # dimensions of the principal space
     "The paper's rule of thumb."
     return 1000 if width >= 2048 else 512 if width >= 768 else width // 2
@@ -46,7 +50,7 @@ class ViMDetector:
     space: torch.Tensor  # residual directions [D, D - dimensions], float64
     alpha: float  # from residuals to logits
     logit_scale: float  # from cosines to logits
-    class_names: tuple = ()
+    class_names: tuple[str, ...] = ()
     fingerprint: str | None = None  # backbone of texts and pictures
     needs_local = False
 
@@ -63,8 +67,8 @@ class ViMDetector:
 
     def parts(
         self,
-        features,  # Features of N images
-    ):  # (logits [N, K], residuals [N]), float64
+        features: Features,  # of N images
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # (logits [N, K], residuals [N]), float64
         "What the score is made of; raises `ValueError` when the features do not fit."
         check_features(features, self.classifier.shape[1], self.fingerprint, False, self.name)
         unit = normalize(features.image_features.double()).to(self.space.device)
@@ -72,14 +76,14 @@ class ViMDetector:
 
     def score(
         self,
-        features,  # Features of N images
+        features: Features,  # of N images
     ) -> torch.Tensor:  # [N], float64
         "One score per image."
         logits, residuals = self.parts(features)
         return energy(logits) - self.alpha * residuals
 
 # %% ../../nbs/11_more/04_vim.ipynb #709271ff
-def _alpha(detector, train):
+def _alpha(detector: ViMDetector, train: Features) -> float:
     "The mean of the largest logits over the mean residual."
     logits, residuals = detector.parts(train)
     if not residuals.mean() > 1e-6:
@@ -93,21 +97,21 @@ def _alpha(detector, train):
 
 # %% ../../nbs/11_more/04_vim.ipynb #5cfcca40
 def fit_vim(
-    backbone,  # Backbone
-    class_names,  # K class names, or an object that has class_names (an image set)
-    train,  # Features of ID pictures; labels are not read
-    dimensions=None,  # of the principal space; None: the paper's rule
-    templates="photo",  # of the class texts
-    name="vim",  # column name
+    backbone: Any,  # Backbone
+    class_names: Any,  # K class names, or an object that has class_names (an image set)
+    train: Features,  # of ID pictures; labels are not read
+    dimensions: int | None = None,  # of the principal space; None: the paper's rule
+    templates: Any = "photo",  # of the class texts
+    name: str = "vim",  # column name
 ) -> ViMDetector:
     """ViM on class texts (Wang et al., CVPR 2022).
 
     Raises `ValueError` when the pictures leave no residual."""
-    names = tuple(getattr(class_names, "class_names", class_names))
-    classifier = zero_shot_classifier(backbone, list(names), templates=templates).float().cpu()
+    names = getattr(class_names, "class_names", class_names)
+    classifier = zero_shot_classifier(backbone, names, templates=templates).float().cpu()
     width, scale = classifier.shape[1], backbone.logit_scale
     check_features(train, width, backbone.fingerprint, False, name)
     dimensions = principal_dimensions(width) if dimensions is None else dimensions
     space = residual_space(normalize(train.image_features), dimensions)
     alpha = _alpha(ViMDetector(name, classifier, space, 1.0, scale), train)
-    return ViMDetector(name, classifier, space, alpha, scale, names, backbone.fingerprint)
+    return ViMDetector(name, classifier, space, alpha, scale, tuple(names), backbone.fingerprint)

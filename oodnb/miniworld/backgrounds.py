@@ -7,7 +7,9 @@ __all__ = ['SIDE', 'TEXTURES', 'SCENES', 'background']
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #b7f92576
 import colorsys
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -323,7 +325,7 @@ def _sprinkled(rng):
     return _drawn(_plain(ground), _sprinkles, rng, colours)
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #2a084748
-TEXTURES = {
+TEXTURES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "striped": _striped,
     "lined": partial(_striped, period=(6, 14), level=0.8, bent=0),
     "banded": _banded,
@@ -525,7 +527,7 @@ def _space(rng):
     picture = _plain(_tint(rng, 0.68, 0.6, 0.06)) + glow**3 * _tint(rng, rng.random(), 0.7, 0.6)
     picture[rng.integers(0, SIDE, 160), rng.integers(0, SIDE, 160)] = rng.uniform(0.6, 1, (160, 1))
     if rng.random() < 0.5:
-        y, x, r = *rng.uniform(20, 108, 2), rng.uniform(8, 20)
+        (y, x), r = rng.uniform(20, 108, 2), rng.uniform(8, 20)
         light = 0.4 + 0.6 * _step(_X - x + 4, 20)
         planet = _tint(rng, rng.random(), 0.5, 0.8) * light[..., None]
         picture = _paint(_step(r - np.hypot(_Y - y, _X - x), 1.5), planet, picture)
@@ -648,7 +650,7 @@ _meadow = partial(
     grain=0.3,
     sun=False,
 )
-SCENES = {
+SCENES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "beach": _beach,
     "ocean": _ocean,
     "desert": _hills,
@@ -674,9 +676,9 @@ SCENES = {
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #18d641bd
 def background(
-    name,  # one of TEXTURES or SCENES
-    seed,  # an integer: the same name and seed give the same picture
-):
+    name: str,  # one of TEXTURES or SCENES
+    seed: Any,  # an integer: the same name and seed give the same picture
+) -> np.ndarray:
     """A texture or a place as `uint8` [128, 128, 3].
 
     Raises ValueError for a name that is in neither table."""

@@ -19,13 +19,13 @@ def _tensor(array):
 
 
 def tint_matrices(
-    rng,  # numpy Generator
-    n,  # number of pictures
-    hue=0.25,  # strength of hue changes: three in ten turn freely by up to 2·hue·π
-    saturation=0.3,  # standard deviation of the saturation factor
-    brightness=0.25,  # standard deviation of log brightness
-    grey=0.1,  # share of pictures without any colour
-):
+    rng: np.random.Generator,  # every draw comes from it
+    n: int,  # number of pictures
+    hue: float = 0.25,  # strength of hue changes: three in ten turn freely by up to 2·hue·π
+    saturation: float = 0.3,  # standard deviation of the saturation factor
+    brightness: float = 0.25,  # standard deviation of log brightness
+    grey: float = 0.1,  # share of pictures without any colour
+) -> torch.Tensor:
     "Random colour maps [n, 3, 3] that act on RGB columns."
     turn = np.where(
         rng.random(n) < 0.3, rng.uniform(-np.pi, np.pi, n) * 2 * hue, rng.normal(0, 0.12, n)
@@ -41,20 +41,21 @@ def tint_matrices(
 
 # %% ../../nbs/3_miniworld/02_compose.ipynb #0d02fd4f
 def tint(
-    pictures,  # [n, 3, H, W] in 0..1
-    matrices,  # [n, 3, 3]
-):
+    pictures: torch.Tensor,  # [n, 3, H, W] in 0..1
+    matrices: torch.Tensor,  # [n, 3, 3]
+) -> torch.Tensor:
     "The pictures with each pixel's colour multiplied by its picture's matrix, clipped to 0..1."
     return torch.einsum("nij,njhw->nihw", matrices, pictures).clamp(0, 1)
 
 # %% ../../nbs/3_miniworld/02_compose.ipynb #5293133c
 def make_canvas(
-    rng,  # numpy Generator
-    backgrounds,  # uint8 [n, 128, 128, 3]
-    size,  # side of the pictures in pixels
-    closest=0.6,  # smallest window as a share of the side; a number or one per picture [n]
-    strength=1.0,  # strength of the tint; 0: none
-):
+    rng: np.random.Generator,  # every draw comes from it
+    backgrounds: np.ndarray,  # uint8 [n, 128, 128, 3]
+    size: int,  # side of the pictures in pixels
+    # smallest window as a share of the side; a number or one per picture [n]
+    closest: float | np.ndarray = 0.6,
+    strength: float = 1.0,  # strength of the tint; 0: none
+) -> torch.Tensor:
     "Windows into the backgrounds, tinted: [n, 3, size, size] in 0..1."
     n = len(backgrounds)
     zoom = np.broadcast_to(closest, n) + (1 - np.broadcast_to(closest, n)) * rng.random(n)
@@ -63,7 +64,7 @@ def make_canvas(
     window[:, 1, 1] = _tensor(zoom)
     window[:, :, 2] = _tensor(rng.uniform(-1, 1, (n, 2)) * (1 - zoom)[:, None])
     pictures = torch.as_tensor(backgrounds).permute(0, 3, 1, 2).float() / 255
-    grid = F.affine_grid(window, (n, 3, size, size), align_corners=False)
+    grid = F.affine_grid(window, [n, 3, size, size], align_corners=False)
     pictures = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
     return tint(
         pictures,
@@ -122,19 +123,21 @@ def _shadow(alpha):
 
 # %% ../../nbs/3_miniworld/02_compose.ipynb #f35681e7
 def lay_object(
-    rng,  # numpy Generator
-    canvas,  # [n, 3, S, S] in 0..1; not changed
-    sprites,  # uint8 [m, 4, s, s], one for each picture that gets an object
-    where,  # the numbers of those m pictures, int [m]
-    scale,
-    x,
-    y,
-    turn,
-    flip,  # placement, each [m]: size, centre, angle in radians, -1 or 1
-    jitter=1.0,  # strength of tint, stretch and shear
-    shadow=0.35,  # darkness of the shadow
-    restyle=0.0,  # strength of bends, contrast and light from one side; 0: the drawing as it is
-):
+    rng: np.random.Generator,  # every draw comes from it
+    canvas: torch.Tensor,  # [n, 3, S, S] in 0..1; not changed
+    # uint8 [m, 4, s, s], one for each picture that gets an object
+    sprites: torch.Tensor | np.ndarray,
+    where: torch.Tensor | np.ndarray,  # the numbers of those m pictures, int [m]
+    scale: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    turn: np.ndarray,
+    flip: np.ndarray,  # placement, each [m]: size, centre, angle in radians, -1 or 1
+    jitter: float = 1.0,  # strength of tint, stretch and shear
+    shadow: float = 0.35,  # darkness of the shadow
+    # strength of bends, contrast and light from one side; 0: the drawing as it is
+    restyle: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The canvas with one object laid on each named picture, and the object's transparency.
 
     The transparency is [n, 1, S, S], zeros elsewhere."""
@@ -142,13 +145,13 @@ def lay_object(
     cover = torch.zeros(n, 1, size, size)
     if len(where) == 0:
         return canvas, cover
-    where, sprites = torch.as_tensor(where), torch.as_tensor(sprites).float() / 255
-    sprites = _restyled(rng, sprites, jitter, restyle)
+    where = torch.as_tensor(where)
+    drawn = _restyled(rng, torch.as_tensor(sprites).float() / 255, jitter, restyle)
     maps = _placement(rng, scale, x, y, turn, flip, jitter)
-    grid = F.affine_grid(maps, (len(where), 4, size, size), align_corners=False)
+    grid = F.affine_grid(maps, [len(where), 4, size, size], align_corners=False)
     if restyle:
         grid = grid + _bend(rng, np.asarray(scale), size, restyle)
-    laid = F.grid_sample(sprites, grid, align_corners=False)
+    laid = F.grid_sample(drawn, grid, align_corners=False)
     colour, alpha = laid[:, :3], laid[:, 3:]
     canvas = canvas.clone()
     canvas[where] = canvas[where] * (1 - shadow * _shadow(alpha)) * (1 - alpha) + colour
@@ -177,10 +180,10 @@ def _uneven_light(rng, n, size, strength):  # [n, size, size]
 
 # %% ../../nbs/3_miniworld/02_compose.ipynb #306dc5dc
 def develop(
-    rng,  # numpy Generator
-    pictures,  # [n, 3, S, S] in 0..1
-    strength=1.0,  # of all three
-):
+    rng: np.random.Generator,  # every draw comes from it
+    pictures: torch.Tensor,  # [n, 3, S, S] in 0..1
+    strength: float = 1.0,  # of all three
+) -> torch.Tensor:
     """The pictures with uneven light, exposure, soft focus (three in ten) and noise.
 
     [n, 3, S, S] in 0..1."""

@@ -7,8 +7,10 @@ __all__ = ['KINDS', 'WEB', 'TEST', 'STYLES', 'AT', 'Concept', 'World', 'Contents
            'caption', 'background_bank', 'paint']
 
 # %% ../../nbs/3_miniworld/03_painter.ipynb #de0576e2
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,30 +46,30 @@ class World:
 
     def __init__(
         self,
-        concepts,  # the Concepts, in their fixed order
-        sprites,  # uint8 [n, 4, s, s]: colour and transparency
-        shows,  # int [n]: the number of the concept that each sprite shows
-        artists,  # str [n]: who drew it
-    ):
+        concepts: Sequence[Concept],  # in their fixed order
+        sprites: Any,  # uint8 [n, 4, s, s]: colour and transparency
+        shows: Any,  # int [n]: the number of the concept that each sprite shows
+        artists: Any,  # str [n]: who drew it
+    ) -> None:
         self.concepts, self.sprites = concepts, torch.as_tensor(sprites)
         self.shows, self.artists = np.asarray(shows), np.asarray(artists)
         self.number = {c.name: k for k, c in enumerate(concepts)}
 
-    def having(self, role):
+    def having(self, role: str) -> list[int]:
         "Numbers of the concepts with a role."
         return [k for k, c in enumerate(self.concepts) if c.role == role]
 
-    def drawers(self, allowed):
+    def drawers(self, allowed: np.ndarray) -> dict[int, list[list[int]]]:
         """Sprite numbers by concept and artist, where `allowed` (bool [n]) is true.
 
         {concept: [[sprites of one artist], ...]}"""
-        by = {}
+        by: dict[int, dict] = {}
         for k in np.flatnonzero(allowed):
             by.setdefault(int(self.shows[k]), {}).setdefault(self.artists[k], []).append(int(k))
         return {concept: list(artists.values()) for concept, artists in by.items()}
 
     @cached_property
-    def small(self):
+    def small(self) -> torch.Tensor:
         "The sprites at half their size, for small pictures."
         return torch.cat([_halved(part) for part in self.sprites.split(512)])
 
@@ -90,8 +92,8 @@ class Contents:
 class Look:
     "How pictures are laid out and how rough they are."
 
-    scale: tuple = (0.35, 0.9)  # size of the main object
-    beside: tuple = (0.2, 0.4)  # size of the other objects
+    scale: tuple[float, float] = (0.35, 0.9)  # size of the main object
+    beside: tuple[float, float] = (0.2, 0.4)  # size of the other objects
     reach: float = 1.1  # 1: the main object stays inside the picture; more: it may be cut
     turn: float = 0.22  # standard deviation of the tilt in radians
     jitter: float = 1.0  # strength of tint, stretch and shear of the objects
@@ -120,13 +122,13 @@ TEST = Look(
 
 # %% ../../nbs/3_miniworld/03_painter.ipynb #e1faff2e
 def draw_contents(
-    rng,  # numpy Generator
-    main,  # int [n]: concept numbers, -1 for a pure background
-    company,  # concept numbers that may stand beside
-    look=WEB,  # sizes
-    alone=0.45,  # share of pictures without company; of the others, three in ten show two
-    kinds=(0.15, 0.45, 0.4),  # shares of plain, textured and scenic backgrounds
-):
+    rng: np.random.Generator,  # every draw comes from it
+    main: Any,  # int [n]: concept numbers, -1 for a pure background
+    company: Sequence[int],  # concept numbers that may stand beside
+    look: Look = WEB,  # sizes
+    alone: float = 0.45,  # share of pictures without company; of the others, three in ten show two
+    kinds: Sequence[float] = (0.15, 0.45, 0.4),  # shares of plain, textured and scenic backgrounds
+) -> Contents:
     "Contents for the main concepts: company, background and size drawn at random."
     main = np.asarray(main)
     n = len(main)
@@ -172,7 +174,7 @@ AT = {
 _WITHOUT_ARTICLE = ("underwater", "outer space", "mountains", "snowy mountains")
 
 
-def with_article(name):
+def with_article(name: str) -> str:
     "a dog, an apple, scissors."
     plural = name.endswith("s") and not name.endswith(("ss", "us", "lens", "compass"))
     if plural or name in _WITHOUT_ARTICLE:
@@ -232,12 +234,12 @@ def _naming(rng, concept, scale, templates):
 
 # %% ../../nbs/3_miniworld/03_painter.ipynb #78d9f767
 def caption(
-    rng,  # numpy Generator
-    concepts,  # the world's concepts
-    contents,  # Contents
-    k,  # which of the pictures
-    templates=(),  # sentences with {} for the name, used one time in four
-):
+    rng: np.random.Generator,  # every draw comes from it
+    concepts: Sequence[Concept],  # the world's concepts
+    contents: Contents,  # what they show
+    k: int,  # which of the pictures
+    templates: Sequence[str] = (),  # sentences with {} for the name, used one time in four
+) -> str:
     "One caption for one picture: true, but rarely complete."
     main, kind, name = contents.main[k], contents.kind[k], contents.name[k]
     if main < 0:
@@ -257,15 +259,15 @@ def caption(
 
 # %% ../../nbs/3_miniworld/03_painter.ipynb #b7efb325
 def background_bank(
-    drawings,  # how many of each
-    seed=0,  # banks with different seeds share no drawing
-    wrap=lambda names: names,  # e.g. tqdm, to show progress
-):
+    drawings: int,  # how many of each
+    seed: int = 0,  # banks with different seeds share no drawing
+    wrap: Callable[[list], Iterable] = lambda names: names,  # e.g. tqdm, to show progress
+) -> tuple[np.ndarray, np.ndarray]:
     """Drawings of every texture and place.
 
     (uint8 [31, drawings, 128, 128, 3], uint8 [21, drawings, 128, 128, 3])"""
     names = [(kind, k, name) for kind in (1, 2) for k, name in enumerate(KINDS[kind])]
-    bank = {1: [], 2: []}
+    bank: dict[int, list[np.ndarray]] = {1: [], 2: []}
     for kind, k, name in wrap(names):
         bank[kind].append(np.stack([background(name, [seed, kind, k, i]) for i in range(drawings)]))
     return np.stack(bank[1]), np.stack(bank[2])
@@ -323,14 +325,14 @@ def _lay(rng, canvas, sprites, chosen, placed, tilt, jitter, restyle):
 
 # %% ../../nbs/3_miniworld/03_painter.ipynb #42d08c0e
 def paint(
-    rng,  # numpy Generator
-    world,  # a World
-    contents,  # Contents: what the pictures show
-    drawers,  # which sprites may be used, from `World.drawers`
-    bank,  # from `background_bank`
-    size=96,  # side in pixels
-    look=WEB,  # layout and roughness
-):
+    rng: np.random.Generator,  # every draw comes from it
+    world: World,  # concepts and sprites
+    contents: Contents,  # what the pictures show
+    drawers: dict[int, list[list[int]]],  # which sprites may be used, from `World.drawers`
+    bank: tuple[np.ndarray, np.ndarray],  # from `background_bank`
+    size: int = 96,  # side in pixels
+    look: Look = WEB,  # layout and roughness
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures [n, 3, size, size] in 0..1, and the visible part of the main object.
 
     The latter is its transparency [n, size, size]. An artist is drawn first, then one of the

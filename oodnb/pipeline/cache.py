@@ -15,8 +15,10 @@ import re
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +40,7 @@ def _probe():  # a small picture with edges, ramps and colour, 61 x 47
 
 
 def preprocess_hash(
-    preprocess,  # picture -> tensor [3, H, W]
+    preprocess: Callable[[Image.Image], Any],  # picture -> tensor [3, H, W]
 ) -> str:  # hash of what it says about itself and of what it does
     """Fingerprint of a preprocessing function.
     `ValueError` when it is random or returns no picture tensor."""
@@ -59,7 +61,9 @@ def preprocess_hash(
 FEATURES_VERSION = 1  # raised when a change of the code changes features or their files
 
 
-def feature_key(backbone, dataset) -> str:  # name of the cache entry, 16 hexadecimal digits
+def feature_key(
+    backbone: Any, dataset: Any
+) -> str:  # name of the cache entry, 16 hexadecimal digits
     "Hash over everything that the features of `dataset` through `backbone` depend on."
     return content_hash(
         FEATURES_VERSION,
@@ -72,11 +76,11 @@ def feature_key(backbone, dataset) -> str:  # name of the cache entry, 16 hexade
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #b5cf0003
 def save_tensors(
-    path,  # *.safetensors
-    kind,  # key of the facts in the header
-    tensors,  # dict: name -> tensor
-    facts,  # dict (JSON)
-):
+    path: str | Path,  # *.safetensors
+    kind: str,  # key of the facts in the header
+    tensors: dict[str, torch.Tensor],  # dict: name -> tensor
+    facts: dict,  # dict (JSON)
+) -> None:
     "Write tensors and what is to be known about them, atomically."
     with atomic_path(path) as temporary:
         save_file(
@@ -87,12 +91,12 @@ def save_tensors(
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #f7f84c2d
 def load_tensors(
-    path,  # file from `save_tensors`
-    kind,  # key of the facts in the header
-    holds,  # what such a file holds, for messages: "patch", ...
-    hint,  # what writes one, for messages: "save_patch writes one"
-    needs=(),  # names of tensors that must be there
-) -> tuple:  # (tensors, facts)
+    path: str | Path,  # file from `save_tensors`
+    kind: str,  # key of the facts in the header
+    holds: str,  # what such a file holds, for messages: "patch", ...
+    hint: str,  # what writes one, for messages: "save_patch writes one"
+    needs: Sequence[str] = (),  # names of tensors that must be there
+) -> tuple[dict[str, torch.Tensor], dict]:  # (tensors, facts)
     "Read them back. Raises `FileNotFoundError`, and `ValueError` for other files."
     path = Path(path).expanduser()
     if not path.is_file():
@@ -118,13 +122,13 @@ class Piece:
     skipped: list  # [position, reason] of pictures without features
 
     @property
-    def kept(self):  # positions of the pictures with features [n]
+    def kept(self) -> list[int]:  # positions of the pictures with features [n]
         gone = {i for i, _ in self.skipped}
         return [i for i in range(self.start, self.stop) if i not in gone]
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #2e9ddfea
 def join(
-    pieces,  # pieces that follow each other
+    pieces: Sequence[Piece],  # pieces that follow each other
 ) -> Piece:
     "One piece out of several."
     kinds = pieces[0].tensors
@@ -184,20 +188,20 @@ class CacheEntry:
     """The features of one data set through one backbone, on disk:
     `<root>/<key>/global.safetensors`, `global.json`, the same for local, and parts."""
 
-    def __init__(self, root, backbone, dataset):
+    def __init__(self, root: str | Path, backbone: Any, dataset: Any) -> None:
         self.backbone, self.dataset, self.key = backbone, dataset, feature_key(backbone, dataset)
         self.folder = Path(root) / self.key
 
-    def path(self, kind):
+    def path(self, kind: str) -> Path:
         return self.folder / f"{kind}.safetensors"
 
-    def parts(self, local):
+    def parts(self, local: bool) -> Path:
         return self.folder / ("parts-local" if local else "parts-global")
 
     def read(
         self,
-        kind,  # "global" or "local"
-    ) -> "Piece | None":  # None when there is none
+        kind: str,  # "global" or "local"
+    ) -> Piece | None:  # None when there is none
         "What is kept of one kind. Raises `ValueError` that says what is wrong with its files."
         path, described = self.path(kind), self.folder / f"{kind}.json"
         if not described.exists() or not path.exists():
@@ -209,7 +213,7 @@ class CacheEntry:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"its description is incomplete ({error})") from error
 
-    def write(self, kind, piece):  # the finished file, then its description
+    def write(self, kind: str, piece: Piece) -> None:  # the finished file, then its description
         with atomic_path(self.path(kind)) as temporary:
             save_file({kind: piece.tensors[kind].contiguous()}, temporary)
             size, digest = temporary.stat().st_size, _sha256(temporary)
@@ -219,9 +223,9 @@ class CacheEntry:
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #64dc030e
 def write_part(
-    folder,  # where
-    piece,  # Piece
-    name=None,  # of the file; None takes the number of the first picture
+    folder: Path,  # where
+    piece: Piece,  # Piece
+    name: str | None = None,  # of the file; None takes the number of the first picture
 ) -> Piece:  # the same piece, its tensors mapped from the file
     "Keep a piece of an unfinished run."
     path = folder / f"{name or f'{piece.start:09d}'}.safetensors"
@@ -235,7 +239,7 @@ def write_part(
     return Piece(piece.start, piece.stop, load_file(path), piece.skipped)
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #6606f038
-def read_part(path):  # Piece, or None when the file is missing or damaged
+def read_part(path: Path) -> Piece | None:  # Piece, or None when the file is missing or damaged
     "A piece that was kept, checked."
     try:
         with safe_open(path, "pt") as file:
@@ -259,9 +263,9 @@ def _healed(dataset, skipped):
     return any(_opens(dataset, i) for i, _ in skipped)
 
 
-def read_parts(folder, dataset) -> list[Piece]:
+def read_parts(folder: Path, dataset: Any) -> list[Piece]:
     "The pieces of an unfinished run, from the first picture on without a gap; others are removed."
-    pieces = []
+    pieces: list[Piece] = []
     for path in sorted(folder.glob("[0-9]*.safetensors")):
         piece, end = read_part(path), pieces[-1].stop if pieces else 0
         if piece and piece.start == end and not _healed(dataset, piece.skipped):
@@ -282,12 +286,13 @@ def _set_aside(path, kind, problem):
 
 
 def stored(
-    entry,
-    kinds,  # ("global",) or ("global", "local")
-    repair=False,  # name damaged files and set them aside; only for the one who holds the lock
-):  # Piece with all kinds, or None
+    entry: CacheEntry,
+    kinds: Sequence[str],  # ("global",) or ("global", "local")
+    # name damaged files and set them aside; only for the one who holds the lock
+    repair: bool = False,
+) -> Piece | None:  # Piece with all kinds, or None
     "What a finished entry holds, checked."
-    pieces = []
+    pieces: list[Piece] = []
     for kind in kinds:
         try:
             piece = entry.read(kind)
@@ -304,7 +309,7 @@ def stored(
     return Piece(0, pieces[0].stop, tensors, pieces[0].skipped)
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #8834b529
-def keep(entry, piece):
+def keep(entry: CacheEntry, piece: Piece) -> None:
     "Write a whole set: each kind that is not there yet, the quarantine list; then drop the parts."
     for kind in piece.tensors:
         there = stored(entry, [kind])
@@ -321,19 +326,22 @@ def keep(entry, piece):
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #76f8c86a
 def cache_root(
-    cache=True,  # True: $OODNB_HOME/features; a folder; False: nothing is kept
-):  # Path, or None for nothing
+    # True: $OODNB_HOME/features; a folder; False: nothing is kept
+    cache: bool | str | Path | None = True,
+) -> Path | None:  # Path, or None for nothing
     if cache is False or cache is None:
         return None
     return home() / "features" if cache is True else Path(cache).expanduser()
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #4567f1e8
 def writable(
-    cache,  # as in cache_root, not False
+    cache: bool | str | Path | None,  # as in cache_root
 ) -> bool:
     """Can the cache be written?
     A folder that was asked for must be (`ValueError`); for the default one a warning is enough."""
     root = cache_root(cache)
+    if root is None:
+        return False
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):
@@ -373,7 +381,7 @@ def _unfinished(folder):  # facts in place of those of a finished kind
 
 
 def cache_info(
-    cache=True,  # as in cache_root
+    cache: bool | str | Path | None = True,  # as in cache_root
 ) -> pd.DataFrame:  # dataset, split, backbone, kind, images, skipped, MB, key
     "What is kept. Runs that were interrupted show as kind 'unfinished'."
     rows = []
@@ -391,9 +399,9 @@ def _is_of(facts, name, eye):  # is a finished kind of this data set and this ba
 
 
 def clear_cache(
-    dataset=None,  # name or ImageSet; None for all
-    backbone=None,  # name, fingerprint or Backbone; None for all
-    cache=True,  # as in cache_root
+    dataset: Any = None,  # name or ImageSet; None for all
+    backbone: Any = None,  # name, fingerprint or Backbone; None for all
+    cache: bool | str | Path | None = True,  # as in cache_root
 ) -> float:  # megabytes freed
     """Delete kept features; unfinished ones only when neither name is given.
     What another process is writing stays."""

@@ -6,13 +6,17 @@
 __all__ = ['described', 'field_words', 'score_texts', 'of_classes', 'task_place']
 
 # %% ../../nbs/5_pipeline/05_phrases.ipynb #b71ff6b3
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from ..features import Features
 from ..data.fewshot import only_classes
+from ..data.image_sets import ImageSet
 from ..ground.places import data_root
 from ..prompts import clean_names
 from ..scores import normalize
@@ -20,10 +24,10 @@ from .words import WordList, encode_once, load_words, share_or_count, word_texts
 
 # %% ../../nbs/5_pipeline/05_phrases.ipynb #d9441434
 def described(
-    class_names,  # K class names
-    descriptions,  # dict: class name -> what one sees
-    joint=", ",  # between the two
-) -> list:  # K texts
+    class_names: Sequence[str],  # K class names
+    descriptions: Mapping[str, str],  # dict: class name -> what one sees
+    joint: str = ", ",  # between the two
+) -> list[str]:  # K texts
     """Class names with their descriptions.
     Raises `ValueError` when a class has none, or a description no class."""
     names = clean_names(class_names)
@@ -44,13 +48,13 @@ def described(
 
 # %% ../../nbs/5_pipeline/05_phrases.ipynb #9680de1e
 def field_words(
-    backbone,  # Backbone
-    words,  # see `words.load_words`
-    field,  # texts of the field: class names, phrases, a glossary
-    keep=0.1,  # share of the words (below 1) or their number
-    template="hftt",  # how words and field texts become sentences
-    cache=True,  # see `words.encode_once`
-    progress=True,  # show a bar
+    backbone: Any,  # Backbone
+    words: Any,  # see `words.load_words`
+    field: Sequence[str],  # texts of the field: class names, phrases, a glossary
+    keep: float = 0.1,  # share of the words (below 1) or their number
+    template: str = "hftt",  # how words and field texts become sentences
+    cache: bool | str | Path | None = True,  # see `words.encode_once`
+    progress: bool = True,  # show a bar
 ) -> WordList:  # named after the list, with the number of words left out
     "The words nearest to a field, in the backbone's own text space."
     words, field = load_words(words), clean_names(field)
@@ -72,14 +76,14 @@ def field_words(
 
 # %% ../../nbs/5_pipeline/05_phrases.ipynb #6ad3d0e5
 def score_texts(
-    backbone,  # Backbone of the detector
-    detector,  # a detector of global features
-    texts,  # n words or phrases
+    backbone: Any,  # Backbone of the detector
+    detector: Any,  # a detector of global features
+    texts: Sequence[str],  # n words or phrases
     # a single template that makes them sentences; "name" for phrases that are whole
-    template="hftt",
-    cache=True,  # see `words.encode_once`
-    progress=True,  # show a bar
-):  # scores [n]
+    template: str = "hftt",
+    cache: bool | str | Path | None = True,  # see `words.encode_once`
+    progress: bool = True,  # show a bar
+) -> torch.Tensor:  # scores [n]
     "What a detector says about texts. Raises `ValueError` for detectors of local features."
     if detector.needs_local:
         raise ValueError(
@@ -96,10 +100,10 @@ def score_texts(
 
 # %% ../../nbs/5_pipeline/05_phrases.ipynb #d52e2b00
 def of_classes(
-    images,  # ImageSet
-    class_names,  # the wanted classes
-    name=None,  # of the new set; None keeps the old one
-):  # ImageSet of these classes, labels in their order
+    images: ImageSet,  # ImageSet
+    class_names: Sequence[str],  # the wanted classes
+    name: str | None = None,  # of the new set; None keeps the old one
+) -> ImageSet:  # ImageSet of these classes, labels in their order
     """The pictures of some classes of a set.
     Raises `ValueError` for a class that the set does not have."""
     wanted = list(class_names)
@@ -110,9 +114,9 @@ def of_classes(
 
 # %% ../../nbs/5_pipeline/05_phrases.ipynb #a8a90b24
 def task_place(
-    place,  # path below $OODNB_DATA
-    holds,  # what has to be there
-    source,  # where to get it
+    place: str,  # path below $OODNB_DATA
+    holds: str,  # what has to be there
+    source: str,  # where to get it
 ) -> Path:  # existing file or folder
     """A file or folder that only the user can provide.
     Raises `FileNotFoundError` with what it must hold and where it comes from."""

@@ -7,6 +7,7 @@ __all__ = ['process_group', 'rank_and_ranks', 'summed', 'on_all_ranks', 'gathere
 
 # %% ../../nbs/5_pipeline/09_processes.ipynb #e179831a
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,8 +17,8 @@ import torch.nn.functional as F
 # %% ../../nbs/5_pipeline/09_processes.ipynb #8ec93a11
 @contextmanager
 def process_group(
-    device=None,  # "cpu" or "cuda"; None: a GPU per process if there is one
-):  # yields this process's device
+    device: str | None = None,  # "cpu" or "cuda"; None: a GPU per process if there is one
+) -> Iterator[torch.device]:  # yields this process's device
     """Join the processes that torchrun has started, for the block.
     Without torchrun: just the device."""
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,7 +36,7 @@ def process_group(
         dist.destroy_process_group()
 
 # %% ../../nbs/5_pipeline/09_processes.ipynb #2583b397
-def rank_and_ranks():  # (number of this process, number of processes)
+def rank_and_ranks() -> tuple[int, int]:  # (number of this process, number of processes)
     "Who am I, and how many are we?"
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
@@ -43,8 +44,8 @@ def rank_and_ranks():  # (number of this process, number of processes)
 
 # %% ../../nbs/5_pipeline/09_processes.ipynb #bc7947fb
 def summed(
-    numbers,  # tensor of this process, on a device that the processes talk through
-):  # the same tensor, now the sum over all
+    numbers: torch.Tensor,  # tensor of this process, on a device that the processes talk through
+) -> torch.Tensor:  # the same tensor, now the sum over all
     "Sums over processes, in place."
     if rank_and_ranks()[1] > 1:
         dist.all_reduce(numbers)
@@ -52,17 +53,17 @@ def summed(
 
 # %% ../../nbs/5_pipeline/09_processes.ipynb #fa708057
 def on_all_ranks(
-    number,  # of this process, a whole number
-    device="cpu",  # one that the processes talk through
-):  # list of whole numbers, one per process
+    number: int,  # of this process, a whole number
+    device: str | torch.device = "cpu",  # one that the processes talk through
+) -> list[int]:  # list of whole numbers, one per process
     "What each process says, told to all."
     rank, ranks = rank_and_ranks()
     return summed(F.one_hot(torch.tensor(rank), ranks).to(device) * int(number)).tolist()
 
 # %% ../../nbs/5_pipeline/09_processes.ipynb #997571c1
 def gathered(
-    features,  # of this rank [n, D]
-):  # of all ranks, in their order [N, D]; no gradient
+    features: torch.Tensor,  # of this rank [n, D]
+) -> torch.Tensor:  # of all ranks, in their order [N, D]; no gradient
     "Rows of all ranks. `ValueError`, on each of them, when they have different numbers."
     if rank_and_ranks()[1] == 1:
         return features

@@ -8,9 +8,11 @@ __all__ = ['missing_ranges', 'extract_on_workers']
 # %% ../../nbs/5_pipeline/03_shards.ipynb #3352904c
 import importlib
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -19,9 +21,9 @@ from ..features import Features, encode_range, extract
 
 # %% ../../nbs/5_pipeline/03_shards.ipynb #59c4c62b
 def missing_ranges(
-    folder,  # folder of parts
-    total,  # pictures in the set
-    size,  # pictures in a range, a multiple of the batch size
+    folder: Path,  # folder of parts
+    total: int,  # pictures in the set
+    size: int,  # pictures in a range, a multiple of the batch size
 ) -> list[tuple[int, int]]:  # (first, one after the last)
     "The ranges of pictures that no part covers."
     there = {
@@ -97,14 +99,14 @@ def _waited_for(client, futures, dataset, done, progress):
 
 # %% ../../nbs/5_pipeline/03_shards.ipynb #9833dc9e
 def extract_on_workers(
-    client,  # from cluster.connect
+    client: Any,  # from cluster.connect
     # function without arguments that gives a Backbone: partial(load_backbone, "ViT-B-16", "openai")
-    make_backbone,
+    make_backbone: Callable[[], Any],
     # function without arguments that gives an ImageSet: partial(load_dataset, "ImageNet", "val")
-    make_dataset,
-    needs=None,  # what a worker must offer for each range, from cluster.read_needs
+    make_dataset: Callable[[], Any],
+    needs: dict | None = None,  # what a worker must offer for each range, from cluster.read_needs
     # of extract: cache, local, batch_size, workers, progress, keep_bytes, on_error, chunk
-    **options,
+    **options: Any,
 ) -> Features:
     """Features of a data set, its ranges of `chunk` pictures encoded by the workers of a
     cluster; cache is a folder that all of them share."""

@@ -6,7 +6,9 @@
 __all__ = ['Threshold', 'threshold_at_tpr', 'TextThreshold', 'threshold_from_texts']
 
 # %% ../../nbs/5_pipeline/06_thresholds.ipynb #19cbc3d0
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +27,13 @@ class Threshold:
 
     def decide(
         self,
-        scores,  # a number, or scores [N]
-    ):  # True where in-distribution; bool, array or tensor like the input
+        scores: Any,  # a number, or scores [N]
+    ) -> Any:  # True where in-distribution; bool, array or tensor like the input
         "True for in-distribution, False for out-of-distribution."
         accepted = scores >= self.value
         return bool(accepted) if np.ndim(scores) == 0 else accepted
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"in-distribution from {self.value:.6g} up: accepts {self.achieved:.1%} of the "
             f"{self.n_id} ID scores it was set on; a new ID image of the same kind is accepted "
@@ -56,8 +58,9 @@ def _line_scores(scores, name):  # sorted float64 numpy [n]
 
 # %% ../../nbs/5_pipeline/06_thresholds.ipynb #8c1542df
 def threshold_at_tpr(
-    id_scores,  # scores of n ID images not used for training, float32 or float64
-    tpr=0.95,  # share of ID images to accept
+    # scores of n ID images not used for training, float32 or float64
+    id_scores: torch.Tensor | np.ndarray | Sequence[float],
+    tpr: float = 0.95,  # share of ID images to accept
 ) -> Threshold:  # the line and what it guarantees
     """The highest line that still accepts a new ID image with probability `tpr`.
     Raises `ValueError` when there are too few scores for that promise."""
@@ -90,7 +93,7 @@ class TextThreshold:
     n_words: int  # words
     decide = Threshold.decide
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"in-distribution from {self.value:.6g} up: on this side lie {self.task_kept:.1%} of "
             f"the {self.n_task} texts of the task and {self.words_kept:.1%} of the {self.n_words} "
@@ -101,8 +104,9 @@ class TextThreshold:
 
 # %% ../../nbs/5_pipeline/06_thresholds.ipynb #3e62bc18
 def threshold_from_texts(
-    task_scores,  # scores of the task's texts [n], float32 or float64
-    word_scores,  # scores of words of every kind [m]
+    # scores of the task's texts [n], float32 or float64
+    task_scores: torch.Tensor | np.ndarray | Sequence[float],
+    word_scores: torch.Tensor | np.ndarray | Sequence[float],  # scores of words of every kind [m]
 ) -> TextThreshold:  # the line
     """The line that parts the task's texts from the words with the smallest sum of both error
     rates, in the middle of its gap."""

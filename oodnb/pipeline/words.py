@@ -8,8 +8,10 @@ __all__ = ['split_lines', 'word_texts', 'WordList', 'make_list', 'clip_words', '
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #6023758d
 import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -29,8 +31,8 @@ from ..prompts import resolve_templates
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #e543269c
 def split_lines(
-    data,  # bytes of a text file
-) -> list:  # its lines, untouched
+    data: bytes,  # bytes of a text file
+) -> list[str]:  # its lines, untouched
     "Lines of a UTF-8 text. Raises `ValueError` where the bytes are none."
     try:
         return data.decode("utf-8").splitlines()
@@ -44,9 +46,9 @@ def split_lines(
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #8110d370
 def word_texts(
-    words,  # words
-    template="hftt",  # name of a single template, or one with {}
-) -> list:  # texts, as many as words
+    words: Iterable[str],  # words
+    template: str | Sequence[str] = "hftt",  # name of a single template, or one with {}
+) -> list[str]:  # texts, as many as words
     "Words put into a sentence; braces in a word stay as they are."
     templates = resolve_templates(template)
     if len(templates) > 1:
@@ -62,18 +64,18 @@ class WordList:
     "Words, where they come from, and what was left out."
 
     name: str
-    words: tuple = field(repr=False)
+    words: tuple[str, ...] = field(repr=False)
     # lines, and how many were blank, repeated, synonyms of classes
     counts: dict = field(default_factory=dict)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.words)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.words)
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         "Hash of the words in their order."
         return content_hash(list(self.words))
 
@@ -95,20 +97,20 @@ def _check_lines(lines):  # the list of them
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #e95c2b83
 def make_list(
-    lines,  # strings
-    name="words",  # for tables
-    as_published=False,  # keep blank and repeated lines, and blanks around words
+    lines: Iterable[str],  # strings
+    name: str = "words",  # for tables
+    as_published: bool = False,  # keep blank and repeated lines, and blanks around words
 ) -> WordList:
     "A list of words from lines. Raises `ValueError` when no word is left."
-    lines = _check_lines(lines)
-    full = [word for line in lines if (word := line.strip().removeprefix("\ufeff"))]
+    given = _check_lines(lines)
+    full = [word for line in given if (word := line.strip().removeprefix("\ufeff"))]
     if not full:
         raise ValueError(
-            f"{name} holds no word ({len(lines)} lines, all blank); one word per line is needed."
+            f"{name} holds no word ({len(given)} lines, all blank); one word per line is needed."
         )
-    words = lines if as_published else dict.fromkeys(full)
-    blank, repeated = len(lines) - len(full), len(full) - len(set(full))
-    counts = {"lines": len(lines), "blank": blank, "repeated": repeated}
+    words = given if as_published else dict.fromkeys(full)
+    blank, repeated = len(given) - len(full), len(full) - len(set(full))
+    counts = {"lines": len(given), "blank": blank, "repeated": repeated}
     return WordList(name, tuple(words), counts)
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #a4e25798
@@ -168,9 +170,9 @@ def _dwyl(root, as_published):
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #06e474f8
 def load_words(
-    source="clip",  # "clip", "dwyl", path of a text file, a WordList, or a list of words
-    root=None,  # folder of the dwyl list; None: $OODNB_DATA
-    as_published=False,  # keep blank and repeated lines of a file
+    source: Any = "clip",  # "clip", "dwyl", path of a text file, a WordList, or a list of words
+    root: str | Path | None = None,  # folder of the dwyl list; None: $OODNB_DATA
+    as_published: bool = False,  # keep blank and repeated lines of a file
 ) -> WordList:
     "A list of words. Errors say what is missing and where to get it."
     if isinstance(source, WordList):
@@ -205,9 +207,9 @@ def _known_names(class_names, synonyms):  # all spellings of the classes, plain
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #d6c9c45c
 def without_synonyms(
-    words,  # WordList
-    class_names,  # K names; commas separate synonyms
-    synonyms=None,  # dict from class name to more names, or None
+    words: WordList,  # WordList
+    class_names: Sequence[str],  # K names; commas separate synonyms
+    synonyms: Mapping[str, Any] | None = None,  # dict from class name to more names, or None
 ) -> WordList:
     "The words that are no name of a class, however it is written."
     unknown = [name for name in synonyms or () if name not in class_names]
@@ -227,8 +229,8 @@ def without_synonyms(
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #b5wd0002
 def share_or_count(
-    keep,  # share (below 1) or number
-    total,  # of how many
+    keep: float,  # share (below 1) or number
+    total: int,  # of how many
 ) -> int:  # 1 to total
     "How many that is; a share keeps at least one. Raises `ValueError` for anything else."
     count = max(1, round(keep * total)) if 0 < keep < 1 else int(keep)
@@ -263,18 +265,19 @@ def _read_or_encoded(backbone, texts, root, batch_size):  # one file's worth; no
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #c4b5d449
 def encode_once(
-    backbone,  # Backbone
-    texts,  # list of strings
-    cache=True,  # True: $OODNB_HOME/features; a folder; False: nothing is kept
-    batch_size=1024,  # texts per pass
-    chunk=16384,  # texts per file
-    progress=True,  # show a bar when it takes longer than five seconds
-):  # text features [n, D], not normalised, float32 on the CPU
+    backbone: Any,  # Backbone
+    texts: Iterable[str],  # list of strings
+    # True: $OODNB_HOME/features; a folder; False: nothing is kept
+    cache: bool | str | Path | None = True,
+    batch_size: int = 1024,  # texts per pass
+    chunk: int = 16384,  # texts per file
+    progress: bool = True,  # show a bar when it takes longer than five seconds
+) -> torch.Tensor:  # text features [n, D], not normalised, float32 on the CPU
     "Features of texts; each different text is encoded once, now and later."
     texts = list(texts)
     different = list(dict.fromkeys(texts))
-    keeps = cache is not False and cache is not None and writable(cache)
-    root, parts = cache_root(cache) / "texts" if keeps else None, []
+    kept, parts = cache_root(cache), []
+    root = kept / "texts" if kept and writable(cache) else None
     starts = range(0, len(different), chunk)
     about = dict(desc="texts", unit="file", delay=5, leave=False)
     for first in tqdm(starts, **about, disable=not progress):
