@@ -101,7 +101,9 @@ def board_table(
     board,  # from `read_board`
     metric="auroc",  # of METRICS
     digits=1,  # decimals
-) -> pd.DataFrame:  # text; (given, label) by data sets; value ± std over seeds [95 % interval]
+) -> (
+    pd.DataFrame
+):  # text; (given, label) by data sets; value ± std over seeds [95 % interval over pictures]
     "One metric, wide."
     part = board[board["metric"] == metric]
     if part.empty:
@@ -117,10 +119,11 @@ def board_table(
         for r in part.itertuples()
     ]
     wide = part.assign(cell=cells).pivot(index=["given", "label"], columns="dataset", values="cell")
-    return wide.reindex(
+    wide = wide.reindex(
         index=list(dict.fromkeys(zip(part["given"], part["label"]))),
         columns=list(dict.fromkeys(part["dataset"])),
     ).fillna("–")
+    return wide.rename_axis(columns="[95 % interval over pictures]")
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #b7a9d659
 def beside_published(
@@ -209,8 +212,8 @@ _TITLES = {
 
 
 _BELOW = (
-    "large dot and number: mean over the OOD sets, with its 95 % interval; small dots: the "
-    "single sets"
+    "large dot and number: mean over the OOD sets, with its 95 % interval over pictures; small "
+    "dots: the single sets"
 )
 
 
