@@ -218,8 +218,8 @@ def _verdict(jobs, ended):  # last lines, and the exit code
         print(
             "oodnb: "
             + "; ".join(f"{name}: pictures of {where} are missing" for name, where in sets.items())
-            + f", more than {LOST_SHARE:.0%} of a set could not be read. Check the files (oodnb data "
-            "check), then run again with --force.",
+            + f", more than {LOST_SHARE:.0%} of a set could not be read. Check the files (oodnb "
+            "data check), then run again with --force.",
             file=sys.stderr,
         )
     return 1 if failed else 5 if incomplete else 4 if different else 0
@@ -271,8 +271,8 @@ def _table_command(args):
 # %% ../nbs/16_command/03_reproduce.ipynb #f2400170
 _EXIT_CODES = (
     "Exit codes: 0 all done, 1 a run failed, 2 wrong usage (nothing was started), 3 not all done "
-    "(status only), 4 done, but with other numbers than the accepted ones, 5 done, but more than 1 % "
-    "of the pictures of a set could not be read, 130 interrupted."
+    "(status only), 4 done, but with other numbers than the accepted ones, 5 done, but more than "
+    "1 % of the pictures of a set could not be read, 130 interrupted."
 )
 
 

@@ -9,7 +9,9 @@ __all__ = ['SCALES', 'IDENTITY', 'ROW_COLUMNS', 'row_vocabulary', 'check_rows', 
 # %% ../../nbs/5_pipeline/11_rows.ipynb #eb2bd467
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -83,8 +85,8 @@ def _row_problem(row, words):
 
 # %% ../../nbs/5_pipeline/11_rows.ipynb #37398c33
 def check_rows(
-    rows,  # DataFrame with ROW_COLUMNS
-    where="rows",  # what is checked, for the message
+    rows: pd.DataFrame,  # DataFrame with ROW_COLUMNS
+    where: str = "rows",  # what is checked, for the message
 ) -> pd.DataFrame:  # the same rows
     "Refuse rows with unknown words, impossible values or two values for the same thing."
     missing = [c for c in ROW_COLUMNS if c not in rows.columns]
@@ -119,7 +121,7 @@ def _mean_row(group):  # of one number, in several runs
 
 
 def average_seeds(
-    rows,  # rows of several runs that differ in their seeds
+    rows: pd.DataFrame,  # rows of several runs that differ in their seeds
 ) -> pd.DataFrame:  # one row per number, value = mean, std over the runs
     "Mean and standard deviation over runs; rows of different scales stay apart."
     check_rows(rows)
@@ -128,8 +130,8 @@ def average_seeds(
 
 # %% ../../nbs/5_pipeline/11_rows.ipynb #3871b0ad
 def one_scale(
-    rows,  # rows
-    doing,  # what would happen to them, for the message
+    rows: pd.DataFrame,  # rows
+    doing: str,  # what would happen to them, for the message
 ) -> pd.DataFrame:  # the same rows
     "Refuse rows of several scales, with the reason."
     scales = sorted(set(rows["scale"]))
@@ -145,8 +147,8 @@ def one_scale(
 
 # %% ../../nbs/5_pipeline/11_rows.ipynb #7f95d016
 def write_rows(
-    rows,  # rows of one scale
-    path,  # CSV file
+    rows: pd.DataFrame,  # rows of one scale
+    path: str | Path,  # CSV file
 ) -> Path:  # the file
     "Check rows and write them as CSV, atomically."
     one_scale(check_rows(rows), f"Writing {path}")
@@ -156,7 +158,7 @@ def write_rows(
 
 # %% ../../nbs/5_pipeline/11_rows.ipynb #98fa0e44
 def read_rows(
-    path,  # CSV file of write_rows, or of published numbers
+    path: str | Path,  # CSV file of write_rows, or of published numbers
 ) -> pd.DataFrame:  # rows
     "Read rows; the nine columns of published numbers are filled up with scale `published`."
     empty = {"value": {"": "nan"}, "std": {"": "nan"}}
@@ -168,7 +170,7 @@ def read_rows(
 
 # %% ../../nbs/5_pipeline/11_rows.ipynb #abc189e9
 def published_rows(
-    paper=None,  # one paper, or None for all
+    paper: str | None = None,  # one paper, or None for all
 ) -> pd.DataFrame:  # rows of scale "published"
     """The numbers the papers print; some papers' tables could not be confirmed and are missing
     or empty (see the README beside the files)."""
@@ -182,7 +184,7 @@ def published_rows(
 
 # %% ../../nbs/5_pipeline/11_rows.ipynb #d3c1a7e2
 def markdown_text(
-    text,  # anything; a name, a setting, a message
+    text: Any,  # anything; a name, a setting, a message
 ) -> str:  # on one line
     "Markdown that shows `text` as it is."
     signs = r"[\\`*\[\]<>|~$!]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])"
@@ -190,8 +192,8 @@ def markdown_text(
 
 # %% ../../nbs/5_pipeline/11_rows.ipynb #d3c1a7e4
 def markdown_table(
-    columns,  # headings [C]
-    lines,  # texts [L, C]
+    columns: Sequence[Any],  # headings [C]
+    lines: Sequence[Sequence[Any]],  # texts [L, C]
 ) -> str:  # numbers stand to the right, the first column to the left
     "A Markdown table that shows its texts as they are."
     rows = [[markdown_text(text) for text in line] for line in (columns, *lines)]

@@ -61,7 +61,7 @@ def lost_in_run(
                 found.setdefault(row["dataset"], {})[row["metric"]] = int(float(row["value"]))
     return {name: (f["n_lost"], f["n_images"]) for name, f in found.items() if len(f) == 2}
 
-
+# %% ../../nbs/13_running/07_one_run.ipynb #23df35bd
 def too_many_lost(
     lost: Mapping[str, tuple[int, int]],  # of `lost_in_run`
 ) -> bool:  # whether a set misses more than LOST_SHARE of its pictures
