@@ -109,7 +109,7 @@ def _readings(known, ood):  # {(metric, rule): percent}, the mean over the OOD s
     found = {
         (f"fpr95_{side}_positive", rule): mean(fpr_at_tpr, 0.95, side, rule)
         for side in ("id", "ood")
-        for rule in _FPR_RULES
+        for rule in sorted(_FPR_RULES, key=lambda rule: rule != _USUAL[f"fpr95_{side}_positive"])
     }
     return found | {
         ("auroc", "nearest"): mean(auroc),
