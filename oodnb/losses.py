@@ -11,6 +11,7 @@ __all__ = ['region_ranks', 'ood_regions', 'region_entropy', 'locoop_terms', 'loc
 # %% ../nbs/1_measure/05_losses.ipynb #ec2e5a27
 import math
 from numbers import Integral
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,8 +86,9 @@ def _checked_local(
 
 # %% ../nbs/1_measure/05_losses.ipynb #7fc7a55f
 def region_ranks(
-    local_logits,  # logits or cosines of regions and classes [N, R, K], float32 or float64
-    labels,  # class of each image [N]
+    # logits or cosines of regions and classes [N, R, K], float32 or float64
+    local_logits: torch.Tensor,
+    labels: torch.Tensor,  # class of each image [N]
 ) -> torch.Tensor:  # int64 [N, R], 1 to K
     "Rank of the image's class in each of its regions; ties count in favour of the class."
     logits, labels = _checked_local(local_logits, labels, 0)
@@ -96,10 +98,11 @@ def region_ranks(
 
 # %% ../nbs/1_measure/05_losses.ipynb #7a333f5e
 def ood_regions(
-    local_logits,  # logits or cosines of regions and classes [N, R, K], float32 or float64
-    labels,  # class of each image [N]
+    # logits or cosines of regions and classes [N, R, K], float32 or float64
+    local_logits: torch.Tensor,
+    labels: torch.Tensor,  # class of each image [N]
     # a region that ranks its image's class among the first top_k is in-distribution; 0 to K
-    top_k,
+    top_k: int,
 ) -> torch.Tensor:  # bool [N, R], True where the region is OOD
     "Regions in which the image's class is not among the `top_k` most probable classes (LoCoOp)."
     logits, labels = _checked_local(local_logits, labels, top_k)
@@ -116,9 +119,10 @@ def _mean_entropy(local_logits, selected):  # float tensor []
 
 
 def region_entropy(
-    local_logits,  # scaled similarities of regions and classes [N, R, K], float32 or float64
-    labels,  # class of each image [N]
-    top_k,  # see `ood_regions`
+    # scaled similarities of regions and classes [N, R, K], float32 or float64
+    local_logits: torch.Tensor,
+    labels: torch.Tensor,  # class of each image [N]
+    top_k: int,  # see `ood_regions`
 ) -> torch.Tensor:  # mean entropy of the OOD regions in nats, []; 0 when there are none
     "How undecided the OOD regions of a batch are; LoCoOp makes it large."
     logits, labels = _checked_local(local_logits, labels, top_k)
@@ -151,17 +155,18 @@ def _check_weight(weight, local_logits):
 
 # %% ../nbs/1_measure/05_losses.ipynb #d2ea404b
 def locoop_terms(
-    logits,
-    local_logits,
-    labels,
-    top_k=200,
-    weight=0.25,  # see `locoop_loss`
+    logits: torch.Tensor,
+    local_logits: torch.Tensor | None,
+    labels: torch.Tensor,
+    top_k: int = 200,
+    weight: float = 0.25,  # see `locoop_loss`
 ) -> dict:  # loss, loss_id and entropy: float tensors []; selected: bool [N, R] or None
     "The LoCoOp loss and what it is made of."
     logits = torch.as_tensor(logits)
     _check_image_logits(logits)
     _check_weight(weight, local_logits)
-    loss_id = F.cross_entropy(logits, _checked_labels(labels, *logits.shape, logits.device))
+    count, classes = logits.shape
+    loss_id = F.cross_entropy(logits, _checked_labels(labels, count, classes, logits.device))
     terms = {
         "loss": loss_id,
         "loss_id": loss_id,
@@ -182,20 +187,21 @@ def locoop_terms(
 
 # %% ../nbs/1_measure/05_losses.ipynb #c0e89695
 def locoop_loss(
-    logits,  # scaled similarities of images and classes [N, K], float32 or float64
-    local_logits,  # the same for regions [N, R, K]; None where weight is 0
-    labels,  # class of each image [N]
-    top_k=200,  # see `ood_regions`
-    weight=0.25,  # lambda
+    logits: torch.Tensor,  # scaled similarities of images and classes [N, K], float32 or float64
+    local_logits: torch.Tensor | None,  # the same for regions [N, R, K]; None where weight is 0
+    labels: torch.Tensor,  # class of each image [N]
+    top_k: int = 200,  # see `ood_regions`
+    weight: float = 0.25,  # lambda
 ) -> torch.Tensor:  # []
     "Cross-entropy of the images minus `weight` times the entropy of their OOD regions."
     return locoop_terms(logits, local_logits, labels, top_k, weight)["loss"]
 
 # %% ../nbs/1_measure/05_losses.ipynb #abcca881
 def focal_mean(
-    log_p,  # logarithm of the probability of what is right [..., B]
-    log_rest,  # logarithm of 1 - p [..., B]
-    focal=1.0,  # gamma, a number or a tensor [...]; 0 and below: the plain mean
+    log_p: torch.Tensor,  # logarithm of the probability of what is right [..., B]
+    log_rest: torch.Tensor,  # logarithm of 1 - p [..., B]
+    # gamma, a number or a tensor [...]; 0 and below: the plain mean
+    focal: float | torch.Tensor = 1.0,
 ) -> torch.Tensor:  # [...]
     "Mean of -log p, weighted by (1 - p) ** focal; the weights are constants."
     focal = torch.as_tensor(focal, dtype=log_p.dtype, device=log_p.device).clamp_min(0)[..., None]
@@ -204,9 +210,9 @@ def focal_mean(
 
 # %% ../nbs/1_measure/05_losses.ipynb #a74d5928
 def log_odds_loss(
-    task_log_odds,  # log-odds of being in-distribution, of texts of the task [..., n]
-    word_log_odds,  # the same of words [..., m]
-    focal=1.0,  # gamma of the words, a number or a tensor [...]
+    task_log_odds: torch.Tensor,  # log-odds of being in-distribution, of texts of the task [..., n]
+    word_log_odds: torch.Tensor,  # the same of words [..., m]
+    focal: float | torch.Tensor = 1.0,  # gamma of the words, a number or a tensor [...]
 ) -> dict:  # loss, loss_id and loss_word [...]
     "HFTT's loss and its two halves."
     loss_id = -F.logsigmoid(task_log_odds).mean(-1)
@@ -231,11 +237,11 @@ def _check_lengths(rows, name, unit):
 
 # %% ../nbs/1_measure/05_losses.ipynb #2e161247
 def checked_texts(
-    rows,  # tensor or array
-    name,  # how messages call it
-    like=None,  # rows of the width that is needed
-    unit=True,  # whether they must have length 1 (0 is left alone)
-):  # float tensor [n, D]
+    rows: Any,  # tensor or array
+    name: str,  # how messages call it
+    like: torch.Tensor | None = None,  # rows of the width that is needed
+    unit: bool = True,  # whether they must have length 1 (0 is left alone)
+) -> torch.Tensor:  # float tensor [n, D]
     "Rows of text features as a tensor. Raises `ValueError` for everything a loss cannot read."
     rows = torch.as_tensor(rows)
     if not full_precision(rows):
@@ -274,12 +280,12 @@ def _row_odds(texts, task, outliers, temperature):  # [n]
 
 # %% ../nbs/1_measure/05_losses.ipynb #a23b99f9
 def textual_detection_terms(
-    task_texts,
-    word_texts,
-    task_embeddings,
-    outlier_embeddings,
-    temperature=0.01,
-    focal=1.0,  # see `textual_detection_loss`
+    task_texts: torch.Tensor,
+    word_texts: torch.Tensor,
+    task_embeddings: torch.Tensor,
+    outlier_embeddings: torch.Tensor,
+    temperature: float = 0.01,
+    focal: float = 1.0,  # see `textual_detection_loss`
 ) -> dict:  # loss, loss_id, loss_word: []; task_log_odds [n], word_log_odds [m]
     "The HFTT loss and what it is made of."
     _check_scales(temperature, focal)
@@ -297,12 +303,12 @@ def textual_detection_terms(
 
 # %% ../nbs/1_measure/05_losses.ipynb #fb42ff5d
 def textual_detection_loss(
-    task_texts,  # unit rows of texts of the task [n, D]
-    word_texts,  # unit rows of a batch of words [m, D]
-    task_embeddings,  # unit rows, one per class [K, D]
-    outlier_embeddings,  # what is trained, of any length [N, D]; normalised here
-    temperature=0.01,  # of the backbone: 1 / logit_scale
-    focal=1.0,  # gamma; 0 and below: the plain mean
+    task_texts: torch.Tensor,  # unit rows of texts of the task [n, D]
+    word_texts: torch.Tensor,  # unit rows of a batch of words [m, D]
+    task_embeddings: torch.Tensor,  # unit rows, one per class [K, D]
+    outlier_embeddings: torch.Tensor,  # what is trained, of any length [N, D]; normalised here
+    temperature: float = 0.01,  # of the backbone: 1 / logit_scale
+    focal: float = 1.0,  # gamma; 0 and below: the plain mean
 ) -> torch.Tensor:  # []
     "What HFTT minimises: texts of the task belong to the task, words to the outliers."
     return textual_detection_terms(
@@ -330,14 +336,15 @@ def _check_pairs(yes, no, first):
 
 # %% ../nbs/1_measure/05_losses.ipynb #ccb3a352
 def binary_opposite_loss(
-    yes_logits,  # s x_i . t_j: all N pictures and n of their captions [N, n], float32 or float64
+    # s x_i . t_j: all N pictures and n of their captions [N, n], float32 or float64
+    yes_logits: torch.Tensor,
     # s x_i . u_j: the same with the no texts [N, n];
     # or the scalar 0, and yes_logits their difference
-    no_logits,
-    first=0,  # caption j belongs to picture first + j
+    no_logits: torch.Tensor,
+    first: int = 0,  # caption j belongs to picture first + j
     # (match_term [], mismatch_term []), in nats;
     # of n < N captions their share: shares add up to the whole
-):
+) -> tuple[torch.Tensor, torch.Tensor]:
     """CLIPN's image-text loss: own captions say yes, those of others say no.
 
     The second term is 0 for a single pair."""
@@ -359,9 +366,9 @@ _UNDER_ROOT = 1e-4  # added under the square root, as in the paper's code
 
 
 def semantic_opposite_loss(
-    yes_features,  # t: unit rows of captions [N, D], float32 or float64
-    no_features,  # u: unit rows of the same captions from the trained encoder [N, D]
-    kind="l2",  # "l2" (the paper's) or "cosine"
+    yes_features: torch.Tensor,  # t: unit rows of captions [N, D], float32 or float64
+    no_features: torch.Tensor,  # u: unit rows of the same captions from the trained encoder [N, D]
+    kind: str = "l2",  # "l2" (the paper's) or "cosine"
 ) -> torch.Tensor:  # [], about 0 (opposite) to 2 (equal)
     "CLIPN's loss on texts alone: yes and no of a caption stand apart."
     if kind not in ("l2", "cosine"):
@@ -402,15 +409,15 @@ def _check_weights(**weights):
 
 # %% ../nbs/1_measure/05_losses.ipynb #9e285541
 def forgetting_terms(
-    forget_output,
-    forget_target,
-    preserve_output,
-    preserve_target,
-    update,
-    forget_weight=1.1,
-    preserve_weight=0.3,
-    update_weight=1.0,
-    squared=False,  # see `forgetting_loss`
+    forget_output: torch.Tensor,
+    forget_target: torch.Tensor,
+    preserve_output: torch.Tensor,
+    preserve_target: torch.Tensor,
+    update: torch.Tensor,
+    forget_weight: float = 1.1,
+    preserve_weight: float = 0.3,
+    update_weight: float = 1.0,
+    squared: bool = False,  # see `forgetting_loss`
     # loss, forget_norm, preserve_norm, update_norm: []; the norms without weights and squares
 ) -> dict:
     "The forgetting loss and what it is made of."
@@ -432,15 +439,16 @@ def forgetting_terms(
 
 # %% ../nbs/1_measure/05_losses.ipynb #368f01fb
 def forgetting_loss(
-    forget_output,  # embeddings of the forgotten names now, as long as they are [k, D]
-    forget_target,  # where they should be [k, D]
-    preserve_output,  # embeddings of the preserved names now [m, D]; no name: [0, D]
-    preserve_target,  # where they were [m, D]
-    update,  # B A, without its scale
-    forget_weight=1.1,  # lambda_f
-    preserve_weight=0.3,  # lambda_p
-    update_weight=1.0,  # lambda_w
-    squared=False,  # squares of the norms, as in the paper's figure
+    # embeddings of the forgotten names now, as long as they are [k, D]
+    forget_output: torch.Tensor,
+    forget_target: torch.Tensor,  # where they should be [k, D]
+    preserve_output: torch.Tensor,  # embeddings of the preserved names now [m, D]; no name: [0, D]
+    preserve_target: torch.Tensor,  # where they were [m, D]
+    update: torch.Tensor,  # B A, without its scale
+    forget_weight: float = 1.1,  # lambda_f
+    preserve_weight: float = 0.3,  # lambda_p
+    update_weight: float = 1.0,  # lambda_w
+    squared: bool = False,  # squares of the norms, as in the paper's figure
 ) -> torch.Tensor:  # []
     "What class forgetting minimises: three Frobenius norms."
     return forgetting_terms(

@@ -21,7 +21,16 @@ from .command.doctor import add_doctor_command
 from .running.cluster import connect, read_needs, room, spread_runs
 from .running.kernel import RunFailed, find_kernel
 from .running.many import Busy, places, together, work_through
-from .running.one_run import accept_run, check_acceptable, compare_with_accepted, execute, run
+from oodnb.running.one_run import (
+    LOST_SHARE,
+    accept_run,
+    check_acceptable,
+    compare_with_accepted,
+    execute,
+    lost_in_run,
+    run,
+    too_many_lost,
+)
 from .running.page import add_report_command
 from oodnb.running.plan import (
     find_notebooks,
@@ -170,21 +179,27 @@ def _check_places(args):
         )
 
 # %% ../nbs/16_command/03_reproduce.ipynb #0e9fc5e4
-def _how_it_ended(job, result, accept, board):  # "failed", "different" or "done", and told
+def _how_it_ended(job, result, accept, board):
+    "What became of a run, told: failed, incomplete, different or done."
     if isinstance(result, Exception):
         known = isinstance(result, RunFailed)
         why = result if known else f"{job.name}: {type(result).__name__}: {result}"
         board.say(f"oodnb: {why}", sys.stderr)
         return "failed"
+    different = False
     if not accept and (found := compare_with_accepted(job)):
         board.say(f"{job.name}: {found}")
-        return "different" if found.different else "done"
-    return "done"
+        different = bool(found.different)
+    if too_many_lost(lost_in_run(job.folder)):
+        return "incomplete"
+    return "different" if different else "done"
 
 # %% ../nbs/16_command/03_reproduce.ipynb #77b3c39b
 def _verdict(jobs, ended):  # last lines, and the exit code
-    failed = [name for name, how in ended if how == "failed"]
-    different = [name for name, how in ended if how == "different"]
+    failed, incomplete, different = (
+        [name for name, how in ended if how == what]
+        for what in ("failed", "incomplete", "different")
+    )
     if failed and len(jobs) > 1:
         print(
             f"oodnb: {len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}",
@@ -197,7 +212,17 @@ def _verdict(jobs, ended):  # last lines, and the exit code
             "--accept",
             file=sys.stderr,
         )
-    return 1 if failed else 4 if different else 0
+    if incomplete:
+        lost = {n: lost_in_run(job.folder) for job in jobs if (n := job.name) in incomplete}
+        sets = {name: ", ".join(sorted(found)) for name, found in lost.items()}
+        print(
+            "oodnb: "
+            + "; ".join(f"{name}: pictures of {where} are missing" for name, where in sets.items())
+            + f", more than {LOST_SHARE:.0%} of a set could not be read. Check the files (oodnb "
+            "data check), then run again with --force.",
+            file=sys.stderr,
+        )
+    return 1 if failed else 5 if incomplete else 4 if different else 0
 
 # %% ../nbs/16_command/03_reproduce.ipynb #bd657840
 def _run_command(args):
@@ -246,7 +271,8 @@ def _table_command(args):
 # %% ../nbs/16_command/03_reproduce.ipynb #f2400170
 _EXIT_CODES = (
     "Exit codes: 0 all done, 1 a run failed, 2 wrong usage (nothing was started), 3 not all done "
-    "(status only), 4 done, but with other numbers than the accepted ones, 130 interrupted."
+    "(status only), 4 done, but with other numbers than the accepted ones, 5 done, but more than "
+    "1 % of the pictures of a set could not be read, 130 interrupted."
 )
 
 
@@ -406,7 +432,7 @@ def _speak_any_language():
 def main(
     argv=None,  # command-line words; None takes those of the process
     # exit code: 0 all done, 1 a run failed, 2 wrong usage, 3 not all done (status),
-    # 4 other numbers than the accepted ones, 130 interrupted
+    # 4 other numbers than the accepted ones, 5 too many unreadable pictures, 130 interrupted
 ) -> int:
     "The command `oodnb`."
     _speak_any_language()

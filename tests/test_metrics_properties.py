@@ -1,6 +1,8 @@
 """Metrics on generated scores: invariances, a literal reading of the definitions, and scikit-learn
 as oracle."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 from scripts import load
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from pytorch_ood.metrics import OODMetrics
+from sklearn.metrics import (
+    auc,
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 
 from oodnb.metrics import (
+    MIN_FOR_AUPR,
     aupr,
     auroc,
     bootstrap_ci,
@@ -94,6 +104,43 @@ def test_fpr_rules_word_by_word(pair, tpr, positive, rule):
     )
 
 
+def of_pytorch_ood(id_scores, ood_scores):
+    "What pytorch-ood says about the same scores; it wants outlier scores, and OOD labelled -1."
+    metrics = OODMetrics()
+    labels = np.repeat([1, -1], [len(id_scores), len(ood_scores)])
+    metrics.update(-torch.tensor(np.concatenate([id_scores, ood_scores])), torch.tensor(labels))
+    return metrics.compute()
+
+
+def check_beside_pytorch_ood(pair):
+    "AUROC and FPR95 are the same numbers; its AUPR is the trapezoid of our curve."
+    theirs, ours = of_pytorch_ood(*pair), detection_metrics(*pair)
+    assert ours["auroc"] == pytest.approx(theirs["AUROC"], abs=1e-12)
+    assert ours["fpr95_ood_positive"] == pytest.approx(theirs["FPR95TPR"], abs=1e-12)
+    for name, positive in (("AUPR-IN", "id"), ("AUPR-OUT", "ood")):
+        precision, recall, _ = precision_recall_curve(*as_labels(*pair, positive))
+        assert theirs[name] == pytest.approx(auc(recall, precision), abs=1e-9)
+    return theirs, ours
+
+
+@steady
+@given(scores.filter(lambda pair: len(np.unique(np.concatenate(pair))) > 1))
+def test_pytorch_ood_computes_the_same(pair):
+    check_beside_pytorch_ood(pair)
+
+
+def test_pytorch_ood_on_continuous_and_on_tied_scores():
+    rng = np.random.default_rng(0)
+    fine = rng.normal(1, 1, 500), rng.normal(0, 1, 500)
+    tied = [np.round(side / 2) for side in fine]
+    theirs, ours = check_beside_pytorch_ood(fine)
+    assert ours["aupr_in"] == pytest.approx(theirs["AUPR-IN"], abs=2e-3)
+    nearest = fpr_at_tpr(*fine, positive="ood", rule="nearest")
+    theirs, ours = check_beside_pytorch_ood(tied)
+    assert theirs["AUPR-IN"] - ours["aupr_in"] > 0.02  # lines between tied scores flatter
+    assert abs(nearest - theirs["FPR95TPR"]) > 0.01
+
+
 @steady
 @given(scores, st.randoms(use_true_random=False))
 def test_order_of_images_does_not_matter(pair, random):
@@ -119,10 +166,12 @@ def test_swapping_the_sides(pair):
     )
     assert back["auroc"] == there["auroc"]
     assert (back["aupr_in"], back["aupr_out"]) == (there["aupr_out"], there["aupr_in"])
-    assert (back["fpr95_id_positive"], back["fpr95_ood_positive"]) == (
-        there["fpr95_ood_positive"],
-        there["fpr95_id_positive"],
-    )
+    for rule in ("nearest", "at_least", "interpolate"):
+        assert fpr_at_tpr(*pair, positive="ood", rule=rule) == fpr_at_tpr(
+            -ood_scores, -id_scores, positive="id", rule=rule
+        )
+    assert there["fpr95_id_positive"] == fpr_at_tpr(*pair, positive="id", rule="nearest")
+    assert there["fpr95_ood_positive"] == fpr_at_tpr(*pair, positive="ood", rule="at_least")
     assert (back["n_id"], back["n_ood"], back["ties"]) == (
         there["n_ood"],
         there["n_id"],
@@ -312,10 +361,105 @@ def test_a_sample_of_the_benchmarks_cases(benchmark, capsys):
     assert "400 random cases" in capsys.readouterr().out
 
 
-def test_five_metrics_of_60000_scores_cost_a_fifth_of_scikit_learns(benchmark):
+def plain_draws(pair, groups, n_boot, seed):
+    "Whole groups, drawn and put together one by one, from the same random streams."
+    drawn = []
+    for side, (values, labels) in enumerate(zip(pair, groups)):
+        codes, rng = np.unique(labels, return_inverse=True)[1], np.random.default_rng((side, seed))
+        many = codes.max() + 1
+        chosen = rng.integers(many, size=(n_boot, many), dtype=np.uint32)
+        drawn.append([np.concatenate([values[codes == g] for g in row]) for row in chosen])
+    return list(zip(*drawn))
+
+
+def test_groups_are_drawn_as_a_whole():
     rng = np.random.default_rng(0)
-    pair = rng.normal(1, 1, 50_000), rng.normal(0, 1, 10_000)
-    ours, theirs = benchmark.milliseconds(
-        (lambda: detection_metrics(*pair), lambda: benchmark.sklearn_row(*pair)), 5
-    )
-    assert theirs / ours > 5
+    pair = rng.normal(1, 1, 90).round(1), rng.normal(0, 1, 60).round(1)
+    groups = rng.integers(7, size=90), rng.choice(list("abcde"), 60)  # of unequal sizes
+    fast = bootstrap_samples(*pair, n_boot=40, seed=5, groups=groups)
+    slow = [detection_metrics(*drawn) for drawn in plain_draws(pair, groups, 40, 5)]
+    for name in METRICS:
+        np.testing.assert_allclose(fast[name], [row[name] for row in slow], rtol=0, atol=1e-14)
+
+
+def test_images_without_a_class_stand_for_themselves():
+    rng = np.random.default_rng(0)
+    pair, alone = (rng.normal(1, 1, 40), rng.normal(0, 1, 30)), (np.arange(40), np.full(30, -1))
+    for groups in (alone, (None, alone[1]), (alone[0], None)):
+        assert bootstrap_ci(*pair, groups=groups, n_boot=50) == bootstrap_ci(*pair, n_boot=50)
+
+
+@pytest.mark.parametrize(
+    "groups, message",
+    [
+        (([0, 0, 0], None), "groups of the ID images knows a single class"),
+        ((None, [0]), r"groups of the OOD images has shape \[1\]"),
+        (([0, 1, 2],), "groups has 1 parts"),
+    ],
+)
+def test_groups_that_cannot_be_drawn_are_refused(groups, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_ci([1.0, 2.0, 3.0], [0.0, 1.5], groups=groups)
+    for method in ("delong", "bootstrap"):
+        with pytest.raises(ValueError, match=message):
+            paired_test(
+                [1.0, 2.0, 3.0], [0.0, 1.5], [3.0, 1.0, 2.0], [0.5, 1], method=method, groups=groups
+            )
+
+
+def of_classes(rng, shift, many, per):
+    "Scores of classes that are easy or hard as a whole, and their labels."
+    labels = np.repeat(np.arange(many), per)
+    return shift + rng.normal(0, 1, many)[labels] + rng.normal(0, 1, many * per), labels
+
+
+def test_intervals_over_classes_cover_other_classes():
+    rng, truth, inside = np.random.default_rng(0), norm.cdf(0.5), dict(pictures=0, classes=0)
+    for seed in range(100):
+        (known, a), (strange, b) = of_classes(rng, 1, 30, 10), of_classes(rng, 0, 30, 10)
+        for over, groups in (("pictures", None), ("classes", (a, b))):
+            low, high = bootstrap_ci(known, strange, n_boot=200, seed=seed, groups=groups)
+            inside[over] += low <= truth <= high
+    assert inside["pictures"] < 80 and inside["classes"] >= 87
+
+
+def test_delong_over_classes_is_calibrated_and_agrees_with_the_bootstrap():
+    rng, rejected, widths = np.random.default_rng(0), 0, []
+    for seed in range(100):
+        (known, a), (strange, b) = of_classes(rng, 1, 30, 5), of_classes(rng, 0, 30, 5)
+        pair = [
+            side + rng.normal(0, 0.5, 30)[labels]
+            for _ in range(2)
+            for side, labels in ((known, a), (strange, b))
+        ]
+        row = paired_test(*pair, groups=(a, b))
+        rejected += row["p_value"] < 0.05
+        if seed < 20:
+            drawn = paired_test(*pair, method="bootstrap", n_boot=200, groups=(a, b))
+            widths.append((drawn["high"] - drawn["low"]) / (row["high"] - row["low"]))
+    assert 1 <= rejected <= 13
+    assert np.mean(widths) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("n, heard", [(50, 1), (MIN_FOR_AUPR, 0)])
+def test_aupr_intervals_of_few_images_come_with_a_warning(n, heard):
+    pair = np.arange(n) + 0.5, np.arange(n)
+    for act in (
+        lambda: bootstrap_ci(*pair, "aupr_in", n_boot=2),
+        lambda: detection_intervals(*pair, 2),
+    ):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            act()
+        assert len(said) == heard and all("too narrow" in str(w.message) for w in said)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bootstrap_ci(*pair, "auroc", n_boot=2)
+
+
+def test_the_simulations_of_intervals_run(capsys):
+    simulations = load("benchmarks", "intervals")
+    assert simulations.truth()["auroc"] == pytest.approx(norm.cdf(1 / 2**0.5), abs=1e-12)
+    assert simulations.mixed(1, 1, "aupr_in") == pytest.approx(simulations.truth()["aupr_in"])
+    found = simulations.report_classes(20, n_boot=50)
+    assert found[80][1] > found[80][0] and "over classes" in capsys.readouterr().out

@@ -275,3 +275,38 @@ def test_compare_can_be_given_somebody_elses_numbers():
     theirs = paper_rows().assign(scale="published", run="")
     table = compare_with_published(paper_rows(), published=theirs)
     assert (table["difference"] == 0).all()
+
+
+def torn_metrics(skipped):
+    rng = np.random.default_rng(0)
+    scores = score_table(
+        {"mcm": rng.normal(2, 1, 80)}, {"mini-near": {"mcm": rng.normal(0, 1, 60)}}, "mini"
+    )
+    scores.attrs["skipped"] = skipped
+    return metrics_table(scores, n_boot=0)
+
+
+def rows_of(metrics):
+    return rows(metrics, "locoop", "t", "mini", "mini; zero-shot", "mini")
+
+
+def test_lost_pictures_reach_rows_and_tables():
+    whole = torn_metrics({})
+    torn = torn_metrics({"mini-near": [["7.png", "truncated"]], "mini": [["1.png", "empty"]] * 2})
+    said = "Unreadable pictures, left out: 1 of 61 of mini-near, 2 of 82 of mini."
+    assert said in to_markdown(torn) and said in to_html(torn)
+    assert "Unreadable" not in to_markdown(whole) + to_html(whole)
+    counts = rows_of(torn).set_index(["dataset", "metric"])["value"]
+    assert counts["mini-near", "n_lost"] == 1 and counts["mini-near", "n_images"] == 61
+    assert counts["mini", "n_lost"] == 2 and counts["mini", "n_images"] == 82
+    pd.testing.assert_frame_equal(rows_of(whole), rows_of(torn).head(len(rows_of(whole))))
+
+
+def test_every_table_names_its_thresholds_and_what_its_interval_is_over():
+    text = to_markdown(made_metrics(("SUN",)))
+    assert "with ID positive at the recall nearest to 95 %" in text
+    assert "with OOD positive at the first recall of at least 95 %" in text
+    only = to_markdown(made_metrics(("SUN",)), convention="id_positive")
+    assert "OOD positive" not in only
+    with pytest.raises(ValueError, match="choose 'pictures'"):
+        to_markdown(made_metrics(("SUN",)), over="images")

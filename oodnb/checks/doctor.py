@@ -94,10 +94,12 @@ METRIC_NAMES = {
     "aupr_out": "AUPR-out",
 }
 _FPR_RULES = {
-    "nearest": "",
+    "nearest": ", nearest recall",
     "interpolate": ", interpolated",
     "at_least": ", first threshold that is enough",
 }
+# the rule of each metric that goes without saying; only those of FPR95 have others
+_USUAL = dict.fromkeys(METRIC_NAMES, "nearest") | {"fpr95_ood_positive": "at_least"}
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #57835aaa
 def _readings(known, ood):  # {(metric, rule): percent}, the mean over the OOD sets
@@ -107,7 +109,7 @@ def _readings(known, ood):  # {(metric, rule): percent}, the mean over the OOD s
     found = {
         (f"fpr95_{side}_positive", rule): mean(fpr_at_tpr, 0.95, side, rule)
         for side in ("id", "ood")
-        for rule in _FPR_RULES
+        for rule in sorted(_FPR_RULES, key=lambda rule: rule != _USUAL[f"fpr95_{side}_positive"])
     }
     return found | {
         ("auroc", "nearest"): mean(auroc),
@@ -147,8 +149,9 @@ def readings(
     for fault, how, change in _WAYS:
         values = _readings(change(known), [change(one.to_numpy(np.float64)) for one in sets])
         for (metric, rule), value in values.items():
-            reading = METRIC_NAMES[metric] + _FPR_RULES[rule] + how
-            here = fault or ("FPR rule" if rule != "nearest" else "")
+            usual = rule == _USUAL[metric]
+            reading = METRIC_NAMES[metric] + ("" if usual else _FPR_RULES[rule]) + how
+            here = fault or ("" if usual else "FPR rule")
             rows.append((here, metric, rule, reading, value))
     return pd.DataFrame(rows, columns=["fault", "metric", "rule", "reading", "value"])
 

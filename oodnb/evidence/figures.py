@@ -11,13 +11,16 @@ import base64
 import io
 import math
 import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn
+from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -59,7 +62,7 @@ _STYLE = seaborn.axes_style("ticks") | {
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
     "lines.linewidth": 1.3,
-    "axes.prop_cycle": mpl.cycler(color=(ID_COLOUR, *COLOURS)),
+    "axes.prop_cycle": cycler(color=(ID_COLOUR, *COLOURS)),
     "figure.dpi": 100,
     "savefig.dpi": 200,
     "svg.hashsalt": "oodnb",
@@ -69,7 +72,7 @@ _STYLE = seaborn.axes_style("ticks") | {
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #d4c411bc
 @contextmanager
-def style():
+def style() -> Iterator[None]:
     "The plotting style for the block; afterwards matplotlib is as it was."
     with mpl.rc_context(_STYLE):
         yield
@@ -128,9 +131,10 @@ def _picked(scores, detectors):  # names to draw
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #86e44a34
 def save_figure(
-    figure,  # DataFigure, or any matplotlib figure
-    path,  # .png, .svg, .pdf, .webp or .jpg
-    dpi=None,  # dots per inch of pixel formats; None takes 200, and 100 for contact sheets
+    figure: Figure,  # DataFigure, or any matplotlib figure
+    path: str | Path,  # .png, .svg, .pdf, .webp or .jpg
+    # dots per inch of pixel formats; None takes 200, and 100 for contact sheets
+    dpi: float | None = None,
 ) -> Path:  # the picture
     "Write a figure, and its numbers as CSV beside it, atomically."
     path = Path(path)
@@ -150,9 +154,9 @@ def save_figure(
         figure.savefig(
             temporary, format=path.suffix[1:].lower(), dpi=dpi, metadata=clock[path.suffix.lower()]
         )
-    if getattr(figure, "data", None) is not None:
+    if (data := getattr(figure, "data", None)) is not None:
         with atomic_path(path.with_suffix(".csv")) as temporary:
-            figure.data.to_csv(temporary, index=False, float_format="%.5g", lineterminator="\n")
+            data.to_csv(temporary, index=False, float_format="%.5g", lineterminator="\n")
     return path
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #f0a017a3
@@ -234,9 +238,9 @@ _SCORE_NOTE = (
 
 
 def plot_score_distributions(
-    scores,  # score table
-    detectors=None,  # names; None draws all
-    columns=None,  # panels side by side; None: three, or two where that leaves no gap
+    scores: pd.DataFrame,  # score table
+    detectors: str | Sequence[str] | None = None,  # names; None draws all
+    columns: int | None = None,  # panels side by side; None: three, or two where that leaves no gap
 ) -> DataFigure:
     """Densities of the scores of every set, one panel per detector, with the line that accepts 95 %
     of the ID images."""
@@ -293,10 +297,10 @@ def _roc_panel(axis, name, known, rows, detectors):  # one DataFrame per curve
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #0d4de795
 def plot_roc(
-    scores,  # score table
-    detectors=None,  # names; None draws all
-    log_x=False,  # logarithmic axis for the OOD side
-    columns=3,  # panels side by side
+    scores: pd.DataFrame,  # score table
+    detectors: str | Sequence[str] | None = None,  # names; None draws all
+    log_x: bool = False,  # logarithmic axis for the OOD side
+    columns: int = 3,  # panels side by side
 ) -> DataFigure:
     "ROC curves with ID positive, one panel per OOD set, one line per detector."
     (known, ood), names, data = by_role(scores), _picked(scores, detectors), []
@@ -356,12 +360,13 @@ def _interval_panel(axis, part, name, colour, line):  # part: one row per detect
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #6c0c9646
 def plot_metric_intervals(
-    metrics,  # metrics_table(...)
-    names=("auroc", "fpr95_id_positive", "fpr95_ood_positive"),  # metrics, one row of panels each
-    same_scale=False,  # one axis for all sets, to compare sets rather than detectors
-    labels=None,  # dict: metric -> what its axis shows
-    line=None,  # value to draw a line at
-    note="",  # small print below
+    metrics: pd.DataFrame,  # metrics_table(...)
+    # metrics, one row of panels each
+    names: Sequence[str] = ("auroc", "fpr95_id_positive", "fpr95_ood_positive"),
+    same_scale: bool = False,  # one axis for all sets, to compare sets rather than detectors
+    labels: dict[str, str] | None = None,  # dict: metric -> what its axis shows
+    line: float | None = None,  # value to draw a line at
+    note: str = "",  # small print below
 ) -> DataFigure:
     "Dot and whisker for every detector, OOD set and metric."
     _check_drawable(names, metrics)
@@ -481,11 +486,11 @@ def _mistake_block(part, head, rows, found, classes, detector, columns):
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #cec4675f
 def worst_mistakes(
-    scores,  # score table
-    detector,  # whose mistakes
-    image_sets,  # dict: data set name -> ImageSet, or a list of ImageSets
-    n=8,  # pictures of either kind
-    columns=8,  # pictures side by side
+    scores: pd.DataFrame,  # score table
+    detector: str,  # whose mistakes
+    image_sets: Any,  # dict: data set name -> ImageSet, or a list of ImageSets
+    n: int = 8,  # pictures of either kind
+    columns: int = 8,  # pictures side by side
 ) -> DataFigure:
     "Contact sheet of the OOD images with the highest scores and the ID images with the lowest."
     _picked(scores, detector)
@@ -497,7 +502,7 @@ def worst_mistakes(
         size = (0.92 * columns, 1.3 * sum(lines) + 0.5)
         figure = DataFigure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        parts = figure.subfigures(2, 1, height_ratios=lines, hspace=0.02)
+        parts = np.ravel(figure.subfigures(2, 1, height_ratios=lines, hspace=0.02))
         for part, (title, rows), note in zip(parts, blocks.items(), _NOTES):
             head = textwrap.fill(
                 f"{title}, by {detector}  ({note})", int(17 * figure.get_figwidth())

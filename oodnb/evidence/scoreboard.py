@@ -6,6 +6,7 @@
 __all__ = ['Line', 'read_board', 'board_table', 'beside_published', 'plot_board']
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #0c991948
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,9 +78,9 @@ def _of_line(line, folder):
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #a28d123e
 def read_board(
-    lines,  # Lines
-    folder,  # accepted rows, usually data/reproduced
-    scale="mini",  # rows of other scales are left out
+    lines: Iterable[Line],  # Lines
+    folder: str | Path,  # accepted rows, usually data/reproduced
+    scale: str = "mini",  # rows of other scales are left out
     # label, given, dataset, metric, value, std, low, high, seeds, run; in the order of the lines
 ) -> pd.DataFrame:
     "What was accepted so far. `attrs['missing']` names the lines without rows."
@@ -98,10 +99,11 @@ def read_board(
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #5e9d1854
 def board_table(
-    board,  # from `read_board`
-    metric="auroc",  # of METRICS
-    digits=1,  # decimals
-) -> pd.DataFrame:  # text; (given, label) by data sets; value ± std over seeds [95 % interval]
+    board: pd.DataFrame,  # from `read_board`
+    metric: str = "auroc",  # of METRICS
+    digits: int = 1,  # decimals
+    # text; (given, label) by data sets; value ± std over seeds [95 % interval over pictures]
+) -> pd.DataFrame:
     "One metric, wide."
     part = board[board["metric"] == metric]
     if part.empty:
@@ -117,17 +119,18 @@ def board_table(
         for r in part.itertuples()
     ]
     wide = part.assign(cell=cells).pivot(index=["given", "label"], columns="dataset", values="cell")
-    return wide.reindex(
+    wide = wide.reindex(
         index=list(dict.fromkeys(zip(part["given"], part["label"]))),
         columns=list(dict.fromkeys(part["dataset"])),
     ).fillna("–")
+    return wide.rename_axis(columns="[95 % interval over pictures]")
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #b7a9d659
 def beside_published(
-    lines,  # Lines; those without a published number are left out
-    folder,  # accepted rows
-    metric="auroc",  # of METRICS
-    dataset="mean",  # which OOD set
+    lines: Iterable[Line],  # Lines; those without a published number are left out
+    folder: str | Path,  # accepted rows
+    metric: str = "auroc",  # of METRICS
+    dataset: str = "mean",  # which OOD set
 ) -> pd.DataFrame:  # method, given, published, reproduced, std
     "The papers' numbers and ours, at scale paper."
     own, out = read_board(lines, folder, "paper"), []
@@ -209,15 +212,15 @@ _TITLES = {
 
 
 _BELOW = (
-    "large dot and number: mean over the OOD sets, with its 95 % interval; small dots: the "
-    "single sets"
+    "large dot and number: mean over the OOD sets, with its 95 % interval over pictures; small "
+    "dots: the single sets"
 )
 
 
 def plot_board(
-    board,  # from `read_board`
-    metrics=("auroc", "fpr95_id_positive"),  # one panel each
-    titles=None,  # dict: metric -> title
+    board: pd.DataFrame,  # from `read_board`
+    metrics: Sequence[str] = ("auroc", "fpr95_id_positive"),  # one panel each
+    titles: dict[str, str] | None = None,  # dict: metric -> title
 ) -> DataFigure:  # with the board as its data
     "The scoreboard as one picture. Raises `ValueError` for an empty board."
     if board.empty:

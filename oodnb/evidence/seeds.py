@@ -7,42 +7,58 @@ __all__ = ['seed_rows', 'spread_table', 'seed_metrics', 'metric_cells', 'seed_in
            'difference_cells', 'say_difference']
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #b662d3a5
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..benchmark import by_role, save_scores
 from ..metrics import bootstrap_samples, detection_metrics
-from ..results import METRICS, average_seeds, far_sets, metrics_table, rows, write_rows
+from oodnb.results import (
+    METRICS,
+    average_seeds,
+    check_over,
+    class_groups,
+    far_sets,
+    lost_pictures,
+    metrics_table,
+    rows,
+    write_rows,
+)
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #149e80af
 def seed_rows(
-    scores,  # score table
-    columns,  # dict: column -> (method, setting, seed); seed None for what is not trained
-    paper,  # whose experiment it is
-    table,  # which table of it
-    backbone,  # open_clip's name, or "mini"
-    scale,  # "paper", "mini" or "own"
-    run="",  # name or key of the run
-    groups=None,  # dict: name -> OOD sets whose mean is wanted too
-    names=("auroc", "fpr95_id_positive", "fpr95_ood_positive"),  # metrics to keep
+    scores: pd.DataFrame,  # score table
+    # column -> (method, setting, seed); seed None for what is not trained
+    columns: Mapping[str, tuple[str, str, Any]],
+    paper: str,  # whose experiment it is
+    table: str,  # which table of it
+    backbone: str,  # open_clip's name, or "mini"
+    scale: str,  # "paper", "mini" or "own"
+    run: str = "",  # name or key of the run
+    # name -> OOD sets whose mean is wanted too
+    groups: Mapping[str, Sequence[str]] | None = None,
+    # metrics to keep
+    names: Sequence[str] = ("auroc", "fpr95_id_positive", "fpr95_ood_positive"),
 ) -> pd.DataFrame:  # rows, one per column, data set and metric
     "Rows of single trainings, ready for `average_seeds`."
     points, found = metrics_table(scores, n_boot=0, detectors=list(columns), groups=groups), []
     for column, (method, setting, seed) in columns.items():
         own = points[points["detector"] == column].assign(detector=method)
-        seeds = () if seed is None else [seed]
+        seeds: list = [] if seed is None else [seed]
         found.append(rows(own, paper, table, backbone, setting, scale, run, seeds, names=names))
     return pd.concat(found, ignore_index=True)
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #708c6a22
 def spread_table(
-    averaged,  # rows after `average_seeds`
-    metric="auroc",  # which metric
-    index="setting",  # what tells the lines apart: one column or a list
-    datasets=None,  # which sets, in this order; None takes all
-    digits=1,  # decimals
+    averaged: pd.DataFrame,  # rows after `average_seeds`
+    metric: str = "auroc",  # which metric
+    index: str | list[str] = "setting",  # what tells the lines apart: one column or a list
+    datasets: Sequence[str] | None = None,  # which sets, in this order; None takes all
+    digits: int = 1,  # decimals
 ) -> pd.DataFrame:  # text: mean ± standard deviation over seeds
     "One metric: lines by data sets."
     part = averaged[averaged["metric"] == metric]
@@ -60,10 +76,15 @@ def spread_table(
     )
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #1264bcca
-def _percent_samples(known, rows, metrics, n_boot, seed):
+_Percents = tuple[np.ndarray, np.ndarray, float]
+
+
+def _percent_samples(
+    known: pd.Series, rows: pd.Series, metrics: Sequence[str], **options: Any
+) -> _Percents:
     "(values [metrics], bootstrap values [metrics, n_boot], share of tied pictures), in percent."
     point = detection_metrics(known, rows)
-    draws = bootstrap_samples(known, rows, metrics, n_boot, seed)
+    draws = bootstrap_samples(known, rows, metrics, **options)
     return (
         100 * np.array([point[m] for m in metrics]),
         100 * np.array([draws[m] for m in metrics]),
@@ -71,9 +92,41 @@ def _percent_samples(known, rows, metrics, n_boot, seed):
     )
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #11afec69
-def _grouped_samples(scores, columns, metrics, groups, n_boot, seed):
+def _mean_over(sets: Sequence[_Percents]) -> _Percents:
+    values, drawn, tied = zip(*sets)
+    return np.mean(values, axis=0), np.mean(drawn, axis=0), float(np.mean(tied))
+
+
+def _drawn(
+    known: pd.DataFrame,
+    ood: Mapping[str, pd.DataFrame],
+    needed: Iterable[str],
+    over: str,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    "OOD set -> seed and groups of its draws."
+    options = {}
+    for number, (name, part) in enumerate(ood.items(), 1):
+        if name in needed:
+            groups = class_groups(known, part) if check_over(over) == "classes" else None
+            if over == "classes" and groups is None:
+                raise ValueError(
+                    f"Nothing can be said over classes about {name!r}: neither the ID set nor it "
+                    "has labels, or one has a single class; take over='pictures'."
+                )
+            options[name] = {"seed": (seed, number), "groups": groups}
+    return options
+
+
+def _grouped_samples(
+    scores: pd.DataFrame,
+    columns: Iterable[str],
+    metrics: Sequence[str],
+    groups: Mapping[str, Sequence[str]] | None,
+    **draws: Any,  # n_boot, seed, over
+) -> tuple[dict[str, Sequence[str]], dict[str, dict[str, _Percents]]]:
     """(groups, dict: column -> group -> means over its sets of what `_percent_samples` says).
-    Every column sees the same draws of pictures."""
+    Every column sees the same draws."""
     known, ood = by_role(scores)
     groups = {"mean": list(ood)} if groups is None else dict(groups)
     needed = [name for members in groups.values() for name in members]
@@ -82,24 +135,27 @@ def _grouped_samples(scores, columns, metrics, groups, n_boot, seed):
         raise ValueError(
             f"There is no OOD set {unknown[0]!r} in this score table; it has {', '.join(ood)}."
         )
-    found = {}
+    n_boot, found = draws.pop("n_boot"), {}
+    options = _drawn(known, ood, needed, **draws)
     for column in dict.fromkeys(columns):
         each = {
-            name: _percent_samples(known[column], part[column], metrics, n_boot, (seed, number))
-            for number, (name, part) in enumerate(ood.items(), 1)
-            if name in needed
+            name: _percent_samples(known[column], ood[name][column], metrics, n_boot=n_boot, **own)
+            for name, own in options.items()
         }
         found[column] = {
-            group: tuple(np.mean([each[name][k] for name in members], axis=0) for k in range(3))
-            for group, members in groups.items()
+            group: _mean_over([each[name] for name in members]) for group, members in groups.items()
         }
     return groups, found
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #516778f2
-def _seed_row(trainings, metrics, level):  # of a group's samples, one triple per seed
+def _seed_row(
+    trainings: Sequence[_Percents],  # of a group, one per seed
+    metrics: Sequence[str],
+    level: float,
+) -> dict[str, float]:
     each = np.array([values for values, _, _ in trainings])
     draws = np.mean([drawn for _, drawn, _ in trainings], axis=0)
-    row = {}
+    row: dict[str, float] = {}
     for i, m in enumerate(metrics):
         low, high = np.quantile(draws[i], [(1 - level) / 2, (1 + level) / 2])
         row |= {
@@ -108,30 +164,33 @@ def _seed_row(trainings, metrics, level):  # of a group's samples, one triple pe
             f"{m}_low": low,
             f"{m}_high": high,
         }
-    return row | {"tied": np.mean([tied for _, _, tied in trainings])}
+    return row | {"tied": float(np.mean([tied for _, _, tied in trainings]))}
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #e86606c7
 def seed_metrics(
-    scores,  # score table
-    methods,  # dict: method -> its columns, one per seed (one column where nothing is trained)
-    # dict: name -> OOD sets whose mean is wanted beside each set and the mean of all; None adds
-    # "far" where near and far sets are mixed
-    groups=None,
-    n_boot=1000,  # bootstrap resamples of the test pictures
-    seed=0,  # fixes the resamples
-    level=0.95,  # coverage
-    metrics=METRICS,  # of METRICS
+    scores: pd.DataFrame,  # score table
+    # method -> its columns, one per seed (one column where nothing is trained)
+    methods: Mapping[Any, Sequence[str]],
+    # name -> OOD sets whose mean is wanted beside each set and the mean of all; None adds "far"
+    # where near and far sets are mixed
+    groups: Mapping[str, Sequence[str]] | None = None,
+    n_boot: int = 1000,  # bootstrap resamples of the test pictures
+    seed: int = 0,  # fixes the resamples
+    level: float = 0.95,  # coverage
+    metrics: Sequence[str] = METRICS,  # of METRICS
+    over: str = "pictures",  # intervals over "pictures", or over "classes" of the kind
     # method, dataset, then every metric with _std, _low and _high, and `tied`, the share of
     # pictures that have their score in common; percent
 ) -> pd.DataFrame:
     """Means over seeds: `_std` is the spread of the seeds (NaN for one), `_low` and `_high` what
-    other test pictures might have given."""
+    other test pictures, or other classes, might have given. `attrs` say level and over what."""
     _, ood = by_role(scores)
     groups = far_sets(ood) if groups is None else dict(groups)
     groups = {name: [name] for name in ood} | groups | {"mean": list(ood)}
     every = [c for columns in methods.values() for c in columns]
-    groups, found = _grouped_samples(scores, every, metrics, groups, n_boot, seed)
-    return pd.DataFrame(
+    options = {"n_boot": n_boot, "seed": seed, "over": over}
+    groups, found = _grouped_samples(scores, every, metrics, groups, **options)
+    table = pd.DataFrame(
         [
             {"method": method, "dataset": group}
             | _seed_row([found[c][group] for c in columns], metrics, level)
@@ -139,19 +198,27 @@ def seed_metrics(
             for group in groups
         ]
     )
+    table.attrs = {"level": level, "over": over, "lost": lost_pictures(scores)}
+    return table
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #5a102f84
-def _cell(row, metric, digits):  # "mean ± std [low, high]"
+def _cell(row: dict, metric: str, digits: int) -> str:  # "mean ± std [low, high]"
     text = f"{row[metric]:.{digits}f}"
     if np.isfinite(row[f"{metric}_std"]):
         text += f" ± {row[f'{metric}_std']:.{digits}f}"
     return text + f" [{row[f'{metric}_low']:.{digits}f}, {row[f'{metric}_high']:.{digits}f}]"
 
+
+def _head(table: pd.DataFrame) -> str:  # of the columns
+    "The words over the data sets: which interval stands in the brackets."
+    level, over = table.attrs.get("level", 0.95), table.attrs.get("over", "pictures")
+    return f"[{level:.0%} interval over {over}]"
+
 # %% ../../nbs/12_evidence/02_seeds.ipynb #b5se0003
 def metric_cells(
-    table,  # from `seed_metrics`
-    metric="auroc",  # which metric, or a list of them
-    digits=1,  # decimals
+    table: pd.DataFrame,  # from `seed_metrics`
+    metric: str | Sequence[str] = "auroc",  # which metric, or a list of them
+    digits: int = 1,  # decimals
     # text: mean ± std over seeds [low, high]; methods by data sets, and the largest share of tied
     # pictures
 ) -> pd.DataFrame:
@@ -162,21 +229,27 @@ def metric_cells(
     wide = table.assign(cell=cells).pivot(index="method", columns="dataset", values="cell")
     wide = wide.loc[list(dict.fromkeys(table["method"])), list(dict.fromkeys(table["dataset"]))]
     tied = table.groupby("method")["tied"].max()
-    return wide.assign(**{"tied, %": tied.map(f"{{:.{digits}f}}".format)})
+    wide = wide.assign(**{"tied, %": tied.map(f"{{:.{digits}f}}".format)})
+    if lost := sum(n for n, _ in table.attrs.get("lost", {}).values()):
+        wide["unreadable"] = str(lost)
+    return wide.rename_axis(columns=_head(table))
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #75fffe05
 def seed_intervals(
-    scores,  # score table
-    columns,  # dict: column -> (method, setting, seed), as `seed_rows` takes it
-    groups=None,  # dict: name -> OOD sets whose mean is wanted too
-    n_boot=1000,  # bootstrap resamples of the test pictures
+    scores: pd.DataFrame,  # score table
+    # column -> (method, setting, seed), as `seed_rows` takes it
+    columns: Mapping[str, tuple[str, str, Any]],
+    # name -> OOD sets whose mean is wanted too
+    groups: Mapping[str, Sequence[str]] | None = None,
+    n_boot: int = 1000,  # bootstrap resamples of the test pictures
+    over: str = "pictures",  # intervals over "pictures", or over "classes" of the kind
 ) -> pd.DataFrame:  # detector, setting, then the columns of `seed_metrics`
     """The numbers beside `seed_rows`: means over seeds with the spread of the seeds and the
-    interval over pictures."""
-    kinds = {}
+    interval over pictures, or over classes."""
+    kinds: dict[tuple[str, str], list[str]] = {}
     for column, (method, setting, _) in columns.items():
         kinds.setdefault((method, setting), []).append(column)
-    table = seed_metrics(scores, kinds, groups, n_boot)
+    table = seed_metrics(scores, kinds, groups, n_boot, over=over)
     names = pd.DataFrame(
         table.pop("method").tolist(), columns=["detector", "setting"], index=table.index
     )
@@ -184,16 +257,23 @@ def seed_intervals(
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #fa5e0002
 def write_seed_tables(
-    folder,  # of the run; its name stands in the rows
-    scores,  # score table
-    columns,  # dict: column -> (method, setting, seed); seed None for what is not trained
-    experiment,  # (paper, table, backbone, scale), as `seed_rows` takes them
-    groups=None,  # dict: name -> OOD sets whose mean is wanted too
-    n_boot=1000,  # bootstrap resamples of the test pictures
-    names=("auroc", "fpr95_id_positive", "fpr95_ood_positive"),  # metrics of the rows
-    methods=None,  # dict: line of the metrics -> its columns; None takes methods and settings
-) -> tuple:  # (rows averaged over seeds, `seed_intervals`, or `seed_metrics` of `methods`)
-    "Write `scores.parquet`, `rows.csv` and `metrics.csv` of one benchmark into the folder."
+    folder: Path,  # of the run; its name stands in the rows
+    scores: pd.DataFrame,  # score table
+    # column -> (method, setting, seed); seed None for what is not trained
+    columns: Mapping[str, tuple[str, str, Any]],
+    # (paper, table, backbone, scale), as `seed_rows` takes them
+    experiment: tuple[str, str, str, str],
+    # name -> OOD sets whose mean is wanted too
+    groups: Mapping[str, Sequence[str]] | None = None,
+    n_boot: int = 1000,  # bootstrap resamples of the test pictures
+    # metrics of the rows
+    names: Sequence[str] = ("auroc", "fpr95_id_positive", "fpr95_ood_positive"),
+    # line of the metrics -> its columns; None takes methods and settings
+    methods: Mapping[str, Sequence[str]] | None = None,
+    # (rows averaged over seeds, `seed_intervals`, or `seed_metrics` of `methods`)
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write `scores.parquet`, `rows.csv` and `metrics.csv` of one benchmark into the folder; the
+    intervals are over pictures."""
     save_scores(scores, folder / "scores.parquet")
     averaged = average_seeds(seed_rows(scores, columns, *experiment, folder.name, groups, names))
     write_rows(averaged, folder / "rows.csv")
@@ -207,7 +287,7 @@ def write_seed_tables(
     return averaged, lines
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #5ec080fc
-def _check_runs(runs, reference, metrics):
+def _check_runs(runs: Mapping[Any, Sequence[str]], reference: Any, metrics: Sequence[str]) -> None:
     unknown = [m for m in metrics if m not in METRICS]
     if unknown:
         raise ValueError(f"There is no metric {unknown[0]!r}; choose from {', '.join(METRICS)}.")
@@ -224,7 +304,9 @@ def _check_runs(runs, reference, metrics):
             )
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #0f4e7275
-def _difference(own, base, i, sign, level):
+def _difference(
+    own: Sequence[_Percents], base: Sequence[_Percents], i: int, sign: int, level: float
+) -> dict[str, Any]:
     """Metric i of two lists of (values, bootstrap values): difference, its spread over seeds and
     its interval."""
     pairs = [(own[k % len(own)], base[k % len(base)]) for k in range(max(len(own), len(base)))]
@@ -245,38 +327,42 @@ def _difference(own, base, i, sign, level):
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #524ebf22
 def compare_runs(
-    scores,  # score table
-    # dict: name of a setting -> its columns, one per seed (one column where nothing is trained)
-    runs,
-    reference,  # the setting that the others are compared with
-    metrics=("auroc", "fpr95_id_positive", "fpr95_ood_positive"),  # of METRICS
-    groups=None,  # dict: name -> OOD sets to average over; None is all of them, as "mean"
-    n_boot=1000,  # bootstrap resamples of the test pictures
-    seed=0,  # fixes the resamples
-    level=0.95,  # coverage
-    # setting, reference, dataset, metric, difference, std, low, high, seeds_agree, clear;
+    scores: pd.DataFrame,  # score table
+    # name of a setting -> its columns, one per seed (one column where nothing is trained)
+    runs: Mapping[Any, Sequence[str]],
+    reference: Any,  # the setting that the others are compared with
+    # of METRICS
+    metrics: str | Sequence[str] = ("auroc", "fpr95_id_positive", "fpr95_ood_positive"),
+    # name -> OOD sets to average over; None is all of them, as "mean"
+    groups: Mapping[str, Sequence[str]] | None = None,
+    n_boot: int = 1000,  # bootstrap resamples
+    seed: int = 0,  # fixes the resamples
+    level: float = 0.95,  # coverage
+    over: str = "pictures",  # resample "pictures", or "classes" for other classes of the kind
+    # setting, reference, dataset, metric, difference, std, low, high, seeds_agree, clear, over;
     # percentage points
 ) -> pd.DataFrame:
-    """Differences to a reference, over seeds and over test pictures. Positive is better, whichever
-    way the metric points."""
+    """Differences to a reference, over seeds and over test pictures or classes. Positive is
+    better, whichever way the metric points."""
     metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     _check_runs(runs, reference, metrics)
     every = [c for columns in runs.values() for c in columns]
-    groups, found = _grouped_samples(scores, every, metrics, groups, n_boot, seed)
+    options = {"n_boot": n_boot, "seed": seed, "over": over}
+    groups, found = _grouped_samples(scores, every, metrics, groups, **options)
     table = []
     for name, group in product((n for n in runs if n != reference), groups):
         own, base = ([found[c][group] for c in runs[n]] for n in (name, reference))
         for i, m in enumerate(metrics):
             sign = -1 if m.startswith("fpr") else 1
             row = {"setting": name, "reference": reference, "dataset": group, "metric": m}
-            table.append({**row, **_difference(own, base, i, sign, level)})
+            table.append({**row, **_difference(own, base, i, sign, level), "over": over})
     return pd.DataFrame(table)
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #p1se0005
 def difference_cells(
-    compared,  # from `compare_runs`
-    metric="auroc",  # which metric, or a list of them
-    digits=1,  # decimals
+    compared: pd.DataFrame,  # from `compare_runs`
+    metric: str | Sequence[str] = "auroc",  # which metric, or a list of them
+    digits: int = 1,  # decimals
 ) -> pd.DataFrame:  # text: difference [low, high], * where clear; settings by data sets
     "Paired differences to a reference, wide. Positive is better."
     if not isinstance(metric, str):
@@ -290,13 +376,14 @@ def difference_cells(
         for row in part.to_dict("records")
     ]
     wide = part.assign(cell=cells).pivot(index="setting", columns="dataset", values="cell")
+    over = part["over"].iloc[0] if "over" in part else "pictures"
     return wide.loc[
         list(dict.fromkeys(part["setting"])), list(dict.fromkeys(part["dataset"]))
-    ].rename_axis(f"against {part['reference'].iloc[0]}")
+    ].rename_axis(index=f"against {part['reference'].iloc[0]}", columns=f"[interval over {over}]")
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #3e72e325
 def say_difference(
-    row,  # one row of `compare_runs`
+    row: Mapping[str, Any],  # one row of `compare_runs`
 ) -> str:  # one Markdown line
     "A row of `compare_runs` as a sentence."
     verb = "differs clearly from" if row["clear"] else "is not clearly different from"
@@ -311,5 +398,5 @@ def say_difference(
     return (
         f"- **{row['setting']}** {verb} {row['reference']}{side} in "
         f"{row['metric']}{where}: {row['difference']:+.2f} points [{row['low']:+.2f}, "
-        f"{row['high']:+.2f}]"
+        f"{row['high']:+.2f}] over {row.get('over', 'pictures')}"
     ) + (f", {row['std']:.2f} over seeds." if np.isfinite(row["std"]) else ".")

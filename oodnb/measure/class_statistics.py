@@ -8,6 +8,7 @@ __all__ = ['class_means', 'ClassStatistics', 'class_statistics']
 # %% ../../nbs/1_measure/06_class_statistics.ipynb #7c9a4edb
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import torch
 
@@ -70,12 +71,12 @@ def _slipped(features, batch_index):
 
 # %% ../../nbs/1_measure/06_class_statistics.ipynb #c9e8307c
 def class_means(
-    features,  # rows [N, D]
-    labels,  # class of each row [N]
-    n_classes=None,  # C; None takes the largest label and one
+    features: Any,  # rows [N, D]
+    labels: Any,  # class of each row [N]
+    n_classes: int | None = None,  # C; None takes the largest label and one
     # historical: read row i // batch_index for sample i, as the release of TOE did
-    batch_index=None,
-):  # (means [C, D], float64; rows per class [C])
+    batch_index: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # (means [C, D], float64; rows per class [C])
     """Mean row of every class.
 
     Raises `ValueError` for a class without rows, whose mean would be NaN."""
@@ -109,8 +110,8 @@ class ClassStatistics:
 
     def score(
         self,
-        features,  # rows [N, D]
-    ):  # ID score [N], float64, 0 or less
+        features: Any,  # rows [N, D]
+    ) -> torch.Tensor:  # ID score [N], float64, 0 or less
         "Minus half the squared distance to the nearest class mean."
         return mahalanobis(
             unit_rows(features) if self.normalize else features, self.means, self.precision
@@ -118,8 +119,8 @@ class ClassStatistics:
 
     def sample(
         self,
-        normals,  # standard normal draws [C, S, D], or [S, D] for the same in every class
-    ):  # [C, S, D]
+        normals: Any,  # standard normal draws [C, S, D], or [S, D] for the same in every class
+    ) -> torch.Tensor:  # [C, S, D]
         """Samples of every class: its mean plus L times the draws.
 
         L is the lower Cholesky factor of the covariance."""
@@ -163,14 +164,14 @@ def _covariance(rows, centres, freedom, ridge):  # [D, D]
 
 # %% ../../nbs/1_measure/06_class_statistics.ipynb #f2346a7a
 def class_statistics(
-    features,  # rows [N, D]
-    labels,  # class of each row [N]
-    n_classes=None,  # C; None takes the largest label and one
-    normalize=False,  # make rows and means unit length, as TOE's caption filter does
-    batch_index=None,  # historical: see `class_means`
-    ridge=0.0,  # added to the diagonal of the covariance
+    features: Any,  # rows [N, D]
+    labels: Any,  # class of each row [N]
+    n_classes: int | None = None,  # C; None takes the largest label and one
+    normalize: bool = False,  # make rows and means unit length, as TOE's caption filter does
+    batch_index: int | None = None,  # historical: see `class_means`
+    ridge: float = 0.0,  # added to the diagonal of the covariance
     # covariance about the class means, divided by N - C, instead of about the mean of all rows
-    within=False,
+    within: bool = False,
 ) -> ClassStatistics:
     "Class means and one covariance. Raises `ValueError` when it has no inverse."
     if not 0 <= ridge < float("inf"):

@@ -12,7 +12,7 @@ import torch
 
 # %% ../../nbs/1_measure/04_outlier_losses.ipynb #07103c21
 def full_precision(
-    values,  # tensor
+    values: torch.Tensor,  # tensor
 ) -> bool:
     "Whether a loss can read these numbers: float32 or float64."
     return values.is_floating_point() and values.element_size() >= 4
@@ -75,10 +75,11 @@ def _cross_entropy(logits, labels):  # mean over samples [...]
 
 # %% ../../nbs/1_measure/04_outlier_losses.ipynb #6d8ef88d
 def outlier_exposure_loss(
-    id_logits,  # of labelled samples [..., B, K], float32 or float64
-    labels,  # their classes [..., B]
-    outlier_logits,  # of outliers [..., b, K]; None: no exposure, the cross-entropy alone
-    weight=0.5,  # of the outliers, a number or one per classifier [...]
+    id_logits: torch.Tensor,  # of labelled samples [..., B, K], float32 or float64
+    labels: torch.Tensor,  # their classes [..., B]
+    # of outliers [..., b, K]; None: no exposure, the cross-entropy alone
+    outlier_logits: torch.Tensor | None,
+    weight: float | torch.Tensor = 0.5,  # of the outliers, a number or one per classifier [...]
 ) -> torch.Tensor:  # [...]
     """Cross-entropy of the labelled samples plus `weight` times that of the outliers.
 
@@ -89,12 +90,12 @@ def outlier_exposure_loss(
 
 # %% ../../nbs/1_measure/04_outlier_losses.ipynb #9ea34063
 def energy_margin_loss(
-    id_logits,  # of labelled samples [..., B, K], float32 or float64
-    labels,  # their classes [..., B]
-    outlier_logits,  # of outliers [..., b, K]
-    id_margin=-25.0,  # energies of labelled samples shall lie below
-    outlier_margin=-7.0,  # energies of outliers shall lie above
-    weight=0.1,  # of both hinges, a number or one per classifier [...]
+    id_logits: torch.Tensor,  # of labelled samples [..., B, K], float32 or float64
+    labels: torch.Tensor,  # their classes [..., B]
+    outlier_logits: torch.Tensor,  # of outliers [..., b, K]
+    id_margin: float = -25.0,  # energies of labelled samples shall lie below
+    outlier_margin: float = -7.0,  # energies of outliers shall lie above
+    weight: float | torch.Tensor = 0.1,  # of both hinges, a number or one per classifier [...]
 ) -> torch.Tensor:  # [...]
     "Cross-entropy plus squared hinges on both energies."
     logits, labels, outliers = _checked_sides(id_logits, labels, outlier_logits)
@@ -105,8 +106,8 @@ def energy_margin_loss(
 
 # %% ../../nbs/1_measure/04_outlier_losses.ipynb #8f804429
 def weighted_energy(
-    logits,  # [..., n, K]
-    class_weights,  # [..., K]; those that are not positive count as 0
+    logits: torch.Tensor,  # [..., n, K]
+    class_weights: torch.Tensor,  # [..., K]; those that are not positive count as 0
 ) -> torch.Tensor:  # e, high for what is known [..., n]
     "Logarithm of the weighted sum of exponentials."
     logits = _checked_logits(logits, "logits")
@@ -138,14 +139,16 @@ def _logistic_model(slope, intercept, like):  # tensors [..., 2, 1] and [..., 2]
 
 # %% ../../nbs/1_measure/04_outlier_losses.ipynb #fde3edd6
 def energy_logistic_loss(
-    id_logits,  # of labelled samples [..., B, K], float32 or float64
-    labels,  # their classes [..., B]
-    outlier_logits,  # of outliers [..., b, K]
-    id_weights,  # of the classes in the energy of labelled samples [..., K]
-    outlier_weights,  # of the classes in the energy of outliers [..., K]; often the same
-    slope,  # of the logistic model [..., 2, 1]; row 1 is in-distribution
-    intercept,  # [..., 2]
-    weight=0.1,  # of the logistic term, a number or one per classifier [...]
+    id_logits: torch.Tensor,  # of labelled samples [..., B, K], float32 or float64
+    labels: torch.Tensor,  # their classes [..., B]
+    outlier_logits: torch.Tensor,  # of outliers [..., b, K]
+    id_weights: torch.Tensor,  # of the classes in the energy of labelled samples [..., K]
+    # of the classes in the energy of outliers [..., K]; often the same
+    outlier_weights: torch.Tensor,
+    slope: torch.Tensor,  # of the logistic model [..., 2, 1]; row 1 is in-distribution
+    intercept: torch.Tensor,  # [..., 2]
+    # of the logistic term, a number or one per classifier [...]
+    weight: float | torch.Tensor = 0.1,
 ) -> torch.Tensor:  # [...]
     """Cross-entropy plus that of a logistic model.
 

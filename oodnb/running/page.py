@@ -160,6 +160,7 @@ _DETECTION = {
     "fpr95_ood_positive": "FPR95 (OOD positive) ↓",
 }
 _UNSHOWN = ("aupr_in", "aupr_out")  # they are in the rows
+_LOST = ("n_lost", "n_images")  # said above the table
 
 
 def _known_intervals(file):  # {(data set, metric, value): [(words of the line, half the width)]}
@@ -230,9 +231,8 @@ def _detection_blocks(labelled, find):  # labelled: [(label, row)]
 
 
 def _other_blocks(labelled, find):
-    others = [
-        (label, row) for label, row in labelled if row["metric"] not in (*_DETECTION, *_UNSHOWN)
-    ]
+    shown = (*_DETECTION, *_UNSHOWN, *_LOST)
+    others = [(label, row) for label, row in labelled if row["metric"] not in shown]
     single, cells = len({row["metric"] for _, row in others}) == 1, {}
     for label, row in others:
         metric, dataset = row["metric"], row["dataset"]
@@ -241,6 +241,16 @@ def _other_blocks(labelled, find):
     return [("table", *_grid(cells), "")] if cells else []
 
 # %% ../../nbs/13_running/10_page.ipynb #4c9d9b48
+def _lost_blocks(rows):  # one sentence where pictures are missing
+    counts = {m: {r["dataset"]: int(r["value"]) for r in rows if r["metric"] == m} for m in _LOST}
+    said = [
+        f"{n:,} of {counts['n_images'].get(s, 0):,} of {s}" for s, n in counts["n_lost"].items()
+    ]
+    if not said:
+        return []
+    return [("text", markdown_text(f"Unreadable pictures, left out: {', '.join(said)}."))]
+
+
 def _number_blocks(rows, find):  # blocks for the rows of one run
     blocks, kind = [], lambda r: (r["paper"], r["table"], r["backbone"])
     for key in dict.fromkeys(map(kind, rows)):
@@ -248,6 +258,7 @@ def _number_blocks(rows, find):  # blocks for the rows of one run
         shared, labels = _lines(part)
         title = markdown_text(", ".join(key[:2]))
         blocks.append(("text", f"**{title}** ({markdown_text('; '.join(shared))})"))
+        blocks += _lost_blocks(part)
         labelled = sorted(
             zip(labels, part), key=lambda pair: not pair[1]["dataset"].startswith("mean")
         )
@@ -385,7 +396,8 @@ def _head_blocks(results, scales, failed):  # scales: of the results that ended
         f"{len(scales)} results ({scales.count('mini')} at scale mini, "
         f"{scales.count('paper')} at scale paper), {len(failed)} that did not finish. "
         "Rates are in percent. ± is half of the 95 % bootstrap interval over pictures; "
-        "±ˢ, where there is none, is the standard deviation over seeds."
+        "±ˢ, where there is none, is the standard deviation over seeds. FPR95 stands with ID "
+        "positive at the recall nearest to 95 %, with OOD positive at the first of at least 95 %."
     )
     apart = (
         "Numbers of scale mini belong to a small drawn world; they are never compared "
