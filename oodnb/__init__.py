@@ -8,7 +8,7 @@ __all__ = ['auroc', 'detection_metrics', 'extract', 'list_backbones', 'list_data
 
 # %% ../nbs/0_ground/00_front_page.ipynb #846c2542
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # %% ../nbs/0_ground/00_front_page.ipynb #2d6a89c2
 __version__ = "0.1.0"
@@ -44,7 +44,7 @@ _all_ = [
 ]
 
 # %% ../nbs/0_ground/00_front_page.ipynb #973a220f
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     "A name of this page, from its home; asked for once, then it is here."
     if name not in _HOMES:
         raise AttributeError(
@@ -55,7 +55,7 @@ def __getattr__(name: str):
     return value
 
 
-def __dir__() -> list:
+def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
 
 # %% ../nbs/0_ground/00_front_page.ipynb #22fdc347

@@ -9,6 +9,7 @@ __all__ = ['atomic_path', 'locked']
 import os
 import uuid
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,8 +34,8 @@ def _share(path):
 # %% ../../nbs/0_ground/02_files.ipynb #2fdd84e3
 @contextmanager
 def atomic_path(
-    path,  # the file to be written; its folder is created
-):  # yields a temporary Path beside it
+    path: str | Path,  # the file to be written; its folder is created
+) -> Iterator[Path]:  # yields a temporary Path beside it
     """Write to the yielded path; at the end of the block it replaces `path` at once.
 
     After an error it is removed."""
@@ -60,10 +61,11 @@ def atomic_path(
 # %% ../../nbs/0_ground/02_files.ipynb #fb6657ba
 @contextmanager
 def locked(
-    path,  # what is being made; the lock is the file `path` + ".lock"
-    timeout=None,  # seconds to wait before giving up; None waits as long as it takes
-    patience=5.0,  # seconds of silent waiting before a warning says who is waited for
-):
+    path: str | Path,  # what is being made; the lock is the file `path` + ".lock"
+    # seconds to wait before giving up; None waits as long as it takes
+    timeout: float | None = None,
+    patience: float = 5.0,  # seconds of silent waiting before a warning says who is waited for
+) -> Iterator[None]:
     """Hold the lock of `path` for the block.
 
     Raises `TimeoutError` when another process keeps it longer than `timeout`."""

@@ -10,6 +10,7 @@ import hashlib
 import sys
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -97,8 +98,8 @@ def _feed(sha, value, where):
 def content_hash(
     # str, bytes, numbers, None, list, tuple, dict, numpy array, torch tensor,
     # Path (bytes of that file)
-    *parts,
-    length=16,  # hexadecimal digits kept, 1 to 64
+    *parts: Any,
+    length: int = 16,  # hexadecimal digits kept, 1 to 64
 ) -> str:  # prefix of a sha256
     """Hash of the contents of `parts`, the same on every platform and in every process.
 

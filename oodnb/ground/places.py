@@ -47,7 +47,7 @@ def _shipped_root() -> Path:
     return beside
 
 
-def _what_is_there(folder):  # text
+def _what_is_there(folder: Path) -> str:  # text
     "The names in a folder, at most forty of them."
     if not folder.is_dir():
         return "nothing"
@@ -57,7 +57,7 @@ def _what_is_there(folder):  # text
 
 
 def shipped(
-    *parts,  # names below data/, as in shipped("published", "locoop.csv")
+    *parts: str | Path,  # names below data/, as in shipped("published", "locoop.csv")
 ) -> Path:  # existing file or folder
     "A file or folder that comes with oodnb. Raises `FileNotFoundError` listing what is there."
     root = _shipped_root()

@@ -6,13 +6,15 @@
 __all__ = ['chance_of']
 
 # %% ../../nbs/0_ground/05_randomness.ipynb #272eda0c
+from typing import Any
+
 import numpy as np
 
 from .hashing import content_hash
 
 # %% ../../nbs/0_ground/05_randomness.ipynb #892bf736
 def chance_of(
-    *parts,  # what the draw may depend on, such as ("order", seed, epoch)
-):  # numpy Generator
+    *parts: Any,  # what the draw may depend on, such as ("order", seed, epoch)
+) -> np.random.Generator:
     "A generator that depends on its arguments only, the same in every process."
     return np.random.default_rng(int(content_hash(*parts), 16))

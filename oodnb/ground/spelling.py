@@ -7,11 +7,12 @@ __all__ = ['did_you_mean', 'unknown_name']
 
 # %% ../../nbs/0_ground/04_spelling.ipynb #ee9fc3b0
 import difflib
+from collections.abc import Iterable
 
 # %% ../../nbs/0_ground/04_spelling.ipynb #1ac87e5e
 def did_you_mean(
-    name,  # what was asked for
-    known,  # names that exist
+    name: object,  # what was asked for
+    known: Iterable,  # names that exist
 ) -> str:  # " Did you mean 'a' or 'b'?", or "" when nothing is near
     "The hint of an error about an unknown name: up to three close names, whatever their case."
     spelled = {str(k).casefold(): str(k) for k in known}
@@ -21,9 +22,9 @@ def did_you_mean(
 
 # %% ../../nbs/0_ground/04_spelling.ipynb #cabfedf0
 def unknown_name(
-    kind,  # what is named, as in "data set"
-    name,  # what was asked for
-    known,  # names that exist
+    kind: str,  # what is named, as in "data set"
+    name: object,  # what was asked for
+    known: Iterable,  # names that exist
 ) -> str:  # "Unknown data set 'x'. Did you mean ...? There are: ..."
     "The text of an error about a name that is not known, with at most twenty that are."
     there = sorted(map(str, known))
