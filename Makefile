@@ -2,6 +2,7 @@
 # make reproduce-all  the same for every table and figure of the mini world, trainings included (JOBS=2 at a time)
 # make accept      run all of them and take their rows, figures and README over, on purpose
 # make docs        the HTML site in runs/html, read without a network;  make links checks every link
+# make mutate      plant the faults of tests/mutations one by one; each must be noticed (half an hour)
 # make test        set up .venv, check that notebooks and package agree, run every notebook and every test, offline, CPU only
 # PYTHON=...       another Python 3.11 to 3.13;  VENV=...  another place for the environment
 
@@ -19,7 +20,7 @@ PAPERS := zeroshot_imagenet hftt_theory clipn_readme locoop_imagenet toe_imagene
 OFFLINE := env -u OODNB_DATA OODNB_HOME="$(CURDIR)/runs/.test-home" OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=agg PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup hooks reproduce reproduce-all accept readme test check lint format export docs links clean distclean
+.PHONY: help setup hooks reproduce reproduce-all accept readme test mutate check lint format export docs links clean distclean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -58,6 +59,9 @@ test: $(STAMP)
 	$(BIN)/python tools/check.py
 	$(OFFLINE) $(BIN)/nbdev-test --n-workers 2
 	$(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+mutate: $(STAMP)
+	$(BIN)/python tools/mutate.py --jobs $(JOBS)
 
 check: $(STAMP)
 	$(BIN)/python tools/check.py
