@@ -314,8 +314,9 @@ def _examined_scores(scores, sets, reported, detector, dataset):  # Findings
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #052eba8e
 def _loaded(images: str | Path | ImageSet) -> ImageSet:  # an ImageSet, or a name
-    named = isinstance(images, (str, Path))
-    return load_dataset(images, allow_different=True) if named else images
+    if isinstance(images, (str, Path)):
+        return load_dataset(images, allow_different=True)
+    return images
 
 
 def _loaded_ood(ood_sets, id_set, is_needed) -> list[ImageSet]:  # list of ImageSets
