@@ -338,7 +338,7 @@ def doctor(
     backbone: str | Path | Backbone = "mini",
     # ImageSet of known pictures, or a name for load_dataset
     id_set: str | Path | ImageSet = "mini",
-    ood_sets: str | ImageSet | Sequence[str | ImageSet] = (),  # ImageSets or names
+    ood_sets: str | ImageSet | Sequence[str | Path | ImageSet] = (),  # ImageSets or names
     # the names in use, in their order; None: those of the set
     class_names: Sequence[str] | None = None,
     templates: str | Sequence[str] = "photo",  # prompts, as in zero_shot_classifier

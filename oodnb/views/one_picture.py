@@ -6,7 +6,7 @@
 __all__ = ['RegionProbe', 'probe_regions', 'region_panel', 'Gallery', 'make_gallery', 'judge_picture', 'image_panel']
 
 # %% ../../nbs/15_views/05_one_picture.ipynb #e1fe1e7f
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any
@@ -66,7 +66,7 @@ def probe_regions(
     image: Image.Image,  # PIL
     class_names: Sequence[str],  # C names
     # dict: name -> text vectors [C, D] or PromptContext; None: "a photo of a ..."
-    texts: dict[str, torch.Tensor | PromptContext] | None = None,
+    texts: Mapping[str, torch.Tensor | PromptContext] | None = None,
     mask: np.ndarray | None = None,  # true outline of the main object [H, W], where it is known
 ) -> RegionProbe:
     "Ask the image tower once."

@@ -6,7 +6,7 @@
 __all__ = ['overlay', 'heat', 'plot_regions']
 
 # %% ../../nbs/15_views/02_region_figures.ipynb #b5rv0004
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -170,7 +170,7 @@ def _figure_of(images, columns, size, below):  # (figure, axes [pictures, column
 # %% ../../nbs/15_views/02_region_figures.ipynb #8a523336
 def plot_regions(
     images: Sequence[Image.Image],  # the original pictures [N], PIL
-    maps: dict[str, Sequence[RegionMap]],  # dict: column title -> N RegionMaps
+    maps: Mapping[str, Sequence[RegionMap]],  # dict: column title -> N RegionMaps
     view: str = "overlay",  # "overlay" (hard, as in the paper) or "heat" (soft)
     size: float = 1.05,  # inches per picture
     names: Sequence[str] | None = None,  # labels of the rows; None: the classes of the first column
