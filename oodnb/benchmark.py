@@ -20,6 +20,7 @@ import oodnb
 from .detectors import Detector, shared_reading
 from .features import stream
 from .ground.files import atomic_path
+from .ground.spelling import read_alike
 from .scores import normalize
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #d5412c54
@@ -176,8 +177,8 @@ def _check_new(s, seen):  # neither the name nor the images were there before
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #b0f669cf
 def _warn_of_known_classes(ood_set, id_set):
-    lower = {str(c).casefold() for c in id_set.class_names}
-    both = sorted({str(c) for c in ood_set.class_names if str(c).casefold() in lower})
+    known = {read_alike(name) for name in id_set.class_names}
+    both = sorted({str(c) for c in ood_set.class_names if read_alike(c) in known})
     if both:
         warnings.warn(
             f"{len(both)} classes of the OOD set {ood_set.name!r} are also ID classes "

@@ -8,6 +8,7 @@ __all__ = ['Features', 'encode_range', 'extract', 'stream']
 # %% ../nbs/5_pipeline/02_features.ipynb #2d3c5fc5
 import logging
 import os
+import shutil
 import time
 import warnings
 from collections import deque
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from .ground.files import locked
@@ -112,6 +114,20 @@ def _in_order(
                 future.cancel()
 
 # %% ../nbs/5_pipeline/02_features.ipynb #8af91148
+_THIN = 64  # times as long as wide
+
+
+def _without_ends(picture):
+    """The middle of a strip. Resizing its short side to the model's would make a picture of
+    gigabytes, of which the middle square is kept; nothing of that square is lost here."""
+    short, long = sorted(picture.size)
+    if long <= _THIN * short:
+        return picture
+    cut = (long - _THIN * short) // 2
+    wide = picture.width > picture.height
+    return picture.crop((cut, 0, long - cut, short) if wide else (0, cut, short, long - cut))
+
+
 # (tensor [3, H, W], None), or (None, reason) when the picture cannot be read
 def _pixels(dataset, preprocess, i):
     try:
@@ -121,7 +137,7 @@ def _pixels(dataset, preprocess, i):
     except Exception as error:
         return None, getattr(error, "reason", f"{type(error).__name__}: {error}")
     try:
-        return preprocess(picture), None
+        return preprocess(_without_ends(picture)), None
     except Exception as error:
         raise RuntimeError(
             f"Preprocessing failed on picture {dataset.ids[i]!r} of {dataset.name}: {error}"
@@ -212,6 +228,20 @@ def _pieces(
         pictures.close()
 
 # %% ../nbs/5_pipeline/02_features.ipynb #4490fbeb
+_NOT_WRITTEN = (OSError, SafetensorError)  # a full disk, a quota, a drive that is gone
+
+
+def _warn_of_loss(entry, error):
+    "What is computed is not lost with the disk."
+    free = shutil.disk_usage(next(p for p in entry.folder.parents if p.exists())).free
+    warnings.warn(
+        f"Features cannot be kept in {entry.folder} ({error}; {free / 1e6:,.0f} MB are free "
+        "there). They are computed and returned all the same; make room, set OODNB_HOME to another "
+        "disk, or pass cache=False.",
+        stacklevel=3,
+    )
+
+
 class _Parts:
     "Pieces of a range, of which every so many become a part."
 
@@ -230,12 +260,18 @@ class _Parts:
         many = piece.stop - self.fresh[0].start >= self.chunk
         return many or size > 2**28 or time.monotonic() - self.last > self.patience
 
+    def kept(self, part):  # the part, mapped from its file where it could be written
+        try:
+            return write_part(self.entry.parts(self.local), part) if self.entry else part
+        except _NOT_WRITTEN as error:
+            _warn_of_loss(self.entry, error)
+            self.entry = None
+            return part
+
     def flush(self):
         if self.fresh:
             part = join(self.fresh)
-            if self.entry:
-                part = write_part(self.entry.parts(self.local), part)
-            self.pieces.append(part)
+            self.pieces.append(self.kept(part))
         self.fresh.clear()
 
 # %% ../nbs/5_pipeline/02_features.ipynb #edf63169
@@ -371,9 +407,14 @@ def _obtain(backbone, dataset, cache, kinds, options):
         piece = stored(entry, kinds, repair=True)
         if piece:
             return piece, "cache", entry
-        for left in entry.folder.rglob(".tmp-*"):
+        for left in entry.folder.rglob(".tmp*"):
             left.unlink()
-        keep(entry, _compute(backbone, dataset, **options, entry=entry))
+        made = _compute(backbone, dataset, **options, entry=entry)
+        try:
+            keep(entry, made)
+        except _NOT_WRITTEN as error:
+            _warn_of_loss(entry, error)
+            return made, "computed", None
         piece = stored(entry, kinds)
     if piece is None:
         raise RuntimeError(

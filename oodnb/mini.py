@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -321,6 +321,14 @@ def _about(recipe):
         "licence": "see data/mini/ATTRIBUTION.md",
     }
 
+
+def _picture_of(kept, i):
+    return Image.fromarray(kept[i].numpy())
+
+
+def _mask_of(kept, i):
+    return kept[i].numpy()
+
 # %% ../nbs/4_data/05_mini.ipynb #5025b167
 def load_split(
     name: str,  # "mini", "mini-near", ... (`PAINTED_SPLITS`), "mini-animals", ... (`GROUPS`)
@@ -346,9 +354,9 @@ def load_split(
         labels=labels,
         class_names=names if recipe.role != "web" else [],
         fingerprint=content_hash(_as_text(kept["digest"]), ids),
-        read=lambda i: Image.fromarray(kept["pictures"][i].numpy()),
+        read=partial(_picture_of, kept["pictures"]),
         captions=_as_text(kept["captions"]).split("\n"),
-        masks=None if bare else lambda i: kept["masks"][i].numpy(),
+        masks=None if bare else partial(_mask_of, kept["masks"]),
         about=_about(recipe),
     )
 

@@ -397,12 +397,20 @@ def _parser():
     return parser
 
 # %% ../nbs/16_command/03_reproduce.ipynb #2bc0bd55
+def _speak_any_language():
+    "A terminal that cannot show a character shows its number instead of ending the command."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(
     argv: Sequence[str] | None = None,  # command-line words; None takes those of the process
     # exit code: 0 all done, 1 a run failed, 2 wrong usage, 3 not all done (status),
     # 4 other numbers than the accepted ones, 130 interrupted
 ) -> int:
     "The command `oodnb`."
+    _speak_any_language()
     args = _parser().parse_args(argv)
     try:
         return args.act(args)

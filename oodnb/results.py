@@ -8,15 +8,17 @@ __all__ = ['METRICS', 'NEAR', 'far_sets', 'without_cleaned', 'metrics_table', 'd
            'published_rows', 'read_rows', 'row_vocabulary', 'write_rows']
 
 # %% ../nbs/12_evidence/01_results.ipynb #bd6820bf
-import jinja2
+import warnings
 import zlib
 
+import jinja2
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
 import oodnb
 from .benchmark import by_role, detector_names
+from .ground.spelling import read_alike
 from .metrics import bootstrap_samples, detection_metrics
 from oodnb.pipeline.rows import (
     IDENTITY,
@@ -226,6 +228,17 @@ def _accuracy(right):
     return dict(zip(names, 100 * np.array(ends), strict=True))
 
 # %% ../nbs/12_evidence/01_results.ipynb #1bd7334d
+def _warn_of_unknown(names, labels):  # of the classes that occur
+    absent = [name for name in dict.fromkeys(labels) if name not in set(names)]
+    if absent:
+        warnings.warn(
+            f"{len(absent)} classes of the ID pictures are none of those that were asked for, the "
+            f"first is {absent[0]!r}; their pictures count as wrong. Name the classes in the "
+            "order of the labels, or spell them alike.",
+            stacklevel=4,
+        )
+
+
 def id_accuracy(
     scores,  # score table with labels and predictions
 ) -> pd.DataFrame:  # detector, accuracy with _low and _high in percent, n
@@ -240,7 +253,10 @@ def id_accuracy(
         )
         usable = len(known) > 0 and (guess >= 0).all()
         if usable and predicted[: len(labels)] != labels:
-            right = np.array([predicted[p] == labels[t] for p, t in zip(guess, known["label"])])
+            names = [read_alike(name) for name in predicted]
+            true = [read_alike(labels[t]) for t in known["label"]]
+            _warn_of_unknown(names, true)
+            right = np.array([names[p] == t for p, t in zip(guess, true)])
         else:
             right = (guess == known["label"]).to_numpy() if usable else np.array([])
         out.append({"detector": detector, **_accuracy(right), "n": len(right)})

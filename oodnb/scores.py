@@ -102,7 +102,8 @@ def cosine_sims(
             "with .to(device)"
         )
     dtype = torch.promote_types(images.dtype, texts.dtype)
-    return images.to(dtype) @ texts.to(dtype).T
+    with torch.autocast(images.device.type, enabled=False):  # a caller's, which would halve them
+        return images.to(dtype) @ texts.to(dtype).T
 
 # %% ../nbs/1_measure/03_scores.ipynb #2a501cb6
 def _below_best(

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from oodnb.pictures import (
     folders,
     list_pictures,
     nothing_found,
-    open_rgb,
+    read_file,
     readable_id,
     split_folder,
 )
@@ -130,6 +131,10 @@ def _positions(images, indices):  # int64 [n], each in the set
     return chosen
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #03eab671
+def _at_chosen(read, chosen, i):
+    return read(int(chosen[i]))
+
+
 def _subset(images, indices):
     chosen = _positions(images, indices)
     return ImageSet(
@@ -138,10 +143,10 @@ def _subset(images, indices):
         [images.ids[i] for i in chosen],
         images.labels[chosen],
         images.class_names,
-        lambda i: images.read(int(chosen[i])),
+        partial(_at_chosen, images.read, chosen),
         content_hash("subset", images.fingerprint, chosen),
         None if images.captions is None else [images.captions[i] for i in chosen],
-        None if images.masks is None else lambda i: images.masks(int(chosen[i])),
+        None if images.masks is None else partial(_at_chosen, images.masks, chosen),
         {**images.about, "subset_of": len(images)},
     )
 
@@ -279,6 +284,7 @@ def load_folder(
         raise nothing_found(folder, other)
     tops = [parts[0] if len(parts) > 1 else None for parts, _ in files]
     labels, class_names = _label(tops, classes)
+    class_names = [readable_id([name]) for name in class_names]
     about = {
         "folder": str(folder),
         "other_files": dict(other),
@@ -296,7 +302,7 @@ def load_folder(
         ids,
         labels[kept],
         class_names,
-        lambda i: open_rgb(paths[i]),
+        partial(read_file, paths),
         fingerprint(ids, paths, contents),
         about=about,
     )

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -25,7 +26,7 @@ from .image_sets import ImageSet, fingerprint, load_folder
 from .prepare import prepared
 from ..ground.hashing import content_hash
 from ..ground.places import data_root
-from ..pictures import PICTURES, open_rgb
+from ..pictures import PICTURES, read_file
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #e58be452
 def imagenet_names(
@@ -91,7 +92,7 @@ def _listed(folder, found, part, names, labels, class_names, ids=None, captions=
         ids,
         np.asarray(labels)[kept],
         class_names,
-        lambda i: open_rgb(paths[i]),
+        partial(read_file, paths),
         fingerprint(ids, paths),
         None if captions is None else [captions[i] for i in kept],
         about={
@@ -202,6 +203,14 @@ def _torchvision(folder, found, **options):  # a torchvision data set, with its 
         ) from None
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #b84b4d3e
+def _picture_of(arrays, i):
+    return Image.fromarray(arrays[i])
+
+
+def _picture_in(pairs, i):
+    return pairs[i][0]
+
+
 def _from_cifar(folder, found, part):
     data = _torchvision(folder, found, train=part.name == "train")
     return ImageSet(
@@ -210,7 +219,7 @@ def _from_cifar(folder, found, part):
         [f"{i:05d}" for i in range(len(data.targets))],
         data.targets,
         data.classes,
-        lambda i: Image.fromarray(data.data[i]),
+        partial(_picture_of, data.data),
         content_hash("arrays", data.data),
         about={"folder": str(folder)},
     )
@@ -227,7 +236,7 @@ def _from_pcam(folder, found, part):
         [f"{i:06d}" for i in range(len(data))],
         labels,
         part.options["names"],
-        lambda i: data[i][0],
+        partial(_picture_in, data),
         fingerprint([f.name for f in files], files),
         about={"folder": str(folder)},
     )

@@ -6,6 +6,7 @@
 __all__ = ['atomic_path', 'locked']
 
 # %% ../../nbs/0_ground/02_files.ipynb #38868622
+import errno
 import os
 import uuid
 import warnings
@@ -59,6 +60,29 @@ def atomic_path(
         temporary.unlink(missing_ok=True)
 
 # %% ../../nbs/0_ground/02_files.ipynb #fb6657ba
+# what a network drive answers whose server keeps no locks
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
+@contextmanager
+def _explained(name):
+    "Errors of a file system without locks, in words."
+    try:
+        yield
+    except (OSError, NotImplementedError) as error:
+        code = getattr(error, "errno", None)
+        if code not in (*_NO_LOCKS, None) or isinstance(error, TimeoutError):
+            raise
+        raise OSError(
+            code or errno.ENOLCK,
+            f"The file system of {name.parent} has no locks ({error.__class__.__name__}: {error}), "
+            "without which two processes could spoil each other's files. Set OODNB_HOME to a "
+            "folder on a local disk (for features, cache=False keeps nothing); or mount the "
+            "drive with locks",
+            str(name),
+        ) from error
+
+
 @contextmanager
 def locked(
     path: str | Path,  # what is being made; the lock is the file `path` + ".lock"
@@ -74,7 +98,8 @@ def locked(
     lock = FileLock(name)
     first = patience if timeout is None else min(patience, timeout)
     try:
-        lock.acquire(timeout=first)
+        with _explained(name):
+            lock.acquire(timeout=first)
     except Timeout:
         try:
             if timeout is None or timeout > first:

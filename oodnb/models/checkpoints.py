@@ -85,8 +85,7 @@ def _read_torch(path):
     "What torch.save wrote, or the tensors of an archive."
     if _is_archive(path):
         return _archive_state(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("state_dict", state) if isinstance(state, dict) else state
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #6c543a35
 def _read_any(path):
@@ -111,6 +110,52 @@ def _read_any(path):
         ) from error
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #9bb28222
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys of training programs
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of parallel, compiled and wrapped models
+
+
+def _is_state(value):
+    return isinstance(value, dict) and value and all(map(torch.is_tensor, value.values()))
+
+
+def _unwrapped(path, state):
+    "The state dict of a file, bare or under the key of a training program."
+    if _is_state(state) or not isinstance(state, dict):
+        return state
+    found = [key for key, value in state.items() if _is_state(value)]
+    if len(found) > 1:
+        raise ValueError(
+            f"{path} holds {len(found)} state dicts: {', '.join(map(repr, found))}. Save the one "
+            "that is meant in a file of its own."
+        )
+    known = [key for key in found if key in _WRAPPERS]
+    return state[known[0]] if known else state
+
+
+def _bare(state):
+    "Keys without the prefixes that all of them share."
+    for prefix in _PREFIXES * 2:
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _check_finite(path, state):
+    bad = [
+        key
+        for key, value in state.items()
+        if value.is_floating_point()
+        and not key.endswith("attn_mask")  # which is minus infinity by nature
+        and not value.isfinite().all()
+    ]
+    if bad:
+        raise ValueError(
+            f"The weights in {path} hold NaN or infinite numbers in {len(bad)} tensors, the first "
+            f"is {bad[0]}: the training that made them has diverged, or the file is damaged. Take "
+            "an earlier checkpoint."
+        )
+
+
 def _check_state(path, state, activation):
     "Refuse what is no state dict, and activations that nobody knows."
     tensors = isinstance(state, dict) and state.values()
@@ -128,16 +173,18 @@ def _in_float32(tensor):
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #192badea
 def read_checkpoint(
-    # safetensors file, state dict saved by torch.save (bare, or under "state_dict"), or TorchScript
+    # safetensors file, state dict saved by torch.save (bare, or under "state_dict",
+    # "model_state_dict" or "model"; prefixes of compiled and parallel models go), or TorchScript
     # archive
     path,
 ):  # (state dict in float32, "quick_gelu" or "gelu" or None)
     """Weights of a file and the activation they are known to be trained with.
     Raises `FileNotFoundError`, or `ValueError` for anything that is not weights."""
     state, activation = _read_any(path)
+    state = _unwrapped(path, state)
     _check_state(path, state, activation)
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+    _check_finite(path, state)
+    state = _bare(state)
     if all(key in state for key in _OPENAI_ENTRIES):
         activation = "quick_gelu"
     keep = [key for key in state if key not in _OPENAI_ENTRIES and not key.endswith("attn_mask")]

@@ -23,6 +23,7 @@ from ..data.fewshot import few_shot, load_few_shot, save_few_shot
 from ..features import extract, stream
 from ..ground.files import atomic_path, locked
 from ..ground.randomness import chance_of
+from ..models.backbone import check_caller
 
 # %% ../../nbs/5_pipeline/08_train.ipynb #1e79dcb4
 _all_ = ["few_shot", "load_few_shot", "save_few_shot"]  # who trains draws first
@@ -252,11 +253,13 @@ def train(
     progress=True,  # show a bar when it takes longer than a second
 ) -> list:  # one dict per finished epoch: epoch, lr and the mean of every number
     "Gradient descent, resumable after every epoch. `RuntimeError` when the loss is not finite."
+    check_caller(trains=True)
     path = Path(folder).expanduser() / "training.safetensors" if folder else None
     settings = json.loads(json.dumps(settings or {}))
     last = min(len(rates), len(rates) if stop_after is None else stop_after)
     hidden = dict(disable=not progress, delay=1)
-    with locked(path) if path else nullcontext():
+    alone = torch.autocast(_learned(optimizer)[0].device.type, enabled=False)  # not the caller's
+    with locked(path) if path else nullcontext(), alone:
         history = load_state(path, optimizer, settings) if path else []
         done, every = len(history), len(rates)
         with tqdm(total=every, initial=done, desc="training", unit="epoch", **hidden) as bar:

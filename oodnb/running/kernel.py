@@ -249,6 +249,17 @@ def _run_notebook(folder, request):
     )
 
 
+def _check_to_the_end(folder):
+    "papermill takes `sys.exit(0)` for a good end; the cells below it have not run."
+    cells = own_cells(read_json(folder / "executing.ipynb"))
+    left = [c for c in cells if c["metadata"].get("papermill", {}).get("status") != "completed"]
+    if left:
+        raise RuntimeError(
+            f"The notebook ended before its last cell; {len(left)} of {len(cells)} cells did not "
+            "run to their end. A cell that calls sys.exit() or quit() ends it: take that out."
+        )
+
+
 def _finish(folder, request, times):
     "Give the complete notebook its name, then the manifest, then the mark that all is there."
     os.replace(folder / "executing.ipynb", folder / "executed.ipynb")
@@ -269,6 +280,7 @@ def _execute(folder):
     times = {"started": time.perf_counter(), "began": time.time()}
     try:
         _run_notebook(folder, request)
+        _check_to_the_end(folder)
     except Exception as error:
         _fail(folder, error, times)
         return 1

@@ -79,10 +79,17 @@ class Parameter:
 
 # %% ../../nbs/13_running/04_plan.ipynb #7df8c3d6
 def _cells(notebook):
-    cells = json.loads(Path(notebook).read_text("utf-8"))["cells"]
-    return [
-        (c["cell_type"], "".join(c["source"]), c.get("metadata", {}).get("tags", [])) for c in cells
-    ]
+    try:
+        cells = json.loads(Path(notebook).read_text("utf-8"))["cells"]
+        return [
+            (c["cell_type"], "".join(c["source"]), c.get("metadata", {}).get("tags", []))
+            for c in cells
+        ]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{notebook} is no notebook that can be read ({type(error).__name__}: {error}). Open "
+            "and save it in JupyterLab, or take it out of the folder."
+        ) from None
 
 
 def _kind(annotation):
@@ -301,6 +308,14 @@ def plan_run(
     return Run(name, known[name], full, runs_folder(out) / name / run_key(known[name], full))
 
 # %% ../../nbs/13_running/04_plan.ipynb #2127efea
+def _blurb(notebook):  # the first line of its first cell that begins with ">", "" without one
+    try:
+        text = _cells(notebook)[0][1]
+    except (LookupError, TypeError, ValueError, OSError):
+        return ""
+    return next((line.lstrip("> ") for line in text.splitlines() if line.startswith(">")), "")
+
+
 def list_runs(
     # folder with paper notebooks; None is nbs/papers of the checkout
     notebooks: str | Path | None = None,
@@ -309,13 +324,11 @@ def list_runs(
     "The paper notebooks, what they show, and whether their default run is done."
     rows = []
     for name, notebook in find_notebooks(notebooks).items():
-        text = json.loads(notebook.read_text("utf-8"))["cells"][0]["source"]
-        about = [line.lstrip("> ") for line in "".join(text).splitlines() if line.startswith(">")]
         try:
             now = state(plan_run(name, notebooks=notebooks, out=out).folder)
         except ValueError:
             now = "faulty"
-        rows.append((name, now, about[0] if about else ""))
+        rows.append((name, now, _blurb(notebook)))
     return pd.DataFrame(rows, columns=["run", "state", "about"])
 
 # %% ../../nbs/13_running/04_plan.ipynb #1dbf165d

@@ -28,12 +28,13 @@ def write_json(
 # %% ../../nbs/13_running/03_state.ipynb #a4872035
 def read_json(
     path: str | Path,  # file to read
-) -> dict[str, Any]:  # {} when it is absent or incomplete
+) -> dict[str, Any]:  # {} when it is absent, incomplete or something else
     "The facts of a file."
     try:
-        return json.loads(Path(path).read_text("utf-8"))
+        found = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 # %% ../../nbs/13_running/03_state.ipynb #a8377e54
 def finished(
