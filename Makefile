@@ -57,6 +57,7 @@ readme: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python tools/check.py
+	$(BIN)/mypy
 	$(OFFLINE) $(BIN)/nbdev-test --n-workers 2
 	$(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
@@ -65,6 +66,7 @@ mutate: $(STAMP)
 
 check: $(STAMP)
 	$(BIN)/python tools/check.py
+	$(BIN)/mypy
 
 format: $(STAMP)
 	$(BIN)/ruff format $(WRITTEN)
@@ -73,6 +75,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet --output-format concise $(WRITTEN)
 	$(BIN)/ruff check --isolated --select F401,F821,F841 oodnb
+	$(BIN)/mypy
 
 export: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-export

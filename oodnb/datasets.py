@@ -8,8 +8,10 @@ __all__ = ['load_dataset', 'list_datasets', 'check_dataset', 'ImageSet', 'finger
 # %% ../nbs/4_data/13_datasets.ipynb #e053bb7a
 import difflib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -70,16 +72,16 @@ def _unknown(name):  # the error for a plain word that is neither a set nor a fo
 def load_dataset(
     # "mini", "mini-...", "ImageNet", "iNaturalist", ... (see list_datasets), or the path of a
     # folder
-    name,
+    name: str | Path,
     # ImageNet's "test" is the official validation list, as in the papers, and "train" is there to
     # draw few shots from; others: see catalogue
-    split="test",
-    root=None,  # folder that holds the named benchmarks; default $OODNB_DATA
+    split: str = "test",
+    root: str | Path | None = None,  # folder that holds the named benchmarks; default $OODNB_DATA
     # for folders: list of class folders, dict folder -> class name, or False to ignore folders
-    classes=None,
+    classes: Sequence[str] | dict[str, str] | bool | None = None,
     # take a named benchmark that is not the published list; its name, and every row made with it,
     # then says so
-    allow_different=False,
+    allow_different: bool = False,
 ) -> ImageSet:
     """Any set of pictures.
 
@@ -93,7 +95,7 @@ def load_dataset(
             ".subset(...)."
         )
     if world:
-        return mini.load_split(name, split)
+        return mini.load_split(str(name), split)
     if known:
         return published_sets.load_published(known, split, root, allow_different)
     folder = _folder_named(name)
@@ -117,7 +119,7 @@ def _embedded(row):  # of the mini world, as rows of the catalogue are
 
 # %% ../nbs/4_data/13_datasets.ipynb #f836f173
 def list_datasets(
-    root=None,  # data root; default $OODNB_DATA
+    root: str | Path | None = None,  # data root; default $OODNB_DATA
 ) -> pd.DataFrame:  # name, splits, images, classes, role, licence, access, ready
     """All data sets with a name.
 
@@ -194,12 +196,13 @@ def _problems(report, images):  # sentences
 
 # %% ../nbs/4_data/13_datasets.ipynb #11a79f11
 def check_dataset(
-    name,  # as in load_dataset
-    root=None,  # data root; default $OODNB_DATA
-    split="test",
-    workers=8,  # threads that decode
-    progress=True,  # show a bar while decoding
-) -> dict:  # ok, problems, found, expected, missing, extra, different, unreadable, other_files
+    name: str | Path,  # as in load_dataset
+    root: str | Path | None = None,  # data root; default $OODNB_DATA
+    split: str = "test",
+    workers: int = 8,  # threads that decode
+    progress: bool = True,  # show a bar while decoding
+    # ok, problems, found, expected, missing, extra, different, unreadable, other_files
+) -> dict[str, Any]:
     """Read every picture of a set once and compare with what is known about it.
 
     `missing` and `extra` are names where the list of names is known, else counts. Nothing is

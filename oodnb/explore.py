@@ -9,16 +9,20 @@ __all__ = ['Explorer', 'explore_scores', 'explore_regions', 'typed_names', 'expl
 import base64
 import io
 import time
+from collections.abc import Callable, Sequence
 from html import escape
+from typing import Any
 
 import ipywidgets as widgets
+import pandas as pd
 
 from .benchmark import detector_names
+from .data.image_sets import ImageSet
 from .methods.forget import protocol_recipe
 from .methods.locoop import default_top_k
-from .views.explorer_panels import forget_panel, score_panel
+from .views.explorer_panels import ForgetBoard, Panel, forget_panel, score_panel
 from .pictures import open_rgb
-from .views.one_picture import image_panel, region_panel
+from .views.one_picture import Gallery, RegionProbe, image_panel, region_panel
 
 # %% ../nbs/15_views/06_explore.ipynb #beb876fa
 _CONTROLS = {
@@ -42,12 +46,13 @@ class Explorer(widgets.VBox):
 
     def __init__(
         self,
-        panel_of,  # function of the controls' values, by name -> Panel
-        controls,  # dict: argument -> widget with a value
-        extras=(),  # further widgets beside the controls
-    ):
+        panel_of: Callable[..., Panel],  # function of the controls' values, by name -> Panel
+        controls: dict[str, Any],  # dict: argument -> widget with a value
+        extras: Sequence[Any] = (),  # further widgets beside the controls
+    ) -> None:
         self.panel_of, self.controls = panel_of, dict(controls)
-        self.panel, self.milliseconds = None, 0.0
+        self.panel: Panel | None = None
+        self.milliseconds = 0.0
         self.says, self.note = widgets.HTML(), widgets.HTML()
         self.picture = widgets.Image(format="jpeg", layout=_PICTURE)
         for control in self.controls.values():
@@ -58,7 +63,7 @@ class Explorer(widgets.VBox):
             control.observe(self.refresh, "value")
         self.refresh()
 
-    def refresh(self, change=None):
+    def refresh(self, change: Any = None) -> None:
         "Make the panel with the present values."
         start = time.perf_counter()
         try:
@@ -91,8 +96,9 @@ def _percent(value=95.0, description="ID accepted, %"):
 
 # %% ../nbs/15_views/06_explore.ipynb #2bf89534
 def explore_scores(
-    scores,  # score table
-    image_sets=(),  # ImageSets that were scored, for the pictures
+    scores: pd.DataFrame,  # score table
+    # ImageSets that were scored, for the pictures
+    image_sets: Sequence[ImageSet] | dict[str, ImageSet] = (),
 ) -> Explorer:
     """A line through the scores of a benchmark, its price in both conventions, and the pictures on
     its wrong side."""
@@ -126,7 +132,8 @@ def _check_alike(probes):
 
 # %% ../nbs/15_views/06_explore.ipynb #0e3aeafd
 def explore_regions(
-    probes,  # RegionProbe, or a dict: title -> RegionProbe of the same class names and texts
+    # RegionProbe, or a dict: title -> RegionProbe of the same class names and texts
+    probes: RegionProbe | dict[str, RegionProbe],
 ) -> Explorer:
     "OOD regions of pictures with sliders for K, class, temperature and prompts."
     probes = probes if isinstance(probes, dict) else {"picture": probes}
@@ -152,8 +159,8 @@ def explore_regions(
 
 # %% ../nbs/15_views/06_explore.ipynb #8d21be26
 def typed_names(
-    text,  # "dog, cat\nbird"
-) -> list:  # of names
+    text: str,  # "dog, cat\nbird"
+) -> list[str]:  # of names
     """Names from free text: commas, semicolons and line breaks part them; what is written twice
     counts once."""
     parts = text.replace(";", "\n").replace(",", "\n").splitlines()
@@ -205,9 +212,9 @@ def _image_controls(sets, names):  # dict: argument -> widget
 
 # %% ../nbs/15_views/06_explore.ipynb #d1421260
 def explore_images(
-    gallery,  # Gallery
-    class_names=None,  # names to begin with; None: those of the first set
-    detectors=("mcm", "max_logit", "energy"),  # score names that need no regions
+    gallery: Gallery,  # Gallery
+    class_names: Sequence[str] | None = None,  # names to begin with; None: those of the first set
+    detectors: Sequence[str] = ("mcm", "max_logit", "energy"),  # score names that need no regions
 ) -> Explorer:
     """One picture and freely typed names: nearest names, scores among known and other pictures,
     decision."""
@@ -231,8 +238,8 @@ def _weight(value, description):  # slider around the protocol's value
 
 # %% ../nbs/15_views/06_explore.ipynb #25368f43
 def explore_forgetting(
-    board,  # ForgetBoard
-    names=(),  # classes to begin with
+    board: ForgetBoard,  # ForgetBoard
+    names: Sequence[str] = (),  # classes to begin with
 ) -> Explorer:
     "Pick classes to forget; accuracy, neighbours and retrieval before and after; undo."
     classes = list(board.images.class_names)

@@ -10,8 +10,10 @@ __all__ = ['HELD_OUT', 'FLAT', 'SHIFTED', 'PAINTED_SPLITS', 'MINI_OOD', 'GROUPS'
 import inspect
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -48,7 +50,7 @@ HELD_OUT, FLAT, SHIFTED = "fluent-emoji", "fluent-emoji-flat", "twemoji"
 
 
 @lru_cache(1)
-def load_concepts():
+def load_concepts() -> tuple[Concept, ...]:
     "The things of the mini world, in their fixed order."
     table = json.loads(shipped("mini", "concepts.json").read_text(encoding="utf-8"))
     return tuple(
@@ -69,7 +71,7 @@ def _decoded(data):  # a sprite, uint8 [4, H, W]
 
 
 @lru_cache(1)
-def load_world():
+def load_world() -> World:
     "The World of the sprites that ship."
     concepts, packed = load_concepts(), pd.read_parquet(shipped("mini", "sprites.parquet"))
     number = {c.name: k for k, c in enumerate(concepts)}
@@ -81,7 +83,7 @@ def load_world():
     )
 
 # %% ../nbs/4_data/05_mini.ipynb #9e5e2bd3
-def web_drawers(world):
+def web_drawers(world: World) -> dict[int, list[list[int]]]:
     """The sprites that pre-training may show.
 
     Not the held-out artist's, and of the ID things not the shifted artist's."""
@@ -162,13 +164,13 @@ def _listed(name):
     )
 
 # %% ../nbs/4_data/05_mini.ipynb #13d4a8e4
-def list_sets():
+def list_sets() -> list[dict[str, Any]]:
     "One dictionary per set: name, role, splits with their numbers of pictures, classes, licence."
     return [_listed(name) for name in dict.fromkeys([*(n for n, _ in PAINTED_SPLITS), *GROUPS])]
 
 # %% ../nbs/4_data/05_mini.ipynb #13a2ee1e
 def is_mini(
-    name,  # of a data set or model
+    name: Any,  # of a data set or model
 ) -> bool:
     'Whether a name belongs to the mini world: "mini", or "mini-...".'
     return isinstance(name, str) and (name == "mini" or name.startswith("mini-"))
@@ -231,10 +233,10 @@ def _kept(key, make):
 
 # %% ../nbs/4_data/05_mini.ipynb #32ee26a1
 def background_cache(
-    drawings,  # of each background
-    seed,  # test pictures use 1, pre-training 0
-    wrap=lambda names: names,  # e.g. tqdm, to show progress
-):
+    drawings: int,  # of each background
+    seed: int,  # test pictures use 1, pre-training 0
+    wrap: Callable[[Any], Any] = lambda names: names,  # e.g. tqdm, to show progress
+) -> tuple[np.ndarray, np.ndarray]:
     "`background_bank`, kept on disk."
     make = lambda: dict(zip("ab", map(torch.from_numpy, background_bank(drawings, seed, wrap))))
     kept = _kept(f"backgrounds-{_recipe()}-{drawings}-{seed}", make)
@@ -329,9 +331,9 @@ def _mask_of(kept, i):
 
 # %% ../nbs/4_data/05_mini.ipynb #5025b167
 def load_split(
-    name,  # "mini", "mini-near", ... (`PAINTED_SPLITS`), "mini-animals", ... (`GROUPS`)
-    split="test",  # "test"; for "mini" and its groups also "val" and "fewshot"
-):
+    name: str,  # "mini", "mini-near", ... (`PAINTED_SPLITS`), "mini-animals", ... (`GROUPS`)
+    split: str = "test",  # "test"; for "mini" and its groups also "val" and "fewshot"
+) -> ImageSet:
     """A split of the mini benchmark as an ImageSet, with captions.
 
     `masks` are the true outlines of the main objects. The first call paints the pictures (a few
@@ -365,7 +367,7 @@ _WORDS = (
 )
 
 
-def trained_tokens(tokenizer):
+def trained_tokens(tokenizer: Any) -> np.ndarray:
     """The ids of all tokens that texts about the mini world can contain, ascending (int64 [V]).
 
     Texts are captions, templates and plain sentences."""
@@ -389,6 +391,6 @@ def trained_tokens(tokenizer):
     return np.array(sorted(ids | {tokenizer.sot_token_id, tokenizer.eot_token_id}))
 
 # %% ../nbs/4_data/05_mini.ipynb #85a96d9a
-def load_curve():
+def load_curve() -> pd.DataFrame:
     "The training curve of the checkpoint that ships: one row per 100 steps."
     return pd.read_csv(shipped("mini", "clip_curve.csv"))

@@ -8,8 +8,10 @@ __all__ = ['PICTURES', 'NOT_DECODED', 'SPLIT_FOLDERS', 'open_rgb', 'read_file', 
 
 # %% ../nbs/4_data/01_pictures.ipynb #a0d14020
 import os
-from collections.abc import Sequence
-from pathlib import PurePosixPath
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -49,7 +51,7 @@ def _unreadable(name, reason):  # error that carries its reason
 
 # %% ../nbs/4_data/01_pictures.ipynb #5d22d23b
 def open_rgb(
-    path,  # file name, or a binary file object
+    path: str | Path | BinaryIO,  # file name, or a binary file object
 ) -> Image.Image:  # mode RGB, upright, first frame
     """Any picture as 8-bit RGB; alpha on white, EXIF orientation applied, ICC profiles ignored.
 
@@ -101,12 +103,12 @@ def _entries(folder):  # what lies directly in a folder, in the order of names
 
 # %% ../nbs/4_data/01_pictures.ipynb #3b8d5af0
 def list_pictures(
-    folder,  # folder to list
-    other,  # Counter, filled with the suffixes of files that are no pictures
-    parts=(),  # name of the folder relative to the set
+    folder: str | Path,  # folder to list
+    other: Counter[str],  # Counter, filled with the suffixes of files that are no pictures
+    parts: tuple[str, ...] = (),  # name of the folder relative to the set
     # real paths of the folders above: a link that leads back to one of them is not followed
-    above=(),
-):  # yields (parts, path) of every picture
+    above: tuple[str, ...] = (),
+) -> Iterator[tuple[tuple[str, ...], str]]:  # yields (parts, path) of every picture
     "The pictures below a folder, sorted by folder, then by name; hidden files are none."
     real = os.path.realpath(folder)
     if real in above:
@@ -124,7 +126,7 @@ def list_pictures(
 
 # %% ../nbs/4_data/01_pictures.ipynb #5297de0e
 def readable_id(
-    parts,  # folders and name of a file
+    parts: Sequence[str],  # folders and name of a file
 ) -> str:  # id of the file, also when its name is no valid text
     "The name of a file relative to its set, with slashes."
     return (
@@ -136,8 +138,8 @@ def readable_id(
 
 # %% ../nbs/4_data/01_pictures.ipynb #ed0c9a3e
 def nothing_found(
-    folder,  # where no picture is
-    other,  # Counter of suffixes, see list_pictures
+    folder: str | Path,  # where no picture is
+    other: Counter[str],  # Counter of suffixes, see list_pictures
 ) -> ValueError:
     "The error for a folder without pictures."
     kinds = (
@@ -151,7 +153,7 @@ def nothing_found(
 
 # %% ../nbs/4_data/01_pictures.ipynb #238a39af
 def folders(
-    folder,  # existing folder
+    folder: str | Path,  # existing folder
 ) -> list[str]:  # names of the folders in it, sorted
     "Folders directly below; hidden ones are passed over."
     with os.scandir(folder) as listing:
@@ -166,9 +168,9 @@ SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test", "fewshot")
 
 
 def split_folder(
-    folder,  # existing folder
-    split,  # wanted split
-):  # the folder of that split, or the folder itself when it has no split folders
+    folder: Path,  # existing folder
+    split: str,  # wanted split
+) -> Path:  # the folder of that split, or the folder itself when it has no split folders
     "Where the pictures of a split lie. `ValueError` when there are splits, but not that one."
     found = folders(folder)
     if not found or not set(found) <= set(SPLIT_FOLDERS):

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 
 import oodnb
@@ -430,7 +431,7 @@ def _speak_any_language():
 
 
 def main(
-    argv=None,  # command-line words; None takes those of the process
+    argv: Sequence[str] | None = None,  # command-line words; None takes those of the process
     # exit code: 0 all done, 1 a run failed, 2 wrong usage, 3 not all done (status),
     # 4 other numbers than the accepted ones, 5 too many unreadable pictures, 130 interrupted
 ) -> int:

@@ -95,6 +95,17 @@ class Line:
     def decide(self, score): # True above
         "Which side?"
         return score > self.value
+
+    def nearer(
+        self,
+        # of the same scale, as it was
+        # drawn
+        other: "Line | None" = None,
+        within: Literal['one', 'two'] = 'one', # steps
+    # the one that is nearer
+    ) -> list["Line"]:
+        "Which line?"
+        return [self]
 '''
 
 
@@ -128,12 +139,36 @@ def test_classes_and_values(small):
     assert [(m.name, m.kind, m.doc) for m in line.members] == [
         ("twice", "property", "Two times."),
         ("decide", "method", "Which side?"),
+        ("nearer", "method", "Which line?"),
     ]
     assert line.members[1].signature == "Line.decide(score)" and line.members[1].returns == (
         "",
         "True above",
     )
     assert (small["LIMIT"].signature, small["LIMIT"].doc) == ("LIMIT = 3", "at most")
+
+
+def test_types_stand_beside_the_comments(small):
+    """A comment above its parameter counts, a name in quotes is shown without them."""
+    nearer = small["Line"].members[2]
+    assert nearer.rows == [
+        ("other", "Line | None", "None", "of the same scale, as it was drawn"),
+        ("within", "Literal['one', 'two']", "'one'", "steps"),
+    ]
+    assert nearer.returns == ("list[Line]", "the one that is nearer")
+    assert "    other: Line | None = None,\n" in nearer.signature
+    assert nearer.signature.endswith(") -> list[Line]")
+
+
+@pytest.mark.parametrize("name", ["datasets", "data.image_sets", "running.plan", "checks.doctor"])
+def test_the_reference_says_the_type_of_every_parameter(tool, name):
+    documented = tool("public_names").read_package(ROOT / "oodnb")[f"oodnb.{name}"]
+    functions = [e for e in documented.entries if e.kind == "function"]
+    functions += [member for e in documented.entries for member in e.members]
+    assert functions
+    for entry in functions:
+        untyped = [row[0] for row in entry.rows if not row[1]]
+        assert not untyped and entry.returns[0], (entry.name, untyped)
 
 
 def cell(number, source, kind="code", **more):
@@ -258,6 +293,10 @@ def test_the_reference_page(site):
         and "<mfrac>" in page
     )
     assert "../nbs/1_measure/10_small.html#cell-cell0003" in page
+    row = ["<code>strict</code>", "<code>bool</code>", "<code>False</code>", "whether ends count"]
+    assert f"<tr>{''.join(f'<td>{part}</td>' for part in row)}</tr>" in page
+    gives = ["<em>gives</em>", "<code>list[Line]</code>", "", "the one that is nearer"]
+    assert f"<tr>{''.join(f'<td>{part}</td>' for part in gives)}</tr>" in page
 
 
 def test_paper_pages_show_their_figures_and_fold_their_code(site):

@@ -1,6 +1,7 @@
 """tools/check.py finds each fault it promises to find: every one is planted in a small project."""
 
 import ast
+import fnmatch
 import json
 import os
 import shutil
@@ -315,6 +316,70 @@ def test_table_of_sizes(project):
     assert sizes[2].split()[1:] == ["1", str(length), str(length), str(length)]
     done = run_check("--sizes", project)
     assert done.returncode == 0 and done.stdout.splitlines() == sizes
+
+
+# types
+
+UNTYPED = [
+    ("def f(x, *rest, y=1, **more) -> int:\n    return 1", "f", "x, rest, y, more"),
+    ("def f(x: int):\n    return x", "f", "return"),
+    ("def f(x, /, y: int) -> int:\n    return x", "f", "x"),
+    ("async def f(x: int):\n    return x", "f", "return"),
+    ("@cache\ndef f(x) -> int:\n    return x", "f", "x"),
+    ("class C:\n    def __init__(self, x):\n        pass", "C.__init__", "x, return"),
+    ("class C:\n    @property\n    def x(self):\n        pass", "C.x", "return"),
+    ("class C:\n    @classmethod\n    def of(cls, x: int):\n        pass", "C.of", "return"),
+]
+TYPED = [
+    "def f(x: int, *rest: int, y: int = 1, **more: int) -> int:\n    return 1",
+    "def _f(x):\n    return x",
+    "def __getattr__(name):\n    return name",
+    "class _C:\n    def f(self, x):\n        pass",
+    "class C:\n    def __init__(self, x: int) -> None:\n        pass",
+    "class C:\n    def _f(self, x):\n        pass\n\n    def __len__(self):\n        pass",
+    "def f() -> None:\n    def inner(x):\n        pass",
+]
+
+
+@pytest.mark.parametrize("source, name, bare", UNTYPED)
+def test_public_functions_without_types(project, source, name, bare, monkeypatch):
+    monkeypatch.setattr(check, "TYPED", ("1_low/*",))
+    edit(project / LOW, 2, "#| export\n" + source)
+    report = found(project, check.check_types)
+    assert report.startswith(f"{LOW} cell 2: {name} has no annotation of {bare}; ")
+    assert report.count("\n") == 0
+
+
+@pytest.mark.parametrize("source", TYPED)
+def test_what_needs_no_more_types(project, source, monkeypatch):
+    monkeypatch.setattr(check, "TYPED", ("1_low/*",))
+    edit(project / LOW, 2, "#| export\n" + source)
+    add(project / LOW, "def lesson(x):\n    return x")
+    assert found(project, check.check_types) == ""
+
+
+def test_rooms_that_say_their_types(project, monkeypatch):
+    """Rooms are named by patterns, single notebooks are let off, and "*" is all of them."""
+
+    def held():
+        report = found(project, check.check_types).splitlines()
+        return [line.partition(" cell")[0] for line in report]
+
+    assert held() == []
+    monkeypatch.setattr(check, "TYPED", ("*",))
+    assert held() == [LOW, HIGH, "nbs/3_coop/01_coop.ipynb"]
+    monkeypatch.setattr(check, "NOT_YET_TYPED", ("1_low/10_low",))
+    assert held() == [HIGH, "nbs/3_coop/01_coop.ipynb"]
+    monkeypatch.setattr(check, "TYPED", ("1_low/*", "2_high/*"))
+    assert held() == [HIGH] and found(project).startswith(f"{HIGH} cell 2: high has no annotation")
+
+
+def test_rooms_and_notebooks_of_the_rule_exist():
+    """A name that was changed lets nothing off unseen."""
+    notebooks, _ = check.read_notebooks(ROOT)
+    places = [f"{n.path.parent.name}/{n.path.stem}" for n in notebooks]
+    assert all(fnmatch.filter(places, room) for room in check.TYPED)
+    assert set(check.NOT_YET_TYPED) <= set(places)
 
 
 # form

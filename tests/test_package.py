@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 SETTINGS = configparser.ConfigParser(delimiters=["="], interpolation=None)
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 SETTINGS = SETTINGS["DEFAULT"]
-SHIPPED = ("mini", "lists", "published", "reproduced")
+SHIPPED = ("mini", "lists", "protocols", "published", "reproduced")
 LEFT_OUT = shutil.ignore_patterns(
     ".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "figures"
 )
@@ -125,7 +125,7 @@ def test_the_wheel_holds_the_modules_and_what_ships_and_nothing_else(wheel):
     }
     assert own == {path.relative_to(ROOT).as_posix() for path in modules()} | {
         f"oodnb/shipped/{name.removeprefix('data/')}" for name in shipped_files()
-    }
+    } | {"oodnb/py.typed"}
     assert {
         "oodnb/shipped/mini/sprites.parquet",
         "oodnb/shipped/mini/clip.safetensors",

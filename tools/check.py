@@ -11,6 +11,7 @@ Everything is exported and cleaned in a temporary copy: the checkout is only rea
 import argparse
 import ast
 import filecmp
+import fnmatch
 import io
 import json
 import math
@@ -31,6 +32,14 @@ MAX_LINES = 60  # of an exported cell, blank ones not counted
 MAX_MEDIAN = 800  # characters of an exported cell
 MAX_NINE_IN_TEN = 1_700  # nine of ten exported cells have fewer characters
 MAX_BYTES = 300_000  # of a notebook
+# rooms whose public functions say their types, as patterns of chapter/notebook; ("*",) is all
+TYPED = ("0_ground/*", "4_data/*", "13_running/*", "14_checks/*", "15_views/*", "16_command/*")
+NOT_YET_TYPED = (  # notebooks in them that do not have to
+    "4_data/06_captions",
+    "13_running/07_one_run",
+    "15_views/03_forgetting_figures",
+    "15_views/04_explorer_panels",
+)
 EXPORT = re.compile(r"^#\|\s*exporti?s?\b", re.M)
 DEFAULT_EXP = re.compile(r"^#\|\s*default_exp\s+(\S+)", re.M)
 NUMBERED = re.compile(r"(\d+)_(.+)")
@@ -290,6 +299,55 @@ def check_cells(notebooks):
                 )
 
 
+# -- types
+
+
+def says_types(notebook):
+    """Whether its public functions are held to say their types."""
+    place = f"{notebook.path.parent.name}/{notebook.path.stem}"
+    return place not in NOT_YET_TYPED and any(fnmatch.fnmatch(place, room) for room in TYPED)
+
+
+def public_functions(tree):
+    """(name, node) of the functions of a cell, and of the methods of its classes, that others call:
+    no underscore in front, or the __init__ of a class."""
+    for node in tree.body:
+        if isinstance(node, FUNCTIONS) and not node.name.startswith("_"):
+            yield node.name, node
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for method in node.body:
+                if isinstance(method, FUNCTIONS) and (
+                    method.name == "__init__" or not method.name.startswith("_")
+                ):
+                    yield f"{node.name}.{method.name}", method
+
+
+def untyped(function):
+    """What of a function has no annotation: parameters but self and cls, "return"."""
+    a = function.args
+    known = [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]
+    bare = [p.arg for p in known if p and not p.annotation and p.arg not in ("self", "cls")]
+    return bare + ["return"] * (function.returns is None)
+
+
+def check_types(notebooks):
+    """Public functions say their types: people, help and mypy read them."""
+    for notebook in filter(says_types, notebooks):
+        for index, _, tree in notebook.exported():
+            if isinstance(tree, SyntaxError):
+                continue
+            for name, function in public_functions(tree):
+                if bare := untyped(function):
+                    yield (
+                        f"{notebook.name} cell {index}: {name} has no annotation of "
+                        f"{', '.join(bare)}; public functions say their types, and Any stands for "
+                        "what only has to behave like something"
+                    )
+
+
+# -- sizes
+
+
 def cell_sizes(notebooks):
     """{folder: characters of each exported cell}; import cells are not counted, indentation is."""
     sizes = {}
@@ -454,8 +512,9 @@ def findings(root):
     notebooks, found = read_notebooks(root)
     if not notebooks:
         return found or [f"{root / 'nbs'}: no notebooks; give the folder of the project"]
-    for check in (check_numbers, check_imports, check_cells, check_sizes, check_outputs):
-        found += check(notebooks)
+    rules = (check_numbers, check_imports, check_cells, check_types, check_sizes, check_outputs)
+    for rule in rules:
+        found += rule(notebooks)
     return [
         *found,
         *check_width(root, notebooks),

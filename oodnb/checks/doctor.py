@@ -6,7 +6,9 @@
 __all__ = ['METRIC_NAMES', 'check_precision', 'check_direction', 'readings', 'check_number', 'doctor', 'read_scores']
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #1b7fce3b
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,10 +17,12 @@ import torch
 from ..backbones import load_backbone
 from ..benchmark import by_role, detector_names, load_scores, run_benchmark, score_table
 from .pipeline import Finding, check_files, check_pipeline
+from ..data.image_sets import ImageSet
 from ..datasets import load_dataset
 from ..detectors import zero_shot
 from ..metrics import aupr, auroc, bootstrap_ci, fpr_at_tpr
 from ..mini import MINI_OOD, is_mini
+from ..models.backbone import Backbone
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #53560fed
 def _half(values):  # names of the half precisions that hold every value exactly
@@ -37,8 +41,8 @@ def _saturated(values, distinct, times):  # what many pictures share, "" when th
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #56796737
 def check_precision(
-    scores,  # score table
-    detector,  # column
+    scores: pd.DataFrame,  # score table
+    detector: str,  # column
 ) -> Finding:
     "Were the scores rounded, and do many pictures share one?"
     values = scores[detector].to_numpy(np.float64)
@@ -66,8 +70,8 @@ def check_precision(
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #621142b4
 def check_direction(
-    scores,  # score table
-    detector,  # column
+    scores: pd.DataFrame,  # score table
+    detector: str,  # column
 ) -> Finding:
     "Is a higher score more in-distribution?"
     known, ood = by_role(scores)
@@ -131,9 +135,9 @@ _WAYS = [  # fault, how it is said, what happened to the scores
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #09ba7a84
 def readings(
-    scores,  # score table
-    detector,  # column
-    dataset="mean",  # an OOD set, or the mean over all
+    scores: pd.DataFrame,  # score table
+    detector: str,  # column
+    dataset: str = "mean",  # an OOD set, or the mean over all
     # fault ("" for the number as it should be), metric, rule, reading (text), value in percent
 ) -> pd.DataFrame:
     "Every number that one column of scores may turn into, right or wrong."
@@ -249,11 +253,12 @@ def _unexplained(label, table, told, where, due):  # Finding; due: what it shoul
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #abd2a98c
 def check_number(
-    scores,  # score table
-    metric,  # name in METRIC_NAMES; "fpr95" is "fpr95_id_positive"
-    value,  # as reported, in percent (or a share up to 1), best as text with all its digits
-    detector=None,  # column; None: the first
-    dataset="mean",  # an OOD set, or the mean over all
+    scores: pd.DataFrame,  # score table
+    metric: str,  # name in METRIC_NAMES; "fpr95" is "fpr95_id_positive"
+    # as reported, in percent (or a share up to 1), best as text with all its digits
+    value: str | float,
+    detector: str | None = None,  # column; None: the first
+    dataset: str = "mean",  # an OOD set, or the mean over all
 ) -> Finding:
     "Which reading of the scores gives the reported number?"
     metric = _metric_of(metric)
@@ -311,12 +316,13 @@ def _examined_scores(scores, sets, reported, detector, dataset):  # Findings
         yield _check_shared(name, pairs)
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #052eba8e
-def _loaded(images):  # an ImageSet, or a name
-    named = isinstance(images, (str, Path))
-    return load_dataset(images, allow_different=True) if named else images
+def _loaded(images: str | Path | ImageSet) -> ImageSet:  # an ImageSet, or a name
+    if isinstance(images, (str, Path)):
+        return load_dataset(images, allow_different=True)
+    return images
 
 
-def _loaded_ood(ood_sets, id_set, is_needed):  # list of ImageSets
+def _loaded_ood(ood_sets, id_set, is_needed) -> list[ImageSet]:  # list of ImageSets
     if isinstance(ood_sets, str) or hasattr(ood_sets, "ids"):
         ood_sets = [ood_sets]
     ood_sets = [_loaded(one) for one in ood_sets]
@@ -331,18 +337,23 @@ def _loaded_ood(ood_sets, id_set, is_needed):  # list of ImageSets
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #4ead8506
 def doctor(
-    backbone="mini",  # the pipeline's Backbone, or a name for load_backbone
-    id_set="mini",  # ImageSet of known pictures, or a name for load_dataset
-    ood_sets=(),  # ImageSets or names
-    class_names=None,  # the names in use, in their order; None: those of the set
-    templates="photo",  # prompts, as in zero_shot_classifier
-    scores=None,  # score table of your run
-    reported=None,  # {"fpr95": 41.2}: numbers of your run; without scores MCM is computed
-    detector=None,  # column of the scores that the numbers are of
-    dataset="mean",  # the OOD set they are of
-    reference=None,  # a healthy Backbone, where its name does not say what it should be
-    n_images=500,  # labelled pictures that are run through the pipeline
-) -> list:  # Findings
+    # the pipeline's Backbone, or a name for load_backbone
+    backbone: str | Path | Backbone = "mini",
+    # ImageSet of known pictures, or a name for load_dataset
+    id_set: str | Path | ImageSet = "mini",
+    ood_sets: str | ImageSet | Sequence[str | Path | ImageSet] = (),  # ImageSets or names
+    # the names in use, in their order; None: those of the set
+    class_names: Sequence[str] | None = None,
+    templates: str | Sequence[str] = "photo",  # prompts, as in zero_shot_classifier
+    scores: pd.DataFrame | None = None,  # score table of your run
+    # {"fpr95": 41.2}: numbers of your run; without scores MCM is computed
+    reported: dict[str, Any] | None = None,
+    detector: str | None = None,  # column of the scores that the numbers are of
+    dataset: str = "mean",  # the OOD set they are of
+    # a healthy Backbone, where its name does not say what it should be
+    reference: Backbone | None = None,
+    n_images: int = 500,  # labelled pictures that are run through the pipeline
+) -> list[Finding]:  # Findings
     "Examine a pipeline, its pictures, its scores and the numbers read off them."
     backbone = load_backbone(backbone) if isinstance(backbone, (str, Path)) else backbone
     id_set = _loaded(id_set)
@@ -378,7 +389,7 @@ def _read_csv(path):
 
 # %% ../../nbs/14_checks/03_doctor.ipynb #9dd3e12b
 def read_scores(
-    path,  # .parquet, .csv or .npz
+    path: str | Path,  # .parquet, .csv or .npz
 ) -> pd.DataFrame:  # score table
     "Scores of a run, from wherever they come. `ValueError` says what is missing."
     path = Path(path).expanduser()

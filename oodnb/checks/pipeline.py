@@ -9,7 +9,9 @@ __all__ = ['Finding', 'Known', 'what_is_known', 'check_preprocess', 'Sight', 'lo
 # %% ../../nbs/14_checks/02_pipeline.ipynb #86723214
 import copy
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -22,6 +24,7 @@ from torch import nn
 
 from ..backbones import load_backbone
 from .preprocessing import look_through
+from ..data.image_sets import ImageSet
 from ..mini import is_mini, load_split
 from ..models.backbone import Backbone
 from ..models.checkpoints import ACTIVATIONS
@@ -40,7 +43,7 @@ class Finding:
     looked: bool = True  # False: it could not be looked at
 
     @property
-    def verdict(self):
+    def verdict(self) -> str:
         return "fault" if self.fault else "ok" if self.looked else "not checked"
 
     def __str__(self):
@@ -57,7 +60,7 @@ class Finding:
 class Known:
     "What is known about a healthy pipeline."
 
-    preprocess: object = None  # as published
+    preprocess: Callable | None = None  # as published
     activation: str | None = None  # "gelu" or "quick_gelu"
     backbone: Backbone | None = None  # the healthy pipeline itself
 
@@ -92,8 +95,8 @@ def _published(backbone):  # Known, by what the publisher says about these weigh
 
 
 def what_is_known(
-    backbone,  # the pipeline's Backbone
-    reference=None,  # a healthy Backbone
+    backbone: Backbone,  # the pipeline's Backbone
+    reference: Backbone | None = None,  # a healthy Backbone
 ) -> Known:
     "What a pipeline should be, as far as its name says it."
     if reference is None and is_mini(backbone.name):
@@ -130,9 +133,9 @@ def _check_normalisation(seen, want):  # two Lenses
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #0a835376
 def check_preprocess(
-    backbone,  # the pipeline's Backbone
-    preprocess=None,  # the published one, a function of a picture
-) -> list:  # two Findings: resize, normalisation
+    backbone: Backbone,  # the pipeline's Backbone
+    preprocess: Callable | None = None,  # the published one, a function of a picture
+) -> list[Finding]:  # two Findings: resize, normalisation
     "Are pictures cut and scaled as the weights want it?"
     size = max(backbone.image_size or (224,))
     if preprocess is None:
@@ -161,7 +164,7 @@ class Sight:
     likely: np.ndarray  # log-probability of the true class [n]
 
     @property
-    def hits(self):
+    def hits(self) -> np.ndarray:
         return self.sims.argmax(1).numpy() == self.labels
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #334dd717
@@ -182,11 +185,11 @@ def _encoded(backbone, images, rows):  # features [n, D], 64 pictures at a time
 
 
 def look(
-    backbone,  # the pipeline's Backbone
-    images,  # ImageSet with labels
-    class_names,  # K names, in the order in use
-    templates="photo",  # as in zero_shot_classifier
-    n=500,  # pictures
+    backbone: Backbone,  # the pipeline's Backbone
+    images: ImageSet,  # ImageSet with labels
+    class_names: Sequence[str],  # K names, in the order in use
+    templates: str | Sequence[str] = "photo",  # as in zero_shot_classifier
+    n: int = 500,  # pictures
 ) -> Sight:
     "Run labelled pictures through a pipeline."
     rows, place = _sample(images, n)
@@ -198,8 +201,8 @@ def look(
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #d0344f16
 def gain(
-    better,  # Sight
-    worse,  # Sight of the same pictures
+    better: Sight,  # Sight
+    worse: Sight,  # Sight of the same pictures
 ) -> float:
     "By how many standard errors one pipeline finds the true classes more likely than the other."
     difference = better.likely - worse.likely
@@ -207,8 +210,8 @@ def gain(
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #ca669d59
 def with_activation(
-    backbone,  # a Backbone
-    kind,  # "gelu" or "quick_gelu"
+    backbone: Backbone,  # a Backbone
+    kind: str,  # "gelu" or "quick_gelu"
 ) -> Backbone:  # a copy; the weights are copied, too
     "The same weights with another activation in every block."
     model, make = copy.deepcopy(backbone.model), {"gelu": nn.GELU, "quick_gelu": QuickGELU}[kind]
@@ -257,10 +260,10 @@ def _by_pictures(seen, other, gain):  # Finding; gain: of the other activation o
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #6862efa8
 def check_activation(
-    backbone,  # the pipeline's Backbone
-    expected=None,  # what the weights were trained with, if that is known
+    backbone: Backbone,  # the pipeline's Backbone
+    expected: str | None = None,  # what the weights were trained with, if that is known
     # function(other Backbone) -> by how many standard errors it makes the true classes more likely
-    compare=None,
+    compare: Callable[[Backbone], float] | None = None,
 ) -> Finding:
     "Does the model compute the activation its weights were trained with?"
     seen = _activation(backbone.model)
@@ -346,9 +349,9 @@ def _pictures_in_order(names, sight):  # Finding
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #4e023f3c
 def check_order(
-    images,  # ImageSet
-    class_names,  # the K names in use
-    sight=None,  # what the pipeline sees
+    images: ImageSet,  # ImageSet
+    class_names: Sequence[str],  # the K names in use
+    sight: Sight | None = None,  # what the pipeline sees
 ) -> Finding:
     "Do label k and class name k mean the same?"
     names = list(class_names)
@@ -444,9 +447,9 @@ def _towers_together(sight):  # Finding
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #1916bf60
 def check_weights(
-    backbone,  # the pipeline's Backbone
-    reference=None,  # Backbone with the right weights
-    sight=None,  # what the pipeline sees
+    backbone: Backbone,  # the pipeline's Backbone
+    reference: Backbone | None = None,  # Backbone with the right weights
+    sight: Sight | None = None,  # what the pipeline sees
 ) -> Finding:
     "Are both towers filled, and do they belong together?"
     if found := _check_filled(backbone.model):
@@ -494,8 +497,8 @@ def _check_against(images, due, label):  # Finding; due: the ImageSet it should 
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #0931e533
 def check_files(
-    images,  # ImageSet, or a score table's rows of one set
-    due=None,  # ImageSet it should be; None: what its name stands for
+    images: Any,  # ImageSet, or a score table's rows of one set
+    due: ImageSet | None = None,  # ImageSet it should be; None: what its name stands for
 ) -> Finding:
     "Are these the pictures the name promises?"
     label = f"files of {images.name}"
@@ -520,13 +523,15 @@ def _try_to_look(run, backbone):  # (Sight or None, Findings)
 
 
 def check_pipeline(
-    backbone,  # the pipeline's Backbone
-    images,  # ImageSet, best with labels
-    class_names=None,  # the names in use, in their order; None: those of the set
-    templates="photo",  # prompts, as in zero_shot_classifier
-    reference=None,  # a healthy Backbone, where the name does not say what it should be
-    n=500,  # labelled pictures that are run through the pipeline
-) -> list:  # Findings
+    backbone: Backbone,  # the pipeline's Backbone
+    images: ImageSet,  # ImageSet, best with labels
+    # the names in use, in their order; None: those of the set
+    class_names: Sequence[str] | None = None,
+    templates: str | Sequence[str] = "photo",  # prompts, as in zero_shot_classifier
+    # a healthy Backbone, where the name does not say what it should be
+    reference: Backbone | None = None,
+    n: int = 500,  # labelled pictures that are run through the pipeline
+) -> list[Finding]:  # Findings
     "Weights, activation, resize, normalisation, class order."
     names = list(images.class_names if class_names is None else class_names)
     known = what_is_known(backbone, reference)

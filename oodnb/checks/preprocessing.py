@@ -6,6 +6,7 @@
 __all__ = ['NORMALISATIONS', 'probes', 'Lens', 'look_through']
 
 # %% ../../nbs/14_checks/01_preprocessing.ipynb #00549ad7
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,8 @@ from torchvision.transforms.v2 import functional as F
 
 # %% ../../nbs/14_checks/01_preprocessing.ipynb #b3679183
 def probes(
-    size,  # side in pixels that the model takes
-):  # list of PIL pictures
+    size: int,  # side in pixels that the model takes
+) -> list[Image.Image]:  # list of PIL pictures
     "Pictures that betray a preprocessing function."
     made = []
     for width, height in ((2.31, 1.42), (1.27, 1.93), (1.61, 1.61)):
@@ -125,22 +126,22 @@ class Lens:
     unexplained: float  # share of the signal that this description misses
 
     @property
-    def known(self):  # does the description hold
+    def known(self) -> bool:  # does the description hold
         return self.unexplained < 0.02
 
     @property
-    def normalisation(self):  # text, with a name if it has one
+    def normalisation(self) -> str:  # text, with a name if it has one
         words = f"{_known_name(self)}mean {_three(self.mean)}, std {_three(self.std)}"
         return words + (", colours reversed" if self.reversed else "")
 
-    def same_normalisation(self, other):  # of two lenses
+    def same_normalisation(self, other: "Lens") -> bool:  # of two lenses
         return self.reversed == other.reversed and _alike(self, other.mean, other.std)
 
-    def same_cut(self, other):  # of two lenses
+    def same_cut(self, other: "Lens") -> bool:  # of two lenses
         return (self.size, self.rule, self.resampling) == (other.size, other.rule, other.resampling)
 
     @property
-    def cut(self):  # text
+    def cut(self) -> str:  # text
         size = f"{self.size[0]} x {self.size[1]}"
         if not self.known:
             return f"a way to cut that is not known here, {size}"
@@ -176,8 +177,9 @@ def _descriptions(pictures, seen):  # a Lens for every rule and order of the col
 
 # %% ../../nbs/14_checks/01_preprocessing.ipynb #f7e46d96
 def look_through(
-    preprocess,  # function of a PIL picture, to a float tensor [3, S, S]
-    size,  # side in pixels that the model takes
+    # function of a PIL picture, to a float tensor [3, S, S]
+    preprocess: Callable[[Image.Image], torch.Tensor],
+    size: int,  # side in pixels that the model takes
 ) -> Lens:
     """Describe a preprocessing function by what it does. `ValueError` when it is random or returns
     no picture tensor."""

@@ -9,6 +9,7 @@ __all__ = ['add_data_commands']
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..data.catalogue import archives_of, describe, entry, find, list_entries, spelled, split_of
 from ..ground.places import data_root
@@ -172,8 +173,8 @@ def _add_prepare(kinds):
 
 # %% ../../nbs/16_command/01_data.ipynb #71ff85b6
 def add_data_commands(
-    commands,  # what ArgumentParser.add_subparsers gives
-):
+    commands: Any,  # what ArgumentParser.add_subparsers gives
+) -> None:
     "Add `data list | check | prepare` to a command line; the chosen one is `args.act(args)`."
     data = commands.add_parser(
         "data",

@@ -9,6 +9,7 @@ __all__ = ['add_doctor_command']
 import importlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 # %% ../../nbs/16_command/02_doctor.ipynb #c250b249
 def _own_pipeline(told):  # Backbone from "file.py:name"
@@ -135,8 +136,8 @@ def _add_scores(one):
 
 # %% ../../nbs/16_command/02_doctor.ipynb #60c3652f
 def add_doctor_command(
-    commands,  # what ArgumentParser.add_subparsers gives
-):
+    commands: Any,  # what ArgumentParser.add_subparsers gives
+) -> None:
     "Add `doctor` to a command line; it is `args.act(args)`."
     one = commands.add_parser(
         "doctor",

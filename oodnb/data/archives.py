@@ -182,9 +182,9 @@ def _named(archive, error):  # the error with the name of its archive, or None w
 
 # %% ../../nbs/4_data/10_archives.ipynb #33b84ad7
 def unpack(
-    archive,  # .zip, .tar (plain, gz, bz2, xz) or a single .gz
-    folder,  # a folder that does not exist yet, or is empty
-    progress=True,  # show a bar when it takes longer than a second
+    archive: str | Path,  # .zip, .tar (plain, gz, bz2, xz) or a single .gz
+    folder: str | Path,  # a folder that does not exist yet, or is empty
+    progress: bool = True,  # show a bar when it takes longer than a second
 ) -> Unpacked:  # files with size and sha256; links that were left out
     """Unpack into a new folder and nowhere else.
 

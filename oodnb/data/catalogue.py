@@ -11,6 +11,7 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..ground.places import data_root, shipped
 from ..ground.spelling import did_you_mean
@@ -68,7 +69,7 @@ class Entry:
         # "open": a program may fetch all of it; "by hand": at least one file needs a person;
         # "part of": nothing to fetch
         self,
-    ):
+    ) -> str:
         if self.part_of:
             return "part of"
         return "open" if all(archive.url for archive in self.archives) else "by hand"
@@ -95,7 +96,7 @@ def _archive(facts):
 
 
 @functools.cache
-def entries() -> dict:  # name -> Entry, in the order of the file
+def entries() -> dict[str, Entry]:  # name -> Entry, in the order of the file
     "All data sets that have a name."
     raw = json.loads(shipped("lists", "datasets.json").read_text("utf-8"))
     made = {}
@@ -110,13 +111,13 @@ def entries() -> dict:  # name -> Entry, in the order of the file
 @functools.cache
 def class_lists(
     # name -> {"wnids": [...]} or {"class_names": [...], "test_counts": [...]}
-) -> dict:
+) -> dict[str, dict[str, Any]]:
     "Classes of the data sets that are defined by a list, in label order."
     return json.loads(shipped("lists", "class_lists.json").read_text("utf-8"))
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #5e5aa746
 def spelled(
-    name,  # anything
+    name: Any,  # anything
 ) -> str | None:  # the name as the catalogue spells it, or None
     "Is this the name of a data set here?"
     if not isinstance(name, str):
@@ -125,7 +126,7 @@ def spelled(
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #d20cf2c4
 def entry(
-    name,  # of a data set, in any case
+    name: str,  # of a data set, in any case
 ) -> Entry:
     "Facts about a data set. `ValueError` for an unknown name."
     known = spelled(name)
@@ -146,8 +147,8 @@ def _shown(splits):  # their names for people, at most eight
 
 
 def split_of(
-    name,  # of a data set
-    split,  # "test", ...
+    name: str,  # of a data set
+    split: str,  # "test", ...
 ) -> Split:
     "Facts about a split. `ValueError` names the splits there are."
     found = entry(name)
@@ -158,10 +159,10 @@ def split_of(
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #30f0853a
 def find(
-    name,  # of a data set
-    split,  # of it
-    root,  # data root
-) -> tuple:  # (existing folder or None, all places looked at)
+    name: str,  # of a data set
+    split: str,  # of it
+    root: str | Path,  # data root
+) -> tuple[Path | None, list[Path]]:  # (existing folder or None, all places looked at)
     "Look for the folder of a split."
     places = [
         Path(root).expanduser() / above / folder
@@ -172,9 +173,9 @@ def find(
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #2d11026a
 def archives_of(
-    name,  # of a data set
-    split=None,  # one split; None: all of them
-) -> list:  # of Archive
+    name: str,  # of a data set
+    split: str | None = None,  # one split; None: all of them
+) -> list[Archive]:  # of Archive
     "The files that must be fetched for a split."
     if split is not None:
         split_of(name, split)
@@ -189,8 +190,8 @@ def _bytes(size):  # text for people
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #c014babf
 def describe(
-    archive,  # an Archive
-    folder,  # where it is put
+    archive: Archive,  # an Archive
+    folder: str | Path,  # where it is put
 ) -> str:  # one or two lines
     "How to get one file, and where to put it."
     checks = ", ".join(archive.checksums) or "no checksum is published"
@@ -213,10 +214,10 @@ def _how_to_get(found, split):  # lines: the command, then each file
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #23f004c8
 def missing(
-    name,  # of a data set
-    split,  # of it
-    looked="",  # where it was looked for
-    why="",  # a sentence
+    name: str,  # of a data set
+    split: str,  # of it
+    looked: str | Path = "",  # where it was looked for
+    why: str = "",  # a sentence
 ) -> FileNotFoundError:
     "The error that says everything about a set that is not there."
     found, part = entry(name), split_of(name, split)
@@ -237,9 +238,9 @@ def missing(
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #00d42515
 def locate(
-    name,  # of a data set
-    split="test",  # of it
-    root=None,  # data root; default $OODNB_DATA
+    name: str,  # of a data set
+    split: str = "test",  # of it
+    root: str | Path | None = None,  # data root; default $OODNB_DATA
 ) -> Path:  # existing folder
     """The folder of a split.
 
@@ -285,8 +286,8 @@ def _row(found, base):  # of `list_entries`; base is the data root or None
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #a96d7323
 def list_entries(
-    root=None,  # data root; default $OODNB_DATA
-) -> list:  # one dictionary per data set
+    root: str | Path | None = None,  # data root; default $OODNB_DATA
+) -> list[dict[str, Any]]:  # one dictionary per data set
     "Name, splits, images, classes, role, licence, access, ready (every split, or which of them)."
     try:
         base = data_root() if root is None else root

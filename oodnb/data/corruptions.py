@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.signal import fftconvolve
 
+from .image_sets import ImageSet
 from ..ground.hashing import content_hash
 from ..ground.randomness import chance_of
 from ..ground.spelling import did_you_mean
@@ -244,10 +245,10 @@ def _corrupted(x, kind, c, unit, rng):  # float [H, W, 3], not yet clipped
 
 # %% ../../nbs/4_data/07_corruptions.ipynb #296ac4a8
 def corrupt_image(
-    picture,  # PIL picture, any size from 16 pixels
-    kind,  # name in CORRUPTIONS
-    severity=3,  # 1 to 5
-    rng=None,  # numpy Generator; None draws anew every time
+    picture: Image.Image,  # PIL picture, any size from 16 pixels
+    kind: str,  # name in CORRUPTIONS
+    severity: int = 3,  # 1 to 5
+    rng: np.random.Generator | None = None,  # numpy Generator; None draws anew every time
 ) -> Image.Image:  # RGB, the same size
     "One picture in low quality."
     _check_request(kind, severity)
@@ -285,12 +286,12 @@ _VERSION = 1  # of the pictures; part of the fingerprint
 
 
 def corrupt(
-    images,  # ImageSet
-    kind,  # name in CORRUPTIONS
-    severity=3,  # 1 to 5
-    seed=0,  # of noise, clouds, directions
-    crop=None,  # pixels; 224 as in ImageNet-C, None keeps the size
-):  # ImageSet with the same ids and labels, called e.g. "mini-fog-3"
+    images: ImageSet,  # ImageSet
+    kind: str,  # name in CORRUPTIONS
+    severity: int = 3,  # 1 to 5
+    seed: int = 0,  # of noise, clouds, directions
+    crop: int | None = None,  # pixels; 224 as in ImageNet-C, None keeps the size
+) -> ImageSet:  # ImageSet with the same ids and labels, called e.g. "mini-fog-3"
     """The same pictures in low quality, made when they are read.
 
     Raises `ValueError` for an unknown corruption or severity."""

@@ -7,6 +7,7 @@ __all__ = ['crop_box', 'random_crops', 'input_size']
 
 # %% ../../nbs/4_data/04_crops.ipynb #e0b2838d
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +19,16 @@ from ..ground.randomness import chance_of
 
 # %% ../../nbs/4_data/04_crops.ipynb #9f587c61
 def crop_box(
-    width,  # of the picture, in pixels
-    height,
-    chance,  # numpy Generator
-    scale=(0.08, 1.0),  # share of the area
-    ratio=(3 / 4, 4 / 3),  # width by height
-):  # (left, upper, right, lower)
+    width: int,  # of the picture, in pixels
+    height: int,
+    chance: np.random.Generator,  # numpy Generator
+    scale: tuple[float, float] = (0.08, 1.0),  # share of the area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),  # width by height
+) -> tuple[int, int, int, int]:  # (left, upper, right, lower)
     "Random part of a picture, as torchvision's RandomResizedCrop draws it."
     for _ in range(10):
         area = width * height * chance.uniform(*scale)
-        aspect = math.exp(chance.uniform(*map(math.log, ratio)))
+        aspect = math.exp(chance.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, upper = int(chance.integers(width - w + 1)), int(chance.integers(height - h + 1))
@@ -39,12 +40,12 @@ def crop_box(
 
 # %% ../../nbs/4_data/04_crops.ipynb #516d168f
 def random_crops(
-    images,  # ImageSet
-    size,  # (rows, columns) of the model's input
-    seed,  # of the run
-    epoch,  # 0, 1, ...
-    scale=(0.08, 1.0),  # share of the area that is kept
-    flip=0.5,  # probability of a mirrored picture
+    images: ImageSet,  # ImageSet
+    size: tuple[int, int],  # (rows, columns) of the model's input
+    seed: int,  # of the run
+    epoch: int,  # 0, 1, ...
+    scale: tuple[float, float] = (0.08, 1.0),  # share of the area that is kept
+    flip: float = 0.5,  # probability of a mirrored picture
 ) -> ImageSet:  # same ids and labels; picture i depends on (seed, epoch, i) alone
     "One random crop of every picture."
     rows, columns = size
@@ -78,8 +79,8 @@ def _only_normalises(preprocess, rows, columns):  # a picture that has the size 
 
 # %% ../../nbs/4_data/04_crops.ipynb #aea39f74
 def input_size(
-    backbone,  # has preprocess
-):  # (rows, columns) of pictures that its preprocessing only normalises
+    backbone: Any,  # has preprocess
+) -> tuple[int, int]:  # (rows, columns) of pictures that its preprocessing only normalises
     """Size of a backbone's input.
 
     `ValueError` when its preprocessing does more than resize, crop and normalise."""

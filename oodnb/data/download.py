@@ -15,7 +15,9 @@ import shutil
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
@@ -41,11 +43,12 @@ def _digests(path, kinds, progress):  # {kind: hexadecimal digits}, all of them 
 
 # %% ../../nbs/4_data/09_download.ipynb #252c563b
 def verify(
-    path,  # file to check
-    size=None,  # bytes, where they are known
-    checksums=(),  # "md5:...", "sha256:..."; a star stands for digits that are not known
-    progress=True,  # show a bar when it takes longer than a second
-) -> dict:  # size, sha256 and every other kind that was asked for
+    path: str | Path,  # file to check
+    size: int | None = None,  # bytes, where they are known
+    # "md5:...", "sha256:..."; a star stands for digits that are not known
+    checksums: Sequence[str] = (),
+    progress: bool = True,  # show a bar when it takes longer than a second
+) -> dict[str, Any]:  # size, sha256 and every other kind that was asked for
     "Read a file once. `ValueError` says in what it differs."
     path = Path(path)
     found = path.stat().st_size
@@ -196,15 +199,15 @@ def _accept(part, path, url, size, checksums, progress):  # size and digests
 
 # %% ../../nbs/4_data/09_download.ipynb #97740804
 def download(
-    url,  # http:// or https://
-    path,  # file to make; its folder must exist
-    size=None,  # bytes, where they are known
-    checksums=(),  # see verify
-    tries=5,  # requests in a row that may bring nothing
-    wait=1.0,  # seconds before the second try; doubled after each
-    timeout=60,  # seconds of silence after which the line counts as cut
-    progress=True,  # show a bar
-) -> dict:  # size and digests, as verify gives them
+    url: str,  # http:// or https://
+    path: str | Path,  # file to make; its folder must exist
+    size: int | None = None,  # bytes, where they are known
+    checksums: Sequence[str] = (),  # see verify
+    tries: int = 5,  # requests in a row that may bring nothing
+    wait: float = 1.0,  # seconds before the second try; doubled after each
+    timeout: float = 60,  # seconds of silence after which the line counts as cut
+    progress: bool = True,  # show a bar
+) -> dict[str, Any]:  # size and digests, as verify gives them
     """Fetch a file, going on from `path`.part.
 
     `ConnectionError` and `ValueError` say what to do; only a verified file gets its name."""

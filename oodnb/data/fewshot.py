@@ -9,6 +9,7 @@ __all__ = ['sample_shots', 'only_classes', 'few_shot', 'save_few_shot', 'load_fe
 import json
 import random
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -23,10 +24,10 @@ from ..ground.spelling import did_you_mean
 
 # %% ../../nbs/4_data/03_fewshot.ipynb #46c94b86
 def sample_shots(
-    labels,  # class of each picture, in listing order [N]
-    shots,  # pictures per class
-    seed=1,  # the papers average over 1, 2, 3
-    repeat=False,  # draw with replacement where a class has too few, instead of keeping all
+    labels: Sequence[int] | np.ndarray,  # class of each picture, in listing order [N]
+    shots: int,  # pictures per class
+    seed: int = 1,  # the papers average over 1, 2, 3
+    repeat: bool = False,  # draw with replacement where a class has too few, instead of keeping all
 ) -> np.ndarray:  # int64 positions, class after class in order of first appearance
     "The few-shot draw of CoOp and its successors."
     if isinstance(shots, bool) or not isinstance(shots, Integral) or shots < 1:
@@ -63,9 +64,9 @@ def _check_chosen(images, classes):
 
 # %% ../../nbs/4_data/03_fewshot.ipynb #67101bd3
 def only_classes(
-    images,  # ImageSet
-    classes,  # names of the wanted classes, each once
-):  # ImageSet of their pictures, labels counted in the order of classes
+    images: ImageSet,  # ImageSet
+    classes: Sequence[str],  # names of the wanted classes, each once
+) -> ImageSet:  # ImageSet of their pictures, labels counted in the order of classes
     """The pictures of some classes.
 
     `ValueError` for a name that the set does not have, or has twice."""
@@ -89,11 +90,11 @@ def _check_enough(images, shots):
 
 # %% ../../nbs/4_data/03_fewshot.ipynb #d2c2fc9a
 def few_shot(
-    images,  # ImageSet with labels
-    shots,  # pictures per class
-    seed=1,  # the papers average over 1, 2, 3
-    classes=None,  # class names to draw from; None for all
-    fewer="error",  # a class with fewer pictures: "error" or "keep" (all it has)
+    images: ImageSet,  # ImageSet with labels
+    shots: int,  # pictures per class
+    seed: int = 1,  # the papers average over 1, 2, 3
+    classes: Sequence[str] | None = None,  # class names to draw from; None for all
+    fewer: str = "error",  # a class with fewer pictures: "error" or "keep" (all it has)
 ) -> ImageSet:
     """The few-shot subset of a set.
 
@@ -119,9 +120,9 @@ def few_shot(
 
 # %% ../../nbs/4_data/03_fewshot.ipynb #29f89748
 def save_few_shot(
-    path,  # *.json
-    images,  # ImageSet from `few_shot`
-):
+    path: str | Path,  # *.json
+    images: ImageSet,  # ImageSet from `few_shot`
+) -> None:
     "Write the ids of a few-shot set as JSON."
     absolute = [
         name
@@ -163,8 +164,8 @@ def _absent(ids, images):  # those that the set does not have
 
 # %% ../../nbs/4_data/03_fewshot.ipynb #ed92b631
 def load_few_shot(
-    path,  # *.json
-    images,  # ImageSet that holds these pictures
+    path: str | Path,  # *.json
+    images: ImageSet,  # ImageSet that holds these pictures
 ) -> ImageSet:
     "The subset that a list names, in its order."
     facts = _few_shot_list(path)
@@ -210,10 +211,11 @@ def _reasons(images, workers, progress):  # why a picture cannot be read, or Non
 
 # %% ../../nbs/4_data/03_fewshot.ipynb #ae6a2f30
 def readable(
-    images,  # ImageSet
-    workers=None,  # threads that decode; None for one per core (at most 16)
-    progress=True,  # show a bar when it takes longer than a second
-):  # (ImageSet without the pictures that cannot be read, list of (id, reason) of these)
+    images: ImageSet,  # ImageSet
+    workers: int | None = None,  # threads that decode; None for one per core (at most 16)
+    progress: bool = True,  # show a bar when it takes longer than a second
+    # (ImageSet without the pictures that cannot be read, list of (id, reason) of these)
+) -> tuple[ImageSet, list[tuple[str, str]]]:
     "Open every picture once. `ValueError` when none can be read, or none of some class."
     reasons = _reasons(images, workers, progress)
     skipped = [(images.ids[i], why) for i, why in enumerate(reasons) if why]

@@ -13,7 +13,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -56,19 +56,19 @@ class ImageSet:
     masks: Callable[[int], np.ndarray] | None = None  # foreground of picture i, bool [H, W]
     about: dict = field(default_factory=dict)  # folder, licence, what is unusual
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.ids, self.class_names = list(self.ids), list(self.class_names)
         self.labels = np.asarray(self.labels, dtype=np.int64)
         _check_set(self)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, i):  # (picture, label)
+    def __getitem__(self, i: int) -> tuple[Image.Image, int]:  # (picture, label)
         i = range(len(self))[operator.index(i)]
         return self.read(i), int(self.labels[i])
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         kinds = f"{len(self.class_names):,} classes" if self.class_names else "no classes"
         return f"ImageSet({self.name} {self.split}: {len(self):,} pictures, {kinds})"
 
@@ -83,8 +83,8 @@ class ImageSet:
 
     def subset(
         self,
-        indices,  # positions, or a boolean mask [N]
-    ):  # a smaller ImageSet with the same classes
+        indices: Sequence[int] | np.ndarray,  # positions, or a boolean mask [N]
+    ) -> "ImageSet":  # a smaller ImageSet with the same classes
         return _subset(self, indices)
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #9a644e3b
@@ -184,7 +184,7 @@ def _label(
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #8ecf61a4
 def file_digest(
-    path,  # a file
+    path: str | Path,  # a file
 ) -> str:  # sha256 in hexadecimal digits, or "unreadable: why"
     "Hash of the bytes of a file."
     try:
@@ -232,9 +232,9 @@ def _digests(paths):  # of all files, eight at a time
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #9b8fa01b
 def fingerprint(
-    ids,  # relative names [N]
-    paths,  # where they are now [N]
-    contents=True,  # False: sizes and times of the files stand for their contents
+    ids: Sequence[str],  # relative names [N]
+    paths: Sequence[str | Path],  # where they are now [N]
+    contents: bool = True,  # False: sizes and times of the files stand for their contents
 ) -> str:  # hash over ids and contents
     "Are these still the same pictures? Remembered below `home()`, so that the bytes are read once."
     stats = np.array([_stat(path) for path in paths], dtype=np.int64)
@@ -268,14 +268,16 @@ def _left_out(about, classes):  # sentences about pictures that a caller may mis
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #171eef4f
 def load_folder(
-    folder,  # existing folder
-    split,  # name of the split, see split_folder
-    classes=None,  # None, False, list or dict, see _label
-    name=None,  # name of the set; default: name of the folder
-    contents=True,  # see fingerprint
+    folder: str | Path,  # existing folder
+    split: str,  # name of the split, see split_folder
+    # None, False, list or dict, see _label
+    classes: Sequence[str] | dict[str, str] | bool | None = None,
+    name: str | None = None,  # name of the set; default: name of the folder
+    contents: bool = True,  # see fingerprint
 ) -> ImageSet:
     "Pictures below a folder; the folders of the first level are the classes."
-    top, other = Path(folder), Counter()
+    top = Path(folder)
+    other: Counter[str] = Counter()
     folder = split_folder(top, split)
     files = sorted(list_pictures(folder, other))
     if not files:

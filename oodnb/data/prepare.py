@@ -12,8 +12,10 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pandas as pd
 
@@ -33,10 +35,10 @@ def _record(name, root):
 
 
 def prepared(
-    name,  # of a data set
-    root,  # data root
+    name: str,  # of a data set
+    root: str | Path,  # data root
     # (archives that are done, name -> facts; DataFrame archive, path below the root, size, sha256)
-) -> tuple:
+) -> tuple[dict[str, Any], pd.DataFrame]:
     "What `prepare` has put into its place."
     path = _record(name, root)
     done = json.loads(path.read_text("utf-8")) if path.is_file() else {}
@@ -246,7 +248,7 @@ def _one(found, archive, path, digests, root, kit, progress):  # the line that s
     return _told(found, archive, digests, placed)
 
 # %% ../../nbs/4_data/11_prepare.ipynb #6c0dbba5
-def _root_folder(root):  # the data root, which must be there
+def _root_folder(root: str | Path | None) -> Path:  # the data root, which must be there
     root = Path(data_root() if root is None else root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(
@@ -272,12 +274,12 @@ def _prepare_left(found, left, root, source, say, progress):  # how to get the r
 
 # %% ../../nbs/4_data/11_prepare.ipynb #183c36a2
 def prepare(
-    name,  # of a data set
-    split=None,  # only what this split needs; None: everything
-    root=None,  # data root; default $OODNB_DATA
-    source=None,  # address of a mirror, or a folder that holds the archives
-    say=print,  # receives one line per step
-    progress=True,  # show bars
+    name: str,  # of a data set
+    split: str | None = None,  # only what this split needs; None: everything
+    root: str | Path | None = None,  # data root; default $OODNB_DATA
+    source: str | Path | None = None,  # address of a mirror, or a folder that holds the archives
+    say: Callable[[str], None] = print,  # receives one line per step
+    progress: bool = True,  # show bars
 ) -> Path:  # the data root
     """Fetch, verify and unpack a data set.
 

@@ -9,6 +9,7 @@ __all__ = ['imagenet_names', 'compare', 'load_published']
 import importlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -29,7 +30,7 @@ from ..pictures import PICTURES, read_file
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #e58be452
 def imagenet_names(
-    wnids,  # WordNet ids, e.g. n01440764
+    wnids: Sequence[str],  # WordNet ids, e.g. n01440764
 ) -> list[str]:  # English names, in the order of the ids
     "Names of ImageNet-1k classes. `ValueError` for an id that is none."
     named = dict(zip(sorted(ImageNetInfo().label_names()), IMAGENET_CLASSNAMES, strict=True))
@@ -330,10 +331,11 @@ _DIFFERENCES = {
 
 
 def compare(
-    images,  # ImageSet of a named set
-    split,  # its name
-    root,  # data root
-) -> tuple:  # (sentences about what differs, {"missing", "extra", "different"} names)
+    images: ImageSet,  # ImageSet of a named set
+    split: str,  # its name
+    root: str | Path,  # data root
+    # (sentences about what differs, {"missing", "extra", "different"} names)
+) -> tuple[list[str], dict[str, list[str]]]:
     "What is not as published, or not as it was unpacked."
     found = entry(images.name)
     part = split_of(found.name, split)
@@ -365,11 +367,11 @@ def _not_published(images, folder, found, wrong):  # the error that says so
 
 # %% ../../nbs/4_data/12_published_sets.ipynb #c96c9a7d
 def load_published(
-    name,  # of a data set, as the catalogue spells it
-    split="test",  # see the catalogue
-    root=None,  # data root; default $OODNB_DATA
+    name: str,  # of a data set, as the catalogue spells it
+    split: str = "test",  # see the catalogue
+    root: str | Path | None = None,  # data root; default $OODNB_DATA
     # take a list that is not the published one; the name of the set then says so
-    allow_different=False,
+    allow_different: bool = False,
 ) -> ImageSet:
     """Pictures of a named benchmark.
 

@@ -12,12 +12,12 @@ from numbers import Integral, Real
 from typing import Any
 
 # %% ../../nbs/0_ground/06_settings.ipynb #881ffaa6
-def _open(settings, name):  # a field that may be None, and is
+def _open(settings: Any, name: str) -> bool:  # a field that may be None, and is
     default = next(f.default for f in fields(settings) if f.name == name)
     return default is None and getattr(settings, name) is None
 
 
-def _usual(settings, name):  # the end of a message
+def _usual(settings: Any, name: str) -> str:  # the end of a message
     default = next(f.default for f in fields(settings) if f.name == name)
     return "." if default is None or default is MISSING else f"; {default!r} is the default."
 
@@ -36,7 +36,7 @@ def check_whole(
             raise ValueError(f"{name} is {value!r}; give a whole number from {low} up{usual}")
 
 # %% ../../nbs/0_ground/06_settings.ipynb #f9640254
-def _is_finite(value):
+def _is_finite(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -92,7 +92,7 @@ def check_settings(
 # %% ../../nbs/0_ground/06_settings.ipynb #43a85728
 def changed_fields(
     settings: Any,  # a settings object
-) -> dict:  # field -> value, in the order of the fields
+) -> dict[str, Any]:  # field -> value, in the order of the fields
     "What differs from the defaults."
     given = {f.name: (getattr(settings, f.name), f.default) for f in fields(settings)}
     return {name: value for name, (value, default) in given.items() if value != default}

@@ -33,7 +33,7 @@ def unknown_name(
 
 # %% ../../nbs/0_ground/04_spelling.ipynb #f14a9e56
 def read_alike(
-    name,  # of a class, as a folder, a list or a person spells it
+    name: object,  # of a class, as a folder, a list or a person spells it
 ) -> str:  # lower case, words parted by single blanks
     "What two spellings of one name have in common."
     return " ".join(str(name).replace("_", " ").replace("-", " ").casefold().split())

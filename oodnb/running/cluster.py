@@ -11,13 +11,15 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .kernel import RunFailed
 from .many import Busy
 from .one_run import execute
-from .plan import run_key
+from .plan import Run, run_key
 
 # %% ../../nbs/13_running/08_cluster.ipynb #a79b7b9c
 def _distributed():
@@ -75,10 +77,11 @@ def _remote_client(address, patience):  # of a scheduler that runs already
 
 @contextmanager
 def connect(
-    address,  # "local", the address of a scheduler, or its scheduler file
-    places=(None,),  # for "local": CUDA_VISIBLE_DEVICES of each worker, as from many.places
-    patience=20.0,  # seconds to wait for the scheduler
-):  # yields a distributed.Client
+    address: str,  # "local", the address of a scheduler, or its scheduler file
+    # for "local": CUDA_VISIBLE_DEVICES of each worker, as from many.places
+    places: Sequence[str | None] = (None,),
+    patience: float = 20.0,  # seconds to wait for the scheduler
+) -> Iterator[Any]:  # yields a distributed.Client
     """The client of a Dask cluster. Raises `ImportError` without Dask, `ValueError` when no
     scheduler answers."""
     distributed = _distributed()
@@ -94,7 +97,7 @@ def connect(
 
 # %% ../../nbs/13_running/08_cluster.ipynb #c610c1c5
 def read_needs(
-    words,  # as on a command line: ["GPU=1", "memory=60e9"]
+    words: Sequence[str],  # as on a command line: ["GPU=1", "memory=60e9"]
 ) -> dict[str, float]:  # name → amount
     "What a worker must offer for each run. Raises `ValueError` for other words."
     try:
@@ -121,8 +124,8 @@ def _room_on(worker, needs):  # runs at the same time on one worker, 0 where it 
 
 
 def room(
-    client,  # from connect
-    needs=None,  # from read_needs
+    client: Any,  # from connect
+    needs: dict[str, float] | None = None,  # from read_needs
 ) -> tuple[int, int, int]:  # machines, workers, and runs at the same time
     "How much of a cluster is there now for runs with these needs."
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
@@ -296,14 +299,17 @@ def _mark(folder):
 
 # %% ../../nbs/13_running/08_cluster.ipynb #1f1abd86
 def spread_runs(
-    client,  # from connect
-    jobs,  # from plan_run, all with the same folder for runs, which every worker sees
-    watch=None,  # watch(running, waiting), called about every second with the lists of jobs
-    say=print,  # receives the lines of execute, with the machine behind
-    needs=None,  # what a worker must offer for each run, from read_needs
-    pause=1.0,  # seconds between two looks at a run that is held
-    **options,  # of execute: force, kernel
-):  # yields (job, result), the result may be the exception that was raised
+    client: Any,  # from connect
+    # from plan_run, all with the same folder for runs, which every worker sees
+    jobs: Sequence[Run],
+    # watch(running, waiting), called about every second with the lists of jobs
+    watch: Callable[[list, list], None] | None = None,
+    say: Callable[[str], None] = print,  # receives the lines of execute, with the machine behind
+    needs: dict[str, float] | None = None,  # what a worker must offer for each run, from read_needs
+    pause: float = 1.0,  # seconds between two looks at a run that is held
+    **options: Any,  # of execute: force, kernel
+    # yields (job, result), the result may be the exception that was raised
+) -> Iterator[tuple[Run, Any]]:
     "Run all jobs on the workers of a cluster, and yield them as they end."
     with _mark(jobs[0].folder.parents[1]) as mark:
         spread = _Spread(client, jobs, say, needs, mark, options)

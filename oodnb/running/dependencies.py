@@ -10,6 +10,7 @@ import ast
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -137,12 +138,13 @@ def _homes(tree):  # the table of a door
 
 # %% ../../nbs/13_running/02_dependencies.ipynb #1d360db8
 def read_code(
-    text,  # Python
+    text: str,  # Python
     # package it belongs to, for imports with dots: "oodnb.methods" in oodnb.methods.knn
-    package="",
+    package: str = "",
 ) -> Code:
     "A piece of code, read once. Raises `SyntaxError` when it is none."
-    tree, telling = ast.parse(text), []
+    tree = ast.parse(text)
+    telling: list[ast.AST] = []
     body = _tree(tree.body, telling)
     imports = {found for node in telling for found in _imported(node, package)}
     imports |= _by_attributes(telling, imports)
@@ -229,8 +231,8 @@ class _Walk:
 
 # %% ../../nbs/13_running/02_dependencies.ipynb #dc13e2be
 def reached_modules(
-    code,  # where to begin
-    package,  # folder of the package
+    code: Code,  # where to begin
+    package: str | Path,  # folder of the package
 ) -> dict[str, Code]:  # name of the module → its code, in alphabetical order
     "All modules of the package that a piece of code reaches by imports, however indirectly."
     walk = _Walk(Path(package), code.imports)
@@ -244,8 +246,8 @@ _BESIDE = ("published", "reproduced/manifests")  # shown with results, never par
 
 
 def data_files(
-    wanted,  # beginnings of shipped(...), as in Code.data
-    data,  # folder data/
+    wanted: Iterable[tuple[str, ...]],  # beginnings of shipped(...), as in Code.data
+    data: str | Path,  # folder data/
 ) -> dict[str, Path]:  # name below data/ → file
     "The shipped files that some code may read."
     data = Path(data)
@@ -258,9 +260,9 @@ def data_files(
 
 # %% ../../nbs/13_running/02_dependencies.ipynb #83d11e5d
 def depends_on(
-    notebook,  # path of a notebook
-    package,  # folder of the package
-    data,  # folder data/
+    notebook: str | Path,  # path of a notebook
+    package: str | Path,  # folder of the package
+    data: str | Path,  # folder data/
 ) -> dict[str, str]:  # "notebook", "oodnb.scores", "data lists/toe.json", … → hash
     "What the numbers of a notebook depend on beside its parameters."
     own = _read_notebook(Path(notebook), _version(notebook))
@@ -274,9 +276,9 @@ def depends_on(
 
 # %% ../../nbs/13_running/02_dependencies.ipynb #6123d228
 def say_changes(
-    before,  # from depends_on, then
-    now,  # from depends_on, today
-    most=4,  # names that are written out
+    before: dict[str, str],  # from depends_on, then
+    now: dict[str, str],  # from depends_on, today
+    most: int = 4,  # names that are written out
 ) -> str:  # "oodnb.scores, data lists/toe.json", "" when nothing changed
     "In what two results of a notebook differ."
     names = [n for n in {**now, **before} if before.get(n) != now.get(n)]

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
@@ -54,7 +55,7 @@ def _named_kernel(name):  # KernelSpec, whatever language it speaks
 # %% ../../nbs/13_running/05_kernel.ipynb #7d60a4f8
 def find_kernel(
     # a Jupyter kernel, as `jupyter kernelspec list` shows it; None is the running interpreter
-    name,
+    name: str | None,
 ) -> KernelSpec:  # how to start it
     """The kernel to run notebooks with. Raises `ValueError` when there is none of that name, or it
     speaks another language."""
@@ -70,7 +71,8 @@ def find_kernel(
 class _Kernel(AsyncKernelManager):
     "The kernel of a run, quiet on the terminal and written down."
 
-    folder, request = Path(os.devnull), {}
+    folder = Path(os.devnull)
+    request: dict[str, Any] = {}
 
     @property
     def kernel_spec(self):
@@ -112,7 +114,7 @@ _PACKAGES = (
 )
 
 # %% ../../nbs/13_running/05_kernel.ipynb #70cd0718
-def versions() -> dict:  # name → version, of what is installed
+def versions() -> dict[str, str]:  # name → version, of what is installed
     "Versions of what a run's numbers may depend on."
     found = {
         "oodnb": oodnb.__version__,
@@ -287,7 +289,7 @@ def _execute(folder):
 
 
 def process(
-    folder,  # folder of a run with its request.json
+    folder: Path,  # folder of a run with its request.json
 ) -> int:  # exit code: 0 done, 1 a cell failed, 74 a file could not be written
     "Body of the process that runs one notebook."
     threading.Thread(target=_stop_with_parent, args=(folder,), daemon=True).start()
@@ -377,11 +379,11 @@ def _end(process, folder):
 
 # %% ../../nbs/13_running/05_kernel.ipynb #72cd5b03
 def launch(
-    folder,  # folder of the run; whoever calls holds its lock
-    request,  # dict: name, notebook, parameters, and perhaps kernel, gpu, hashes
-    path=None,  # folder to find this package in; None is where it is installed
-    stop=None,  # threading.Event: end the run when it is set
-) -> dict:  # the manifest
+    folder: Path,  # folder of the run; whoever calls holds its lock
+    request: dict[str, Any],  # dict: name, notebook, parameters, and perhaps kernel, gpu, hashes
+    path: str | Path | None = None,  # folder to find this package in; None is where it is installed
+    stop: threading.Event | None = None,  # threading.Event: end the run when it is set
+) -> dict[str, Any]:  # the manifest
     "Run a notebook in a process of its own, to its end. Raises `RunFailed`."
     try:
         (folder / "done.json").unlink(missing_ok=True)

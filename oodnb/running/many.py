@@ -10,7 +10,9 @@ import importlib
 import os
 import threading
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from typing import Any
 
 # %% ../../nbs/13_running/06_many.ipynb #56050b2d
 class Busy(RuntimeError):
@@ -27,14 +29,18 @@ def _try(work, job, place, stop, pause):
 
 # %% ../../nbs/13_running/06_many.ipynb #edbbbe11
 def work_through(
-    jobs,  # list of jobs, any objects
-    work,  # work(job, place, stop: threading.Event) → result; raises Busy when it is held
-    places,  # list, one entry per job that may run at the same time
-    watch=None,  # watch(running, waiting), called about every second with the lists of jobs
-    pause=1.0,  # seconds between two looks at a job that is held
-):  # yields (job, result), the result may be the exception that was raised
+    jobs: Sequence[Any],  # list of jobs, any objects
+    # work(job, place, stop: threading.Event) → result; raises Busy when it is held
+    work: Callable[[Any, Any, threading.Event], Any],
+    places: Sequence[Any],  # list, one entry per job that may run at the same time
+    # watch(running, waiting), called about every second with the lists of jobs
+    watch: Callable[[list, list], None] | None = None,
+    pause: float = 1.0,  # seconds between two looks at a job that is held
+    # yields (job, result), the result may be the exception that was raised
+) -> Iterator[tuple[Any, Any]]:
     "Work on all jobs, as many at a time as there are places, and yield them as they end."
-    stop, waiting, free, running = threading.Event(), deque(jobs), deque(places), {}
+    stop, waiting, free = threading.Event(), deque(jobs), deque(places)
+    running: dict[Any, tuple[Any, Any]] = {}
     with ThreadPoolExecutor(len(free)) as pool:
         try:
             while waiting or running:
@@ -79,9 +85,10 @@ def _chosen_gpus(gpus):  # what CUDA_VISIBLE_DEVICES calls them
 
 # %% ../../nbs/13_running/06_many.ipynb #594c26e9
 def places(
-    jobs=None,  # runs at the same time; None means one per GPU, or one
-    gpus=None,  # "0,1", "all", "none" or None: leave the GPUs as they are
-) -> list:  # one CUDA_VISIBLE_DEVICES per run at the same time, None where it stays as it is
+    jobs: int | None = None,  # runs at the same time; None means one per GPU, or one
+    gpus: str | None = None,  # "0,1", "all", "none" or None: leave the GPUs as they are
+    # one CUDA_VISIBLE_DEVICES per run at the same time, None where it stays as it is
+) -> list[str | None]:
     """Where runs may go. GPUs are shared when there are more runs than GPUs. Raises `ValueError`
     for a GPU that is not there."""
     if jobs is not None and jobs < 1:
@@ -93,9 +100,11 @@ def places(
 
 # %% ../../nbs/13_running/06_many.ipynb #265f0a51
 def together(
-    left,  # seconds that each unfinished job still needs; None where unknown
-    places,  # how many run at the same time
-    known=(),  # seconds that finished jobs took, to judge the unknown ones
+    # seconds that each unfinished job still needs; None where unknown
+    left: Sequence[float | None],
+    places: int,  # how many run at the same time
+    # seconds that finished jobs took, to judge the unknown ones
+    known: Sequence[float | None] = (),
 ) -> float | None:  # seconds, None when nothing at all is known
     "Estimate of the time until the last job ends."
     measured = [s for s in [*left, *known] if s is not None]

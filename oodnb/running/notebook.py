@@ -7,12 +7,13 @@ __all__ = ['repository', 'runs_folder', 'run_folder', 'gather', 'footer']
 
 # %% ../../nbs/13_running/01_notebook.ipynb #b8a2d706
 import importlib.metadata
-import importlib.util
 import json
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -21,7 +22,7 @@ import oodnb
 # %% ../../nbs/13_running/01_notebook.ipynb #3ffa6790
 def repository() -> Path | None:  # root of the checkout, None when oodnb is an installed wheel
     "The checkout this package belongs to."
-    root = Path(importlib.util.find_spec("oodnb").origin).parents[1]
+    root = Path(oodnb.__file__).parents[1]
     return (
         root if (root / "nbs" / "papers").is_dir() and (root / "settings.ini").is_file() else None
     )
@@ -29,15 +30,15 @@ def repository() -> Path | None:  # root of the checkout, None when oodnb is an 
 # %% ../../nbs/13_running/01_notebook.ipynb #361720f8
 def runs_folder(
     # a folder of your choice; None is runs/ of the checkout, or of the current folder without one
-    out=None,
+    out: str | Path | None = None,
 ) -> Path:  # absolute, need not exist
     "Where the results of runs are kept."
     return Path(out).expanduser().absolute() if out else (repository() or Path.cwd()) / "runs"
 
 # %% ../../nbs/13_running/01_notebook.ipynb #75d386f6
 def run_folder(
-    out,  # the notebook's parameter out: a folder, or "" when it is opened by hand
-    name,  # name of the notebook
+    out: str | Path,  # the notebook's parameter out: a folder, or "" when it is opened by hand
+    name: str,  # name of the notebook
 ) -> Path:  # existing folder for rows, tables and figures
     "Where a paper notebook writes."
     folder = Path(out).expanduser().absolute() if out else runs_folder() / "interactive" / name
@@ -46,9 +47,9 @@ def run_folder(
 
 # %% ../../nbs/13_running/01_notebook.ipynb #cd533f5d
 def gather(
-    wanted,  # dict: name → function without arguments that loads it
-    scale,  # "mini" or "paper", for the message
-) -> dict:  # name → what was loaded, in the same order
+    wanted: dict[str, Callable[[], Any]],  # dict: name → function without arguments that loads it
+    scale: str,  # "mini" or "paper", for the message
+) -> dict[str, Any]:  # name → what was loaded, in the same order
     "Call every loader; raise one `FileNotFoundError` that names all that is missing."
     found, missing = {}, []
     for name, load in wanted.items():
@@ -86,9 +87,9 @@ def _versions_and_device(device):  # fact → value
 
 # %% ../../nbs/13_running/01_notebook.ipynb #a4850609
 def footer(
-    folder,  # folder of the run
-    started,  # time.perf_counter() at the notebook's start
-    device="cpu",  # device the model ran on
+    folder: str | Path,  # folder of the run
+    started: float,  # time.perf_counter() at the notebook's start
+    device: Any = "cpu",  # device the model ran on
 ) -> pd.DataFrame:  # one row per fact, for display
     "Versions, device and seconds of a run; also written to `environment.json`."
     facts = _versions_and_device(device)

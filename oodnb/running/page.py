@@ -12,8 +12,10 @@ import importlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from urllib.parse import quote
 from ..ground.files import atomic_path
@@ -41,7 +43,7 @@ class Result:
     folder: Path | None = None  # of the runner
 
     @property
-    def title(self):
+    def title(self) -> str:
         return ", ".join(
             [
                 self.name,
@@ -137,9 +139,10 @@ def _refuse_nothing(names, found):
 
 # %% ../../nbs/13_running/10_page.ipynb #764dd721
 def collect_results(
-    names=(),  # names or patterns of runs; none means all
-    out=None,  # folder of the runs; None is runs/ of the checkout, with what was accepted beside
-    accepted=False,  # only what was accepted into the checkout
+    names: Sequence[str] = (),  # names or patterns of runs; none means all
+    # folder of the runs; None is runs/ of the checkout, with what was accepted beside
+    out: str | Path | None = None,
+    accepted: bool = False,  # only what was accepted into the checkout
 ) -> list[Result]:  # by name
     "Every result there is. Raises `FileNotFoundError` when there is none."
     defaults = _defaults()
@@ -409,8 +412,8 @@ def _head_blocks(results, scales, failed):  # scales: of the results that ended
 
 # %% ../../nbs/13_running/10_page.ipynb #da139095
 def report_blocks(
-    results,  # from collect_results
-) -> list:  # blocks: (kind, content...)
+    results: Sequence[Result],  # from collect_results
+) -> list[tuple]:  # blocks: (kind, content...)
     "The page as headings, texts, tables and figures."
     ended = [r for r in results if r.state in ("accepted", "done")]
     failed = [r for r in results if r.state in ("failed", "interrupted")]
@@ -526,8 +529,8 @@ def _html(blocks):
 
 # %% ../../nbs/13_running/10_page.ipynb #8361165d
 def write_report(
-    path,  # .html: everything in one file; .md: figures are linked
-    results=None,  # from collect_results; None takes all
+    path: str | Path,  # .html: everything in one file; .md: figures are linked
+    results: Sequence[Result] | None = None,  # from collect_results; None takes all
 ) -> Path:  # the page
     "Write results as one page, atomically. Raises `ValueError` for another kind of file."
     path = Path(path).expanduser().absolute()
@@ -556,8 +559,8 @@ def _report_command(args):
 
 # %% ../../nbs/13_running/10_page.ipynb #a162fec1
 def add_report_command(
-    commands,  # what ArgumentParser.add_subparsers gives
-):
+    commands: Any,  # what ArgumentParser.add_subparsers gives
+) -> None:
     "Add `report` to a command line; it is `args.act(args)`."
     one = commands.add_parser(
         "report",

@@ -9,15 +9,17 @@ __all__ = ['find_notebooks', 'Parameter', 'read_parameters', 'check_parameters',
 # %% ../../nbs/13_running/04_plan.ipynb #e01e14cb
 import ast
 import fnmatch
-import importlib.util
 import io
 import json
 import tokenize
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+import oodnb
 from ..ground.hashing import content_hash
 from ..ground.places import shipped
 from ..ground.spelling import did_you_mean
@@ -35,17 +37,18 @@ from oodnb.running.state import (
 
 # %% ../../nbs/13_running/04_plan.ipynb #2c0d2bb9
 def find_notebooks(
-    folder=None,  # folder with paper notebooks; None is nbs/papers of the checkout
+    # folder with paper notebooks; None is nbs/papers of the checkout
+    folder: str | Path | None = None,
 ) -> dict[str, Path]:  # name of the run → notebook
     "The runs there are: every notebook of the folder whose name begins with a letter."
     if folder is None:
-        if not repository():
+        if not (checkout := repository()):
             raise FileNotFoundError(
                 "The paper notebooks live in the repository, not in the installed package. "
                 "Run the command from a checkout (git clone, then pip install -e .), or pass "
                 "--notebooks DIR with a copy of its folder nbs/papers."
             )
-        folder = repository() / "nbs" / "papers"
+        folder = checkout / "nbs" / "papers"
     folder = Path(folder).expanduser().absolute()
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -138,7 +141,7 @@ def _declared(line, meanings, notebook):  # one line of the cell → Parameter
 
 # %% ../../nbs/13_running/04_plan.ipynb #b3daf71b
 def read_parameters(
-    notebook,  # path of a paper notebook
+    notebook: str | Path,  # path of a paper notebook
 ) -> dict[str, Parameter]:  # in the order of the cell
     "The parameters a notebook declares. Raises `ValueError` for a cell that cannot be checked."
     found = [
@@ -194,10 +197,10 @@ def _checked(parameter, value, where):
 
 # %% ../../nbs/13_running/04_plan.ipynb #baae0f9c
 def check_parameters(
-    declared,  # what the notebook declares, from read_parameters
-    given,  # name → value, a subset
-    where="parameters",  # name of the run, for messages
-) -> dict:  # every parameter with its value, in the notebook's order
+    declared: dict[str, Parameter],  # what the notebook declares, from read_parameters
+    given: dict[str, Any],  # name → value, a subset
+    where: str = "parameters",  # name of the run, for messages
+) -> dict[str, Any]:  # every parameter with its value, in the notebook's order
     "The full parameters of a run. Raises `ValueError` for an unknown name or a wrong type."
     for name in given:
         if name not in declared:
@@ -209,11 +212,11 @@ def check_parameters(
 
 # %% ../../nbs/13_running/04_plan.ipynb #592fd3a9
 def parse_value(
-    parameter,  # the declared parameter
-    text,  # what stands on the command line
+    parameter: Parameter,  # the declared parameter
+    text: str,  # what stands on the command line
     # a value of that kind, or the text itself when it cannot be one (check_parameters then
     # explains)
-):
+) -> Any:
     "Read a command-line value by the type of its parameter."
     if parameter.kind == "str":
         return None if parameter.optional and text == "None" else text
@@ -229,10 +232,10 @@ def parse_value(
 
 # %% ../../nbs/13_running/04_plan.ipynb #718686a0
 def source_hashes(
-    notebook,  # path of the paper notebook
+    notebook: str | Path,  # path of the paper notebook
 ) -> dict[str, str]:  # "notebook", "oodnb.scores", "data lists/toe.json", … → hash
     "What a result depends on beside the parameters."
-    return depends_on(notebook, Path(importlib.util.find_spec("oodnb").origin).parent, shipped())
+    return depends_on(notebook, Path(oodnb.__file__).parent, shipped())
 
 # %% ../../nbs/13_running/04_plan.ipynb #5d12eb5b
 def _asked(parameters):  # the parameters without the runner's own: they say what was asked
@@ -240,8 +243,8 @@ def _asked(parameters):  # the parameters without the runner's own: they say wha
 
 
 def run_key(
-    notebook,  # path of the paper notebook
-    parameters,  # all of them, from check_parameters
+    notebook: str | Path,  # path of the paper notebook
+    parameters: dict[str, Any],  # all of them, from check_parameters
 ) -> str:  # 12 hexadecimal digits
     "Name of the folder of a run, by everything that the result depends on."
     return content_hash("run", source_hashes(notebook), _asked(parameters), length=12)
@@ -284,11 +287,12 @@ def _check_scale(full, name):
 
 # %% ../../nbs/13_running/04_plan.ipynb #069e96b4
 def plan_run(
-    name,  # name of a paper notebook
-    parameters=None,  # name → value; the others keep their defaults
-    scale=None,  # "mini" or "paper"; None leaves the notebook's default
-    notebooks=None,  # folder with paper notebooks; None is nbs/papers of the checkout
-    out=None,  # folder for the runs; None is runs/ of the checkout
+    name: str,  # name of a paper notebook
+    parameters: dict[str, Any] | None = None,  # name → value; the others keep their defaults
+    scale: str | None = None,  # "mini" or "paper"; None leaves the notebook's default
+    # folder with paper notebooks; None is nbs/papers of the checkout
+    notebooks: str | Path | None = None,
+    out: str | Path | None = None,  # folder for the runs; None is runs/ of the checkout
 ) -> Run:  # nothing has been executed or written
     """Check a run and name its folder. Raises `ValueError` or `FileNotFoundError` before anything
     long starts."""
@@ -313,8 +317,9 @@ def _blurb(notebook):  # the first line of its first cell that begins with ">", 
 
 
 def list_runs(
-    notebooks=None,  # folder with paper notebooks; None is nbs/papers of the checkout
-    out=None,  # folder for the runs; None is runs/ of the checkout
+    # folder with paper notebooks; None is nbs/papers of the checkout
+    notebooks: str | Path | None = None,
+    out: str | Path | None = None,  # folder for the runs; None is runs/ of the checkout
 ) -> pd.DataFrame:  # run, state (as in state; faulty: its parameters cell cannot be read), about
     "The paper notebooks, what they show, and whether their default run is done."
     rows = []
@@ -384,9 +389,9 @@ def _status(folder):
 
 # %% ../../nbs/13_running/04_plan.ipynb #d64af08e
 def status(
-    names=(),  # names or patterns of runs; none means all
-    out=None,  # folder for the runs; None is runs/ of the checkout
-    every=False,  # also folders that a newer run with the same parameters has replaced
+    names: Sequence[str] = (),  # names or patterns of runs; none means all
+    out: str | Path | None = None,  # folder for the runs; None is runs/ of the checkout
+    every: bool = False,  # also folders that a newer run with the same parameters has replaced
 ) -> pd.DataFrame:  # run, key, scale, state (as in state, or outdated), cells, took, left, note
     """What became of everything that was ever asked for. A name without a folder gets a line that
     says so."""

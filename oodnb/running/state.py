@@ -12,13 +12,14 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ..ground.files import atomic_path, locked
 
 # %% ../../nbs/13_running/03_state.ipynb #3969a2c7
 def write_json(
-    path,  # file to write
-    value,  # anything JSON can hold
+    path: str | Path,  # file to write
+    value: Any,  # anything JSON can hold
 ) -> None:
     "Write a small file of facts in one step."
     with atomic_path(path) as temporary:
@@ -26,8 +27,8 @@ def write_json(
 
 # %% ../../nbs/13_running/03_state.ipynb #a4872035
 def read_json(
-    path,  # file to read
-) -> dict:  # {} when it is absent, incomplete or something else
+    path: str | Path,  # file to read
+) -> dict[str, Any]:  # {} when it is absent, incomplete or something else
     "The facts of a file."
     try:
         found = json.loads(Path(path).read_text("utf-8"))
@@ -37,7 +38,7 @@ def read_json(
 
 # %% ../../nbs/13_running/03_state.ipynb #a8377e54
 def finished(
-    folder,  # folder of a run
+    folder: str | Path,  # folder of a run
 ) -> bool:  # whether the run finished and its files are still there
     "Done is `done.json`, never the mere presence of a notebook."
     files = read_json(Path(folder) / "done.json").get("files")
@@ -45,7 +46,7 @@ def finished(
 
 # %% ../../nbs/13_running/03_state.ipynb #5de4eb7e
 def held(
-    folder,  # folder of a run
+    folder: str | Path,  # folder of a run
 ) -> bool:  # whether a process works in it now
     "Try the lock of the folder for an instant."
     if not (Path(folder) / "run.lock").is_file():
@@ -58,7 +59,7 @@ def held(
 
 # %% ../../nbs/13_running/03_state.ipynb #2912890e
 def state(
-    folder,  # folder of a run
+    folder: str | Path,  # folder of a run
 ) -> str:  # done, running, failed, interrupted or not run
     "What became of a run."
     folder = Path(folder)
@@ -82,8 +83,8 @@ class Progress:
 
 # %% ../../nbs/13_running/03_state.ipynb #edd9c896
 def own_cells(
-    notebook,  # a notebook that papermill wrote, as a dict
-) -> list:  # its cells without those that papermill added
+    notebook: dict[str, Any],  # a notebook that papermill wrote, as a dict
+) -> list[dict[str, Any]]:  # its cells without those that papermill added
     "The cells as they are in the source notebook, with papermill's notes."
     added = {"papermill-error-cell-tag", "injected-parameters"}
     return [c for c in notebook.get("cells", []) if not added & set(c["metadata"].get("tags", []))]
@@ -95,8 +96,8 @@ def _seconds_since(start, now):  # start: papermill's time of day, in UTC
 
 
 def read_progress(
-    notebook,  # path of executing.ipynb, executed.ipynb or failed.ipynb
-    now=None,  # seconds since the epoch; None is the present
+    notebook: str | Path,  # path of executing.ipynb, executed.ipynb or failed.ipynb
+    now: float | None = None,  # seconds since the epoch; None is the present
 ) -> Progress | None:  # None when the file is absent or incomplete
     "Read papermill's notes."
     notes = [c["metadata"].get("papermill", {}) for c in own_cells(read_json(notebook))]
@@ -109,9 +110,9 @@ def read_progress(
 
 # %% ../../nbs/13_running/03_state.ipynb #c40a3477
 def last_time(
-    folder,  # folder of all runs of one name: runs/NAME
-    scale="mini",  # only runs of this scale
-) -> dict:  # the newest manifest, {} when there is none
+    folder: str | Path,  # folder of all runs of one name: runs/NAME
+    scale: str = "mini",  # only runs of this scale
+) -> dict[str, Any]:  # the newest manifest, {} when there is none
     "What the last finished run of a name says about itself."
     files = sorted(Path(folder).glob("*/manifest.json"), key=lambda f: f.stat().st_mtime)
     found = [
@@ -121,8 +122,8 @@ def last_time(
 
 # %% ../../nbs/13_running/03_state.ipynb #de84312b
 def time_left(
-    progress,  # how far the notebook is; None before its first cell
-    before,  # manifest of an earlier run, {} when there is none
+    progress: Progress | None,  # how far the notebook is; None before its first cell
+    before: dict[str, Any],  # manifest of an earlier run, {} when there is none
 ) -> float | None:  # seconds, None when nothing is known
     "Seconds a running notebook still needs, judged by the last time."
     if "seconds" not in before:
@@ -138,7 +139,7 @@ def time_left(
 
 # %% ../../nbs/13_running/03_state.ipynb #ccdc9f55
 def spoken(
-    seconds,  # a duration; None is unknown
+    seconds: float | None,  # a duration; None is unknown
 ) -> str:  # as one would say it
     "A duration for a person."
     if seconds is None:

@@ -8,6 +8,8 @@ __all__ = ['table', 'accepted_differences', 'say_differences']
 # %% ../../nbs/13_running/09_tables.ipynb #23624a4f
 import importlib
 import json
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -99,9 +101,10 @@ def _section(name, scale, file):
 
 # %% ../../nbs/13_running/09_tables.ipynb #b91525cd
 def table(
-    name=None,  # one run, or None for all
-    out=None,  # folder of the runs; None looks into runs/ and data/reproduced of the checkout
-    accepted_only=False,  # only what was accepted into data/reproduced
+    name: str | None = None,  # one run, or None for all
+    # folder of the runs; None looks into runs/ and data/reproduced of the checkout
+    out: str | Path | None = None,
+    accepted_only: bool = False,  # only what was accepted into data/reproduced
 ) -> str:  # Markdown, one section per run and scale
     "The reproduced numbers as Markdown. Raises `FileNotFoundError` when there are none."
     names = {p.stem for p in (shipped() / "reproduced").glob("*.csv")} | {
@@ -164,8 +167,8 @@ def _sentence(row, context):
 # %% ../../nbs/13_running/09_tables.ipynb #a2b8dd24
 def say_differences(
     name: str,  # of a run
-    context: tuple = (),  # columns that stand in front of a sentence, such as ("score",)
-    **chosen,  # column -> value, or several: the lines to say, such as dataset="mean"
+    context: tuple[str, ...] = (),  # columns that stand in front of a sentence, such as ("score",)
+    **chosen: Any,  # column -> value, or several: the lines to say, such as dataset="mean"
 ) -> str:  # Markdown, one line per comparison
     "Accepted comparisons in words. `LookupError` when none is like that."
     found = accepted_differences(name).fillna({"seeds_agree": ""})

@@ -7,9 +7,11 @@ __all__ = ['Scale', 'font', 'Sketch']
 
 # %% ../../nbs/15_views/01_chart.ipynb #f5a77dba
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -25,15 +27,15 @@ class Scale:
     start: float
     end: float
 
-    def __call__(self, values):
+    def __call__(self, values: Any) -> Any:
         return self.start + (np.asarray(values, dtype=float) - self.low) * (
             (self.end - self.start) / ((self.high - self.low) or 1.0)
         )
 
     def ticks(
         self,
-        most=4,  # ticks
-    ) -> list:  # round values inside the scale
+        most: int = 4,  # ticks
+    ) -> list[float]:  # round values inside the scale
         span = (self.high - self.low) or 1.0
         unit = 10.0 ** math.floor(math.log10(span / most))
         step = next(unit * k for k in (1, 2, 2.5, 5, 10) if span / (unit * k) <= most)
@@ -47,8 +49,8 @@ class Scale:
 # %% ../../nbs/15_views/01_chart.ipynb #1e5f0b99
 @cache
 def font(
-    size,  # pixels
-    bold=False,
+    size: int,  # pixels
+    bold: bool = False,
 ) -> ImageFont.FreeTypeFont:
     "The letters of all figures."
     return ImageFont.truetype(
@@ -68,17 +70,23 @@ def _dashes(first, last, on, period):  # [[(x, y), (x, y)], ...] along a straigh
 class Sketch:
     "A white picture to draw on; places are pixels from the upper left corner."
 
-    def __init__(self, width, height):
+    def __init__(self, width: float, height: float) -> None:
         self._shapes = Image.new("RGB", (2 * round(width), 2 * round(height)), "white")
-        self._words = []
+        self._words: list[tuple] = []
         self._pen = ImageDraw.Draw(self._shapes, "RGBA")
 
-    def area(self, points, colour, alpha=1.0):
+    def area(self, points: Sequence[tuple[float, float]], colour: str, alpha: float = 1.0) -> None:
         "A filled polygon through the points."
         fill = (*ImageColor.getrgb(colour), round(255 * alpha))
         self._pen.polygon([(2 * x, 2 * y) for x, y in points], fill=fill)
 
-    def line(self, points, colour="#222222", width=1.0, dash=()):
+    def line(
+        self,
+        points: Sequence[tuple[float, float]],
+        colour: str = "#222222",
+        width: float = 1.0,
+        dash: Sequence[float] = (),
+    ) -> None:
         "A line through the points; dash: pixels on and off, for a straight line."
         points = [(2 * x, 2 * y) for x, y in points]
         if not dash:
@@ -86,17 +94,28 @@ class Sketch:
         for ends in _dashes(points[0], points[-1], 2 * dash[0], 2 * sum(dash)):
             self._pen.line(ends, fill=colour, width=round(2 * width))
 
-    def dot(self, x, y, colour, radius=3.0, hollow=False):
+    def dot(
+        self, x: float, y: float, colour: str, radius: float = 3.0, hollow: bool = False
+    ) -> None:
         "A disc, or a ring."
         box = (2 * (x - radius), 2 * (y - radius), 2 * (x + radius), 2 * (y + radius))
         look = {"outline": colour, "width": 2} if hollow else {"fill": colour}
         self._pen.ellipse(box, **look)
 
-    def text(self, x, y, words, size=10, colour="#222222", anchor="lm", bold=False):
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        size: int = 10,
+        colour: str = "#222222",
+        anchor: str = "lm",
+        bold: bool = False,
+    ) -> None:
         "Words at a place; the anchor is Pillow's: l m r, then t m s b."
         self._words.append(((x, y), words, dict(font=font(size, bold), fill=colour, anchor=anchor)))
 
-    def axis(self, scale, y, most=4):
+    def axis(self, scale: Scale, y: float, most: int = 4) -> None:
         "A horizontal axis with ticks and numbers."
         self.line([(scale.start, y), (scale.end, y)], "#444444", 0.5)
         for tick in scale.ticks(most):

@@ -6,8 +6,10 @@
 __all__ = ['RegionProbe', 'probe_regions', 'region_panel', 'Gallery', 'make_gallery', 'judge_picture', 'image_panel']
 
 # %% ../../nbs/15_views/05_one_picture.ipynb #e1fe1e7f
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import shorten
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,9 @@ from PIL import Image
 from ..detectors import text_detectors, threshold_at_tpr
 from ..features import Features, extract
 from ..evidence.figures import COLOURS, ID_COLOUR
+from ..data.image_sets import ImageSet
 from ..methods.locoop import default_top_k
+from ..models.backbone import Backbone
 from .explorer_panels import Panel, hill, limits_of, picture_grid, stack
 from ..prompts import PromptContext, clean_names, encode_prompts, zero_shot_classifier
 from .region_figures import heat, overlay
@@ -58,11 +62,12 @@ def _text_vectors(backbone, names, texts):  # {title: [C, D]}
 
 # %% ../../nbs/15_views/05_one_picture.ipynb #6c41eacb
 def probe_regions(
-    backbone,  # Backbone with local features
-    image,  # PIL
-    class_names,  # C names
-    texts=None,  # dict: name -> text vectors [C, D] or PromptContext; None: "a photo of a ..."
-    mask=None,  # true outline of the main object [H, W], where it is known
+    backbone: Backbone,  # Backbone with local features
+    image: Image.Image,  # PIL
+    class_names: Sequence[str],  # C names
+    # dict: name -> text vectors [C, D] or PromptContext; None: "a photo of a ..."
+    texts: Mapping[str, torch.Tensor | PromptContext] | None = None,
+    mask: np.ndarray | None = None,  # true outline of the main object [H, W], where it is known
 ) -> RegionProbe:
     "Ask the image tower once."
     if backbone.grid is None:
@@ -131,13 +136,13 @@ def _say_regions(table, predicted, classes):
 
 # %% ../../nbs/15_views/05_one_picture.ipynb #b71bee9f
 def region_panel(
-    probe,  # RegionProbe
-    texts=None,  # which of its texts; None: the first
-    label=None,  # class name; None: the predicted class
+    probe: RegionProbe,  # RegionProbe
+    texts: str | None = None,  # which of its texts; None: the first
+    label: str | None = None,  # class name; None: the predicted class
     # regions where the class is not among so many are OOD; None: a fifth of the classes
-    top_k=None,
-    temperature=1.0,  # of the softmax over classes
-    size=190,  # pixels of the longer side of each view
+    top_k: int | None = None,
+    temperature: float = 1.0,  # of the softmax over classes
+    size: int = 190,  # pixels of the longer side of each view
 ) -> Panel:
     "OOD regions for a class, by rank and by probability."
     texts, names = texts or next(iter(probe.texts)), probe.class_names
@@ -163,7 +168,7 @@ def region_panel(
 class Gallery:
     "A benchmark with its features, to hold single pictures against."
 
-    backbone: object  # Backbone
+    backbone: Backbone  # that encoded them
     sets: dict  # name -> ImageSet; the first one has the classes
     features: dict  # name -> Features
     # the last lists of names with what was computed for them
@@ -171,15 +176,15 @@ class Gallery:
 
     def picture(
         self,
-        name,  # of a set
-        index,  # position in it; counts round
-    ):  # (PIL, Features of one picture)
+        name: str,  # of a set
+        index: int,  # position in it; counts round
+    ) -> tuple[Image.Image, Features]:  # (PIL, Features of one picture)
         images = self.sets[name]
         return images.read(index % len(images)), self.features[name].subset([index % len(images)])
 
     def encode(
         self,
-        image,  # PIL
+        image: Image.Image,  # PIL
     ) -> Features:  # of one picture
         "Features of a picture from anywhere."
         row = self.backbone.encode_images(self.backbone.preprocess(image)[None]).cpu()
@@ -187,10 +192,10 @@ class Gallery:
 
 # %% ../../nbs/15_views/05_one_picture.ipynb #c829bf57
 def make_gallery(
-    backbone,  # Backbone
-    id_set,  # ImageSet with labels
-    ood_sets,  # ImageSets
-    **options,  # of `extract`
+    backbone: Backbone,  # Backbone
+    id_set: ImageSet,  # ImageSet with labels
+    ood_sets: Sequence[ImageSet],  # ImageSets
+    **options: Any,  # of `extract`
 ) -> Gallery:
     "Encode a benchmark once."
     sets = {images.name: images for images in (id_set, *ood_sets)}
@@ -261,14 +266,14 @@ def _decision(name, own, sets, accepted):  # row of the table for a picture with
 
 # %% ../../nbs/15_views/05_one_picture.ipynb #cb9c6d3d
 def judge_picture(
-    gallery,  # Gallery
-    one,  # Features of one picture
-    class_names,  # names, typed freely
-    detectors=("mcm", "max_logit", "energy"),  # score names that need no regions
-    accepted=95.0,  # percent of the known pictures that pass
-    templates="photo",  # prompts of the names
+    gallery: Gallery,  # Gallery
+    one: Features,  # Features of one picture
+    class_names: Sequence[str],  # names, typed freely
+    detectors: Sequence[str] = ("mcm", "max_logit", "energy"),  # score names that need no regions
+    accepted: float = 95.0,  # percent of the known pictures that pass
+    templates: str | Sequence[str] = "photo",  # prompts of the names
     # (one row per detector, {detector: {set: scores}}, cosines with the classes [K], names)
-) -> tuple:
+) -> tuple[pd.DataFrame, dict, np.ndarray, list[str]]:
     "Scores of one picture, of the known ones and of the others, with the line and the decision."
     if not 0 < accepted < 100:
         raise ValueError(
@@ -333,13 +338,13 @@ def _say_picture(nearest, table, accepted):  # nearest: "name (cosine), ..."
 
 # %% ../../nbs/15_views/05_one_picture.ipynb #3ca5d51c
 def image_panel(
-    gallery,  # Gallery
-    image,  # PIL
-    one,  # its Features
-    class_names,  # names, typed freely
-    detectors=("mcm", "max_logit", "energy"),  # score names that need no regions
-    accepted=95.0,  # percent of the known pictures that pass
-    templates="photo",  # prompts of the names
+    gallery: Gallery,  # Gallery
+    image: Image.Image,  # PIL
+    one: Features,  # its Features
+    class_names: Sequence[str],  # names, typed freely
+    detectors: Sequence[str] = ("mcm", "max_logit", "energy"),  # score names that need no regions
+    accepted: float = 95.0,  # percent of the known pictures that pass
+    templates: str | Sequence[str] = "photo",  # prompts of the names
 ) -> Panel:
     "One picture, its nearest names, and where its scores lie among known and other pictures."
     table, scores, sims, names = judge_picture(

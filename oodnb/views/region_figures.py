@@ -6,6 +6,8 @@
 __all__ = ['overlay', 'heat', 'plot_regions']
 
 # %% ../../nbs/15_views/02_region_figures.ipynb #b5rv0004
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,6 +17,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
+from ..locoop.regions import RegionMap
 from ..evidence.figures import COLOURS, ID_COLOUR, DataFigure, style
 
 # %% ../../nbs/15_views/02_region_figures.ipynb #57d108e3
@@ -49,10 +52,10 @@ def _faded(pixels, inside, box, crop):  # pixels: uint8 [H, W, 3]
 
 # %% ../../nbs/15_views/02_region_figures.ipynb #fa260aba
 def overlay(
-    image,  # the original picture, PIL
-    regions,  # its RegionMap
-    colour=(200, 200, 200),  # of the ID regions
-    crop=False,  # True: only the part that the model saw
+    image: Image.Image,  # the original picture, PIL
+    regions: RegionMap,  # its RegionMap
+    colour: tuple[int, int, int] = (200, 200, 200),  # of the ID regions
+    crop: bool = False,  # True: only the part that the model saw
 ) -> Image.Image:  # RGB, as large as the original (or as that part)
     """The paper's view: ID regions are painted over, the extracted OOD regions stay visible; what
     the model did not see is pale."""
@@ -60,7 +63,9 @@ def overlay(
     rows, columns = _cell_of(regions, box, pixels.shape)
     inside = (rows >= 0)[:, None] & (columns >= 0)
     painted = inside & ~regions.ood[rows][:, columns]
-    return _faded(np.where(painted[..., None], np.uint8(colour), pixels), inside, box, crop)
+    return _faded(
+        np.where(painted[..., None], np.asarray(colour, np.uint8), pixels), inside, box, crop
+    )
 
 # %% ../../nbs/15_views/02_region_figures.ipynb #3183b8b7
 def _signed(regions):
@@ -85,10 +90,10 @@ _BLUE, _RED = (
 
 
 def heat(
-    image,  # the original picture, PIL
-    regions,  # its RegionMap
-    strength=0.75,  # how much colour covers the picture at the ends of the scale, 0 to 1
-    crop=False,  # True: only the part that the model saw
+    image: Image.Image,  # the original picture, PIL
+    regions: RegionMap,  # its RegionMap
+    strength: float = 0.75,  # how much colour covers the picture at the ends of the scale, 0 to 1
+    crop: bool = False,  # True: only the part that the model saw
 ) -> Image.Image:  # RGB
     "Soft view: blue where the class is likely, red where it is not, the picture in grey below."
     pixels, box = _placed(image, regions)
@@ -164,11 +169,11 @@ def _figure_of(images, columns, size, below):  # (figure, axes [pictures, column
 
 # %% ../../nbs/15_views/02_region_figures.ipynb #8a523336
 def plot_regions(
-    images,  # the original pictures [N], PIL
-    maps,  # dict: column title -> N RegionMaps
-    view="overlay",  # "overlay" (hard, as in the paper) or "heat" (soft)
-    size=1.05,  # inches per picture
-    names=None,  # labels of the rows; None: the classes of the first column
+    images: Sequence[Image.Image],  # the original pictures [N], PIL
+    maps: Mapping[str, Sequence[RegionMap]],  # dict: column title -> N RegionMaps
+    view: str = "overlay",  # "overlay" (hard, as in the paper) or "heat" (soft)
+    size: float = 1.05,  # inches per picture
+    names: Sequence[str] | None = None,  # labels of the rows; None: the classes of the first column
 ) -> DataFigure:  # one row per picture
     "Pictures beside their OOD regions, one column per model or K."
     _check_maps(images, maps, view)

@@ -12,6 +12,7 @@ import tokenize
 from dataclasses import dataclass, field
 
 HEADER = re.compile(r"^# %% \S*?(nbs/\S+\.ipynb) #(\S+)$")
+QUOTED = re.compile(r"'([^']*)'")
 SPOKEN = ("__call__", "__len__", "__getitem__", "__iter__", "__enter__")
 
 
@@ -85,6 +86,12 @@ def _code(node):
     return ast.unparse(node) if node is not None else ""
 
 
+def _type(node):
+    """An annotation as text; names that had to be quoted stand without quotes."""
+    text = _code(node)
+    return text if "Literal[" in text else QUOTED.sub(r"\1", text)
+
+
 def _header_end(node):
     """Line of the colon that ends the header of a function."""
     return (
@@ -102,7 +109,7 @@ def parameters(node, notes):
         default = defaults.get(name)
         line = max(argument.end_lineno, default.end_lineno if default is not None else 0)
         note = "" if line >= end else notes.get(line) or notes.get(argument.lineno, "")
-        row = (name, _code(argument.annotation), _code(default), note)
+        row = (name, _type(argument.annotation), _code(default), note)
         if note and line == last:
             rows[-1] = tuple(
                 ", ".join(dict.fromkeys(filter(None, pair))) if k < 3 else note
@@ -112,7 +119,7 @@ def parameters(node, notes):
             rows.append(row)
         last = line
     return rows, (
-        _code(node.returns),
+        _type(node.returns),
         next(
             (
                 notes[k]
@@ -131,14 +138,14 @@ def signature(node, name=None):
         if argument in node.args.kwonlyargs and not keyword and not node.args.vararg:
             parts.append("*")
         keyword = keyword or argument in node.args.kwonlyargs
-        typed = f"{shown}: {_code(argument.annotation)}" if argument.annotation else shown
+        typed = f"{shown}: {_type(argument.annotation)}" if argument.annotation else shown
         value = _code(defaults.get(shown))
         parts.append(
             (f"{typed} = {value}" if argument.annotation else f"{typed}={value}")
             if value
             else typed
         )
-    back = f" -> {_code(node.returns)}" if node.returns else ""
+    back = f" -> {_type(node.returns)}" if node.returns else ""
     line = f"{name or node.name}({', '.join(parts)}){back}"
     return (
         line
@@ -163,7 +170,7 @@ def _class(node, notes):
     fields = [
         (
             a.target.id,
-            _code(a.annotation),
+            _type(a.annotation),
             _code(a.value),
             notes.get(a.end_lineno) or notes.get(a.lineno, ""),
         )
