@@ -54,8 +54,8 @@ def _read_members(shard, path, complain):
     for member in shard:
         if member.offset_data + member.size > length:
             return complain(path.name, f"cut off in {member.name}, after {length:,} bytes")
-        key, _, suffix = member.name.rpartition("/")[2].partition(".")
-        folder = member.name[: -len(key + suffix) - 1]
+        key, _, rest = member.name.rpartition("/")[2].partition(".")
+        folder, suffix = member.name[: -len(key + rest) - 1], rest.rpartition(".")[2]
         text = _caption_file(shard, member, suffix)
         if member.isfile():
             yield folder + key, suffix.lower(), member.offset_data, member.size, text
@@ -83,7 +83,7 @@ SHARD_PICTURES = ("jpg", "jpeg", "png", "webp")
 
 def _text(data):  # (caption, what is wrong with it or None)
     try:
-        caption = data.decode("utf-8").strip()
+        caption = data.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         return None, "the caption is not UTF-8"
     return (caption, None) if caption else (None, "the caption is empty")
@@ -175,7 +175,7 @@ def _kept_index(path, cache):
     if not cache:
         return index_shard(path)
     about = path.stat()
-    key = content_hash("index 1", str(path.absolute()), about.st_size, about.st_mtime_ns)
+    key = content_hash("index 2", str(path.absolute()), about.st_size, about.st_mtime_ns)
     kept = home() / "captions" / f"{key}.parquet"
     if kept.is_file():
         try:
@@ -216,7 +216,9 @@ def _say_skipped(name, pairs, skipped):  # an error when nothing is left, else a
     if not pairs:
         raise ValueError(
             f"{name} has no image-caption pair. "
-            + (f"{len(skipped)} things were left out: {shown}." if skipped else "It is empty.")
+            f"Pairs are files of one name, a picture ({', '.join(SHARD_PICTURES)}) and a caption "
+            "(txt). "
+            + (f"{len(skipped)} things were left out: {shown}." if skipped else "There are none.")
         )
     if skipped:
         warnings.warn(

@@ -25,6 +25,11 @@ def _refuse_half(name: str, dtype: Any) -> NoReturn:
 # %% ../../nbs/1_measure/01_roc.ipynb #62d8550a
 def _as_array(scores: Any, name: str) -> np.ndarray:
     "A list, an array or a tensor of any device as an array, in the precision in which it came."
+    if np.ma.is_masked(scores):
+        raise ValueError(
+            f"{np.ma.count_masked(scores)} of {np.size(scores)} numbers of {name} are masked, so "
+            "these images have no score; leave them out with scores.compressed()"
+        )
     if hasattr(scores, "detach"):
         scores = scores.detach().cpu()
         if scores.is_floating_point() and scores.element_size() < 4:
