@@ -2,6 +2,7 @@
 call, what was changed behind its back, files and drives of other people."""
 
 import errno
+import io
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tarfile
 import warnings
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -21,12 +23,14 @@ from PIL import Image
 
 from oodnb.backbones import load_backbone
 from oodnb.benchmark import load_scores, run_benchmark, save_scores
+from oodnb.captions import load_captions
 from oodnb.data.fewshot import few_shot
 from oodnb.datasets import load_dataset
 from oodnb.detectors import zero_shot
 from oodnb.features import extract
 from oodnb.ground.files import locked
 from oodnb.methods.coop import CoOpSettings, fit_coop
+from oodnb.metrics import auroc
 from oodnb.results import id_accuracy
 
 
@@ -284,3 +288,31 @@ def test_one_odd_notebook_does_not_stop_the_list(kind, tmp_path):
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr
     assert "what it shows" in done.stdout and "faulty" in done.stdout
+
+
+# shards of other people
+
+
+@pytest.mark.parametrize(
+    "members",
+    [("s0.input.png", "s0.outputs.txt"), ("img0.25.png", "img0.25.txt"), ("a.PNG", "a.txt")],
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_members_with_dots_are_pairs_and_a_byte_order_mark_goes(members, mark, tmp_path):
+    picture = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(picture, "PNG")
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for name, data in zip(members, (picture.getvalue(), mark + b"a red square")):
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            tar.addfile(about, io.BytesIO(data))
+    pairs = load_captions(str(tmp_path / "shard.tar"), cache=False, progress=False)
+    assert pairs.captions == ["a red square"]
+    assert pairs.read(0).size == (16, 16)
+
+
+def test_scores_that_are_masked_are_refused():
+    masked = np.ma.masked_array([1.0, 2.0, -999.0], [0, 0, 1])
+    with pytest.raises(ValueError, match="1 of 3 numbers of id_scores are masked"):
+        auroc(masked, [0.5, 2.5])
+    assert auroc(masked.compressed(), [0.5, 2.5]) == auroc([1.0, 2.0], [0.5, 2.5])
