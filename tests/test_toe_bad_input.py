@@ -365,6 +365,16 @@ def test_a_queue_that_never_fills_is_plain_training():
     assert [row["synthesised"] for row in done.history] == [0, 0]
 
 
+def test_what_a_detector_says_of_itself():
+    asked = variations(
+        TOESettings(head="mlp", hidden=5, noise="ball", offset="once", epochs=2, lr_low=0.1),
+        variance=[0.1, 0.2],
+    )
+    for found, one in zip(fit_toe_runs(known(), NAMES, rows(4), asked, seeds=[3], **QUIET), asked):
+        assert vars(one).items() <= found.settings.items()
+        assert (found.settings["seed"], found.settings["outliers"]) == (3, "text features")
+
+
 # what comes after
 
 
