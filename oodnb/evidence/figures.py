@@ -502,7 +502,7 @@ def worst_mistakes(
         size = (0.92 * columns, 1.3 * sum(lines) + 0.5)
         figure = DataFigure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        parts = np.ravel(figure.subfigures(2, 1, height_ratios=lines, hspace=0.02))
+        parts: Any = figure.subfigures(2, 1, height_ratios=lines, hspace=0.02)
         for part, (title, rows), note in zip(parts, blocks.items(), _NOTES):
             head = textwrap.fill(
                 f"{title}, by {detector}  ({note})", int(17 * figure.get_figwidth())
