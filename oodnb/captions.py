@@ -108,7 +108,8 @@ def index_shard(
     path: str | Path,  # a tar file
 ) -> pd.DataFrame:  # key, offset, size, caption; .attrs["skipped"] lists (what, why)
     "The image-caption pairs of a shard."
-    skipped, rows = [], []
+    skipped: list[list[str]] = []
+    rows = []
     pictures, texts = _halves(Path(path), skipped)
     for key in dict.fromkeys([*pictures, *texts]):
         caption, why = texts.get(key, (None, "it has no caption (.txt)"))

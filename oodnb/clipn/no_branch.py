@@ -43,6 +43,8 @@ def _trainable(part):  # the same, to be trained; None where the tower has none
 class _CopiedTower(nn.Module):
     "The weights of a text tower, copied, and prompts for it."
 
+    attn_mask: torch.Tensor  # a buffer
+
     def __init__(
         self,
         backbone: Backbone,  # with a causal text tower; it stays as it is

@@ -154,7 +154,8 @@ def parameter_groups(
     weight_decay: float = CLIPNSettings.weight_decay,  # of the second group
 ) -> list[dict]:  # two parameter groups for AdamW: without decay, with decay
     "Which tensors are decayed."
-    free, decayed = [], []
+    free: list[torch.nn.Parameter] = []
+    decayed: list[torch.nn.Parameter] = []
     for name, p in branch.named_parameters():
         if p.requires_grad:
             spared = p.ndim < 2 or any(part in name for part in _UNDECAYED)

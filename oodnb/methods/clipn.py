@@ -321,7 +321,7 @@ def fit_clipn(
         path = _kept_at(keep, backbone, images, settled, seed)
     if path and _is_there(path, backbone):
         return load_no_branch(path, backbone)
-    ahead = {"cache": cache, "workers": workers, "cached_texts": cached_texts}
+    ahead: dict[str, Any] = {"cache": cache, "workers": workers, "cached_texts": cached_texts}
     loop |= {"seed": seed, "stop_after": stop_after}
     branch.history = pretrain_on_captions(backbone, branch, images, settled, **ahead, **loop)
     branch.settings |= {"captions": images.name, "pairs": len(images)}
@@ -392,7 +392,8 @@ def clipn_plan(
 ) -> dict[str, Any]:
     "What an experiment with CLIPN trains and looks at. `ValueError` for an unknown scale."
     plan = _plan_of(scale)
-    needs: dict[str, Callable] = {"model": partial(load_backbone, *plan["model"], device)}
+    name, weights = plan["model"]
+    needs: dict[str, Callable] = {"model": partial(load_backbone, name, weights, device)}
     needs["captions"] = (lambda: None) if imported else partial(_pairs, captions, scale, rehearse)
     sets = sets or {name: partial(load_dataset, name) for name in plan["sets"]}
     needs |= {name: partial(_tested, load, rehearse) for name, load in sets.items()}

@@ -33,13 +33,13 @@ from oodnb.toe.outlier_texts import (
 )
 
 # %% ../../nbs/9_toe/08_outlier_lists.ipynb #15030f5c
-_MINI = dict(
+_MINI: dict[str, Any] = dict(
     id="mini",
     near=["mini-near"],
     far=["mini-plants", "mini-places", "mini-scenes", "mini-textures"],
     descriptors="mini",
 )
-_PAPER = dict(
+_PAPER: dict[str, Any] = dict(
     id="ImageNet",
     near=["NINCO"],
     far=["iNaturalist", "SUN", "Places", "Textures"],

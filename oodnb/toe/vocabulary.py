@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 # %% ../../nbs/9_toe/03_vocabulary.ipynb #b74cbd36
 PAD, END, BEGIN, UNKNOWN = range(4)
@@ -27,8 +28,9 @@ class WordTokenizer:
 
     tokens: tuple[str, ...] = field(repr=False)  # id -> token
 
-    def __post_init__(self):
-        object.__setattr__(self, "_number", {token: i for i, token in enumerate(self.tokens)})
+    @cached_property
+    def _number(self):
+        return {token: i for i, token in enumerate(self.tokens)}
 
     @property
     def vocabulary(self) -> list[str]:  # words [V]; special tokens are empty
@@ -87,7 +89,11 @@ class PieceTokenizer:
     pieces: bytes = field(repr=False)  # contents of spiece.model
 
     def __post_init__(self):
-        object.__setattr__(self, "_processor", _reader_of_pieces(self.pieces))
+        self._processor  # what cannot be read is refused now
+
+    @cached_property
+    def _processor(self):
+        return _reader_of_pieces(self.pieces)
 
     @property
     def vocabulary(self) -> list[str]:  # words or parts of them [V]; special tokens are empty
