@@ -28,13 +28,14 @@ def text_projection(
     backbone: Backbone,  # with a causal text tower that ends in a projection
 ) -> torch.Tensor:  # P [d, e], the model's own memory
     "The matrix from hidden rows to text features. Raises `ValueError` for towers without one."
-    projection: Any = text_tower(backbone.model).text_projection
+    projection = text_tower(backbone.model).text_projection
     if projection is None:
         raise ValueError(
             f"The text tower of {backbone.name} has no projection: its last layer norm ends in the "
             "joint space, so there is nothing to adapt."
         )
-    return projection.weight.T if isinstance(projection, nn.Module) else projection
+    matrix: Any = projection.weight.T if isinstance(projection, nn.Module) else projection
+    return matrix
 
 # %% ../../nbs/10_forget/01_patch.ipynb #d370d974
 def _whole_tokens(backbone, texts):  # token rows; an error for texts that do not fit
