@@ -57,18 +57,18 @@ class HFTTSettings:
     """What decides a run of HFTT; the defaults are the paper's (data/protocols/hftt.csv).
     Raises `ValueError` for impossible numbers."""
 
-    outliers: int = 10  # trained vectors N (HFTT, section 4)
-    focal: float = 1.0  # gamma: hard words count more; the plain mean from 0 down (section 4)
-    # of the softmax over cosines; None: the one that the backbone has learned (section 4)
+    outliers: int = 10  # trained vectors N (HFTT)
+    focal: float = 1.0  # gamma: hard words count more; the plain mean from 0 down (HFTT)
+    # of the softmax over cosines; None: the one that the backbone has learned (HFTT)
     temperature: float | None = None
     # of the task: a name in TEMPLATES, one template with {}, or a list (program)
     templates: str | Sequence[str] = "openai80"
-    word_template: str = "hftt"  # "This is a photo of a {}."; "name": texts as they are (section 4)
-    deduplicate: bool = False  # leave out words that name a class (section 4 keeps all words)
+    word_template: str = "hftt"  # "This is a photo of a {}."; "name": texts as they are (HFTT)
+    deduplicate: bool = False  # leave out words that name a class (HFTT keeps all words)
     order_seed: int = 0  # of the order of the words, the same in all runs (program)
-    batch_size: int = 256  # words per step; the last batch may be smaller (section 4, README)
-    epochs: int = 1  # passes over the words; the rate changes with each (section 4, README)
-    lr: float = 1.0  # of SGD in the first epoch (section 4, README)
+    batch_size: int = 256  # words per step; the last batch may be smaller (HFTT, README)
+    epochs: int = 1  # passes over the words; the rate changes with each (HFTT, README)
+    lr: float = 1.0  # of SGD in the first epoch (HFTT, README)
     lr_min: float = 0.0  # where the cosine would end (program)
     momentum: float = 0.9  # of SGD (program)
     weight_decay: float = 0.0  # of the raw vectors (program)

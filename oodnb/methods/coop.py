@@ -33,18 +33,18 @@ from ..prompts import POSITIONS, PromptContext, encode_prompts
 class CoOpSettings:
     "How a context is learned. The defaults are CoOp's on ImageNet, which are LoCoOp's."
 
-    epochs: int = 50  # passes over the pictures (CoOp, section 4.1; LoCoOp, section 4.1)
+    epochs: int = 50  # passes over the pictures (CoOp; LoCoOp)
     batch_size: int = 32  # pictures per step (released configuration)
-    lr: float = 0.002  # of SGD after the warm-up, falling as a cosine (CoOp, section 4.1)
-    warmup_epochs: int = 1  # epochs at the rate `warmup_lr` (CoOp, section 4.1)
-    warmup_lr: float = 1e-5  # so that the first gradients break nothing (CoOp, section 4.1)
+    lr: float = 0.002  # of SGD after the warm-up, falling as a cosine (CoOp)
+    warmup_epochs: int = 1  # epochs at the rate `warmup_lr` (CoOp)
+    warmup_lr: float = 1e-5  # so that the first gradients break nothing (CoOp)
     momentum: float = 0.9  # of SGD, without dampening (released configuration)
     weight_decay: float = 5e-4  # on the vectors (released configuration)
-    length: int = 16  # learned vectors M; with `words` their number of tokens (LoCoOp, section 4.1)
-    std: float = 0.02  # of the noise that the vectors start from (CoOp, section 4.1)
-    words: str | None = None  # start from these, "a photo of a", instead of noise (CoOp, section 4)
+    length: int = 16  # learned vectors M; with `words` their number of tokens (LoCoOp)
+    std: float = 0.02  # of the noise that the vectors start from (CoOp)
+    words: str | None = None  # start from these, "a photo of a", instead of noise (CoOp)
     position: str = "end"  # of the class name: "end", "middle" or "front" (released configuration)
-    class_specific: bool = False  # vectors of its own for every class (CoOp, section 3)
+    class_specific: bool = False  # vectors of its own for every class (CoOp)
     # encoded crops per picture, kept and reused; None: new crops in every epoch, as in the papers
     views: int | None = None
     # of the towers while training: "fp32", "bf16", "fp16" or "auto", see `resolve_precision`; None:

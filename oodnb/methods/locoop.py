@@ -53,9 +53,9 @@ class LoCoOpSettings(CoOpSettings):
     "How LoCoOp learns a context: CoOp's settings, K and lambda. The defaults are the paper's."
 
     # a region that ranks its class among the first K is in-distribution; None: a fifth of the
-    # classes, which is the 200 of 1000 that the paper takes (LoCoOp, section 4.1)
+    # classes, which is the 200 of 1000 that the paper takes (LoCoOp)
     top_k: int | None = None
-    weight: float = 0.25  # lambda, of the entropy of the others (LoCoOp, section 4.1)
+    weight: float = 0.25  # lambda, of the entropy of the others (LoCoOp)
 
     def __post_init__(self) -> None:
         super().__post_init__()

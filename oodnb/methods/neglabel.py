@@ -45,7 +45,7 @@ def distant_words(
     quantile: float = 0.05,  # eta: 0 looks at the nearest class only
     rows: int = 8192,  # words at once
 ) -> torch.Tensor:  # positions of the kept words [m], farthest first, int64
-    "NegMining (Jiang et al., ICLR 2024, section 3.1). Raises `ValueError` for impossible shares."
+    "NegMining (Jiang et al., ICLR 2024). Raises `ValueError` for impossible shares."
     _check_quantile(quantile)
     distances = []
     for part in word_rows.split(rows):
@@ -72,7 +72,7 @@ def neglabel_log_odds(
     groups: int = 100,  # G, each of M // G words in the order of the columns
     temperature: float = 0.01,  # tau
 ) -> torch.Tensor:  # [N]
-    "Log-odds of NegLabel's score S (Jiang et al., ICLR 2024, section 3.2)."
+    "Log-odds of NegLabel's score S (Jiang et al., ICLR 2024)."
     words = negative_sims.shape[1]
     _check_groups(groups, words, temperature)
     size = words // groups
@@ -86,10 +86,10 @@ def neglabel_log_odds(
 class NegLabelSettings:
     "What decides a score of NegLabel; the defaults are the paper's (Jiang et al., ICLR 2024)."
 
-    keep: float = 0.15  # share of each list of words that stays, or their number; section 3.1
-    quantile: float = 0.05  # eta of the distance, 0 to 1; section 3.1
-    groups: int = 100  # G groups of one size, the remainder is dropped; section 3.2
-    temperature: float = 0.01  # tau, divides cosines; section 3.2
+    keep: float = 0.15  # share of each list of words that stays, or their number (NegLabel)
+    quantile: float = 0.05  # eta of the distance, 0 to 1 (NegLabel)
+    groups: int = 100  # G groups of one size, the remainder is dropped (NegLabel)
+    temperature: float = 0.01  # tau, divides cosines (NegLabel)
     template: str = "The nice {}."  # sentence of the classes and of nouns
     adjective_template: str = "This is a {} photo"  # sentence of adjectives; the program's
 

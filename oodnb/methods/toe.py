@@ -154,7 +154,7 @@ class _ReadHead:
     ) -> torch.Tensor:  # higher for the known classes [N], float64
         "One score per image; raises `ValueError` when the features do not fit."
         values = self.values(features)
-        if self.kind == "mahalanobis":
+        if self.means is not None and self.precision is not None:  # of mahalanobis
             return mahalanobis(values, self.means, self.precision)
         return _READ[self.kind](values, self.temperature)
 

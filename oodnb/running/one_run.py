@@ -12,10 +12,12 @@ import importlib
 import math
 import re
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..ground.files import atomic_path, locked
 from ..ground.places import shipped
@@ -96,15 +98,15 @@ def _perform(job, say, kernel, gpu, stop):
 
 
 def execute(
-    job,  # what to run, from plan_run
-    force=False,  # run again although it is done
+    job: Run,  # what to run, from plan_run
+    force: bool = False,  # run again although it is done
     # copy rows and figures to data/reproduced and figures/ (scale mini, default parameters)
-    accept=False,
-    say=print,  # receives one line at the start and one at the end
-    kernel=None,  # name of a Jupyter kernel; None is the running interpreter
-    gpu=None,  # CUDA_VISIBLE_DEVICES of the run; None leaves it as it is
-    wait=True,  # wait when another runner works on this very run, else raise Busy
-    stop=None,  # threading.Event that ends the run
+    accept: bool = False,
+    say: Callable[[str], Any] = print,  # receives one line at the start and one at the end
+    kernel: str | None = None,  # name of a Jupyter kernel; None is the running interpreter
+    gpu: str | None = None,  # CUDA_VISIBLE_DEVICES of the run; None leaves it as it is
+    wait: bool = True,  # wait when another runner works on this very run, else raise Busy
+    stop: threading.Event | None = None,  # threading.Event that ends the run
 ) -> Run:  # the job, finished
     "Bring a planned run to its end. Raises `RunFailed` when a cell fails."
     if accept:
@@ -121,12 +123,12 @@ def execute(
 
 # %% ../../nbs/13_running/07_one_run.ipynb #f645ffd1
 def run(
-    name,  # name of a paper notebook
-    parameters=None,  # name → value; the others keep their defaults
-    scale=None,  # "mini" or "paper"
-    notebooks=None,  # folder with paper notebooks
-    out=None,  # folder for the runs
-    **options,  # of execute: force, accept, say, kernel, gpu
+    name: str,  # name of a paper notebook
+    parameters: dict | None = None,  # name → value; the others keep their defaults
+    scale: str | None = None,  # "mini" or "paper"
+    notebooks: str | Path | None = None,  # folder with paper notebooks
+    out: str | Path | None = None,  # folder for the runs
+    **options: Any,  # of execute: force, accept, say, kernel, gpu
 ) -> Run:  # a finished run
     """Execute a paper notebook, unless this very run is done. Raises `ValueError` for wrong usage,
     `RunFailed` when a cell fails."""
@@ -139,7 +141,7 @@ def _changed(job):  # parameters that are not the notebook's own
 
 
 def check_acceptable(
-    job,  # from plan_run
+    job: Run,  # from plan_run
 ) -> None:
     "Raise `ValueError` unless nothing about a run was changed."
     if changed := _changed(job):
@@ -172,8 +174,8 @@ def _places(job):
 
 # %% ../../nbs/13_running/07_one_run.ipynb #20eef115
 def accept_run(
-    job,  # a finished run at scale mini with default parameters
-    root=None,  # checkout to copy into; None is the one of this package
+    job: Run,  # a finished run at scale mini with default parameters
+    root: str | Path | None = None,  # checkout to copy into; None is the one of this package
 ) -> list[str]:  # the files written, relative to the checkout
     """Copy rows to `data/reproduced/<name>.csv`; metrics with their intervals, paired differences
     and what the run cost beside; figures to `figures/<name>_<file>`."""
@@ -332,8 +334,8 @@ def _compare(own, accepted):  # two results of _numbers → Comparison
 
 # %% ../../nbs/13_running/07_one_run.ipynb #52a0448c
 def compare_with_accepted(
-    job,  # a finished run
-    root=None,  # checkout to compare with; None is what this package ships
+    job: Run,  # a finished run
+    root: str | Path | None = None,  # checkout to compare with; None is what this package ships
     # None when there is nothing to compare: other parameters, or no accepted rows
 ) -> Comparison | None:
     "Whether a run with default parameters gave the accepted rows and metrics."

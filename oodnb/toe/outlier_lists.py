@@ -126,7 +126,8 @@ def id_statistics(
     progress: bool = False,  # show bars
 ) -> ClassStatistics:  # of unit features
     "Where the ID pictures lie, for the selection of captions."
-    seen, order = extract(reader, learned, progress=progress), slice(None)
+    seen = extract(reader, learned, progress=progress)
+    order: Any = slice(None)
     if released:
         order = chance_of("mining", learned.fingerprint).permutation(len(seen))
     features, labels, classes = seen.image_features, seen.labels, len(learned.class_names)

@@ -8,7 +8,7 @@ __all__ = ['Panel', 'picture_grid', 'stack', 'line_counts', 'hill', 'limits_of',
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #80890f63
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from textwrap import shorten
 from typing import Any
@@ -37,7 +37,7 @@ class Panel:
 
     def encoded(
         self,
-        quality=88,  # of the JPEG
+        quality: int = 88,  # of the JPEG
     ) -> bytes:
         "The picture as JPEG."
         with io.BytesIO() as buffer:
@@ -59,9 +59,9 @@ def _small(image, size):
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #e998e15a
 def picture_grid(
     # dict: title of the row -> pictures with captions, [(PIL, "first line\nsecond line"), ...]
-    rows,
-    size=88,  # pixels of the longer side of a picture
-    columns=8,  # pictures side by side; the rest of a row is not shown
+    rows: Mapping[str, Sequence],
+    size: int = 88,  # pixels of the longer side of a picture
+    columns: int = 8,  # pictures side by side; the rest of a row is not shown
 ) -> Image.Image:  # RGB
     "Titled rows of small pictures."
     captions = [caption for row in rows.values() for _, caption in row[:columns]]
@@ -80,8 +80,8 @@ def picture_grid(
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #8deea2cd
 def stack(
-    *pictures,  # PIL, from top to bottom
-    across=False,  # True: from left to right
+    *pictures: Image.Image,  # from top to bottom
+    across: bool = False,  # True: from left to right
 ) -> Image.Image:  # RGB, on white
     "Pictures below or beside each other."
     wide, tall = ([p.width for p in pictures], [p.height for p in pictures])
@@ -116,10 +116,10 @@ def _prices(values, own, line):  # of the ID pictures and of one OOD set, in per
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #010adf4a
 def line_counts(
-    scores,  # score table
-    detector,  # column of it
-    accepted=95.0,  # percent of the ID pictures that the line is to accept
-) -> tuple:  # (line, DataFrame with one row per OOD set, shares in percent)
+    scores: pd.DataFrame,  # score table
+    detector: str,  # column of it
+    accepted: float = 95.0,  # percent of the ID pictures that the line is to accept
+) -> tuple[float, pd.DataFrame]:  # (line, DataFrame with one row per OOD set, shares in percent)
     "What a line costs in both conventions, beside FPR95 in both."
     _check_line(scores, detector, accepted)
     known, ood = by_role(scores)
@@ -134,11 +134,11 @@ def line_counts(
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #a9bc33d0
 def hill(
-    values,  # scores [N]
-    low,  # ends of the axis
-    high,
-    points=96,  # of the curve
-) -> tuple:  # (x, density with peak 1)
+    values: np.ndarray,  # scores [N]
+    low: float,  # ends of the axis
+    high: float,
+    points: int = 96,  # of the curve
+) -> tuple[np.ndarray, np.ndarray]:  # (x, density with peak 1)
     "A smooth density for drawing."
     counts, edges = np.histogram(values, points, (low, high))
     width = max(1.2, points * 0.9 * np.std(values) * len(values) ** -0.2 / (high - low))
@@ -147,8 +147,8 @@ def hill(
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #4d63ab8d
 def limits_of(
-    values,  # scores [N]
-) -> tuple:  # (low, high)
+    values: np.ndarray,  # scores [N]
+) -> tuple[float, float]:  # (low, high)
     "Ends of an axis that leaves out the outermost half percent."
     low, high = np.quantile(values, [0.004, 0.996])
     return low - 0.03 * (high - low) - 1e-9, high + 0.03 * (high - low) + 1e-9
@@ -257,13 +257,13 @@ def _say_line(detector, line, counts):
 
 # %% ../../nbs/15_views/04_explorer_panels.ipynb #1225e517
 def score_panel(
-    scores,  # score table
-    detector=None,  # column of it; None: the first
-    accepted=95.0,  # percent of the ID pictures that the line is to accept
+    scores: pd.DataFrame,  # score table
+    detector: str | None = None,  # column of it; None: the first
+    accepted: float = 95.0,  # percent of the ID pictures that the line is to accept
     # ImageSets (or a dict of them) that were scored, for the pictures; none: no pictures
-    image_sets=(),
-    order="worst",  # pictures: "worst" mistakes first, or those "near" the line
-    n=8,  # pictures of either kind
+    image_sets: Any = (),
+    order: str = "worst",  # pictures: "worst" mistakes first, or those "near" the line
+    n: int = 8,  # pictures of either kind
 ) -> Panel:
     """Scores of every set, a line, its price in both conventions, and the pictures on its wrong
     side."""
