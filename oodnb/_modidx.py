@@ -1927,6 +1927,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'oodnb.models.backbone.in_precision': ( '2_models/backbone.html#in_precision',
                                                                                'oodnb/models/backbone.py'),
                                        'oodnb.models.backbone.is_native': ('2_models/backbone.html#is_native', 'oodnb/models/backbone.py'),
+                                       'oodnb.models.backbone.outside_inference': ( '2_models/backbone.html#outside_inference',
+                                                                                    'oodnb/models/backbone.py'),
                                        'oodnb.models.backbone.plain_preprocess': ( '2_models/backbone.html#plain_preprocess',
                                                                                    'oodnb/models/backbone.py'),
                                        'oodnb.models.backbone.resolve_precision': ( '2_models/backbone.html#resolve_precision',

@@ -217,9 +217,9 @@ def _say_skipped(name, pairs, skipped):  # an error when nothing is left, else a
     if not pairs:
         raise ValueError(
             f"{name} has no image-caption pair. "
-            f"Pairs are files of one name, a picture ({', '.join(SHARD_PICTURES)}) and a caption "
-            "(txt). "
-            + (f"{len(skipped)} things were left out: {shown}." if skipped else "There are none.")
+            + (f"{len(skipped)} things were left out: {shown}." if skipped else "It is empty.")
+            + " In shards a pair is two files of one name, a picture "
+            f"({', '.join(SHARD_PICTURES)}) and a caption (txt)."
         )
     if skipped:
         warnings.warn(

@@ -20,10 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from .ground.files import locked
+from .models.backbone import outside_inference
 from oodnb.pipeline.cache import (
     CacheEntry,
     Piece,
@@ -123,6 +125,8 @@ _THIN = 64  # times as long as wide
 def _without_ends(picture):
     """The middle of a strip. Resizing its short side to the model's would make a picture of
     gigabytes, of which the middle square is kept; nothing of that square is lost here."""
+    if not isinstance(picture, Image.Image):  # what a set of one's own may give
+        return picture
     short, long = sorted(picture.size)
     if long <= _THIN * short:
         return picture
@@ -455,7 +459,7 @@ def extract(
     options = dict(local=local, batch_size=batch_size, workers=workers, progress=progress)
     options |= dict(on_error=on_error, chunk=chunk, spread=spread)
     kinds = ("global", "local") if local else ("global",)
-    with torch.inference_mode(False):  # features outlive a caller's block
+    with outside_inference():  # features outlive a caller's block
         piece, source, entry = _obtain(backbone, dataset, cache, kinds, options)
     came = f"read from {entry.folder}" if source == "cache" else "computed"
     told = (dataset.name, dataset.split, backbone.name, len(piece.kept), came)

@@ -20,7 +20,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn
-from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -62,7 +61,7 @@ _STYLE = seaborn.axes_style("ticks") | {
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
     "lines.linewidth": 1.3,
-    "axes.prop_cycle": cycler(color=(ID_COLOUR, *COLOURS)),
+    "axes.prop_cycle": mpl.cycler(color=(ID_COLOUR, *COLOURS)),  # type: ignore[attr-defined]
     "figure.dpi": 100,
     "savefig.dpi": 200,
     "svg.hashsalt": "oodnb",

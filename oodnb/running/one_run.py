@@ -57,10 +57,13 @@ def lost_in_run(
     if not file.is_file():
         return {}
     found: dict[str, dict[str, int]] = {}
-    with file.open(encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines):
-            if row.get("metric") in ("n_lost", "n_images"):
-                found.setdefault(row["dataset"], {})[row["metric"]] = int(float(row["value"]))
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            for row in csv.DictReader(lines):
+                if row.get("metric") in ("n_lost", "n_images"):
+                    found.setdefault(row["dataset"], {})[row["metric"]] = int(float(row["value"]))
+    except (csv.Error, ValueError, KeyError):  # rows of some other form say nothing about pictures
+        return {}
     return {name: (f["n_lost"], f["n_images"]) for name, f in found.items() if len(f) == 2}
 
 # %% ../../nbs/13_running/07_one_run.ipynb #23df35bd

@@ -158,10 +158,11 @@ def _verdict(row):  # a clear difference has a direction
 
 def _sentence(row, context):
     seeds = f"; sign shared by {row['seeds_agree']} seeds" if row.get("seeds_agree") else ""
+    over = f" over {row['over']}" if row.get("over") else ""
     return (
         f"- {', '.join([*context, _METRIC_NAMES.get(row['metric'], row['metric'])])}: "
         f"**{row['method']} {_verdict(row)} {row['reference']}**, {row['difference']:+.1f} points "
-        f"[{row['low']:+.1f}, {row['high']:+.1f}]{seeds}."
+        f"[{row['low']:+.1f}, {row['high']:+.1f}{over}]{seeds}."
     )
 
 # %% ../../nbs/13_running/09_tables.ipynb #a2b8dd24
