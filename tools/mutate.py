@@ -12,10 +12,10 @@ run must pass without the fault, or nothing would be shown by its failing.
 
 import argparse
 import json
+import multiprocessing
 import os
 import queue
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +28,17 @@ ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("oodnb", "nbs", "tests", "tools", "settings.ini", "pyproject.toml", "setup.py")
 LINKED = ("data", "figures", "benchmarks", "README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 SECONDS = 600  # a run that takes longer has noticed
+# what takes long to import and holds no fault: loaded once, every run is a fork of that process
+PRELOADED = """torch torchvision open_clip timm pandas pyarrow.parquet scipy.stats seaborn
+matplotlib.pyplot safetensors.torch ipywidgets nbdev.test fastcore.test""".split()
+OFFLINE = {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "MPLBACKEND": "agg",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 
 
 def mutations(chapter=None):
@@ -72,6 +83,42 @@ def _written(root, mutation, old, new):
     path.write_text(json.dumps(notebook), "utf-8")
 
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(PRELOADED)
+
+
+def _at_home(root, said):
+    "This process belongs to a copy of the project, and writes into a file."
+    os.chdir(root)
+    sys.path.insert(0, root)
+    os.environ |= {"PYTHONPATH": root, "OODNB_HOME": str(Path(root) / "home")}
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+
+
+def _lessons(root, notebook, said):
+    _at_home(root, said)
+    from nbdev.config import get_config
+    from nbdev.test import test_nb
+
+    flags = get_config().tst_flags
+    skipped = flags.split() if isinstance(flags, str) else list(flags)
+    passes, _ = test_nb(Path(root) / notebook, skip_flags=skipped, force_flags=[])
+    sys.stderr.flush()
+    os._exit(0 if passes else 1)
+
+
+def _tests(root, target, said):
+    _at_home(root, said)
+    import pytest
+
+    code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", target])
+    sys.stdout.flush()
+    os._exit(int(code))
+
+
 class Project:
     "A copy of the project in which one fault at a time is planted."
 
@@ -99,35 +146,17 @@ class Project:
 
     def run(self, target):
         "Whether the lessons of a notebook, or some tests, pass; and the end of what they said."
-        bin_folder = Path(sys.executable).parent
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", target]
-        if target.endswith(".ipynb"):
-            command = [str(bin_folder / "nbdev-test"), target, "--n-workers", "0"]
-        own = {
-            "PYTHONPATH": str(self.root),
-            "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
-            "OODNB_HOME": str(self.root / "home"),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1",
-            "MPLBACKEND": "agg",
-            "CUDA_VISIBLE_DEVICES": "",
-        }
         shutil.rmtree(self.root / "home", ignore_errors=True)  # nothing kept hides a fault
-        try:
-            done = subprocess.run(
-                command,
-                cwd=self.root,
-                env=os.environ | own,
-                capture_output=True,
-                text=True,
-                timeout=SECONDS,
-            )
-        except subprocess.TimeoutExpired:
+        work = _lessons if target.endswith(".ipynb") else _tests
+        said = self.root / "said.txt"
+        process = FORKS.Process(target=work, args=(str(self.root), target, str(said)))
+        process.start()
+        process.join(SECONDS)
+        if process.is_alive():
+            process.kill()
             return False, f"took more than {SECONDS} s"
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        return done.returncode == 0, said[-1] if said else ""
+        lines = [line for line in said.read_text("utf-8").splitlines() if line.strip()]
+        return process.exitcode == 0, lines[-1] if lines else ""
 
 
 class Bench:
@@ -165,6 +194,7 @@ class Bench:
 
 
 def main():
+    os.environ.update(OFFLINE)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=[], metavar="ID", help="these faults")
     parser.add_argument("--chapter", help="the faults of one file of tests/mutations")
