@@ -485,7 +485,7 @@ def check_copy(root, notebooks):
         there, here = files_below(made), files_below(kept)
         for name in sorted(there - here):
             yield f"oodnb/{name}: missing; run nbdev-export"
-        for name in sorted(here - there):
+        for name in sorted(here - there - {"py.typed"}):  # which an editable install puts there
             yield f"oodnb/{name}: no notebook exports it; delete it"
         for name in sorted(there & here):
             if not filecmp.cmp(made / name, kept / name, shallow=False):
