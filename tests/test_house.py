@@ -72,20 +72,20 @@ def clean_project(tmp_path_factory):
         root / LOW,
         "#| default_exp low",
         "#| export\nimport math",
-        "#| export\ndef low():\n    return math.pi",
+        "#| export\ndef low() -> float:\n    return math.pi",
     )
     write(
         root / HIGH,
         "#| default_exp high",
         "#| export\nfrom oodnb.low import low",
-        "#| export\ndef high():\n    return low()",
+        "#| export\ndef high() -> float:\n    return low()",
         "assert high() > 3",
     )
     write(
         root / "nbs/3_coop/01_coop.ipynb",
         "#| default_exp methods.coop",
         "#| export\nfrom oodnb.high import high",
-        "#| export\ndef fit():\n    return high()",
+        "#| export\ndef fit() -> float:\n    return high()",
     )
     parameters = dict(tags=["parameters"])
     write(root / "nbs/papers/table.ipynb", cell(0, 'scale: str = "mini"', metadata=parameters))
@@ -139,7 +139,7 @@ def test_edited_stale_and_missing_modules(project):
 
 
 def test_notebook_changed_but_not_exported(project):
-    edit(project / LOW, 2, "#| export\ndef low():\n    return 3")
+    edit(project / LOW, 2, "#| export\ndef low() -> float:\n    return 3")
     assert found(project) == (
         "oodnb/low.py: differs from its notebook; "
         "run nbdev-export (or nbdev-update, if the module was edited)"
@@ -312,7 +312,7 @@ def test_table_of_sizes(project):
         "3_coop",
         "all",
     ]
-    length = len("#| export\ndef low():\n    return math.pi")
+    length = len("#| export\ndef low() -> float:\n    return math.pi")
     assert sizes[2].split()[1:] == ["1", str(length), str(length), str(length)]
     done = run_check("--sizes", project)
     assert done.returncode == 0 and done.stdout.splitlines() == sizes
@@ -365,6 +365,10 @@ def test_rooms_that_say_their_types(project, monkeypatch):
         report = found(project, check.check_types).splitlines()
         return [line.partition(" cell")[0] for line in report]
 
+    assert held() == []
+    for place, name in ((LOW, "low"), (HIGH, "high"), ("nbs/3_coop/01_coop.ipynb", "fit")):
+        edit(project / place, 2, f"#| export\ndef {name}():\n    return 3.0")
+    monkeypatch.setattr(check, "TYPED", ())
     assert held() == []
     monkeypatch.setattr(check, "TYPED", ("*",))
     assert held() == [LOW, HIGH, "nbs/3_coop/01_coop.ipynb"]
@@ -598,7 +602,7 @@ def test_commit_hook_refuses_what_is_not_in_order(project, tmp_path):
     git("config", "core.hooksPath", str(ROOT / ".githooks"))
     first = commit()
     assert first.returncode == 0, first.stderr
-    edit(project / LOW, 2, "#| export\ndef low(): return 3")
+    edit(project / LOW, 2, "#| export\ndef low() -> float: return 3")
     (project / "setup.py").write_text("x = 'one'\n")
     refused = commit()
     assert refused.returncode == 1 and "git add" in refused.stderr

@@ -100,14 +100,18 @@ def test_noise(case):
 @pytest.mark.parametrize("offset", ["off", "once", "twice"])
 def test_noise_of_one_head_is_that_of_the_head_beside_others(kind, offset, dtype):
     images, texts = draw(3, 5, 7, dtype=dtype), draw(3, 6, 7, seed=1, dtype=dtype)
-    eps, uniform = draw(3, 6, 7, seed=2, dtype=torch.float32), torch.rand(3, 6)
+    eps = draw(3, 6, 7, seed=2, dtype=torch.float32)
+    uniform = torch.rand(3, 6, generator=torch.Generator().manual_seed(3))
+    # a root of a ball's radius may differ in its last bit where it is taken for several at once
+    exact = dict(rtol=4 * torch.finfo(dtype).eps if kind == "ball" else 0, atol=0)
     variances = (0.0, 0.016, 0.3)
     together = TextNoise(kind, variances, offset=offset)(images, texts, eps, uniform)
     for i, variance in enumerate(variances):
         for given in (variance, (variance,)):
             alone = TextNoise(kind, given, offset=offset)(images[i], texts[i], eps[i], uniform[i])
             for one, several in zip(alone, together):
-                assert one.dtype == dtype and torch.equal(one.reshape(several[i].shape), several[i])
+                assert one.dtype == dtype
+                torch.testing.assert_close(one.reshape(several[i].shape), several[i], **exact)
 
 
 def step_noise(variant, variance):
