@@ -2,7 +2,7 @@
 # make reproduce-all  the same for every table and figure of the mini world, trainings included (JOBS=2 at a time)
 # make accept      run all of them and take their rows, figures and README over, on purpose
 # make docs        the HTML site in runs/html, read without a network;  make links checks every link
-# make mutate      plant the faults of tests/mutations one by one; each must be noticed (half an hour)
+# make mutate      plant the faults of tests/mutations one by one; each must be noticed (trainings apart: tools/mutate.py --all)
 # make test        set up .venv, check that notebooks and package agree, run every notebook and every test, offline, CPU only
 # PYTHON=...       another Python 3.11 to 3.13;  VENV=...  another place for the environment
 

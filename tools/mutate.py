@@ -1,6 +1,7 @@
 """Faults planted one by one, to see whether a lesson or a test notices.
 
-    python tools/mutate.py                   all of tests/mutations; exit code 1 when one survives
+    python tools/mutate.py                   what is not marked "long"; exit code 1 when one survives
+    python tools/mutate.py --all             all of tests/mutations, trainings too (an hour or more)
     python tools/mutate.py --only ID ...     these
     python tools/mutate.py --chapter locoop  those of tests/mutations/locoop.json
 
@@ -197,10 +198,13 @@ def main():
     os.environ.update(OFFLINE)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=[], metavar="ID", help="these faults")
+    parser.add_argument("--all", action="store_true", help="also those whose lessons take long")
     parser.add_argument("--chapter", help="the faults of one file of tests/mutations")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
     asked = parser.parse_args()
     chosen = [m for m in mutations(asked.chapter) if not asked.only or m["id"] in asked.only]
+    if not (asked.all or asked.only or asked.chapter):
+        chosen = [m for m in chosen if not m.get("long")]
     unknown = set(asked.only) - {m["id"] for m in chosen}
     if unknown or not chosen:
         parser.error(f"no fault is called {', '.join(sorted(unknown)) or 'anything here'}")
