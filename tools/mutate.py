@@ -1,6 +1,6 @@
 """Faults planted one by one, to see whether a lesson or a test notices.
 
-    python tools/mutate.py                   what is not marked "long"; exit code 1 when one survives
+    python tools/mutate.py                   what is not marked "long"; exit code 1: one survives
     python tools/mutate.py --all             all of tests/mutations, trainings too (an hour or more)
     python tools/mutate.py --only ID ...     these
     python tools/mutate.py --chapter locoop  those of tests/mutations/locoop.json
