@@ -365,7 +365,7 @@ def _check_size(backbone, dataset, keep_bytes):
         )
 
 # %% ../nbs/5_pipeline/02_features.ipynb #5a53cf48
-def _features(backbone, dataset, piece, **about):  # Features of a piece
+def _features(fingerprint, dataset, piece, **about):  # Features of a piece, by this backbone
     kept = piece.kept
     return Features(
         piece.tensors["global"],
@@ -373,7 +373,7 @@ def _features(backbone, dataset, piece, **about):  # Features of a piece
         [dataset.ids[i] for i in kept],
         dataset.name,
         dataset.split,
-        backbone.fingerprint,
+        fingerprint,
         piece.tensors.get("local"),
         [(dataset.ids[i], reason) for i, reason in piece.skipped],
         list(dataset.class_names),
@@ -466,7 +466,7 @@ def extract(
     _log.info("%s %s with %s: %d features %s", *told)
     _report_skipped(dataset, piece.skipped, on_error, entry and entry.folder / "quarantine.json")
     about = {"key": entry.key, "path": str(entry.folder)} if entry else {}
-    return _features(backbone, dataset, piece, source=source, **about)
+    return _features(backbone.fingerprint, dataset, piece, source=source, **about)
 
 # %% ../nbs/5_pipeline/02_features.ipynb #f0e143e1
 # yields Features; keeps the global ones at the end
@@ -474,6 +474,7 @@ def _stream(backbone, dataset, cache, progress, options):
     entry = None if cache_root(cache) is None else CacheEntry(cache_root(cache), backbone, dataset)
     known = entry and stored(entry, ("global",))
     row = {i: r for r, i in enumerate(known.kept)} if known else {}
+    fingerprint = backbone.fingerprint  # read from all weights, so once and not for every batch
     seen, lost, waiting = [], [], None
     with _bar(dataset, progress) as bar:
         for piece in _pieces(backbone, dataset, 0, True, **options):
@@ -487,7 +488,7 @@ def _stream(backbone, dataset, cache, progress, options):
                 continue
             if waiting is not None:
                 yield waiting
-            waiting = _features(backbone, dataset, piece, source="stream")
+            waiting = _features(fingerprint, dataset, piece, source="stream")
             waiting.skipped, lost = lost, []
     whole = join(seen)
     _report_skipped(dataset, whole.skipped, options["on_error"])

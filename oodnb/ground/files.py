@@ -69,9 +69,11 @@ def _explained(name):
     "Errors of a file system without locks, in words."
     try:
         yield
+    except TimeoutError:  # somebody else holds it
+        raise
     except (OSError, NotImplementedError) as error:
         code = getattr(error, "errno", None)
-        if code not in (*_NO_LOCKS, None) or isinstance(error, TimeoutError):
+        if code not in (*_NO_LOCKS, None):
             raise
         raise OSError(
             code or errno.ENOLCK,

@@ -7,6 +7,7 @@ __all__ = ['check_whole', 'check_above', 'check_from', 'check_choice', 'check_se
 
 # %% ../../nbs/0_ground/06_settings.ipynb #61c562ad
 import math
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from numbers import Integral, Real
 from typing import Any
@@ -21,19 +22,30 @@ def _usual(settings: Any, name: str) -> str:  # the end of a message
     default = next(f.default for f in fields(settings) if f.name == name)
     return "." if default is None or default is MISSING else f"; {default!r} is the default."
 
+
+def _check(settings: Any, limits: dict, holds: Callable, asked: Callable) -> None:
+    "Every field that is not left open holds what is asked of it, given its limit."
+    for name, limit in limits.items():
+        value = getattr(settings, name)
+        if not _open(settings, name) and not holds(value, limit):
+            raise ValueError(f"{name} is {value!r}; {asked(limit)}{_usual(settings, name)}")
+
 # %% ../../nbs/0_ground/06_settings.ipynb #8b854a9d
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_whole(
     settings: Any,  # a settings object
     **lowest: int,  # field -> its smallest value
 ) -> None:
     "Fields that count something: whole numbers. `ValueError` for everything else."
-    for name, low in lowest.items():
-        value = getattr(settings, name)
-        if _open(settings, name):
-            continue
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
-            usual = _usual(settings, name)
-            raise ValueError(f"{name} is {value!r}; give a whole number from {low} up{usual}")
+    _check(
+        settings,
+        lowest,
+        lambda value, low: _is_whole(value) and value >= low,
+        lambda low: f"give a whole number from {low} up",
+    )
 
 # %% ../../nbs/0_ground/06_settings.ipynb #f9640254
 def _is_finite(value: Any) -> bool:
@@ -45,11 +57,12 @@ def check_above(
     **limits: float,  # field -> what it must be above
 ) -> None:
     "Finite numbers above a limit, such as rates. `ValueError` for everything else."
-    for name, low in limits.items():
-        value = getattr(settings, name)
-        if not _open(settings, name) and not (_is_finite(value) and value > low):
-            usual = _usual(settings, name)
-            raise ValueError(f"{name} is {value!r}; give a finite number above {low:g}{usual}")
+    _check(
+        settings,
+        limits,
+        lambda value, low: _is_finite(value) and value > low,
+        lambda low: f"give a finite number above {low:g}",
+    )
 
 # %% ../../nbs/0_ground/06_settings.ipynb #8f2746fe
 def check_from(
@@ -57,11 +70,12 @@ def check_from(
     **limits: float,  # field -> its smallest value
 ) -> None:
     "Finite numbers from a limit up, such as weights of a loss. `ValueError` for everything else."
-    for name, low in limits.items():
-        value = getattr(settings, name)
-        if not _open(settings, name) and not (_is_finite(value) and value >= low):
-            usual = _usual(settings, name)
-            raise ValueError(f"{name} is {value!r}; give a finite number from {low:g} up{usual}")
+    _check(
+        settings,
+        limits,
+        lambda value, low: _is_finite(value) and value >= low,
+        lambda low: f"give a finite number from {low:g} up",
+    )
 
 # %% ../../nbs/0_ground/06_settings.ipynb #4a38b4b0
 def check_choice(
@@ -69,11 +83,12 @@ def check_choice(
     **allowed: tuple,  # field -> its possible values
 ) -> None:
     "Fields that choose among a few values. `ValueError` lists them."
-    for name, values in allowed.items():
-        value = getattr(settings, name)
-        if not _open(settings, name) and value not in values:
-            shown = ", ".join(map(repr, values))
-            raise ValueError(f"{name} is {value!r}; possible are {shown}{_usual(settings, name)}")
+    _check(
+        settings,
+        allowed,
+        lambda value, values: value in values,
+        lambda values: f"possible are {', '.join(map(repr, values))}",
+    )
 
 # %% ../../nbs/0_ground/06_settings.ipynb #c74c50ce
 def check_settings(

@@ -399,8 +399,9 @@ def forget_many(
     _warn_of_failures(tasks, trained, settings.max_trials)
     if watch:
         watch(trained)
+    fingerprint = backbone.fingerprint  # read from all weights
     for task, rounds, done in zip(tasks, drawn, trained):
-        about = task.names, _told(task, seed, rounds, done), backbone.fingerprint
+        about = task.names, _told(task, seed, rounds, done), fingerprint
         found.append(ProjectionPatch(done.A.cpu(), done.B.cpu(), settings.scale, *about))
     return found
 
@@ -434,6 +435,7 @@ def solve_many(
     "Forget classes without training."
     tasks, found = list(tasks), []
     P, problems, drawn = forget_problems(backbone, tasks, seed)
+    fingerprint = backbone.fingerprint  # read from all weights
     for task, problem, rounds in zip(tasks, problems, drawn):
         A, B = closed_form(P, problem, None if exact else task.settings)
         settings = {
@@ -445,6 +447,6 @@ def solve_many(
             "target_rounds": rounds,
             "seed": seed,
         }
-        about = task.names, settings, backbone.fingerprint
+        about = task.names, settings, fingerprint
         found.append(ProjectionPatch(A.cpu(), B.cpu(), 1.0, *about))
     return found

@@ -26,7 +26,7 @@ from ..data.image_sets import ImageSet
 from ..features import extract, stream
 from ..ground.files import atomic_path, locked
 from ..ground.randomness import chance_of
-from ..models.backbone import Backbone, check_caller
+from ..models.backbone import Backbone, check_caller, in_precision
 
 # %% ../../nbs/5_pipeline/08_train.ipynb #1e79dcb4
 _all_ = ["few_shot", "load_few_shot", "save_few_shot"]  # who trains draws first
@@ -265,7 +265,7 @@ def train(
     settings = json.loads(json.dumps(settings or {}))
     last = min(len(rates), len(rates) if stop_after is None else stop_after)
     hidden: dict[str, Any] = dict(disable=not progress, delay=1)
-    alone = torch.autocast(_learned(optimizer)[0].device.type, enabled=False)  # not the caller's
+    alone = in_precision(_learned(optimizer)[0].device, "fp32")  # whatever the caller's is
     with locked(path) if path else nullcontext(), alone:
         history = load_state(path, optimizer, settings) if path else []
         done, every = len(history), len(rates)

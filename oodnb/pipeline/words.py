@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..ground.hashing import content_hash
 from ..ground.places import data_root
+from ..ground.spelling import read_alike
 from oodnb.pipeline.cache import (
     FEATURES_VERSION,
     Piece,
@@ -195,15 +196,11 @@ def load_words(
     return make_list(source, as_published=as_published)
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #07e8d3d9
-def _plain(name):
-    return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
-
-
 def _known_names(class_names, synonyms):  # all spellings of the classes, plain
     names = list(class_names)
     for more in (synonyms or {}).values():
         names += [more] if isinstance(more, str) else more
-    return {_plain(part) for name in names for part in (name, *name.split(","))} - {""}
+    return {read_alike(part) for name in names for part in (name, *name.split(","))} - {""}
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #d6c9c45c
 def without_synonyms(
@@ -218,7 +215,7 @@ def without_synonyms(
             f"synonyms names {unknown[0]!r}, which is no class; its keys are class names."
         )
     known = _known_names(class_names, synonyms)
-    left = [word for word in words if _plain(word) not in known]
+    left = [word for word in words if read_alike(word) not in known]
     if not left:
         raise ValueError(
             f"All {len(words)} words of {words.name!r} are names of classes; "
