@@ -154,9 +154,8 @@ def load_detector(
 # %% ../nbs/16_scoring/01_saved.ipynb #abbd8a61
 def describe_detector(
     path: str | Path,  # file from `save_detector`
-) -> (
-    dict
-):  # kind, name, backbone (name, pretrained, fingerprint), class_names, settings, licence, card
+    # kind, name, backbone (name, pretrained, fingerprint), class_names, settings, licence, card
+) -> dict:
     "What is known about a kept detector."
     return _read(path, None)[1]
 
