@@ -18,6 +18,7 @@ import pandas as pd
 
 from .benchmark import detector_names
 from .data.image_sets import ImageSet
+from .ground.spelling import visible
 from .methods.forget import protocol_recipe
 from .methods.locoop import default_top_k
 from .views.explorer_panels import ForgetBoard, Panel, forget_panel, score_panel
@@ -38,7 +39,7 @@ _PICTURE = {"max_width": "100%", "object_fit": "contain", "align_self": "flex-st
 
 def _sentence(words, colour=""):  # HTML
     style = f"{colour}max-width:60em; line-height:1.4"
-    return f'<div class="oodnb-says" style="{style}">{escape(words)}</div>'
+    return f'<div class="oodnb-says" style="{style}">{escape(visible(words))}</div>'
 
 # %% ../nbs/15_views/06_explore.ipynb #b33276dd
 class Explorer(widgets.VBox):

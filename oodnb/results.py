@@ -21,12 +21,13 @@ from scipy.stats import binomtest
 
 import oodnb
 from .benchmark import by_role, detector_names
-from .ground.spelling import read_alike
+from .ground.spelling import read_alike, visible
 from .metrics import Groups, bootstrap_samples, detection_metrics, warn_of_few
 from oodnb.pipeline.rows import (
     IDENTITY,
     ROW_COLUMNS,
     SCALES,
+    Markdown,
     average_seeds,
     check_rows,
     markdown_table,
@@ -621,9 +622,15 @@ def _comparison(table: pd.DataFrame, digits: int) -> tuple[pd.DataFrame, str]:
     return body, legend
 
 # %% ../nbs/12_evidence/01_results.ipynb #8214fb38
+def _shown_name(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) else value
+
+
 def _body(
     table: pd.DataFrame, convention: str, digits: int, mark: str, over: str
 ) -> tuple[pd.DataFrame, str]:
+    names = table.select_dtypes(["object", "string"])  # \x02 and \x03 are marks of this notebook
+    table = table.assign(**{c: names[c].map(_shown_name) for c in names})
     if {"detector", "auroc", "auroc_low"} <= set(table.columns):
         return _compact(table, convention, digits, mark, check_over(over))
     if "published" in table.columns:
@@ -644,8 +651,10 @@ def to_markdown(
     """A compact Markdown table: AUROC and FPR95 per detector and set, or published beside
     reproduced. The legend says thresholds, interval, ties and unreadable pictures."""
     body, legend = _body(table, convention, digits, "\x02{}\x03", over)
-    text = markdown_table(body.columns, body.to_numpy().tolist()) + f"\n\n{markdown_text(legend)}\n"
-    return text.translate({2: "**", 3: "**"})
+    bold = {2: "**", 3: "**"}
+    ready = lambda text: Markdown(text.translate(bold)) if "\x02" in str(text) else text
+    lines = [list(map(ready, line)) for line in body.to_numpy().tolist()]
+    return markdown_table(body.columns, lines) + f"\n\n{markdown_text(legend)}\n"
 
 # %% ../nbs/12_evidence/01_results.ipynb #afa82e97
 _TABLE = """<table style="border-collapse:collapse;font-size:90%">
@@ -673,7 +682,7 @@ def to_html(
 ) -> str:  # one <table>, no script, no outside resource
     "The same table as self-contained HTML."
     body, legend = _body(table, convention, digits, "\x02{}\x03", over)
-    words, lines = " ".join(filter(None, (caption, legend))), body.to_numpy().tolist()
+    words, lines = visible(f"{caption} {legend}"), body.to_numpy().tolist()
     page = jinja2.Template(_TABLE, autoescape=True).render(
         columns=body.columns, lines=lines, words=words
     )

@@ -4,6 +4,7 @@ come late; nothing is lost or doubled."""
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 from papers import COLUMNS, ROWS, ended, gone, only_folder, start, wait_for, where, write
 
 from oodnb.backbones import load_backbone
+from oodnb.running import cluster as clusters
 from oodnb.running.cluster import connect, read_needs, spread_runs
 from oodnb.datasets import load_dataset
 from oodnb.features import extract
@@ -43,9 +45,11 @@ time.sleep(200)"""
 
 
 @pytest.fixture(scope="module")
-def client():
-    with connect("local", ["", ""]) as client:
-        yield client
+def client():  # other processes connect to it by its address
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clusters, "_own_keys", lambda distributed: None)
+        with connect("local", ["", ""]) as client:
+            yield client
 
 
 @pytest.fixture
@@ -132,6 +136,43 @@ def test_interrupted_it_stops_what_it_has_started(address, papers):
     assert code == 130 and "interrupted" in said
     wait_for(lambda: gone(running["pid"]) and gone(running["kernel_pid"]), "the run to stop", 60)
     assert main(["run", "count", "--dask", address, *where(papers)]) == 0
+
+
+def listening(pid):
+    """(process, address) of every socket on which a process or one below it takes connections."""
+    tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return {
+        (" ".join(process.cmdline())[-60:], connection.laddr.ip)
+        for process in tree
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM
+    }
+
+
+def test_nobody_on_another_machine_can_connect_to_what_was_started(papers):
+    write(papers / "sleeps.ipynb", "import time; time.sleep(200)")
+    process = start(papers, "run", "sleeps", "--dask", "local", "--jobs", "2")
+    runs = papers.parent / "runs"
+    try:
+        wait_for(lambda: any(runs.glob("sleeps/*/process.json")), "the kernel")
+        kernel = read_json(only_folder(papers, "sleeps") / "process.json")["kernel_pid"]
+        wait_for(lambda: psutil.Process(kernel).net_connections("inet"), "its ports")
+        found = listening(process.pid)
+    finally:
+        process.send_signal(signal.SIGINT)
+        ended(process)
+    assert len({name for name, _ in found}) >= 3, found  # the command, workers, the kernel
+    assert {address for _, address in found} <= {"127.0.0.1", "::1"}, found
+
+
+def test_a_cluster_of_its_own_speaks_tls_where_it_can():
+    pytest.importorskip("cryptography", reason="the extra scale is not installed")
+    with connect("local", ["", ""]) as own:
+        assert own.scheduler.address.startswith("tls://127.0.0.1:")
+        assert own.submit(sum, [1, 2]).result() == 3
+        stranger = distributed.Security.temporary()
+        with pytest.raises(OSError):
+            distributed.Client(own.scheduler.address, timeout=3, security=stranger)
 
 
 def test_a_run_that_somebody_else_holds_is_executed_once(address, papers):

@@ -98,6 +98,15 @@ def test_fetched_verified_unpacked_and_loaded(zoo):
     assert check_dataset("Zoo", zoo.root, progress=False)["ok"]
 
 
+@pytest.mark.parametrize("there", [10, 7])
+def test_pictures_are_counted_against_the_catalogue(zoo, there):
+    zoo.files["/zoo.tar.gz"] = tar_bytes({f"Zoo/images/{i}.png": picture(i) for i in range(there)})
+    said = []
+    zoo.get(say=said.append)
+    short = [line for line in said if "7 pictures of test instead of 10" in line]
+    assert len(short) == (there == 7)
+
+
 def test_check_names_each_file(zoo):
     zoo.get()
     images = zoo.root / "Zoo/images"

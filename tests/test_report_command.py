@@ -13,8 +13,10 @@ import mistune
 import nbformat
 import pandas as pd
 import pytest
+from hostile import NAMES
 from PIL import Image
 
+from oodnb.ground.spelling import visible
 from oodnb.running.kernel import RunFailed, launch
 from oodnb.running.plan import plan_run
 from oodnb.pipeline.rows import (
@@ -206,23 +208,6 @@ def test_wrong_usage_is_explained(tmp_path):
 
 # names that want to be more than names
 
-HOSTILE = [
-    '[x](https:e" onmouseover="alert(1)).png',
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>.jpg",
-    "![x](https://e.org/x.png)",
-    "[click](javascript:alert(1))",
-    '"><svg onload=alert(1)>',
-    "a` <b>code</b> `` b",
-    "**bold** _em_ ~~gone~~ <!-- hidden",
-    "```\n\n# heading\n\n- item\n",
-    "a | b || c",
-    "\\[x](https://e.org)\\",
-    "&lt;b&gt; &#60;i&#62;",
-    "<https://e.org> <a@e.org>",
-    "{{ blocks }} {% for %}",
-]
-
 
 class Elements(HTMLParser):
     """Tags and attributes of a page, and the words between them."""
@@ -248,21 +233,24 @@ def read(markdown):
     )
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 def test_a_name_in_markdown_is_shown_and_not_obeyed(name):
     shown, line = (
         mistune.create_markdown(escape=False, plugins=["table", "strikethrough"]),
-        " ".join(name.split()),
+        visible(name),
     )
-    assert shown(f"of {markdown_text(name)}.") == f"<p>of {html.escape(line)}.</p>\n"
+    escaped = html.escape(line).replace("&#x27;", "'")
+    assert shown(f"of {markdown_text(name)}.") == f"<p>of {escaped}.</p>\n"
     page = read(markdown_table(["", name], [[name, "1.0"]]))
     assert (
         page.tags == {"table", "thead", "tbody", "tr", "th", "td"} and page.words.count(line) == 2
     )
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 def test_a_page_with_hostile_names_has_no_more_than_its_own_elements(tmp_path, name):
+    if not name.isprintable():  # file systems and Arrow refuse some of them
+        name = visible(name)
     picture = tmp_path / (name.replace("/", "-") + ".png")
     Image.new("RGB", (3, 2), "teal").save(picture)
     write_rows(
@@ -321,7 +309,7 @@ def test_a_page_with_hostile_names_has_no_more_than_its_own_elements(tmp_path, n
         for key, value in page.attributes
         if key in ("href", "src")
     )
-    assert name in "".join(page.words)
+    assert visible(name, lines=True) in "".join(page.words)
     page = read(write_report(tmp_path / "a.md", [good, bad]).read_text("utf-8"))
     assert page.tags <= {
         "h1",

@@ -6,6 +6,7 @@
 __all__ = ['Unpacked', 'unpack']
 
 # %% ../../nbs/4_data/10_archives.ipynb #86b3f067
+import bz2
 import errno
 import gzip
 import hashlib
@@ -13,6 +14,7 @@ import lzma
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -32,17 +34,84 @@ def _inside(name):  # PurePosixPath below the folder
         or not path.parts
     ):
         raise ValueError(f"the member {name!r:.200} would be written outside of the folder")
+    try:
+        long = max(map(len, (part.encode("utf-8") for part in path.parts))) > 255
+    except UnicodeEncodeError:
+        raise ValueError(f"the name of the member {name!r:.200} is not UTF-8") from None
+    if long or len(name) > 3000:
+        raise ValueError(f"the name of the member {name!r:.80} is too long for a file system")
     return path
 
 
 def _shadow(path):
     return "__MACOSX" in path.parts or path.name.startswith("._") or path.name == ".DS_Store"
 
+# %% ../../nbs/4_data/10_archives.ipynb #bc27a0ac
+_ALWAYS = 100 * 10**6  # bytes that any archive may hold
+_HEADER = 16 << 20  # bytes of a header: names and comments, never data
+
+
+class _Budget:
+    "What may come out of an archive; `ValueError` when it is more."
+
+    def __init__(self, archive, ratio, members):
+        self.bytes = max(_ALWAYS, int(ratio * archive.stat().st_size))
+        self.ratio, self.members, self.seen, self.names = ratio, members, 0, 0
+
+    def take(self, size):
+        self.seen += size
+        if self.seen > self.bytes:
+            raise ValueError(
+                f"more than {self.bytes:,} bytes come out of it, {self.ratio:g} times its size; "
+                "if you trust it, unpack(..., ratio=10_000) lets it"
+            )
+
+    def member(self):
+        self.names += 1
+        if self.names > self.members:
+            raise ValueError(
+                f"it has more than {self.members:,} members; if you trust it, "
+                "unpack(..., members=...) lets it"
+            )
+
+# %% ../../nbs/4_data/10_archives.ipynb #4f72d43c
+class _Stream:
+    "A file for `tarfile`, which remembers the last bytes that were read and counts all of them."
+
+    def __init__(self, file, budget):
+        self.file, self.budget, self.last, self.furthest = file, budget, b"", 0
+
+    def read(self, size=-1):
+        if size < 0 or size > _HEADER:
+            raise ValueError(f"a header of {size:,} bytes is no header")
+        self.last = self.file.read(size)
+        if (place := self.file.tell()) > self.furthest:
+            self.budget.take(place - self.furthest)
+            self.furthest = place
+        return self.last
+
+    def seek(self, place, whence=0):
+        return self.file.seek(place, whence)
+
+    def tell(self):
+        return self.file.tell()
+
+    def check_end(self):
+        "Read on to the end of the file. `EOFError` when the archive does not end as it should."
+        if len(self.last) < tarfile.BLOCKSIZE:
+            raise EOFError("it ends without the blocks that end an archive")
+        if self.last.count(0) != len(self.last):
+            raise EOFError("a header in the middle of it cannot be read")
+        while block := self.read(1 << 20):
+            if block.count(0) != len(block):
+                raise EOFError("something follows behind its end")
+
 # %% ../../nbs/4_data/10_archives.ipynb #5dac1e59
 # yields (path, size, function that opens it, or why it is left out)
-def _tar_members(archive, folder):
-    with tarfile.open(archive) as tar:
+def _tar_members(stream, folder):
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
         for member in tar:
+            stream.budget.member()
             path = _inside(member.name) if member.name.strip("./") else None
             if path is None or member.isdir():
                 continue
@@ -54,27 +123,42 @@ def _tar_members(archive, folder):
                 yield path, 0, f"a link to {member.linkname!r}"
             else:
                 yield path, member.size, lambda member=member: tar.extractfile(member)
+        stream.check_end()
 
 # %% ../../nbs/4_data/10_archives.ipynb #caf9d129
 _ZIPPED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_LOCKED = 0x1 | 0x40 | 0x2000  # a password, strong encryption, an encrypted list
 
 
 def _check_zipped(member):
-    if member.flag_bits & 1:
+    if member.flag_bits & _LOCKED:
         raise ValueError(
             f"the member {member.filename!r:.200} is encrypted; unpack the archive yourself, with "
             "its password"
         )
-    if member.compress_type not in _ZIPPED:
+    if member.compress_type not in _ZIPPED or member.flag_bits & 0x20:
         raise ValueError(
             f"the member {member.filename!r:.200} is packed in way {member.compress_type}, which "
             "Python does not know; unpack the archive with another program"
         )
 
 # %% ../../nbs/4_data/10_archives.ipynb #6cc1964b
-def _zip_members(archive, folder):  # the same for a zip file
+def _check_listed(archive, members):
+    "Whether the list of a zip file is as long as its last record says."
+    with open(archive, "rb") as file:
+        file.seek(max(0, archive.stat().st_size - 65_557))
+        tail = file.read()
+    record = tail[tail.rfind(b"PK\5\6") :]
+    told = struct.unpack("<H", record[10:12])[0]
+    if told not in (0xFFFF, len(members) & 0xFFFF):  # 0xFFFF: told elsewhere, in a zip64 record
+        raise zipfile.BadZipFile(f"its list has {len(members):,} members instead of {told:,}")
+
+
+def _zip_members(archive, budget):  # the same for a zip file
     with zipfile.ZipFile(archive) as packed:
+        _check_listed(archive, packed.infolist())
         for member in packed.infolist():
+            budget.member()
             if member.is_dir():
                 continue
             path, kind = _inside(member.orig_filename), stat.S_IFMT(member.external_attr >> 16)
@@ -86,21 +170,67 @@ def _zip_members(archive, folder):  # the same for a zip file
                     f"the member {member.filename!r:.200} is no file but something special"
                 )
             else:
+                budget.take(member.file_size)
                 yield path, member.file_size, lambda member=member: packed.open(member)
 
 # %% ../../nbs/4_data/10_archives.ipynb #0da8b899
-def _members(archive, folder):
-    if zipfile.is_zipfile(archive):
-        yield from _zip_members(archive, folder)
-    elif tarfile.is_tarfile(archive):
-        yield from _tar_members(archive, folder)
-    elif archive.suffix == ".gz":
-        yield PurePosixPath(archive.stem), None, lambda: gzip.open(archive)
-    else:
-        raise ValueError(
-            "no archive is recognised; .zip, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz and .gz can "
-            "be read"
-        )
+_PACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+_OTHERS = {b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR", b"\x28\xb5\x2f\xfd": "Zstandard"}
+_READ = ".zip, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz and .gz can be read"
+
+
+def _packer(archive):  # None: a zip file; a function that opens what is in the archive
+    with open(archive, "rb") as file:
+        head = file.read(8)
+    if head.startswith((b"PK\3\4", b"PK\5\6")):
+        return None
+    for start, name in _OTHERS.items():
+        if head.startswith(start):
+            raise ValueError(f"it is packed by {name}; unpack it with that program ({_READ})")
+    return next((opens for start, opens in _PACKERS.items() if head.startswith(start)), open)
+
+
+def _is_tar(block):
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.EOFHeaderError:
+        return True  # it holds nothing
+    except tarfile.HeaderError:
+        return block[257:262] == b"ustar"  # a damaged one
+    return True
+
+# %% ../../nbs/4_data/10_archives.ipynb #eaa86be8
+class _Counted:
+    "One file, whose bytes are counted as they are read."
+
+    def __init__(self, file, budget):
+        self.file, self.budget = file, budget
+
+    def read(self, size):
+        block = self.file.read(size)
+        self.budget.take(len(block))
+        return block
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+
+def _members(archive, folder, budget):
+    if (opens := _packer(archive)) is None:
+        yield from _zip_members(archive, budget)
+        return
+    with opens(archive, "rb") as file:
+        tar = _is_tar(file.read(tarfile.BLOCKSIZE))
+        file.seek(0)
+        if tar:
+            yield from _tar_members(_Stream(file, budget), folder)
+        elif opens is open or not archive.stem:
+            raise ValueError(f"no archive is recognised; {_READ}")
+        else:
+            yield _inside(archive.stem), None, lambda: _Counted(opens(archive, "rb"), budget)
 
 # %% ../../nbs/4_data/10_archives.ipynb #f8cb0b17
 @dataclass
@@ -135,10 +265,10 @@ def _check_room(path, size, folder):
         )
 
 # %% ../../nbs/4_data/10_archives.ipynb #2a014518
-def _unpack_into(archive, folder, progress):
+def _unpack_into(archive, folder, progress, budget):
     done = Unpacked()
     for path, size, opened in tqdm(
-        _members(archive, folder),
+        _members(archive, folder, budget),
         desc=f"unpack {archive.name}",
         unit="file",
         disable=not progress,
@@ -155,11 +285,16 @@ def _unpack_into(archive, folder, progress):
             done.files.append((str(path), *_write(opened, folder / path, size)))
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
             raise ValueError(
-                f"the member {str(path)!r:.200} is there twice, or as a file and as a folder"
+                f"the member {str(path)!r:.200} is there twice, or as a file and as a folder, or "
+                "another name is the same on this disk but for its case"
             ) from None
+    if not done.files:
+        links = f", only {len(done.skipped)} links" if done.skipped else ""
+        raise ValueError(f"it holds no file{links}")
     return done
 
 # %% ../../nbs/4_data/10_archives.ipynb #b9ba06dd
+# what the readers of Python raise about bytes that are no archive of their kind
 _DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -167,11 +302,26 @@ _DAMAGE = (
     zlib.error,
     lzma.LZMAError,
     gzip.BadGzipFile,
+    struct.error,
+    UnicodeError,
+    ArithmeticError,
+    LookupError,
+    RecursionError,
 )
 
 
+def _is_damage(error):
+    bare = isinstance(error, OSError) and error.errno is None  # bz2
+    return bare or isinstance(error, _DAMAGE)
+
+
 def _named(archive, error):  # the error with the name of its archive, or None when it has one
-    if isinstance(error, _DAMAGE):
+    if isinstance(error, NotImplementedError):
+        return ValueError(
+            f"{archive} was not unpacked: Python cannot read this kind ({error}); unpack it with "
+            "another program. Nothing of it was kept."
+        )
+    if _is_damage(error):
         return ValueError(
             f"{archive} is damaged or not complete ({error or type(error).__name__}). Remove it "
             "and fetch it again."
@@ -185,6 +335,8 @@ def unpack(
     archive: str | Path,  # .zip, .tar (plain, gz, bz2, xz) or a single .gz
     folder: str | Path,  # a folder that does not exist yet, or is empty
     progress: bool = True,  # show a bar when it takes longer than a second
+    ratio: float = 200,  # times its own size that may come out of it
+    members: int = 20_000_000,  # that it may have
 ) -> Unpacked:  # files with size and sha256; links that were left out
     """Unpack into a new folder and nowhere else.
 
@@ -198,9 +350,9 @@ def unpack(
         )
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return _unpack_into(archive, folder, progress)
+        return _unpack_into(archive, folder, progress, _Budget(archive, ratio, members))
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if named := _named(archive, error):
-            raise named from (error if isinstance(error, _DAMAGE) else None)
+            raise named from (error if _is_damage(error) else None)
         raise

@@ -24,7 +24,7 @@ from .catalogue import archives_of, describe, entry, find, split_of
 from .download import download, verify
 from ..ground.files import atomic_path, locked
 from ..ground.places import data_root
-from ..pictures import list_pictures
+from ..pictures import PICTURES, list_pictures
 
 # %% ../../nbs/4_data/11_prepare.ipynb #4082f435
 _COLUMNS = ("archive", "path", "size", "sha256")
@@ -272,6 +272,24 @@ def _prepare_left(found, left, root, source, say, progress):  # how to get the r
             say(_one(found, archive, path, digests, root, kit, progress))
     return waiting
 
+# %% ../../nbs/4_data/11_prepare.ipynb #ecc3c1b2
+def _too_few(found, split, root):  # a line for each split with fewer pictures than it should have
+    done, files = prepared(found.name, root)
+    paths = [PurePosixPath(path) for path in files["path"]]
+    pictures = [path for path in paths if path.suffix.lower() in PICTURES]
+    for name in found.splits if split is None else [split]:
+        folder, due = find(found.name, name, root)[0], split_of(found.name, name).images
+        missing = [a for a in archives_of(found.name, name) if a.name not in done]
+        if folder is None or not due or missing:
+            continue
+        inside = PurePosixPath(folder.relative_to(Path(root).expanduser()).as_posix())
+        count = sum(path.is_relative_to(inside) for path in pictures)
+        if 0 < count < due:
+            yield (
+                f"{found.name}: {count:,} pictures of {name} instead of {due:,}; was an archive "
+                f"cut? oodnb data check {found.name} says more."
+            )
+
 # %% ../../nbs/4_data/11_prepare.ipynb #183c36a2
 def prepare(
     name: str,  # of a data set
@@ -300,6 +318,8 @@ def prepare(
                 "at every file."
             )
         waiting = _prepare_left(found, left, root, source, say, progress)
+        for line in _too_few(found, split, root) if left else ():
+            say(line)
     if waiting:
         raise FileNotFoundError(
             (

@@ -22,12 +22,15 @@ import pandas as pd
 import seaborn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 
 from ..benchmark import by_role, detector_names
 from ..ground.files import atomic_path
+from ..ground.spelling import visible
+from ..pipeline.rows import write_csv
 from ..metrics import detection_metrics
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #9a6f2c36
@@ -67,6 +70,7 @@ _STYLE = seaborn.axes_style("ticks") | {
     "svg.hashsalt": "oodnb",
     "svg.fonttype": "none",
     "text.hinting": "none",
+    "text.parse_math": False,
 }
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #d4c411bc
@@ -106,7 +110,19 @@ def _figure(width, height, rows, columns, **options):  # inches; (figure, axes [
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def _legible(figure):
+    "Names are shown as they are: no formulas, and no signs that an SVG file must not hold."
+    shown = lambda text: "\n".join(map(visible, text.split("\n")))
+    for text in figure.findobj(Text):
+        text.set_text(shown(text.get_text()))
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        labels = [text.get_text() for text in axis.get_ticklabels()]
+        if list(map(shown, labels)) != labels:
+            axis.set_ticks(axis.get_ticklocs(), list(map(shown, labels)))
+
+
 def _finished(figure, data):
+    _legible(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     figure.data = data
@@ -148,14 +164,14 @@ def save_figure(
         raise ValueError(
             f"{path.name!r} is no picture format used here; end it in {', '.join(clock)}."
         )
+    _legible(figure)
     dpi = dpi or (100 if getattr(figure, "pictures", False) else 200)
     with style(), atomic_path(path) as temporary:
         figure.savefig(
             temporary, format=path.suffix[1:].lower(), dpi=dpi, metadata=clock[path.suffix.lower()]
         )
     if (data := getattr(figure, "data", None)) is not None:
-        with atomic_path(path.with_suffix(".csv")) as temporary:
-            data.to_csv(temporary, index=False, float_format="%.5g", lineterminator="\n")
+        write_csv(data, path.with_suffix(".csv"), float_format="%.5g")
     return path
 
 # %% ../../nbs/12_evidence/03_figures.ipynb #f0a017a3

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from .figures import COLOURS, ID_COLOUR, DataFigure, style
-from ..pipeline.rows import published_rows, read_rows
+from ..pipeline.rows import published_rows, read_csv, read_rows
 from ..results import METRICS
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #4a9df46a
@@ -55,7 +55,7 @@ def _check_line(own, rows, line, name):  # own: its rows, of those in the file c
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #6e035ec9
 def _intervals(own, file, line):  # {"low": values, "high": values} for the rows of a line
-    table = pd.read_csv(file)
+    table = read_csv(file)
     table = table[(table["detector"] == line.method) & _chosen(table, line)].set_index("dataset")
     pairs = list(zip(own["metric"], own["dataset"]))
     return {

@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..benchmark import by_role, save_scores
 from ..metrics import bootstrap_samples, detection_metrics
+from ..pipeline.rows import write_csv
 from oodnb.results import (
     METRICS,
     average_seeds,
@@ -283,7 +284,7 @@ def write_seed_tables(
         lines = seed_metrics(scores, methods, groups, n_boot)
         known = set(methods) <= {method for method, _, _ in columns.values()}
         kept = lines.rename(columns={"method": "detector"}) if known else lines
-    kept.to_csv(folder / "metrics.csv", index=False, lineterminator="\n")
+    write_csv(kept, folder / "metrics.csv")
     return averaged, lines
 
 # %% ../../nbs/12_evidence/02_seeds.ipynb #5ec080fc

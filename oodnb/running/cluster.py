@@ -11,6 +11,7 @@ import os
 import socket
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,12 +34,24 @@ def _distributed():
         ) from error
 
 # %% ../../nbs/13_running/08_cluster.ipynb #cd7c6ba6
+_HERE = "127.0.0.1"  # nobody on another machine reaches it
 # Dask would set these for its workers
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def _worker_options(gpu):
+def _own_keys(distributed):
+    "Certificates that live as long as the cluster; None where `cryptography` is not installed."
+    try:
+        return distributed.Security.temporary()
+    except ImportError:
+        return None
+
+
+def _worker_options(gpu, keys):
     return {
+        "host": _HERE,
+        "dashboard": False,
+        "security": keys,
         "nthreads": 1,
         "memory_limit": 0,
         "silence_logs": "ERROR",
@@ -50,16 +63,33 @@ def _worker_options(gpu):
 def _local_cluster(places):
     "One worker process per place, on this machine."
     distributed, unset = _distributed(), dict.fromkeys(_THREADS)
+    keys = _own_keys(distributed)
     workers = {
-        number: {"cls": distributed.Nanny, "options": _worker_options(gpu)}
+        number: {"cls": distributed.Nanny, "options": _worker_options(gpu, keys)}
         for number, gpu in enumerate(places)
     }
-    options = {"dashboard": False, "dashboard_address": ":0", "host": "127.0.0.1"}
+    options = {"dashboard": False, "dashboard_address": f"{_HERE}:0", "host": _HERE}
+    options |= {"security": keys}
     scheduler = {"cls": distributed.Scheduler, "options": options}
     with importlib.import_module("dask").config.set({"distributed.nanny.pre-spawn-environ": unset}):
-        return distributed.SpecCluster(workers, scheduler, silence_logs="ERROR")
+        return distributed.SpecCluster(workers, scheduler, security=keys, silence_logs="ERROR")
 
 # %% ../../nbs/13_running/08_cluster.ipynb #15d40a2a
+def _warn_of_open_doors(client):
+    "A scheduler without TLS that other machines reach takes work from anybody there."
+    kind, _, rest = client.scheduler.address.partition("://")
+    host = rest.rpartition(":")[0].strip("[]")
+    if kind in ("tls", "wss", "inproc") or host in (_HERE, "localhost", "::1"):
+        return
+    warnings.warn(
+        f"The scheduler at {client.scheduler.address} speaks without TLS: whoever reaches its "
+        "port, or that of a worker, can run any code as you. Keep the ports behind a firewall, "
+        "or give scheduler, workers and this command certificates (notebook 13_running/08_cluster, "
+        "who may connect).",
+        stacklevel=5,
+    )
+
+
 def _remote_client(address, patience):  # of a scheduler that runs already
     where = (
         {"scheduler_file": str(address)} if Path(address).is_file() else {"address": str(address)}
@@ -74,7 +104,7 @@ def _remote_client(address, patience):  # of a scheduler that runs already
             "tcp://host:8786, or its scheduler file; or say local."
         ) from None
 
-
+# %% ../../nbs/13_running/08_cluster.ipynb #fb93d356
 @contextmanager
 def connect(
     address: str,  # "local", the address of a scheduler, or its scheduler file
@@ -93,6 +123,7 @@ def connect(
             yield client
         return
     with _remote_client(address, patience) as client:
+        _warn_of_open_doors(client)
         yield client
 
 # %% ../../nbs/13_running/08_cluster.ipynb #c610c1c5

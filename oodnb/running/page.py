@@ -20,7 +20,8 @@ from typing import Any
 from urllib.parse import quote
 from ..ground.files import atomic_path
 from ..ground.places import shipped
-from ..pipeline.rows import markdown_table, markdown_text, read_rows
+from ..ground.spelling import visible
+from ..pipeline.rows import markdown_table, markdown_text, read_csv, read_rows
 from .notebook import repository, runs_folder
 from .plan import find_notebooks, read_parameters
 from .state import read_json, spoken, state
@@ -170,7 +171,7 @@ def _known_intervals(file):  # {(data set, metric, value): [(words of the line, 
     known = {}
     if not file:
         return known
-    for entry in importlib.import_module("pandas").read_csv(file).to_dict("records"):
+    for entry in read_csv(file).to_dict("records"):
         words = {v for v in entry.values() if isinstance(v, str)}
         for metric in (k.removesuffix("_low") for k in entry if k.endswith("_low")):
             if metric in entry:
@@ -540,9 +541,9 @@ def write_report(
             "with everything) or .md (figures are linked)."
         )
     blocks = report_blocks(collect_results() if results is None else results)
-    text = _html(blocks) if path.suffix == ".html" else _markdown(blocks, path.parent)
+    page = _html(blocks) if path.suffix == ".html" else _markdown(blocks, path.parent)
     with atomic_path(path) as temporary:
-        temporary.write_text(text, "utf-8")
+        temporary.write_text(visible(page, lines=True), "utf-8")
     return path
 
 # %% ../../nbs/13_running/10_page.ipynb #dbc4557e

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ..ground.places import shipped
+from ..pipeline.rows import read_csv
 from .notebook import repository, runs_folder
 
 # %% ../../nbs/13_running/09_tables.ipynb #ab20a933
@@ -40,7 +41,7 @@ def _intervals(file, **part):
         if file.name == "rows.csv"
         else file.parent / "metrics" / file.name
     )
-    found = pd.read_csv(beside) if beside.is_file() else pd.DataFrame()
+    found = read_csv(beside) if beside.is_file() else pd.DataFrame()
     for column in set(part) & set(found):
         found = found[found[column] == part[column]]
     labels = ["detector" if "detector" in found else "method", "dataset"]

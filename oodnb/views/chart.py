@@ -17,6 +17,8 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from ..ground.spelling import visible
+
 # %% ../../nbs/15_views/01_chart.ipynb #37743009
 @dataclass(frozen=True)
 class Scale:
@@ -113,7 +115,8 @@ class Sketch:
         bold: bool = False,
     ) -> None:
         "Words at a place; the anchor is Pillow's: l m r, then t m s b."
-        self._words.append(((x, y), words, dict(font=font(size, bold), fill=colour, anchor=anchor)))
+        look = dict(font=font(size, bold), fill=colour, anchor=anchor)
+        self._words.append(((x, y), visible(words), look))
 
     def axis(self, scale: Scale, y: float, most: int = 4) -> None:
         "A horizontal axis with ticks and numbers."

@@ -22,6 +22,7 @@ from ..benchmark import by_role, detector_names
 from ..evidence.figures import COLOURS, ID_COLOUR
 from ..forget.evaluation import Recognition, class_changes, class_positions, recognise
 from ..forget.patch import ProjectionPatch
+from ..ground.spelling import visible
 from ..methods.forget import ForgetTask, protocol_recipe, solve_many
 from ..metrics import detection_metrics
 from .chart import Scale, Sketch, font
@@ -70,11 +71,12 @@ def picture_grid(
     sheet = Image.new("RGB", (columns * (size + 8), tall * len(rows)), "white")
     pen = ImageDraw.Draw(sheet)
     for y, (title, row) in zip(range(0, sheet.height, tall), rows.items()):
-        pen.text((2, y + 3), title, "#222222", font(12))
+        pen.text((2, y + 3), visible(title), "#222222", font(12))
         for x, (image, caption) in zip(range(0, sheet.width, size + 8), row):
             small = _small(image, size)
             sheet.paste(small, (x + (size - small.width) // 2, y + 22))
-            words = "\n".join(shorten(line, 17, placeholder="…") for line in caption.split("\n"))
+            lines_of = map(visible, caption.split("\n"))
+            words = "\n".join(shorten(line, 17, placeholder="…") for line in lines_of)
             pen.multiline_text((x, y + 23 + size), words, "#444444", font(10), spacing=2)
     return sheet
 

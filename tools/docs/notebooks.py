@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prose import colour, plain
+from prose import colour, harmless, plain
 
 DIRECTIVE = re.compile(r"^#\|\s*(\w+).*\n?", re.M)
 PICTURES = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
@@ -134,9 +134,10 @@ class Writer:
             table = re.sub(r"<style.*?</style>", "", _text(data["text/html"]), flags=re.S).replace(
                 ' border="1"', ""
             )
-            return f'<div class="wide">{re.sub(r" style=.text-align: right;.", "", table)}</div>'
-        if "text/markdown" in data:
-            return self.prose(_text(data["text/markdown"]))
+            table = re.sub(r" style=.text-align: right;.", "", table)
+            return f'<div class="wide">{harmless(table)}</div>'
+        if "text/markdown" in data:  # holds names that came with data
+            return self.prose(_text(data["text/markdown"]), trusted=False)
         if any("widget-view" in kind for kind in data):
             return '<p class="note">A widget: open this notebook in JupyterLab to use it.</p>'
         return (

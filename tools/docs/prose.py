@@ -3,8 +3,11 @@ to show them), code in colour, links rewritten."""
 
 import html
 import re
+from functools import partial
 
+import bleach
 import mistune
+from bleach.css_sanitizer import CSSSanitizer
 from latex2mathml.converter import convert
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
@@ -12,6 +15,16 @@ from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
 FORMATTER = HtmlFormatter(nowrap=True)
+TAGS = "table caption colgroup col thead tbody tfoot tr th td div span p pre code b i em strong"
+TAGS = {*TAGS.split(), "small", "sub", "sup", "br", "hr", "ul", "ol", "li", "details", "summary"}
+CELLS = ["colspan", "rowspan", "valign", "halign"]
+KEPT = {"*": ["class", "style", "title"], "th": CELLS, "td": CELLS}
+
+
+def harmless(markup):
+    """HTML that a cell has made, which may hold names of other people: tables and letters stay,
+    scripts, pictures, addresses and whatever acts are shown as text."""
+    return bleach.clean(markup, TAGS, KEPT, css_sanitizer=CSSSanitizer())
 
 
 def colour(code, language="python"):
@@ -69,6 +82,7 @@ class Renderer(mistune.HTMLRenderer):
     def __init__(self, link, names):
         super().__init__(escape=False)
         self.address, self.names, self.headings, self.used = link, names, [], set()
+        self.trusted = True  # written by people of this repository, and not made by a cell
 
     def heading(self, text, level, **_):
         anchor = base = slug(text) or "section"
@@ -101,10 +115,10 @@ class Renderer(mistune.HTMLRenderer):
         return f'<pre class="hl">{colour(code, (info or "text").split()[0])}</pre>\n'
 
     def block_html(self, markup):
-        return self._addresses(markup)
+        return self._addresses(markup) if self.trusted else f"<p>{html.escape(markup)}</p>\n"
 
     def inline_html(self, markup):
-        return self._addresses(markup)
+        return self._addresses(markup) if self.trusted else html.escape(markup)
 
     def _addresses(self, markup):
         return re.sub(
@@ -127,11 +141,23 @@ class Prose:
             renderer=self.renderer, plugins=["table", "math", "strikethrough", "url"]
         )
         self.renderer.register("table", _table)
-        self.renderer.register("inline_math", lambda render, text: math(text, False))
-        self.renderer.register("block_math", lambda render, text: math(text, True))
+        self.renderer.register("inline_math", partial(self._math, block=False))
+        self.renderer.register("block_math", partial(self._math, block=True))
 
-    def __call__(self, text):
-        return self.markdown(text)
+    def __call__(self, text, trusted=True):
+        self.renderer.trusted = trusted
+        try:
+            return self.markdown(text)
+        finally:
+            self.renderer.trusted = True
+
+    def _math(self, render, text, block):
+        try:
+            return math(text, block)
+        except ValueError:
+            if self.renderer.trusted:
+                raise
+            return html.escape(f"${text}$")
 
     def inline(self, text):
         """A line without its paragraph."""
