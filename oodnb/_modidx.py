@@ -3120,6 +3120,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'oodnb.towers._vit_local': ('2_models/towers.html#_vit_local', 'oodnb/towers.py'),
                               'oodnb.towers._why_no_path': ('2_models/towers.html#_why_no_path', 'oodnb/towers.py'),
                               'oodnb.towers.check_readout': ('2_models/towers.html#check_readout', 'oodnb/towers.py'),
+                              'oodnb.towers.known_readout': ('2_models/towers.html#known_readout', 'oodnb/towers.py'),
                               'oodnb.towers.tiny_model': ('2_models/towers.html#tiny_model', 'oodnb/towers.py'),
                               'oodnb.towers.value_path': ('2_models/towers.html#value_path', 'oodnb/towers.py')},
             'oodnb.views.chart': { 'oodnb.views.chart.Scale': ('15_views/chart.html#scale', 'oodnb/views/chart.py'),

@@ -36,6 +36,7 @@ from oodnb.models.backbone import (
 from .models.blip import BLIP_MODELS, is_blip, load_blip
 from .models.checkpoints import ACTIVATIONS, fill_model, infer_config, read_checkpoint
 from .models.mini_clip import preprocessing, unfold_clip
+from .towers import known_readout
 
 # %% ../nbs/2_models/07_backbones.ipynb #92a88fab
 _all_ = [
@@ -350,6 +351,11 @@ def _always_there(name, pretrained, device, precision, local):
 def _from_blip(name, pretrained, device, precision, local):
     "A BLIP, whose pictures are squashed."
     _check_alone(name, pretrained, " A folder with a BLIP is loaded by its path.")
+    if local is not None:
+        raise ValueError(
+            f"{str(name)!r} is a BLIP and has no local features, so there is nothing to read as "
+            f"{local!r}; leave local out."
+        )
     place = home() / "weights" / name if name in BLIP_MODELS else None
     model, tokenizer = load_blip(name, place=place)
     preprocess = plain_preprocess(model.visual.image_size, {"resize_mode": "squash"})
@@ -396,6 +402,7 @@ def load_backbone(
     "A frozen vision-language model, ready to encode. `list_backbones()` names what there is."
     device = find_device(device)
     precision = resolve_precision(precision, device)
+    known_readout(local)
     if name == "mini" or name in _TINY_NAMES:
         return _always_there(name, pretrained, device, precision, local)
     if not isinstance(name, (str, Path)):
