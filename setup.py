@@ -8,7 +8,8 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.absolute()
-SHIPPED = ("mini", "lists", "protocols", "published", "reproduced")
+SHIPPED = ("mini", "mini3", "lists", "protocols", "published", "reproduced")
+SHIPPED_FILES = ("claims.csv", "premises.csv")
 
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(ROOT / "settings.ini", encoding="utf-8")
@@ -32,6 +33,11 @@ class BuildWithData(build_py):
                     str(ROOT / "data" / name),
                     str(Path(self.build_lib) / settings["lib_path"] / "shipped" / name),
                 )
+        for name in SHIPPED_FILES:
+            self.copy_file(
+                str(ROOT / "data" / name),
+                str(Path(self.build_lib) / settings["lib_path"] / "shipped" / name),
+            )
 
 
 setup(
@@ -44,7 +50,7 @@ setup(
     author_email=settings["author_email"],
     # code; drawings and lists of others, see the ATTRIBUTION files
     license_expression="Apache-2.0 AND CC-BY-4.0 AND MIT",
-    license_files=["LICENSE", "data/*/ATTRIBUTION.md"],
+    license_files=["LICENSE", "data/*/ATTRIBUTION.md", "data/*/WORDNET-COPYRIGHT.txt"],
     keywords=settings["keywords"],
     packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),
     cmdclass={"build_py": BuildWithData},
