@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.absolute()
-SHIPPED = ("mini", "lists", "protocols", "published", "reproduced")
+SHIPPED = ("mini", "mini3", "lists", "protocols", "published", "reproduced")
 
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(ROOT / "settings.ini", encoding="utf-8")
@@ -44,7 +44,7 @@ setup(
     author_email=settings["author_email"],
     # code; drawings and lists of others, see the ATTRIBUTION files
     license_expression="Apache-2.0 AND CC-BY-4.0 AND MIT",
-    license_files=["LICENSE", "data/*/ATTRIBUTION.md"],
+    license_files=["LICENSE", "data/*/ATTRIBUTION.md", "data/*/WORDNET-COPYRIGHT.txt"],
     keywords=settings["keywords"],
     packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),
     cmdclass={"build_py": BuildWithData},
