@@ -30,6 +30,7 @@ from .ground.hashing import content_hash
 from .ground.places import home, shipped
 from .ground.spelling import did_you_mean
 from .miniworld.backgrounds import SCENES, TEXTURES
+from .miniworld.parted import EMOJI
 from oodnb.miniworld.painter import (
     AT,
     STYLES,
@@ -127,9 +128,11 @@ def web_drawers(
     """The sprites that pre-training may show.
 
     Version 2: not the held-out artist's, and of the ID things not the shifted artist's. Version
-    3: those whose side is pre_training."""
+    3: those whose side is pre_training; the icon sets together are drawn as often as one artist."""
     if version == 3:
-        return world.drawers((load_drawings().side == "pre_training").to_numpy())
+        allowed = (load_drawings().side == "pre_training").to_numpy()
+        hands = np.where(np.isin(world.artists, EMOJI), world.artists, "icons")
+        return World(world.concepts, world.sprites, world.shows, hands).drawers(allowed)
     is_id = np.isin(world.shows, world.having("id"))
     return world.drawers(
         ~np.isin(world.artists, (HELD_OUT, FLAT)) & ~((world.artists == SHIFTED) & is_id)
