@@ -49,7 +49,7 @@ setup(
     author=settings["author"],
     author_email=settings["author_email"],
     # code; drawings and lists of others, see the ATTRIBUTION files
-    license_expression="Apache-2.0 AND CC-BY-4.0 AND MIT",
+    license_expression="Apache-2.0 AND CC-BY-3.0 AND CC-BY-4.0 AND MIT",
     license_files=["LICENSE", "data/*/ATTRIBUTION.md", "data/*/WORDNET-COPYRIGHT.txt"],
     keywords=settings["keywords"],
     packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),
