@@ -459,6 +459,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'oodnb.data.crops': { 'oodnb.data.crops._only_normalises': ('4_data/crops.html#_only_normalises', 'oodnb/data/crops.py'),
                                   'oodnb.data.crops.crop_box': ('4_data/crops.html#crop_box', 'oodnb/data/crops.py'),
                                   'oodnb.data.crops.input_size': ('4_data/crops.html#input_size', 'oodnb/data/crops.py'),
+                                  'oodnb.data.crops.random_crop': ('4_data/crops.html#random_crop', 'oodnb/data/crops.py'),
                                   'oodnb.data.crops.random_crops': ('4_data/crops.html#random_crops', 'oodnb/data/crops.py')},
             'oodnb.data.download': { 'oodnb.data.download._Again': ('4_data/download.html#_again', 'oodnb/data/download.py'),
                                      'oodnb.data.download._NeverWeaker': ('4_data/download.html#_neverweaker', 'oodnb/data/download.py'),
