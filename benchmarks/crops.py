@@ -1,6 +1,6 @@
 """What does one training picture cost in a set of a thousand pairs, and in one of three millions?
 
-    python benchmarks/crops.py                        1,000, 100,000 and 3,000,000 pairs (CC3M's size)
+    python benchmarks/crops.py                      1,000, 100,000 and 3,000,000 pairs
     python benchmarks/crops.py --pairs 1000 20000     other sizes
     python benchmarks/crops.py --side 500             larger JPEGs
 
