@@ -1353,6 +1353,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'oodnb.methods.clipn.clipn_branches': ('8_clipn/clipn.html#clipn_branches', 'oodnb/methods/clipn.py'),
                                      'oodnb.methods.clipn.clipn_detectors': ( '8_clipn/clipn.html#clipn_detectors',
                                                                               'oodnb/methods/clipn.py'),
+                                     'oodnb.methods.clipn.clipn_forecast': ('8_clipn/clipn.html#clipn_forecast', 'oodnb/methods/clipn.py'),
                                      'oodnb.methods.clipn.clipn_plan': ('8_clipn/clipn.html#clipn_plan', 'oodnb/methods/clipn.py'),
                                      'oodnb.methods.clipn.clipn_templates': ( '8_clipn/clipn.html#clipn_templates',
                                                                               'oodnb/methods/clipn.py'),

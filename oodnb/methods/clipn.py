@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LAION', 'PLANS', 'clipn_templates', 'class_weights', 'decide', 'CLIPNDetector', 'clipn_detectors', 'fit_clipn',
-           'usual_texts', 'clipn_plan', 'clipn_branches', 'CLIPNSettings']
+           'usual_texts', 'clipn_plan', 'clipn_branches', 'clipn_forecast', 'CLIPNSettings']
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #7a14d4bd
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -29,7 +30,7 @@ from ..ground.hashing import content_hash
 from ..ground.places import data_root, home, shipped
 from ..ground.settings import check_settings
 from ..models.backbone import Backbone, find_device
-from ..pipeline.ahead import asked_for
+from ..pipeline.ahead import Forecast, asked_for
 from ..pipeline.processes import on_all_ranks, rank_and_ranks
 from ..pipeline.words import encode_once
 from ..prompts import clean_names, resolve_templates
@@ -430,9 +431,11 @@ def clipn_plan(
     ood: Sequence[str] = (),  # OOD sets that are asked for; none: all
     allow_different: bool = False,  # also lists that are not the published ones
     precision: str = "",  # of the training; "" is fp16 at scale paper on a GPU, else fp32
+    # processes that read training pictures ahead; None: none at scale mini, else all cores but one
+    workers: int | None = None,
     **changes: Any,  # fields of `CLIPNSettings`; None, 0 and "" leave the plan's
-    # label (of the weights), settings (CLIPNSettings), needs (dict of functions: model, captions,
-    # the sets)
+    # label (of the weights), settings (CLIPNSettings), workers, needs (dict of functions: model,
+    # captions, the sets)
 ) -> dict[str, Any]:
     "What an experiment with CLIPN trains and looks at. `ValueError` for an unknown scale."
     plan = _plan_of(scale)
@@ -444,7 +447,10 @@ def clipn_plan(
     changes |= {"precision": _precision_of(precision, scale, device)}
     label = plan["label"] if tag == plan["model"][1] or tag in LAION.values() else tag
     settings = _changed(plan["settings"], changes, rehearse)
-    return {"label": label or "own weights", "settings": settings, "needs": needs}
+    if workers is None:
+        workers = 0 if scale == "mini" else max(1, (os.cpu_count() or 2) - 1)
+    told = {"label": label or "own weights", "settings": settings, "workers": workers}
+    return told | {"needs": needs}
 
 # %% ../../nbs/8_clipn/03_clipn.ipynb #855cb155
 def clipn_branches(
@@ -481,3 +487,24 @@ def clipn_branches(
         )
         for seed in seeds
     }
+
+# %% ../../nbs/8_clipn/03_clipn.ipynb #dc0fdcc0
+def clipn_forecast(
+    backbone: Backbone,
+    captions: Any,  # image-caption pairs, an ImageSet; None: nothing is trained
+    settings: CLIPNSettings = CLIPNSettings(),
+    *,
+    trainings: int = 3,  # how many
+    folder: str | Path | None = None,  # of the run, where it is written down
+) -> Forecast | None:  # to be handed over as `watch`
+    "How long the repeats will train here, and what they hold."
+    if captions is None:
+        return None
+    steps = settings.epochs * (settings.steps_per_epoch or -(-len(captions) // settings.batch_size))
+    towers = sum(p.numel() for p in NoBranch(backbone, settings.prompts).parameters())
+    sizes = {"branch, gradient and AdamW's memory": 16.0 * towers}
+    if settings.views:
+        one = 4.0 * len(captions) * backbone.embed_dim
+        sizes |= {"encoded crops": settings.views * one, "text features": one}
+    what = f"CLIPN, {trainings} trainings of {settings.epochs} epochs ({trainings * steps:,} steps)"
+    return Forecast(what, trainings * steps, sizes, folder, backbone.device)
