@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..backbones import load_backbone
+from ..backbones import load_backbone, usual_weights
 from ..data.image_sets import ImageSet
 from ..datasets import load_dataset
 from ..features import extract
@@ -86,7 +86,8 @@ def toe_plan(
         raise ValueError(f"scale is {scale!r}; possible are 'mini' and 'paper'.")
     mini = scale == "mini"
     plan, train = (_MINI, ("mini", "fewshot")) if mini else (_PAPER, ("ImageNet", "train"))
-    weights = weights or (None if mini or backbone else "openai")
+    usual = usual_weights(backbone) if backbone else None if mini else "openai"
+    weights = weights or usual
     backbone = backbone or ("mini" if mini else "ViT-B-16-quickgelu")
 
     def tested(name):
