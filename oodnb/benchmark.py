@@ -358,6 +358,11 @@ def _run_facts(backbone, id_set, ood_sets, table, classes, detectors):
         "fingerprint": backbone.fingerprint,
         "precision": backbone.precision,
         "id_set": id_set.name,
+        "different": {
+            s.name: what
+            for s in (id_set, *ood_sets)
+            if (what := getattr(s, "about", {}).get("different"))
+        },
         "images": counts,
         "class_names": [str(c) for c in classes],
         "id_class_names": [str(c) for c in id_set.class_names],
