@@ -9,6 +9,7 @@ __all__ = ['detector_names', 'by_role', 'score_table', 'checked_scores', 'run_be
 import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,20 @@ import pyarrow.parquet as pq
 import torch
 
 import oodnb
-from .detectors import Detector, shared_reading
-from .features import Features, as_features, stream
+from .detectors import Detector, TextDetector, shared_reading
+from .features import Features, as_features, extract, passes_by, stream
 from .ground.files import atomic_path
 from .ground.hashing import content_hash
 from .ground.spelling import read_alike
+from oodnb.pipeline.cache import (
+    CacheEntry,
+    Piece,
+    cache_root,
+    read_part,
+    stored,
+    writable,
+    write_part,
+)
 from .scores import normalize
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #d5412c54
@@ -243,11 +253,19 @@ def _check_sets(id_set, ood_sets):  # the list of OOD sets
     return ood_sets
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #86e5d2c9
+def _near(detector, chunk):  # local features on the CPU for whoever expects them there
+    maps = getattr(chunk, "local_features", None)
+    if maps is None or maps.device.type == "cpu" or isinstance(detector, TextDetector):
+        return chunk
+    return replace(chunk, local_features=maps.cpu())
+
+
 def checked_scores(
     detector: Any,  # Detector
     chunk: Features,  # of N images
 ) -> np.ndarray:  # scores [N], float64
     "What a detector says about some images; a careless one is named, with what it did."
+    chunk = _near(detector, chunk)
     try:
         scores = detector.score(chunk)
     except Exception as error:
@@ -302,8 +320,64 @@ def _merge_predictions(table, predictors):
     table.insert(5, "prediction", table[columns[0]] if columns else np.int64(-1))
     return table.drop(columns=[c for c in columns if (table[c] == table["prediction"]).all()])
 
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #20e87dac
+class _Regions:
+    "Region scores of one image set, read, gathered and kept; without effect where regions are kept."
+
+    def __init__(self, backbone, dataset, detectors, cache):
+        readers = [d for d in detectors if d.needs_local]
+        texts = all(isinstance(d, TextDetector) for d in readers)
+        useful = readers and texts and cache_root(cache) and passes_by(backbone, dataset, cache)
+        self.entry = CacheEntry(cache_root(cache), backbone, dataset) if useful else None
+        self.readers, self.cache = {}, cache
+        for d in readers if useful else ():
+            name = content_hash("best region", self.entry.key, d.classifier, d.temperature)
+            self.readers[name] = d
+        self.found = {name: [] for name in self.readers}
+
+    def known(self, skipped):  # {name: scores [N]} of an earlier run, {} unless all are there
+        pieces = {n: read_part(self.folder / f"{n}.safetensors") for n in self.readers}
+        if not pieces or not all(pieces.values()):
+            return {}
+        same = all(piece.skipped == skipped for piece in pieces.values())
+        return {n: piece.tensors["best"] for n, piece in pieces.items()} if same else {}
+
+    @property
+    def folder(self):
+        return self.entry.folder / "regions"
+
+    def add(self, chunk):
+        for name, d in self.readers.items():
+            self.found[name].append(d.best_region(chunk))
+
+    def keep(self, skipped):
+        if self.entry and writable(self.cache) and not self.known(skipped):
+            for name, parts in self.found.items():
+                best = torch.cat(parts)
+                write_part(self.folder, Piece(0, len(best), {"best": best}, skipped), name)
+
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #2bd47361
+def _chunks(backbone, dataset, local, regions, **options):
+    "Features of a set in batches; with the region scores of an earlier run in place of regions."
+    there = stored(regions.entry, ("global",)) if regions.entry else None
+    known = regions.known(there.skipped) if there else {}
+    if not known:
+        yield from stream(backbone, dataset, local=local, stay=True, **options)
+        return
+    start = 0
+    for chunk in extract(backbone, dataset, **options).batches(options["batch_size"]):
+        stop = start + len(chunk)
+        chunk.about = chunk.about | {
+            "regions": {
+                (id(d.classifier), d.temperature): known[name][start:stop]
+                for name, d in regions.readers.items()
+            }
+        }
+        start = stop
+        yield chunk
+
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #f0904417
-def _rows_of(chunk, dataset, role, detectors, classes):  # DataFrame
+def _rows_of(chunk, dataset, role, detectors, classes, regions):  # DataFrame
     columns = {
         "dataset": dataset.name,
         "split": dataset.split,
@@ -317,6 +391,7 @@ def _rows_of(chunk, dataset, role, detectors, classes):  # DataFrame
                 columns[f"prediction:{d.name}"] = _predictions(d, chunk, classes)
         for d in detectors:
             columns[d.name] = checked_scores(d, chunk)
+        regions.add(chunk)
     return pd.DataFrame(columns)
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #7ffe7fc1
@@ -332,12 +407,13 @@ def _check_complete(dataset, rows, skipped):
 def _score_set(backbone, dataset, role, detectors, classes, **options):
     "Rows of one image set, its unit image features, and its unreadable images."
     parts, features, skipped = [], [], {}
+    regions = _Regions(backbone, dataset, detectors, options["cache"])
     local = any(d.needs_local for d in detectors)
-    for chunk in _chunks(backbone, dataset, local, **options):
+    for chunk in _chunks(backbone, dataset, local, regions, **options):
         skipped.update(chunk.skipped)
         if len(chunk) == 0:
             continue
-        parts.append(_rows_of(chunk, dataset, role, detectors, classes))
+        parts.append(_rows_of(chunk, dataset, role, detectors, classes, regions))
         features.append(normalize(chunk.image_features))
     if not parts:
         raise RuntimeError(
@@ -346,6 +422,8 @@ def _score_set(backbone, dataset, role, detectors, classes, **options):
         )
     rows = pd.concat(parts, ignore_index=True)
     _check_complete(dataset, rows, skipped)
+    position = {name: i for i, name in enumerate(dataset.ids)} if skipped else {}
+    regions.keep([[position[name], str(why)] for name, why in skipped.items()])
     lost = [[str(i), str(reason)] for i, reason in skipped.items()]
     return rows, torch.cat(features).numpy(), lost
 
@@ -397,6 +475,11 @@ def _run_facts(backbone, id_set, ood_sets, table, classes, detectors):
         "fingerprint": getattr(backbone, "fingerprint", ""),
         "precision": getattr(backbone, "precision", ""),
         "id_set": id_set.name,
+        "different": {
+            s.name: what
+            for s in (id_set, *ood_sets)
+            if (what := getattr(s, "about", {}).get("different"))
+        },
         "images": counts,
         "class_names": [str(c) for c in classes],
         "id_class_names": [str(c) for c in id_set.class_names],
