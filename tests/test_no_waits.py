@@ -1,7 +1,7 @@
 """A step of a training asks for no number: it runs on tensors without values.
 
-Under `FakeTensorMode` whatever depends on a value raises: `.item()`, `bool(tensor)`, `nonzero`, boolean
-indexing. What a step does there, it does on a GPU without waiting for it."""
+Under `FakeTensorMode` whatever depends on a value raises: `.item()`, `bool(tensor)`, `nonzero`,
+boolean indexing. What a step does there, it does on a GPU without waiting for it."""
 
 import pytest
 import torch

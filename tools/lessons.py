@@ -1,10 +1,10 @@
-"""Runs the lessons: every notebook in a process of its own, forked from one that holds the libraries.
+"""Runs the lessons of every notebook, each in a process forked from one that holds the libraries.
 
     python tools/lessons.py [--jobs 2] [--slowest 10] [NOTEBOOK OR FOLDER ...]
 
-What a notebook leaves behind (figures, kept features, settings of libraries) ends with it: no lesson
-stands on another's, and memory is what one notebook needs. nbdev's own loop runs them in as many
-processes as there are workers, which at the end hold what all of them left: nine gigabytes each.
+What a notebook leaves behind (figures, kept features, settings of libraries) ends with it: no
+lesson stands on another's, and memory is what one notebook needs. nbdev's own loop runs them in as
+many processes as there are workers, which at the end hold what all left: nine gigabytes each.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import sys
 import time
 import warnings
 from pathlib import Path
+
+from tqdm.auto import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 ## what nearly every notebook loads, and what takes seconds to load
@@ -65,10 +67,9 @@ def main():
     given = parser.parse_args()
     chosen = notebooks(given.paths)
     load_libraries()
-    results = []
     with multiprocessing.get_context("fork").Pool(given.jobs, maxtasksperchild=1) as pool:
-        for result in pool.imap_unordered(run, chosen):
-            results.append(result)
+        done = pool.imap_unordered(run, chosen)
+        results = list(tqdm(done, "lessons", len(chosen), unit="notebook", mininterval=10))
     failed = [str(n.relative_to(ROOT)) for n, held, _ in results if not held]
     slow = sorted(results, key=lambda result: -result[2])[: given.slowest]
     print("slowest: " + ", ".join(f"{n.stem} {seconds:.0f} s" for n, _, seconds in slow))
