@@ -30,7 +30,8 @@ from oodnb.ground.variations import (
     varied_fields,
 )
 from ..hftt.training import SEPARATE, HFTTSettings, TrainedOutliers, task_side, train_outliers
-from ..pipeline.cache import load_tensors, save_tensors
+from ..pipeline.cache import load_tensors
+from ..pipeline.detector_files import is_detector_file, read_detector, write_detector
 from ..pipeline.train import train
 from ..pipeline.words import WordList, encode_once, load_words, without_synonyms, word_texts
 from ..prompts import clean_names, resolve_templates
@@ -337,26 +338,11 @@ def save_hftt(
     detector: HFTTDetector,
 ) -> None:
     "Write a detector: its vectors, and in the header how they came about."
-    about = {
-        "name": detector.name,
-        "temperature": detector.temperature,
-        "class_names": list(detector.class_names),
-        "fingerprint": detector.fingerprint,
-        "trained": detector.trained,
-        "history": list(detector.history),
-    }
-    save_tensors(
-        path,
-        "hftt",
-        {"task_embeddings": detector.task_embeddings, "outliers": detector.outliers},
-        about,
-    )
+    write_detector(path, detector, left_out=("after_epoch",))
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #5508aa35
-def load_hftt(
-    path: str | Path,  # file written by `save_hftt`
-) -> HFTTDetector:
-    "Read a detector. Raises `ValueError` for other files."
+def _before_one_form(path: str | Path) -> HFTTDetector:
+    "A file from the time when every method had a form of its own."
     tensors, about = load_tensors(
         path, "hftt", "HFTT detector", "save_hftt writes one", ("task_embeddings", "outliers")
     )
@@ -371,6 +357,15 @@ def load_hftt(
         (),
         tuple(about["history"]),
     )
+
+
+def load_hftt(
+    path: str | Path,  # file written by `save_hftt`
+) -> HFTTDetector:
+    "Read a detector. Raises `ValueError` for other files."
+    if is_detector_file(path):
+        return read_detector(path, {"HFTTDetector": HFTTDetector})[0]
+    return _before_one_form(path)
 
 # %% ../../nbs/7_hftt/02_hftt.ipynb #e0dbfefe
 def oracle_epoch(

@@ -10,7 +10,7 @@ __all__ = ['TOEDetector', 'outlier_rows', 'fit_toe_runs', 'fit_toe', 'save_toe',
 # %% ../../nbs/9_toe/09_toe.ipynb #89d49bef
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from inspect import signature
 from itertools import product
 from pathlib import Path
@@ -33,7 +33,8 @@ from oodnb.ground.variations import (
     varied_fields,
 )
 from ..measure.class_statistics import class_statistics
-from ..pipeline.cache import load_tensors, save_tensors
+from ..pipeline.cache import load_tensors
+from ..pipeline.detector_files import is_detector_file, read_detector, write_detector
 from ..pipeline.train import train
 from ..pipeline.words import encode_once
 from ..prompts import clean_names
@@ -625,31 +626,28 @@ def fit_toe(
     return fit_toe_runs(*given, backbone=backbone, seeds=(seed,), **more)[0]
 
 # %% ../../nbs/9_toe/09_toe.ipynb #763ab41a
-_PARTS = ("classifier", "means", "precision")  # tensors that some scores need
-
-
 def save_toe(
     path: str | Path,  # file to write, .safetensors
     detector: TOEDetector,
 ) -> None:
     "Write a detector: its numbers, and in the header how they came about."
-    tensors: dict[str, torch.Tensor] = {}
-    for i, (weight, bias) in enumerate(detector.head):
-        tensors |= {f"{i}.weight": weight, f"{i}.bias": bias}
-    for part in _PARTS:
-        if getattr(detector, part) is not None:
-            tensors[part] = getattr(detector, part)
-    names = [key.name for key in fields(detector) if key.name not in ("head", *_PARTS)]
-    save_tensors(path, "toe", tensors, {name: getattr(detector, name) for name in names})
+    write_detector(path, detector)
 
 # %% ../../nbs/9_toe/09_toe.ipynb #32c9f471
-def load_toe(
-    path: str | Path,  # file written by `save_toe`
-) -> TOEDetector:
-    "Read a detector. Raises `ValueError` for other files."
+def _before_one_form(path: str | Path) -> TOEDetector:
+    "A file from the time when every method had a form of its own."
     needed = ("0.weight", "0.bias")
     tensors, about = load_tensors(path, "toe", "TOE detector", "save_toe writes one", needed)
     layers = sum(key.endswith(".bias") for key in tensors)
     head = [(tensors.pop(f"{i}.weight"), tensors.pop(f"{i}.bias")) for i in range(layers)]
     lists = {name: tuple(about[name]) for name in ("class_names", "history")}
     return TOEDetector(**{**about, "head": tuple(head), **lists, **tensors})
+
+
+def load_toe(
+    path: str | Path,  # file written by `save_toe`
+) -> TOEDetector:
+    "Read a detector. Raises `ValueError` for other files."
+    if is_detector_file(path):
+        return read_detector(path, {"TOEDetector": TOEDetector})[0]
+    return _before_one_form(path)

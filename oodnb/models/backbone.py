@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'find_device', 'half_factor', 'is_native', 'resolve_precision', 'in_precision', 'outside_inference',
-           'check_caller', 'Backbone', 'token_rows', 'cut_texts', 'plain_preprocess', 'tiny_clip']
+           'check_caller', 'name_of_backbone', 'Backbone', 'token_rows', 'cut_texts', 'plain_preprocess', 'tiny_clip']
 
 # %% ../../nbs/2_models/06_backbone.ipynb #3b756867
 import itertools
@@ -216,6 +216,9 @@ def _marks(tensor, width=1024):
     return torch.cat([square.sum(1), square.sum(0), words[square.numel() :]])
 
 
+_NAMES: dict[str, tuple[str, str | None]] = {}
+
+
 def _fingerprint_of(backbone):
     "The hash that a backbone keeps, made again when what it was made of has changed."
     model, preprocess = backbone.model, _describe(backbone.preprocess)
@@ -227,7 +230,15 @@ def _fingerprint_of(backbone):
     if stamp != backbone._stamp:
         backbone._stamp = stamp
         backbone._fingerprint = content_hash(dict(tensors), structure, preprocess)
+    _NAMES[backbone._fingerprint] = backbone.name, backbone.pretrained and str(backbone.pretrained)
     return backbone._fingerprint
+
+# %% ../../nbs/2_models/06_backbone.ipynb #22b7c26c
+def name_of_backbone(
+    fingerprint: str | None,  # of a backbone, or None
+) -> tuple[str, str | None] | None:  # (name, label of the weights); None: not seen
+    "What a backbone was called whose fingerprint was asked for in this process."
+    return _NAMES.get(fingerprint) if fingerprint else None
 
 # %% ../../nbs/2_models/06_backbone.ipynb #33b027bf
 def _check_pixels(pixels, size):

@@ -75,19 +75,24 @@ def feature_key(
     )
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #b5cf0003
+_CONTENT = "oodnb_content"  # key of the hash in the header
+
+
 def save_tensors(
     path: str | Path,  # *.safetensors
     kind: str,  # key of the facts in the header
     tensors: dict[str, torch.Tensor],  # dict: name -> tensor
     facts: dict,  # dict (JSON)
+    hashed: bool = True,  # False for what carries a hash of its own
 ) -> None:
-    "Write tensors and what is to be known about them, atomically."
+    "Write tensors and what is to be known about them, atomically, with a hash over both."
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    told = json.dumps(facts)
+    header = {kind: told}
+    if hashed:
+        header[_CONTENT] = content_hash(told, kept, length=64)
     with atomic_path(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            {kind: json.dumps(facts)},
-        )
+        save_file(kept, temporary, header)
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #f7f84c2d
 def load_tensors(
@@ -103,12 +108,18 @@ def load_tensors(
         raise FileNotFoundError(f"There is no file {path}; {hint}.")
     try:
         with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()[kind])
+            header = file.metadata()
+            facts = json.loads(header[kind])
             tensors = {name: file.get_tensor(name) for name in (*file.keys(), *needs)}
     except Exception as error:
         raise ValueError(
             f"{path} holds no {holds} ({type(error).__name__}: {str(error):.160}); {hint}."
         ) from error
+    if header.get(_CONTENT) not in (None, content_hash(header[kind], tensors, length=64)):
+        raise ValueError(
+            f"{path} is not as it was written: its contents do not have the hash in its header. "
+            f"Copy it again, or make it anew; {hint}."
+        )
     return tensors, facts
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #465600b6
@@ -235,7 +246,7 @@ def write_part(
         "skipped": piece.skipped,
         "hash": content_hash(piece.tensors),
     }
-    save_tensors(path, "piece", piece.tensors, facts)
+    save_tensors(path, "piece", piece.tensors, facts, hashed=False)
     return Piece(piece.start, piece.stop, load_file(path), piece.skipped)
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #6606f038
