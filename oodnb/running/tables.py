@@ -8,13 +8,19 @@ __all__ = ['table', 'accepted_differences', 'say_differences']
 # %% ../../nbs/13_running/09_tables.ipynb #23624a4f
 import importlib
 import json
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
+from ..ground.late import late
 from ..ground.places import shipped
 from .notebook import repository, runs_folder
+
+# %% ../../nbs/13_running/09_tables.ipynb #ca57aaa0
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = late("pandas")
 
 # %% ../../nbs/13_running/09_tables.ipynb #ab20a933
 def _finished_rows(name, out, accepted_only):
@@ -32,6 +38,11 @@ def _finished_rows(name, out, accepted_only):
     return found
 
 # %% ../../nbs/13_running/09_tables.ipynb #f290665b
+@lru_cache(8)
+def _read(file, written):  # a file is read once for all its sections
+    return pd.read_csv(file)
+
+
 def _intervals(file, **part):
     """The intervals that lie beside the rows of this setting and backbone: (method, dataset) →
     ends, empty when that file is about something else."""
@@ -40,7 +51,7 @@ def _intervals(file, **part):
         if file.name == "rows.csv"
         else file.parent / "metrics" / file.name
     )
-    found = pd.read_csv(beside) if beside.is_file() else pd.DataFrame()
+    found = _read(beside, beside.stat().st_mtime_ns) if beside.is_file() else pd.DataFrame()
     for column in set(part) & set(found):
         found = found[found[column] == part[column]]
     labels = ["detector" if "detector" in found else "method", "dataset"]
@@ -127,7 +138,7 @@ def table(
 # %% ../../nbs/13_running/09_tables.ipynb #a9f5aef7
 def accepted_differences(
     name: str,  # of a run
-) -> pd.DataFrame:  # method, reference, dataset, metric, difference, low, high, clear, ...
+) -> "pd.DataFrame":  # method, reference, dataset, metric, difference, low, high, clear, ...
     "The paired comparisons that were accepted with a run; positive is better, in points."
     folder = shipped() / "reproduced" / "differences"
     if not (folder / f"{name}.csv").is_file():
