@@ -58,7 +58,7 @@ readme: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python tools/check.py
 	$(BIN)/mypy
-	$(OFFLINE) $(BIN)/nbdev-test --n-workers 2
+	$(OFFLINE) $(BIN)/python tools/lessons.py --jobs 2
 	$(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 mutate: $(STAMP)

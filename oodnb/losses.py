@@ -33,15 +33,15 @@ _all_ = [
 ]  # those of outlier exposure have a notebook of their own
 
 # %% ../nbs/1_measure/05_losses.ipynb #5f9de8ed
-def _checked_labels(labels, count, classes, device):  # int64 [N]
-    "One class index for each image."
+def _checked_labels(labels, count, classes, device, checked=False):  # int64 [N]
+    "One class index for each image; their values are not looked at again where that was done."
     labels = torch.as_tensor(labels, device=device)
     if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(
             f"labels have shape {list(labels.shape)} and type {labels.dtype}; one class index for "
             f"each of the {count} images is needed."
         )
-    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+    if count and not checked and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
             f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {classes} "
             f"classes, 0 to {classes - 1}. Leave out pictures without a label (-1)."
@@ -65,6 +65,7 @@ def _checked_local(
     local_logits,  # [N, R, K]
     labels,  # [N]
     top_k,
+    checked=False,
 ):  # (local_logits, labels) as tensors on one device
     "Logits of regions, in the precision that a ranking needs."
     logits = torch.as_tensor(local_logits)
@@ -82,19 +83,22 @@ def _checked_local(
         )
     count, _, classes = logits.shape
     _check_top_k(top_k, classes)
-    return logits, _checked_labels(labels, count, classes, logits.device)
+    return logits, _checked_labels(labels, count, classes, logits.device, checked)
 
 # %% ../nbs/1_measure/05_losses.ipynb #7fc7a55f
+def _ranks(logits, labels):  # int64 [N, R]
+    logits = logits.detach()
+    of_label = logits.gather(2, labels[:, None, None].expand(-1, logits.shape[1], 1))
+    return 1 + (~(logits <= of_label)).sum(2)
+
+
 def region_ranks(
     # logits or cosines of regions and classes [N, R, K], float32 or float64
     local_logits: torch.Tensor,
     labels: torch.Tensor,  # class of each image [N]
 ) -> torch.Tensor:  # int64 [N, R], 1 to K
     "Rank of the image's class in each of its regions; ties count in favour of the class."
-    logits, labels = _checked_local(local_logits, labels, 0)
-    logits = logits.detach()
-    of_label = logits.gather(2, labels[:, None, None].expand(-1, logits.shape[1], 1))
-    return 1 + (~(logits <= of_label)).sum(2)
+    return _ranks(*_checked_local(local_logits, labels, 0))
 
 # %% ../nbs/1_measure/05_losses.ipynb #7a333f5e
 def ood_regions(
@@ -106,16 +110,16 @@ def ood_regions(
 ) -> torch.Tensor:  # bool [N, R], True where the region is OOD
     "Regions in which the image's class is not among the `top_k` most probable classes (LoCoOp)."
     logits, labels = _checked_local(local_logits, labels, top_k)
-    return region_ranks(logits, labels) > top_k
+    return _ranks(logits, labels) > top_k
 
 # %% ../nbs/1_measure/05_losses.ipynb #fb19207e
 _INSIDE_LOG = 1e-5  # added to probabilities before the logarithm, as in the paper's code
 
 
 def _mean_entropy(local_logits, selected):  # float tensor []
-    rows = selected.flatten().nonzero().flatten()
-    p = local_logits.flatten(0, 1).index_select(0, rows).softmax(-1)
-    return -(p * (p + _INSIDE_LOG).log()).sum() / max(1, len(p)) if len(p) else p.sum()
+    p = local_logits.masked_fill(~selected[..., None], 0).softmax(-1)
+    each = -(p * (p + _INSIDE_LOG).log()).sum(-1)
+    return (each * selected).sum() / selected.sum().clamp(min=1)
 
 
 def region_entropy(
@@ -126,7 +130,7 @@ def region_entropy(
 ) -> torch.Tensor:  # mean entropy of the OOD regions in nats, []; 0 when there are none
     "How undecided the OOD regions of a batch are; LoCoOp makes it large."
     logits, labels = _checked_local(local_logits, labels, top_k)
-    return _mean_entropy(logits, ood_regions(logits, labels, top_k))
+    return _mean_entropy(logits, _ranks(logits, labels) > top_k)
 
 # %% ../nbs/1_measure/05_losses.ipynb #0b23b84c
 def _check_image_logits(logits):
@@ -160,13 +164,15 @@ def locoop_terms(
     labels: torch.Tensor,
     top_k: int = 200,
     weight: float = 0.25,  # see `locoop_loss`
+    checked: bool = False,  # labels were looked at before: on a GPU a look is a wait
 ) -> dict:  # loss, loss_id and entropy: float tensors []; selected: bool [N, R] or None
     "The LoCoOp loss and what it is made of."
     logits = torch.as_tensor(logits)
     _check_image_logits(logits)
     _check_weight(weight, local_logits)
     count, classes = logits.shape
-    loss_id = F.cross_entropy(logits, _checked_labels(labels, count, classes, logits.device))
+    labels = _checked_labels(labels, count, classes, logits.device, checked)
+    loss_id = F.cross_entropy(logits, labels)
     terms = {
         "loss": loss_id,
         "loss_id": loss_id,
@@ -175,13 +181,13 @@ def locoop_terms(
     }
     if local_logits is None:
         return terms
-    local_logits, labels = _checked_local(local_logits, labels, top_k)
+    local_logits, _ = _checked_local(local_logits, labels, top_k, checked=True)
     if local_logits.shape[::2] != logits.shape:
         raise ValueError(
             f"logits [N, K] have shape {list(logits.shape)}, but local_logits [N, R, K] "
             f"{list(local_logits.shape)}; images and classes must be the same."
         )
-    selected = ood_regions(local_logits, labels, top_k)
+    selected = _ranks(local_logits, labels) > top_k
     entropy = _mean_entropy(local_logits, selected)
     return terms | {"loss": loss_id - weight * entropy, "entropy": entropy, "selected": selected}
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # %% ../nbs/4_data/01_pictures.ipynb #7e308a81
 def _wide_to_grey(image):  # 16-bit, 32-bit or floating-point picture
@@ -28,6 +28,7 @@ def _wide_to_grey(image):  # 16-bit, 32-bit or floating-point picture
     return Image.fromarray(np.rint(values * (255.0 / top)).astype(np.uint8))
 
 # %% ../nbs/4_data/01_pictures.ipynb #b97d528d
+_TURNED = range(2, 9)  # values of EXIF's orientation that are not upright
 READINGS = ("upright", "published")
 
 
@@ -36,7 +37,8 @@ def _to_rgb(image, reading):
     if reading == "published":
         return image.convert("RGB")
     try:
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED:
+            image = ImageOps.exif_transpose(image)  # it copies upright pictures too
     except Exception:
         image = image.copy()
     if image.mode == "F" or image.mode.startswith("I"):

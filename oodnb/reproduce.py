@@ -39,7 +39,9 @@ from oodnb.running.plan import (
     parse_value,
     plan_run,
     read_parameters,
+    runs_listed,
     status,
+    status_lines,
 )
 from .running.state import last_time, read_json, read_progress, spoken, time_left
 from .running.tables import table
@@ -247,22 +249,24 @@ def _list_command(args):
         notebook = plan_run(args.name, None, None, args.notebooks, args.out).notebook
         print(*read_parameters(notebook).values(), sep="\n")
         return 0
-    listed = list_runs(args.notebooks, args.out)
-    width = max(map(len, listed["run"]), default=0)
-    lines = [f"{name:<{width}}  {state:<11}  {about}" for name, state, about in listed.values]
+    listed = runs_listed(args.notebooks, args.out)
+    width = max((len(name) for name, *_ in listed), default=0)
+    lines = [f"{name:<{width}}  {state:<11}  {about}" for name, state, about in listed]
     print(*lines, sep="\n")
     return 0
 
 
 def _status_command(args):
-    found = status(args.names, args.out, args.all)
-    widths = [max(map(len, [column, *found[column]])) for column in found]
-    if not len(found):
+    found = status_lines(args.names, args.out, args.all)
+    rows = [list(found[0]), *(list(line.values()) for line in found)] if found else []
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    if not found:
         print("Nothing has been run yet; oodnb list shows what there is.")
-    for row in [list(found), *found.values] if len(found) else ():
+    for row in rows:
         cells = [f"{text:<{width}}" for text, width in zip(row, widths, strict=True)]
         print("  ".join(cells).rstrip())
-    return 1 if "failed" in set(found["state"]) else 0 if set(found["state"]) <= {"done"} else 3
+    states = {line["state"] for line in found}
+    return 1 if "failed" in states else 0 if states <= {"done"} else 3
 
 
 def _table_command(args):

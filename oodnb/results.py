@@ -9,18 +9,17 @@ __all__ = ['METRICS', 'OVER', 'NEAR', 'class_groups', 'far_sets', 'without_clean
            'read_rows', 'row_vocabulary', 'write_rows']
 
 # %% ../nbs/12_evidence/01_results.ipynb #bd6820bf
+import importlib
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 import oodnb
-from .benchmark import by_role, detector_names
+from .ground.late import late
 from .ground.spelling import read_alike, visible
 from .metrics import Groups, bootstrap_samples, detection_metrics, warn_of_few
 from oodnb.pipeline.rows import (
@@ -37,6 +36,17 @@ from oodnb.pipeline.rows import (
     row_vocabulary,
     write_rows,
 )
+
+# %% ../nbs/12_evidence/01_results.ipynb #4c23b9e0
+if TYPE_CHECKING:
+    import jinja2
+    from scipy import stats
+else:
+    jinja2, stats = late("jinja2"), late("scipy.stats")
+
+
+def _benchmark():
+    return importlib.import_module("oodnb.benchmark")
 
 # %% ../nbs/12_evidence/01_results.ipynb #686878cf
 _KEYS = list(IDENTITY)
@@ -160,7 +170,7 @@ def _metric_row(
 
 # %% ../nbs/12_evidence/01_results.ipynb #8282aa99
 def _chosen(scores: pd.DataFrame, detectors: str | Iterable[str] | None) -> list[str]:
-    names = detector_names(scores)
+    names = _benchmark().detector_names(scores)
     if detectors is None:
         return names
     wanted = [detectors] if isinstance(detectors, str) else list(detectors)
@@ -233,7 +243,7 @@ def metrics_table(
     with `_low` and `_high` over pictures, `_classes_low` and `_classes_high` over classes.
 
     FPR95: ID positive at the recall nearest to 95 %, OOD positive at the first of at least 95 %."""
-    known, ood = by_role(scores)
+    known, ood = _benchmark().by_role(scores)
     groups, out = _group_members(groups, ood), []
     if n_boot:
         warn_of_few(METRICS, len(known), min(map(len, ood.values())))
@@ -300,10 +310,10 @@ def difference_table(
 ) -> pd.DataFrame:  # detector minus reference per OOD set and for the mean, in percentage points
     """Paired differences to one detector with their intervals; `clear` when the interval leaves
     out zero."""
-    (reference,), (known, ood), out = _chosen(scores, reference), by_role(scores), []
+    (reference,), (known, ood), out = _chosen(scores, reference), _benchmark().by_role(scores), []
     options = {"n_boot": n_boot, "seed": seed, "over": check_over(over)}
     base = _points_and_samples(known, ood, reference, metrics, **options)
-    for detector in detector_names(scores):
+    for detector in _benchmark().detector_names(scores):
         if detector == reference:
             continue
         own = _points_and_samples(known, ood, detector, metrics, **options)
@@ -323,7 +333,10 @@ def _accuracy(right: np.ndarray) -> dict[str, float]:
     "Share of the hits [n] with Wilson's 95 % interval, in percent; NaN where there is nothing."
     ends: tuple[float, ...] = (np.nan,) * 3
     if len(right):
-        ends = right.mean(), *binomtest(right.sum(), len(right)).proportion_ci(method="wilson")
+        ends = (
+            right.mean(),
+            *stats.binomtest(right.sum(), len(right)).proportion_ci(method="wilson"),
+        )
     names = "accuracy", "accuracy_low", "accuracy_high"
     return dict(zip(names, 100 * np.array(ends), strict=True))
 
@@ -344,10 +357,10 @@ def id_accuracy(
 ) -> pd.DataFrame:  # detector, accuracy with _low and _high in percent, n
     """Top-1 accuracy of every detector's class predictions on the ID images; NaN where the classes
     are unknown."""
-    known, _ = by_role(scores)
+    known, _ = _benchmark().by_role(scores)
     predicted, labels = scores.attrs.get("class_names", []), scores.attrs.get("id_class_names", [])
     known, out = known[known["label"] >= 0] if "label" in known else known[:0], []
-    for detector in detector_names(scores):
+    for detector in _benchmark().detector_names(scores):
         guess = known.get(
             f"prediction:{detector}", known.get("prediction", pd.Series(dtype=np.int64))
         )

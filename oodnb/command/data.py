@@ -13,7 +13,6 @@ from typing import Any
 
 from ..data.catalogue import archives_of, describe, entry, find, list_entries, spelled, split_of
 from ..ground.places import data_root
-from ..data.prepare import prepare
 
 # %% ../../nbs/17_command/01_data.ipynb #aaa3a83e
 def _split_line(part):  # about one split of a data set
@@ -120,6 +119,8 @@ def _check(args):
 
 # %% ../../nbs/17_command/01_data.ipynb #76ab5fb5
 def _prepare(args):
+    from oodnb.data.prepare import prepare
+
     failed = []
     for name in args.names:
         split_of(name, args.split) if args.split else entry(name)

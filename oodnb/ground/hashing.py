@@ -12,8 +12,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 # %% ../../nbs/0_ground/03_hashing.ipynb #2fffe256
 def _is_tensor(value):
     torch = sys.modules.get("torch")
@@ -30,6 +28,7 @@ def _array_bytes(value, where):
             f"content_hash cannot read {where}: an array of dtype {kind}. Numbers and booleans are "
             "possible; turn others into a list."
         )
+    np = sys.modules["numpy"]
     little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
     return f"{kind}{list(value.shape)}".encode(), little.reshape(-1).view(np.uint8)
 
@@ -67,13 +66,14 @@ def _add(sha, kind, data):
 
 def _feed(sha, value, where):
     "Add one value to the running hash; `where` names it in errors."
-    if isinstance(value, np.generic):
+    np = sys.modules.get("numpy")  # without it there are no arrays
+    if np and isinstance(value, np.generic):
         value = value.item()
     if plain := _plain(value):
         _add(sha, *plain)
     elif isinstance(value, Path):
         _add(sha, b"p", _file_digest(value, where))
-    elif isinstance(value, np.ndarray) or _is_tensor(value):
+    elif (np and isinstance(value, np.ndarray)) or _is_tensor(value):
         header, data = _array_bytes(value, where)
         _add(sha, b"a", header)
         _add(sha, b"d", data)

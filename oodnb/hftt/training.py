@@ -43,12 +43,12 @@ def _log_odds(
     texts: torch.Tensor,  # unit rows [b, D]
     side: torch.Tensor,  # of the task, for these texts [S, b]
     outliers: torch.Tensor,  # vectors of all runs [sum of counts, D]
-    counts: torch.Tensor,  # vectors of each run [S]
-    temperatures: torch.Tensor,  # [S]
+    counts: list[int],  # vectors of each run [S]
+    temperatures: torch.Tensor,  # of each vector [sum of counts, 1]
 ) -> torch.Tensor:  # [S, b]
     "Log-odds of task against outliers in each run."
-    unit = F.normalize(outliers, dim=1) / temperatures.repeat_interleave(counts)[:, None]
-    parts = (texts @ unit.T).split(counts.tolist(), dim=1)
+    unit = F.normalize(outliers, dim=1) / temperatures
+    parts = (texts @ unit.T).split(counts, dim=1)
     return side - torch.stack([part.logsumexp(1) for part in parts])
 
 # %% ../../nbs/7_hftt/01_training.ipynb #a4c3fdf8
@@ -144,14 +144,14 @@ def _losses_of(
     task_half = task_side(task_texts, task_embeddings, temperatures)
     word_half = task_side(word_features, task_embeddings, temperatures)
     kind: dict[str, Any] = dict(dtype=outliers.dtype, device=outliers.device)
-    t, g = torch.tensor(temperatures, **kind), torch.tensor(focals, **kind)
-    n = torch.tensor(counts, dtype=torch.long, device=outliers.device)
+    of_vectors = [t for t, n in zip(temperatures, counts) for _ in range(n)]
+    t, g = torch.tensor(of_vectors, **kind)[:, None], torch.tensor(focals, **kind)
 
     def loss_of(rows: torch.Tensor) -> dict:
-        task_odds = _log_odds(task_texts, task_half, outliers, n, t)
-        word_odds = _log_odds(word_features[rows], word_half[:, rows], outliers, n, t)
+        task_odds = _log_odds(task_texts, task_half, outliers, counts, t)
+        word_odds = _log_odds(word_features[rows], word_half[:, rows], outliers, counts, t)
         losses = log_odds_loss(task_odds, word_odds, g)["loss"]
-        each = {f"loss_{i}": loss for i, loss in enumerate(losses.detach().tolist())}
+        each = {f"loss_{i}": loss for i, loss in enumerate(losses.detach().unbind())}
         return {"loss": losses.sum(), **each}
 
     return loss_of
@@ -267,19 +267,22 @@ def train_outliers(
     def batches(i: int) -> tuple[torch.Tensor, ...]:
         return plan.batches(i, words.device)
 
-    def after_step(row: dict) -> None:
-        epoch, step, over = plan.at(row["epoch"], row["step"])
+    def after_step(i: int, number: int) -> None:
+        epoch, _, over = plan.at(i, number)
         if over:
             snapshots.keep(epoch, outliers)
-        if watch:
-            watch({**row, "epoch": epoch, "step": step, "outliers": outliers.detach()})
+
+    def told(row: dict) -> None:
+        epoch, step, _ = plan.at(row["epoch"], row["step"])
+        watch({**row, "epoch": epoch, "step": step, "outliers": outliers.detach()})
 
     temperatures = [0.01 if one.temperature is None else float(one.temperature) for one in each]
     focals = [float(one.focal) for one in each]
     loss_of = _losses_of(task, texts, words, outliers, counts, temperatures, focals)
     facts = {"settings": [asdict(one) for one in each], **(made_of or {})}
     optimizer, rates = _sgd(outliers, each[0]), _rates(each[0], plan.pieces)
-    history = train(optimizer, rates, batches, loss_of, settings=facts, watch=after_step, **loop)
+    loop |= {"settings": facts, "after_step": after_step, "watch": told if watch else None}
+    history = train(optimizer, rates, batches, loss_of, **loop)
     finished = [plan.pieces[i][0] for i in range(len(history)) if i in plan.last]
     kept = [snapshots.get(epoch, outliers.device) for epoch in finished]
     now, *after = (list(rows.detach().clone().split(counts)) for rows in (outliers, *kept))

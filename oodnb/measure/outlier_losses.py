@@ -35,8 +35,8 @@ def _checked_logits(logits, name):
     return logits
 
 # %% ../../nbs/1_measure/04_outlier_losses.ipynb #24b74634
-def _checked_labels(labels, logits):  # int64 [..., B]
-    "One class index for each sample."
+def _checked_labels(labels, logits, checked):  # int64 [..., B]
+    "One class index for each sample; their values are not looked at again where that was done."
     labels = torch.as_tensor(labels, device=logits.device)
     is_index = not labels.is_floating_point() and labels.dtype != torch.bool
     if not is_index or labels.shape != logits.shape[:-1]:
@@ -44,6 +44,8 @@ def _checked_labels(labels, logits):  # int64 [..., B]
             f"labels have shape {list(labels.shape)} and type {labels.dtype}; id_logits of shape "
             f"{list(logits.shape)} need one class index per sample, {list(logits.shape[:-1])}."
         )
+    if checked:
+        return labels.long()
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[-1]:
         raise ValueError(
@@ -54,10 +56,10 @@ def _checked_labels(labels, logits):  # int64 [..., B]
     return labels.long()
 
 # %% ../../nbs/1_measure/04_outlier_losses.ipynb #88dadff4
-def _checked_sides(id_logits, labels, outlier_logits):
+def _checked_sides(id_logits, labels, outlier_logits, checked):
     "The three as tensors that fit; no outliers stay None."
     logits = _checked_logits(id_logits, "id_logits")
-    labels = _checked_labels(labels, logits)
+    labels = _checked_labels(labels, logits, checked)
     if outlier_logits is None:
         return logits, labels, None
     outliers = _checked_logits(outlier_logits, "outlier_logits")
@@ -80,11 +82,12 @@ def outlier_exposure_loss(
     # of outliers [..., b, K]; None: no exposure, the cross-entropy alone
     outlier_logits: torch.Tensor | None,
     weight: float | torch.Tensor = 0.5,  # of the outliers, a number or one per classifier [...]
+    checked: bool = False,  # labels were looked at before: on a GPU a look is a wait
 ) -> torch.Tensor:  # [...]
     """Cross-entropy of the labelled samples plus `weight` times that of the outliers.
 
     The target of an outlier is the uniform distribution."""
-    logits, labels, outliers = _checked_sides(id_logits, labels, outlier_logits)
+    logits, labels, outliers = _checked_sides(id_logits, labels, outlier_logits, checked)
     loss = _cross_entropy(logits, labels)
     return loss if outliers is None else loss - weight * outliers.log_softmax(-1).mean((-2, -1))
 
@@ -96,9 +99,10 @@ def energy_margin_loss(
     id_margin: float = -25.0,  # energies of labelled samples shall lie below
     outlier_margin: float = -7.0,  # energies of outliers shall lie above
     weight: float | torch.Tensor = 0.1,  # of both hinges, a number or one per classifier [...]
+    checked: bool = False,  # labels were looked at before: on a GPU a look is a wait
 ) -> torch.Tensor:  # [...]
     "Cross-entropy plus squared hinges on both energies."
-    logits, labels, outliers = _checked_sides(id_logits, labels, outlier_logits)
+    logits, labels, outliers = _checked_sides(id_logits, labels, outlier_logits, checked)
     above, below = -logits.logsumexp(-1) - id_margin, outlier_margin + outliers.logsumexp(-1)
     return _cross_entropy(logits, labels) + weight * (
         above.relu().square().mean(-1) + below.relu().square().mean(-1)
@@ -149,11 +153,12 @@ def energy_logistic_loss(
     intercept: torch.Tensor,  # [..., 2]
     # of the logistic term, a number or one per classifier [...]
     weight: float | torch.Tensor = 0.1,
+    checked: bool = False,  # labels were looked at before: on a GPU a look is a wait
 ) -> torch.Tensor:  # [...]
     """Cross-entropy plus that of a logistic model.
 
     The model tells labelled samples from outliers by one number."""
-    logits, labels, outliers = _checked_sides(id_logits, labels, outlier_logits)
+    logits, labels, outliers = _checked_sides(id_logits, labels, outlier_logits, checked)
     slope, intercept = _logistic_model(slope, intercept, logits)
     known, other = (
         weighted_energy(side, weights)[..., None] * slope.mT + intercept[..., None, :]

@@ -71,7 +71,7 @@ def watched_terms(
     weight: float = LoCoOpSettings.weight,  # lambda
 ) -> dict[str, torch.Tensor]:  # loss, loss_id, entropy, selected and accuracy, tensors []
     "What LoCoOp minimises, and the numbers worth watching."
-    terms = locoop_terms(logits, local_logits, labels, top_k, weight)
+    terms = locoop_terms(logits, local_logits, labels, top_k, weight, checked=True)
     return {
         **terms,
         "selected": terms["selected"].sum(),

@@ -9,11 +9,18 @@ __all__ = ['SIDE', 'TEXTURES', 'SCENES', 'background']
 import colorsys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy import ndimage
+
+from ..ground.late import late
+
+# %% ../../nbs/3_miniworld/01_backgrounds.ipynb #2911f898
+if TYPE_CHECKING:
+    from scipy import ndimage
+else:
+    ndimage = late("scipy.ndimage")
 
 # %% ../../nbs/3_miniworld/01_backgrounds.ipynb #1934845b
 SIDE = 128  # pixels of a background's side

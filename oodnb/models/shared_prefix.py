@@ -48,7 +48,8 @@ class TextTower:
             return self.token_embedding(tokens).to(dtype)
         learned = tokens >= vocabulary
         known = self.token_embedding(tokens.masked_fill(learned, 0)).to(dtype)
-        return known.index_put((learned,), words.to(dtype)[tokens[learned] - vocabulary])
+        put = F.embedding((tokens - vocabulary).clamp(min=0), words.to(dtype))
+        return put.where(learned[..., None], known)
 
     def read(
         self,

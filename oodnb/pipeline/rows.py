@@ -12,14 +12,19 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from ..ground.files import atomic_path
+from ..ground.late import late
 from ..ground.spelling import visible
 from ..ground.places import shipped
+
+# %% ../../nbs/5_pipeline/11_rows.ipynb #513ba12b
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+else:
+    np, pd = late("numpy"), late("pandas")
 
 # %% ../../nbs/5_pipeline/11_rows.ipynb #02ac727a
 SCALES = ("paper", "mini", "own", "published")
@@ -87,9 +92,9 @@ def _row_problem(row, words):
 
 # %% ../../nbs/5_pipeline/11_rows.ipynb #37398c33
 def check_rows(
-    rows: pd.DataFrame,  # with ROW_COLUMNS
+    rows: "pd.DataFrame",  # with ROW_COLUMNS
     where: str = "rows",  # what is checked, for the message
-) -> pd.DataFrame:  # the same rows
+) -> "pd.DataFrame":  # the same rows
     "Refuse rows with unknown words, impossible values or two values for the same thing."
     missing = [c for c in ROW_COLUMNS if c not in rows.columns]
     if missing:
@@ -123,8 +128,8 @@ def _mean_row(group):  # of one number, in several runs
 
 
 def average_seeds(
-    rows: pd.DataFrame,  # rows of several runs that differ in their seeds
-) -> pd.DataFrame:  # one row per number, value = mean, std over the runs
+    rows: "pd.DataFrame",  # rows of several runs that differ in their seeds
+) -> "pd.DataFrame":  # one row per number, value = mean, std over the runs
     "Mean and standard deviation over runs; rows of different scales stay apart."
     check_rows(rows)
     groups = rows.groupby([*IDENTITY, "scale"], sort=False)
@@ -132,9 +137,9 @@ def average_seeds(
 
 # %% ../../nbs/5_pipeline/11_rows.ipynb #3871b0ad
 def one_scale(
-    rows: pd.DataFrame,  # rows
+    rows: "pd.DataFrame",  # rows
     doing: str,  # what would happen to them, for the message
-) -> pd.DataFrame:  # the same rows
+) -> "pd.DataFrame":  # the same rows
     "Refuse rows of several scales, with the reason."
     scales = sorted(set(rows["scale"]))
     if len(scales) > 1:
@@ -196,7 +201,7 @@ def read_csv(
 
 # %% ../../nbs/5_pipeline/11_rows.ipynb #7f95d016
 def write_rows(
-    rows: pd.DataFrame,  # rows of one scale
+    rows: "pd.DataFrame",  # rows of one scale
     path: str | Path,  # CSV file
 ) -> Path:  # the file
     "Check rows and write them as CSV, atomically."
@@ -206,7 +211,7 @@ def write_rows(
 # %% ../../nbs/5_pipeline/11_rows.ipynb #98fa0e44
 def read_rows(
     path: str | Path,  # CSV file of write_rows, or of published numbers
-) -> pd.DataFrame:  # rows
+) -> "pd.DataFrame":  # rows
     "Read rows; the nine columns of published numbers are filled up with scale `published`."
     empty = {"value": {"": "nan"}, "std": {"": "nan"}}
     rows = read_csv(path, dtype=str, keep_default_na=False).replace(empty)
@@ -218,7 +223,7 @@ def read_rows(
 # %% ../../nbs/5_pipeline/11_rows.ipynb #abc189e9
 def published_rows(
     paper: str | None = None,  # one paper, or None for all
-) -> pd.DataFrame:  # rows of scale "published"
+) -> "pd.DataFrame":  # rows of scale "published"
     """The numbers the papers print; some papers' tables could not be confirmed and are missing
     or empty (see the README beside the files)."""
     files = {p.stem: p for p in sorted(shipped("published").glob("*.csv"))}

@@ -8,11 +8,18 @@ __all__ = ['Threshold', 'threshold_at_tpr', 'TextThreshold', 'threshold_from_tex
 # %% ../../nbs/5_pipeline/06_thresholds.ipynb #19cbc3d0
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.stats import beta
+
+from ..ground.late import late
+
+# %% ../../nbs/5_pipeline/06_thresholds.ipynb #032bb1ef
+if TYPE_CHECKING:
+    from scipy import stats
+else:
+    stats = late("scipy.stats")
 
 # %% ../../nbs/5_pipeline/06_thresholds.ipynb #afa70977
 @dataclass(frozen=True)
@@ -77,7 +84,11 @@ def threshold_at_tpr(
         )
     line = float(values[k - 1])
     return Threshold(
-        line, float(tpr), float((values >= line).mean()), float(beta.ppf(0.05, n + 1 - k, k)), n
+        line,
+        float(tpr),
+        float((values >= line).mean()),
+        float(stats.beta.ppf(0.05, n + 1 - k, k)),
+        n,
     )
 
 # %% ../../nbs/5_pipeline/06_thresholds.ipynb #b5tt0002

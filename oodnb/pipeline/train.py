@@ -198,33 +198,65 @@ def load_state(
     return history
 
 # %% ../../nbs/5_pipeline/08_train.ipynb #2f3e7250
-def _one_step(optimizer, step, batch, loss_of):  # the numbers of the step
+def _one_step(optimizer, batch, loss_of):  # the numbers of the step, where they were made
     optimizer.zero_grad()
     terms = loss_of(batch)
-    row = {name: float(torch.as_tensor(value).item()) for name, value in terms.items()}
-    if not math.isfinite(row["loss"]):
-        raise FloatingPointError(f"the loss is {row['loss']} in step {step}")
     terms["loss"].backward()
     optimizer.step()
-    return row
+    return {name: torch.as_tensor(value).detach() for name, value in terms.items()}
+
+# %% ../../nbs/5_pipeline/08_train.ipynb #c6d197ce
+_AT_ONCE = 256  # steps of a GPU whose numbers are read together
+
+
+class _Numbers:
+    """The numbers of the steps of an epoch, read from the device so many steps at once.
+    A CPU has nothing to wait for, and whoever watches wants them now: they are read each time."""
+
+    def __init__(self, at_once: int) -> None:
+        self.at_once, self.rows = at_once, []
+        self.waiting: list[dict] = []
+
+    def add(self, row: dict) -> None:
+        self.waiting.append(row)
+        if len(self.waiting) >= self.at_once:
+            self.read()
+
+    def read(self) -> None:
+        if not self.waiting:
+            return
+        names = list(self.waiting[0])
+        lines = [torch.stack([row[n].double() for n in names]) for row in self.waiting]
+        for line in torch.stack(lines).tolist():
+            row = dict(zip(names, line))
+            if not math.isfinite(row["loss"]):
+                raise FloatingPointError(f"the loss is {row['loss']} in step {len(self.rows)}")
+            self.rows.append(row)
+        self.waiting = []
 
 # %% ../../nbs/5_pipeline/08_train.ipynb #d9a19a32
 # mean of every number over the steps
-def _run_epoch(optimizer, epoch, rate, batches, loss_of, watch, bar):
+def _run_epoch(optimizer, epoch, rate, batches, loss_of, hooks, bar):
     for group in optimizer.param_groups:
         group["lr"] = rate
-    rows = []
+    after_step, watch = hooks
+    eager = watch or _learned(optimizer)[0].device.type == "cpu"
+    numbers = _Numbers(1 if eager else _AT_ONCE)
     for step, batch in enumerate(batches(epoch)):
-        row = _one_step(optimizer, step, batch, loss_of)
-        rows.append(row)
+        numbers.add(_one_step(optimizer, batch, loss_of))
+        if after_step:
+            after_step(epoch, step)
         if watch:
-            watch({"epoch": epoch, "step": step, "lr": rate, **row})
-        bar.set_postfix(step=step, loss=f"{row['loss']:.4f}", refresh=False)
+            watch({"epoch": epoch, "step": step, "lr": rate, **numbers.rows[-1]})
+        if numbers.rows:
+            bar.set_postfix(step=step, loss=f"{numbers.rows[-1]['loss']:.4f}", refresh=False)
         bar.update(0)
-    if not rows:
+    numbers.read()
+    if not numbers.rows:
         raise ValueError(f"Epoch {epoch} has no batch; batches(epoch) must yield at least one.")
     if not all(p.isfinite().all() for p in _learned(optimizer)):
         raise FloatingPointError("its last step made parameters that are not finite")
+    rows = numbers.rows
     means = {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
     return {"epoch": epoch, "lr": rate, **means}
 
@@ -258,12 +290,15 @@ def train(
     # function of a dict (epoch, step, lr and the numbers), called after every step
     watch: Callable[[dict], None] | None = None,
     progress: bool = True,  # show a bar when it takes longer than a second
+    # function of (epoch, step), called after every step; it reads no numbers, so nothing waits
+    after_step: Callable[[int, int], None] | None = None,
 ) -> list[dict]:  # one per finished epoch: epoch, lr and the mean of every number
     "Gradient descent, resumable after every epoch. `RuntimeError` when the loss is not finite."
     check_caller(trains=True)
     path = Path(folder).expanduser() / "training.safetensors" if folder else None
     settings = json.loads(json.dumps(settings or {}))
     last = min(len(rates), len(rates) if stop_after is None else stop_after)
+    hooks = after_step, watch
     hidden: dict[str, Any] = dict(disable=not progress, delay=1)
     alone = in_precision(_learned(optimizer)[0].device, "fp32")  # whatever the caller's is
     with locked(path) if path else nullcontext(), alone:
@@ -272,7 +307,7 @@ def train(
         with tqdm(total=every, initial=done, desc="training", unit="epoch", **hidden) as bar:
             for epoch in range(done, last):
                 with _undone_if_it_fails(optimizer, epoch, rates[epoch], path):
-                    row = _run_epoch(optimizer, epoch, rates[epoch], batches, loss_of, watch, bar)
+                    row = _run_epoch(optimizer, epoch, rates[epoch], batches, loss_of, hooks, bar)
                 history.append(row)
                 if path:
                     save_state(path, optimizer, settings, history)

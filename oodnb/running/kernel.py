@@ -21,16 +21,20 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
-
-from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+from typing import TYPE_CHECKING, Any
 
 import oodnb
 from ..ground.files import locked
 from ..ground.hashing import content_hash
+from ..ground.late import late
 from ..ground.spelling import did_you_mean
 from .state import own_cells, read_json, read_progress, write_json
+
+# %% ../../nbs/13_running/05_kernel.ipynb #7885138e
+if TYPE_CHECKING:
+    from jupyter_client import kernelspec
+else:
+    kernelspec = late("jupyter_client.kernelspec")
 
 # %% ../../nbs/13_running/05_kernel.ipynb #5f4a12e2
 _KERNEL = (
@@ -40,11 +44,11 @@ _KERNEL = (
 
 
 def _named_kernel(name):  # KernelSpec, whatever language it speaks
-    manager = KernelSpecManager(ensure_native_kernel=False)
+    manager = kernelspec.KernelSpecManager(ensure_native_kernel=False)
     known = manager.find_kernel_specs()
     try:
         return manager.get_kernel_spec(name)
-    except NoSuchKernel:
+    except kernelspec.NoSuchKernel:
         raise ValueError(
             f"There is no Jupyter kernel {name!r}.{did_you_mean(name, known)} There are: "
             f"{', '.join(sorted(known)) or 'none'}. Leave out --kernel to use the interpreter "
@@ -56,35 +60,34 @@ def _named_kernel(name):  # KernelSpec, whatever language it speaks
 def find_kernel(
     # a Jupyter kernel, as `jupyter kernelspec list` shows it; None is the running interpreter
     name: str | None,
-) -> KernelSpec:  # how to start it
+) -> "kernelspec.KernelSpec":  # how to start it
     """The kernel to run notebooks with. Raises `ValueError` when there is none of that name, or it
     speaks another language."""
     if name is None:
         start = [sys.executable, "-c", _KERNEL, "-f", "{connection_file}"]
-        return KernelSpec(argv=start, display_name="python3", language="python")
+        return kernelspec.KernelSpec(argv=start, display_name="python3", language="python")
     spec = _named_kernel(name)
     if spec.language.lower() != "python":
         raise ValueError(f"The kernel {name!r} speaks {spec.language}; the notebooks are Python.")
     return spec
 
 # %% ../../nbs/13_running/05_kernel.ipynb #80fb41b1
-class _Kernel(AsyncKernelManager):
-    "The kernel of a run, quiet on the terminal and written down."
+def _manager_of(folder, request):
+    "The class of the kernel of a run, quiet on the terminal and written down."
+    from jupyter_client import AsyncKernelManager
 
-    folder = Path(os.devnull)
-    request: dict[str, Any] = {}
+    class RunKernel(AsyncKernelManager):
+        @property
+        def kernel_spec(self):
+            return find_kernel(request.get("kernel"))
 
-    @property
-    def kernel_spec(self):
-        return find_kernel(self.request.get("kernel"))
+        async def start_kernel(self, **options):
+            with open(folder / "kernel.log", "ab") as log:
+                await super().start_kernel(**options, stdout=log, stderr=log)
+            where = {"kernel_pid": self.provisioner.pid, "host": socket.gethostname()}
+            write_json(folder / "process.json", {"pid": os.getpid(), **where})
 
-    async def start_kernel(self, **options):
-        with open(self.folder / "kernel.log", "ab") as log:
-            await super().start_kernel(**options, stdout=log, stderr=log)
-        write_json(
-            self.folder / "process.json",
-            {"pid": os.getpid(), "kernel_pid": self.provisioner.pid, "host": socket.gethostname()},
-        )
+    return RunKernel
 
 # %% ../../nbs/13_running/05_kernel.ipynb #93ee4b5d
 # what the runner writes into a folder; all other files are the notebook's results
@@ -244,7 +247,7 @@ def _run_notebook(folder, request):
         kernel_name="python3",
         language="python",
         cwd=Path(request["notebook"]).parent,
-        kernel_manager_class=type("RunKernel", (_Kernel,), {"folder": folder, "request": request}),
+        kernel_manager_class=_manager_of(folder, request),
         progress_bar=False,
     )
 

@@ -13,11 +13,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 import oodnb
+from ..ground.late import late
+
+# %% ../../nbs/13_running/01_notebook.ipynb #6b5b7bc5
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = late("pandas")
 
 # %% ../../nbs/13_running/01_notebook.ipynb #3ffa6790
 def repository() -> Path | None:  # root of the checkout, None when oodnb is an installed wheel
@@ -90,7 +95,7 @@ def footer(
     folder: str | Path,  # folder of the run
     started: float,  # time.perf_counter() at the notebook's start
     device: Any = "cpu",  # device the model ran on
-) -> pd.DataFrame:  # one row per fact, for display
+) -> "pd.DataFrame":  # one row per fact, for display
     "Versions, device and seconds of a run; also written to `environment.json`."
     facts = _versions_and_device(device)
     facts["seconds"] = round(time.perf_counter() - started, 1)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['find_notebooks', 'Parameter', 'read_parameters', 'check_parameters', 'parse_value', 'source_hashes', 'run_key', 'Run',
-           'plan_run', 'list_runs', 'status']
+           'plan_run', 'runs_listed', 'list_runs', 'status_lines', 'status']
 
 # %% ../../nbs/13_running/04_plan.ipynb #e01e14cb
 import ast
@@ -15,12 +15,11 @@ import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 import oodnb
 from ..ground.hashing import content_hash
+from ..ground.late import late
 from ..ground.places import shipped
 from ..ground.spelling import did_you_mean
 from .dependencies import depends_on, say_changes
@@ -34,6 +33,12 @@ from oodnb.running.state import (
     state,
     time_left,
 )
+
+# %% ../../nbs/13_running/04_plan.ipynb #74cab1b4
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = late("pandas")
 
 # %% ../../nbs/13_running/04_plan.ipynb #2c0d2bb9
 def find_notebooks(
@@ -316,20 +321,38 @@ def _blurb(notebook):  # the first line of its first cell that begins with ">", 
     return next((line.lstrip("> ") for line in text.splitlines() if line.startswith(">")), "")
 
 
+# of the default run; what was never asked for needs no key, for which every module would be read
+def _default_folder(name, notebook, notebooks, out):
+    asked = runs_folder(out) / name
+    if asked.is_dir():
+        return plan_run(name, notebooks=notebooks, out=out).folder
+    read_parameters(notebook)
+    return asked
+
+
+def runs_listed(
+    # folder with paper notebooks; None is nbs/papers of the checkout
+    notebooks: str | Path | None = None,
+    out: str | Path | None = None,  # folder for the runs; None is runs/ of the checkout
+) -> list[tuple[str, str, str]]:  # (run, state, about) of each, as in `list_runs`
+    "What `list_runs` lists, without a table."
+    rows = []
+    for name, notebook in find_notebooks(notebooks).items():
+        try:
+            now = state(_default_folder(name, notebook, notebooks, out))
+        except ValueError:
+            now = "faulty"
+        rows.append((name, now, _blurb(notebook)))
+    return rows
+
+# %% ../../nbs/13_running/04_plan.ipynb #aa5afe34
 def list_runs(
     # folder with paper notebooks; None is nbs/papers of the checkout
     notebooks: str | Path | None = None,
     out: str | Path | None = None,  # folder for the runs; None is runs/ of the checkout
-) -> pd.DataFrame:  # run, state (as in state; faulty: its parameters cell cannot be read), about
+) -> "pd.DataFrame":  # run, state (as in state; faulty: its parameters cell cannot be read), about
     "The paper notebooks, what they show, and whether their default run is done."
-    rows = []
-    for name, notebook in find_notebooks(notebooks).items():
-        try:
-            now = state(plan_run(name, notebooks=notebooks, out=out).folder)
-        except ValueError:
-            now = "faulty"
-        rows.append((name, now, _blurb(notebook)))
-    return pd.DataFrame(rows, columns=["run", "state", "about"])
+    return pd.DataFrame(runs_listed(notebooks, out), columns=["run", "state", "about"])
 
 # %% ../../nbs/13_running/04_plan.ipynb #1dbf165d
 def _newest(folders):
@@ -388,13 +411,15 @@ def _status(folder):
     return folder.parent.name, folder.name, scale, now, cells, *times, note
 
 # %% ../../nbs/13_running/04_plan.ipynb #d64af08e
-def status(
+_STATUS = ("run", "key", "scale", "state", "cells", "took", "left", "note")
+
+
+def status_lines(
     names: Sequence[str] = (),  # names or patterns of runs; none means all
     out: str | Path | None = None,  # folder for the runs; None is runs/ of the checkout
     every: bool = False,  # also folders that a newer run with the same parameters has replaced
-) -> pd.DataFrame:  # run, key, scale, state (as in state, or outdated), cells, took, left, note
-    """What became of everything that was ever asked for. A name without a folder gets a line that
-    says so."""
+) -> list[dict[str, str]]:  # the rows of `status`
+    "What `status` tells, without a table."
     folders = [p.parent for p in sorted(runs_folder(out).glob("*/*/request.json"))]
     folders = [
         f
@@ -407,6 +432,14 @@ def status(
         for name in names
         if not fnmatch.filter([row[0] for row in rows], name)
     ]
-    return pd.DataFrame(
-        sorted(rows), columns=["run", "key", "scale", "state", "cells", "took", "left", "note"]
-    )
+    return [dict(zip(_STATUS, row)) for row in sorted(rows)]
+
+# %% ../../nbs/13_running/04_plan.ipynb #9c8cc15a
+def status(
+    names: Sequence[str] = (),  # names or patterns of runs; none means all
+    out: str | Path | None = None,  # folder for the runs; None is runs/ of the checkout
+    every: bool = False,  # also folders that a newer run with the same parameters has replaced
+) -> "pd.DataFrame":  # run, key, scale, state (as in state, or outdated), cells, took, left, note
+    """What became of everything that was ever asked for. A name without a folder gets a line that
+    says so."""
+    return pd.DataFrame(status_lines(names, out, every), columns=list(_STATUS))

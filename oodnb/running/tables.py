@@ -8,14 +8,20 @@ __all__ = ['table', 'accepted_differences', 'say_differences']
 # %% ../../nbs/13_running/09_tables.ipynb #23624a4f
 import importlib
 import json
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
+from ..ground.late import late
 from ..ground.places import shipped
 from ..pipeline.rows import accepted_file, read_csv
 from .notebook import repository, runs_folder
+
+# %% ../../nbs/13_running/09_tables.ipynb #ca57aaa0
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = late("pandas")
 
 # %% ../../nbs/13_running/09_tables.ipynb #ab20a933
 def _finished_rows(name, out, accepted_only):
@@ -34,6 +40,11 @@ def _finished_rows(name, out, accepted_only):
     return found
 
 # %% ../../nbs/13_running/09_tables.ipynb #f290665b
+@lru_cache(8)
+def _read(file, written):  # a file is read once for all its sections
+    return read_csv(file)
+
+
 def _with_ends(rows, file, results):
     "Rows of a file with the intervals that lie beside it: low, high and tied."
     beside = (
@@ -41,7 +52,8 @@ def _with_ends(rows, file, results):
         if file.name == "rows.csv"
         else file.parent / "metrics" / file.name
     )
-    metrics = read_csv(beside) if beside.is_file() else pd.DataFrame()
+    there = beside.is_file()
+    metrics = _read(beside, beside.stat().st_mtime_ns) if there else pd.DataFrame()
     return results.with_intervals(rows, metrics)
 
 # %% ../../nbs/13_running/09_tables.ipynb #ccd0cf45
@@ -133,7 +145,7 @@ def table(
 def accepted_differences(
     name: str,  # of a run
     scale: str = "mini",  # "mini" or "paper"
-) -> pd.DataFrame:  # method, reference, dataset, metric, difference, low, high, clear, ...
+) -> "pd.DataFrame":  # method, reference, dataset, metric, difference, low, high, clear, ...
     "The paired comparisons that were accepted with a run; positive is better, in points."
     file = accepted_file(shipped() / "reproduced", name, "differences", scale)
     if not file.is_file():

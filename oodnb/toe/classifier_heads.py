@@ -382,7 +382,7 @@ def _rate(settings: TOESettings, taken: int, per_epoch: int) -> float:  # after 
 # %% ../../nbs/9_toe/01_classifier_heads.ipynb #a7e0dbd7
 def _loss_row(found: Any, runs: int) -> dict:  # of a step: the sum, and the loss of every head
     losses, more = found if isinstance(found, tuple) else (found, {})
-    each = losses.detach().expand(runs).tolist()
+    each = losses.detach().expand(runs).unbind()
     return {"loss": losses.sum(), **{f"loss_{i}": loss for i, loss in enumerate(each)}, **more}
 
 
@@ -425,15 +425,16 @@ def optimise_heads(
     def loss_of(step: tuple) -> dict:
         return _loss_row(losses_of(head, more, *step), runs)
 
-    def after_step(row: dict) -> None:
+    def after_step(epoch: int, number: int) -> None:
         if per_epoch:
             for group in optimizer.param_groups:
-                taken = row["epoch"] * per_epoch + row["step"] + 1
-                group["lr"] = _rate(settings, taken, per_epoch)
-        if watch:
-            watch({**row, "head": head})
+                group["lr"] = _rate(settings, epoch * per_epoch + number + 1, per_epoch)
 
-    history = train(optimizer, rates, numbered, loss_of, settings=made_of, watch=after_step, **loop)
+    def told(row: dict) -> None:
+        watch({**row, "head": head})
+
+    loop |= {"settings": made_of, "after_step": after_step, "watch": told if watch else None}
+    history = train(optimizer, rates, numbered, loss_of, **loop)
     return TrainedHeads(
         [_one_head(head, i) for i in range(runs)],
         [_heads_row(row, runs) for row in history],
@@ -481,12 +482,13 @@ def _exposure_losses(
 ) -> torch.Tensor:
     weight = outlier_weight(settings)
     if settings.loss == "uniform":
-        return outlier_exposure_loss(logits, target, others, weight)
+        return outlier_exposure_loss(logits, target, others, weight, checked=True)
     if settings.loss == "energy_margin":
         margins = settings.id_margin, settings.outlier_margin
-        return energy_margin_loss(logits, target, others, *margins, weight)
+        return energy_margin_loss(logits, target, others, *margins, weight, checked=True)
     w_id, w_outlier, slope, intercept = extra
-    return energy_logistic_loss(logits, target, others, w_id, w_outlier, slope, intercept, weight)
+    model = w_id, w_outlier, slope, intercept
+    return energy_logistic_loss(logits, target, others, *model, weight, checked=True)
 
 # %% ../../nbs/9_toe/01_classifier_heads.ipynb #33382124
 def train_head(
