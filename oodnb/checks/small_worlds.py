@@ -17,6 +17,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,12 @@ class Shelf:
         self,
         root: Path,  # of the world
         name: str,  # of the set
-        size: tuple[int, int] = (64, 48),  # of its pictures
+        count: int = 24,  # different pictures
     ) -> None:
         place = root / ".pictures" / name.replace("/", "-")
         place.mkdir(parents=True, exist_ok=True)
-        self.files, self.used = [], 0
-        for i, data in enumerate(draw_pictures(name, size=size)):
+        self.files, self.used, self.folders = [], 0, set()
+        for i, data in enumerate(draw_pictures(name, count)):
             self.files.append(place / f"{i}")
             self.files[-1].write_bytes(data)
 
@@ -98,11 +99,14 @@ class Shelf:
         path: Path,  # of a picture
     ) -> None:
         "One more picture; the forms take turns."
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent not in self.folders:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.folders.add(path.parent)
         source, self.used = self.files[self.used % len(self.files)], self.used + 1
-        path.unlink(missing_ok=True)
         try:
             os.link(source, path)
+        except FileExistsError:
+            pass
         except OSError:  # a file system without links
             shutil.copyfile(source, path)
 
@@ -117,6 +121,7 @@ class Sizes:
     pairs: int = 96  # picture and caption, in two shards
     split_classes: int = 8  # of sets that have very many splits, such as ImageNet-C
     words: int = 400  # of the word list
+    different: int = 640  # pictures of ImageNet's training set: more than a feature has numbers
 
     def per_class(
         self,
@@ -126,6 +131,7 @@ class Sizes:
         return self.train if split == "train" else self.test
 
 # %% ../../nbs/14_checks/04_small_worlds.ipynb #8b570cb6
+@cache
 def _wnids():  # the thousand ids of ImageNet, in their order
     return sorted(ImageNetInfo().label_names())
 
@@ -361,7 +367,8 @@ def build_set(
     for part in found.splits.values():
         if part.options.get("chosen") or splits is not None and part.name not in splits:
             continue
-        shelf = Shelf(root, f"{found.name}-{part.name.split('/')[0]}")
+        count = sizes.different if (name, part.name) == ("ImageNet", "train") else 24
+        shelf = Shelf(root, f"{found.name}-{part.name.split('/')[0]}", count)
         builder = _BUILDERS[found.layout]
         count, classes = builder(shelf, root / part.folders[0], found, part, sizes)
         built[part.name] = {"images": count, "classes": classes}
