@@ -77,7 +77,7 @@ def test_every_format_of_weights_is_read(found):
     assert found["words"] == 400 and found["descriptors"] == 998
 
 
-@pytest.mark.parametrize("name", ["hftt_theory", "forget_features"])
+@pytest.mark.parametrize("name", ["toe_density", "forget_features"])
 def test_a_notebook_reaches_its_end(stage, name):
     with on_stage(stage):
         outcome = rehearse_run(planned(name, stage))
