@@ -26,7 +26,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .data.crops import input_size, random_crops
+from .data.crops import input_size, random_crop
 from .data.image_sets import ImageSet
 from .ground.files import atomic_path, locked
 from .ground.hashing import content_hash
@@ -467,21 +467,23 @@ class CaptionBatch:
 
 # %% ../nbs/4_data/06_captions.ipynb #993913e5
 def _others(count, batch, chance):  # endless: rows that may stand in the place of one
-    taken = set(batch.tolist()) if count > len(batch) else set()
+    if count <= len(batch):
+        batch = batch[:0]
     while True:
-        if (row := int(chance.integers(count))) not in taken:
+        if not (batch == (row := int(chance.integers(count)))).any():
             yield row
 
 
 # (row, pixels, skipped): the row itself, or the first in its place that can be read
 def _crop(steps, epoch, row, batch):
-    images, seed = steps.images, steps.seed
-    pictures = random_crops(images, steps.size, seed, epoch, steps.settings.scale, 0.0)
+    images, seed, share = steps.images, steps.seed, steps.settings.scale
     others = _others(len(images), batch, chance_of("instead", seed, epoch, int(row)))
     skipped = []
     for i in itertools.islice(itertools.chain([row], others), 1000):
         try:
-            return i, steps.backbone.preprocess(pictures.read(int(i))), skipped
+            chance = chance_of("crop", seed, epoch, int(i))
+            picture = random_crop(images.read(int(i)), steps.size, chance, share, 0.0)
+            return i, steps.backbone.preprocess(picture), skipped
         except MemoryError:
             raise
         except Exception as error:

@@ -247,12 +247,15 @@ class TOESettings:
     # None: constant (program); else the rate falls with every step along a cosine to this share
     lr_low: float | None = None
     repeat: bool = False  # begin the outliers again until all pictures were seen (program: no)
+    # of an epoch at most, so that a head without outliers can be trained as long as one with; None:
+    # until one side ends (program)
+    steps: int | None = None
     score: str = "energy"  # what is read from the head, see `TOEDetector.scored` (program)
 
     def __post_init__(self) -> None:
         check_choice(self, loss=_LOSSES, head=("linear", "mlp", "deep"), score=_SCORES)
         check_choice(self, noise=_KINDS, offset=_OFFSETS, repeat=(True, False))
-        check_whole(self, hidden=1, image_batch=1, outlier_batch=1, epochs=1)
+        check_whole(self, hidden=1, image_batch=1, outlier_batch=1, epochs=1, steps=1)
         check_above(self, lr=0, id_margin=-math.inf, outlier_margin=-math.inf)
         check_from(self, weight=0, variance=0, lr_low=0)
 
@@ -285,7 +288,7 @@ def steps_of(
     outlier_order: Any = None,  # positions of outliers [..., M]; None for none
 ) -> list[tuple]:  # (image rows [..., B], outlier rows [..., b] or None), one per step
     "The steps of an epoch."
-    images = _batches(image_order, settings.image_batch)
+    images = _batches(image_order, settings.image_batch)[: settings.steps]
     if outlier_order is None:
         return [(rows, None) for rows in images]
     outliers = _batches(outlier_order, settings.outlier_batch)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['NAMED', 'RELEASE', 'names_a_class', 'OutlierTexts', 'save_texts', 'load_texts', 'toe_constants', 'likely_tokens',
            'word_outliers', 'load_descriptors', 'description_outliers', 'farthest_texts', 'tidy_captions',
-           'caption_outliers', 'paper_names', 'labelled_texts']
+           'caption_outliers', 'paper_names', 'descriptor_keys', 'category_names', 'labelled_texts', 'ready_texts']
 
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #3a53cb01
 import json
 import math
+import pickletools
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,11 +23,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from timm.data import ImageNetInfo
 
 from ..ground.files import atomic_path
 from ..ground.hashing import content_hash
+from ..data.published_sets import imagenet_names
 from ..ground.places import shipped
+from ..ground.spelling import read_alike
 from ..pipeline.phrases import task_place
+from ..pipeline.words import split_lines
 from ..prompts import clean_names
 from ..scores import mahalanobis, normalize
 
@@ -472,6 +477,57 @@ def paper_names(
     wrong = toe_constants()["released_names"].get(dataset, {}) if as_released else {}
     return list((known[dataset] | wrong).values())
 
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #3d0c432e
+def _spellings(wnid, name):  # of a class, the likeliest key of a descriptor file first
+    entry = ImageNetInfo().label_name_to_description(wnid, detailed=False)
+    return list(dict.fromkeys([*imagenet_names([wnid]), *map(str.strip, entry.split(",")), name]))
+
+
+def descriptor_keys(
+    dataset: str,  # "ImageNet10", "ImageNet20" or "ImageNet100"
+    descriptors: Mapping[str, Sequence[str]],  # see `load_descriptors`
+) -> list[str]:  # a key for each class, in the order of `paper_names`
+    "Where the descriptors of a class are. `ValueError` names all classes that have none."
+    paper_names(dataset)
+    there: dict[str, str] = {}
+    for key in descriptors:
+        there.setdefault(read_alike(key), key)
+    found, without = [], []
+    for wnid, name in toe_constants()["names"][dataset].items():
+        tried = _spellings(wnid, name)
+        keys = [there[read_alike(each)] for each in tried if read_alike(each) in there]
+        found += keys[:1]
+        without += [] if keys else [f"{wnid} ({', '.join(tried)})"]
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(without) + len(found)} classes of {dataset} have no "
+            f"descriptors among {len(there):,} keys; looked for {'; '.join(without[:3])}"
+            f"{'; ...' if without[3:] else ''}. Give a file that has them, or add one of these "
+            "keys for each."
+        )
+    return found
+
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #9b3d61e2
+def _category(line):  # name in it
+    name = line.split("/")[2] if line.count("/") >= 2 and line.startswith("/") else line
+    if name is not line:
+        name = name.split()[0] if name.split() else ""
+    return name.replace("_", " ").strip()
+
+
+def category_names(
+    path: str | Path,  # text file, one category per line
+) -> list[str]:  # each once, in its order
+    "Names of classes from a list of categories. `ValueError` when there are none."
+    lines = split_lines(Path(path).expanduser().read_bytes())
+    names = [name for name in dict.fromkeys(map(_category, lines)) if name]
+    if not names:
+        raise ValueError(
+            f"{path} names no category in {len(lines)} lines; expected is a name per line, or a "
+            "path and a number, as in '/a/abbey 0'."
+        )
+    return names
+
 # %% ../../nbs/9_toe/07_outlier_texts.ipynb #94beab78
 def labelled_texts(
     class_names: Sequence[str],  # K names
@@ -492,3 +548,93 @@ def labelled_texts(
     for k, (name, seen) in enumerate(descriptors.items()):
         texts += [(k, f"a photo of a {name} which is {text}") for text in seen]
     return [text for _, text in texts], [k for k, _ in texts]
+
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #741a7344
+_PLAIN = {"MEMOIZE", "BINPUT", "LONG_BINPUT", "MARK", "APPEND", "APPENDS", "FRAME", "PUT"}
+_PLAIN |= {"TUPLE", "BUILD", "STOP"}
+_TEXT = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"}
+_AGAIN = {"BINGET", "LONG_BINGET", "GET"}
+
+
+def _strings_of(pickled, path):  # of an array of objects; nothing is executed
+    memo, texts, last, inside, place = {}, [], None, False, 0
+    for opcode, given, _ in pickletools.genops(pickled):
+        name, text = opcode.name, None
+        if name in _TEXT:
+            text = last = given
+        elif name in _AGAIN:
+            text = last = memo.get(int(given))
+        elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT"):
+            memo[place if name == "MEMOIZE" else int(given)] = last
+            place += 1
+        else:
+            last = None
+            inside, texts = (True, []) if name == "EMPTY_LIST" else (inside, texts)
+        if inside and isinstance(text, str):
+            texts.append(text)
+        elif inside and name not in (*_PLAIN, "EMPTY_LIST"):
+            raise ValueError(
+                f"{path} holds Python objects that are no texts ({name} among them), "
+                "and such a file is not loaded here, because it could run anything. Where you "
+                "trust it, write its texts into a text file, one per line, and give that."
+            )
+    return texts
+
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #f111c7ad
+def _array_texts(path):  # of a .npy file
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        rest = file.read() if dtype.hasobject else b""
+    if dtype.hasobject:
+        texts = _strings_of(rest, path)
+    elif dtype.kind == "U":
+        texts = np.load(path, allow_pickle=False).reshape(-1).tolist()
+    else:
+        raise ValueError(f"{path} holds numbers ({dtype}); a list of texts is needed.")
+    if len(texts) != math.prod(shape):
+        raise ValueError(f"{path} announces {math.prod(shape):,} texts and holds {len(texts):,}.")
+    return texts
+
+
+def _lines_of(path):  # texts of a file that is no account of `save_texts`
+    if path.suffix == ".npy":
+        return _array_texts(path)
+    if path.suffix == ".json":
+        found = _read_json(path)
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise ValueError(f"{path} is no JSON list of texts.")
+        return found
+    return split_lines(path.read_bytes())
+
+# %% ../../nbs/9_toe/07_outlier_texts.ipynb #0a5789fa
+def ready_texts(
+    path: str | Path,  # .npy, .json or a text file with one text per line
+    level: str,  # "word", "description", "caption", or another name
+    class_names: Sequence[str] = (),  # K names of ID classes, for the account
+    expand: bool = False,  # four more sentences for each word, as the release does when it reads
+) -> OutlierTexts:
+    """A list that was made elsewhere, in its order. `FileNotFoundError` or `ValueError` before
+    anything else is done."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no list of outlier texts {path}; give a .npy, a .json or a text file."
+        )
+    given = [text.strip("\n") for text in _lines_of(path)]
+    kept = [text for text in given if text.strip()]
+    if not kept:
+        raise ValueError(f"{path} holds no text ({len(given)} entries, all blank).")
+    texts = list(kept)
+    if expand:
+        for last in [text.rstrip().split(" ")[-1] for text in kept]:
+            texts += [t.format(last) for t in toe_constants()["words"]["extra_templates"]]
+    removed = {"blank": len(given) - len(kept)}
+    about = {"ready": path.name, "expand": expand}
+    if not len(class_names):
+        counts = {"made": len(given), "removed": removed, "kept": len(kept)}
+        return OutlierTexts(level, tuple(texts), counts, about)
+    return _accounted(level, given, kept, texts, removed, class_names, **about)
