@@ -329,7 +329,7 @@ def _add_run(commands, shared):
         action="store_true",
         help=(
             "in place of comparing: copy rows to data/reproduced and figures to figures/ of the "
-            "checkout"
+            "checkout; with --scale paper to their folders paper"
         ),
     )
     _add_where(one)

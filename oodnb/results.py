@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'OVER', 'NEAR', 'class_groups', 'far_sets', 'without_cleaned', 'lost_pictures', 'metrics_table',
-           'check_over', 'difference_table', 'id_accuracy', 'rows', 'compare_with_published', 'to_markdown', 'to_html',
-           'ROW_COLUMNS', 'SCALES', 'average_seeds', 'check_rows', 'published_rows', 'read_rows', 'row_vocabulary',
-           'write_rows']
+           'check_over', 'difference_table', 'id_accuracy', 'rows', 'with_intervals', 'compare_with_published',
+           'to_markdown', 'to_html', 'ROW_COLUMNS', 'SCALES', 'average_seeds', 'check_rows', 'published_rows',
+           'read_rows', 'row_vocabulary', 'write_rows']
 
 # %% ../nbs/12_evidence/01_results.ipynb #bd6820bf
 import warnings
@@ -383,6 +383,17 @@ def _mean_names(metrics: pd.DataFrame) -> dict[str, str]:  # {group: what its me
         for group, members in groups.items()
     }
 
+
+def _said_twice(metrics: pd.DataFrame, called: dict[str, str]) -> set[str]:
+    "Groups whose mean is over the same sets as a group before, or over one set alone."
+    groups = metrics.attrs.get("groups") or {}
+    met = [tuple(sorted(groups.get(group, [group]))) for group in called]
+    return {
+        group
+        for i, (group, members) in enumerate(zip(called, met))
+        if members in met[:i] or len(members) == 1
+    }
+
 # %% ../nbs/12_evidence/01_results.ipynb #736b2e04
 def _accuracy_rows(accuracy: pd.DataFrame, id_set: str) -> list[dict[str, Any]]:
     return [
@@ -422,8 +433,8 @@ def rows(
 ) -> pd.DataFrame:  # rows, percent, unrounded
     "Rows of one run from its metrics table; the detectors' names are the methods."
     called = _mean_names(metrics) if scale == "paper" else {}
-    out = []
-    for r in metrics.to_dict("records"):
+    out, again = [], _said_twice(metrics, called)
+    for r in metrics[~metrics["dataset"].isin(again)].to_dict("records"):
         place = {"method": r["detector"], "dataset": called.get(r["dataset"], r["dataset"])}
         out += [{**place, "metric": m, "value": r[m]} for m in names]
     out += _lost_rows(metrics)
@@ -442,6 +453,56 @@ def rows(
     }
     made = pd.DataFrame([row | fixed for row in out], columns=list(ROW_COLUMNS))
     return check_rows(made, "these rows")
+
+# %% ../nbs/12_evidence/01_results.ipynb #fe20940b
+def _is_mean(name: str) -> bool:
+    return name in ("mean", "far") or name.startswith("mean of ")
+
+
+def _of_row(line: dict, row: dict, named: set[str], single: set[str]) -> bool:
+    "Is a line of a metrics table about the method and the set of a row?"
+    for column in ("setting", "backbone"):
+        if column in line and line[column] != row[column]:
+            own = str(row[column]).split("; ")[-1] if column == "setting" else None
+            if line[column] != own:
+                return False
+    for column in ("detector", "method"):
+        if column in line and line[column] in named and line[column] != row["method"]:
+            return False
+    there = line.get("dataset", row["dataset"])
+    return there == row["dataset"] or (_is_mean(row["dataset"]) and there not in single)
+
+# %% ../nbs/12_evidence/01_results.ipynb #ed8fb6f8
+_ENDS = ("low", "high", "tied")
+
+
+def _ends_of(row: dict, lines: list[dict], named: set[str], single: set[str]) -> tuple:
+    "Low, high and share of ties of the same number; NaN where there is none or no single one."
+    metric, found, words = row["metric"], set(), {row["method"], row["setting"]}
+    words |= {row["setting"].split("; ")[-1]}
+    fitting = [line for line in lines if _of_row(line, row, named, single)]
+    meant = [line for line in fitting if words & {v for v in line.values() if isinstance(v, str)}]
+    for line in meant or fitting:
+        value = line.get(metric, np.nan)
+        same = abs(value - row["value"]) < 1e-6 if value == value else None
+        if same or (same is None and line.get("dataset") == row["dataset"]):
+            found.add((line.get(f"{metric}_low"), line.get(f"{metric}_high"), line.get("tied")))
+    return found.pop() if len(found) == 1 else (np.nan,) * 3
+
+
+def with_intervals(
+    rows: pd.DataFrame,  # rows of one run
+    metrics: pd.DataFrame,  # the metrics.csv beside them
+) -> pd.DataFrame:  # the rows with low, high and tied, NaN where nothing is said
+    "Every number with the interval of that very number, whatever a mean is called beside it."
+    by_metric = {
+        m: [line for line in metrics.to_dict("records") if line.get(f"{m}_low") is not None]
+        for m in rows["metric"].unique()
+    }
+    named, single = set(rows["method"]), {d for d in rows["dataset"] if not _is_mean(d)}
+    ends = [_ends_of(r, by_metric[r["metric"]], named, single) for r in rows.to_dict("records")]
+    found = pd.DataFrame(ends, columns=list(_ENDS), index=rows.index, dtype=float)
+    return rows.assign(**{end: found[end] for end in _ENDS})
 
 # %% ../nbs/12_evidence/01_results.ipynb #343c5b2c
 def _check_reproduced(rows: pd.DataFrame) -> None:
@@ -463,7 +524,20 @@ def _check_reproduced(rows: pd.DataFrame) -> None:
 def _published_beside(rows: pd.DataFrame) -> pd.DataFrame:
     published = published_rows()
     tables = rows["paper"] + "/" + rows["table"]
-    return published[(published["paper"] + "/" + published["table"]).isin(tables)]
+    own = (published["paper"] + "/" + published["table"]).isin(tables)
+    same = pd.MultiIndex.from_frame(published[_KEYS[1:]]).isin(
+        pd.MultiIndex.from_frame(rows.loc[rows["scale"] == "paper", _KEYS[1:]])
+    )
+    return published[own | same]
+
+
+def _under_other_papers(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Rows, and once more those of which another paper prints the same number, under its name;
+    MCM stands in the tables of MCM, GL-MCM and LoCoOp alike."""
+    papers = set(rows["paper"])
+    theirs = published.loc[~published["paper"].isin(papers), _KEYS]
+    again = theirs.merge(rows.drop(columns="paper").drop_duplicates(_KEYS[1:]), on=_KEYS[1:])
+    return pd.concat([rows, again[list(rows.columns)]], ignore_index=True)
 
 
 def _in_order(table: pd.DataFrame, rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
@@ -474,11 +548,16 @@ def _in_order(table: pd.DataFrame, rows: pd.DataFrame, published: pd.DataFrame) 
     return table.iloc[np.argsort(places, kind="stable")].reset_index(drop=True)
 
 # %% ../nbs/12_evidence/01_results.ipynb #e919865c
+_BESIDE = {"value": "", "std": "_std", "seeds": "_seeds", "low": "_low", "high": "_high"}
+
+
 def compare_with_published(
-    rows: pd.DataFrame,  # reproduced rows; several scales allowed
-    # rows to compare with; None takes the same papers and tables from published_rows()
+    # reproduced rows; several scales allowed; those of `with_intervals` bring their intervals
+    rows: pd.DataFrame,
+    # rows to compare with; None takes the same papers and tables from published_rows(), and what
+    # other papers print of the same
     published: pd.DataFrame | None = None,
-) -> pd.DataFrame:  # published | reproduced, std, difference | mini | own
+) -> pd.DataFrame:  # published | reproduced, difference, std, low, high | mini | own
     """Published and reproduced numbers side by side; a difference exists only for rows of scale
     `paper`."""
     _check_reproduced(rows)
@@ -486,10 +565,12 @@ def compare_with_published(
     printed = published.set_index(_KEYS)[["value", "source"]]
     table = printed.rename(columns={"value": "published"})
     for scale, name in (("paper", "reproduced"), ("mini", "mini"), ("own", "own")):
-        part = rows[rows["scale"] == scale].set_index(_KEYS)[["value", "std", "seeds"]]
+        part = rows[rows["scale"] == scale]
+        part = _under_other_papers(part, published) if scale == "paper" else part
+        called = {c: f"{name}{end}" for c, end in _BESIDE.items() if c in part}
         if len(part) or scale == "paper":
-            called = {"value": name, "std": f"{name}_std", "seeds": f"{name}_seeds"}
-            table = table.join(part.rename(columns=called), how="outer", sort=False)
+            part = part.set_index(_KEYS)[list(called)].rename(columns=called)
+            table = table.join(part, how="outer", sort=False)
     difference = table["reproduced"] - table["published"]
     table.insert(table.columns.get_loc("reproduced") + 1, "difference", difference)
     return _in_order(table.reset_index(), rows, published)
@@ -607,8 +688,24 @@ def _shown(value: Any, column: str, digits: int) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
+def _one_interval(table: pd.DataFrame, digits: int) -> pd.DataFrame:
+    "Both ends of an interval in one column of text."
+    for name in ("reproduced", "mini", "own"):
+        ends = [f"{name}_low", f"{name}_high"]
+        if set(ends) <= set(table):
+            texts = [
+                f"[{low:.{digits}f}, {high:.{digits}f}]" if high == high else ""
+                for low, high in table[ends].to_numpy()
+            ]
+            place = table.columns.get_loc(ends[0])
+            table = table.drop(columns=ends)
+            table.insert(place, f"{name}, 95 %", texts)
+    return table
+
+
 def _comparison(table: pd.DataFrame, digits: int) -> tuple[pd.DataFrame, str]:
     "Cells of compare_with_published as text, and the line that explains them."
+    table = _one_interval(table, digits)
     fixed = [c for c in _KEYS if table[c].nunique() == 1]
     wanted = _shown_columns(table, fixed)
     body = pd.DataFrame({c: [_shown(v, c, digits) for v in table[c]] for c in wanted})

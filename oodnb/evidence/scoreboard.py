@@ -15,8 +15,8 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from .figures import COLOURS, ID_COLOUR, DataFigure, style
-from ..pipeline.rows import published_rows, read_rows
-from ..results import METRICS
+from ..pipeline.rows import accepted_file, published_rows, read_rows
+from ..results import METRICS, with_intervals
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #4a9df46a
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Line:
     setting: str = ""  # the last part of the setting, where a run has several
     # (paper, method, last part of the setting) of the paper's own number, or empty
     published: tuple = ()
+    backbone: str = "ViT-B-16"  # of the paper's number
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #ae9982e9
 def _last_part(table):
@@ -54,27 +55,32 @@ def _check_line(own, rows, line, name):  # own: its rows, of those in the file c
         )
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #6e035ec9
-def _intervals(own, file, line):  # {"low": values, "high": values} for the rows of a line
-    table = pd.read_csv(file)
-    table = table[(table["detector"] == line.method) & _chosen(table, line)].set_index("dataset")
-    pairs = list(zip(own["metric"], own["dataset"]))
-    return {
-        end: [table[f"{metric}_{end}"].get(dataset, np.nan) for metric, dataset in pairs]
-        for end in ("low", "high")
-    }
+def _accepted_files(line, folder, scale):  # (rows, metrics beside), or None
+    "At scale paper a folder of somebody's own may hold them on top, as `read_rows` finds them."
+    for where in dict.fromkeys((scale, "mini")):
+        files = [accepted_file(folder, line.run, kind, where) for kind in ("rows", "metrics")]
+        if files[0].is_file():
+            return files
+    return None
 
 
-def _of_line(line, folder):
+def _of_line(line, folder, scale):
     "Rows of a line with `low` and `high`, or None when its run was not accepted."
-    file, beside = Path(folder) / f"{line.run}.csv", Path(folder) / "metrics" / f"{line.run}.csv"
-    if not file.is_file():
+    if (files := _accepted_files(line, folder, scale)) is None:
         return None
+    file, beside = files
     rows = read_rows(file)
+    rows = rows[rows["scale"] == scale]
+    if rows.empty:
+        return None
     of_line = (rows["method"] == line.method) & _chosen(rows, line)
     own = rows[of_line & rows["metric"].isin(METRICS)]
     _check_line(own, rows, line, file.name)
     own = own.assign(label=line.label, given=line.given, low=np.nan, high=np.nan)
-    return own.assign(**_intervals(own, beside, line)) if beside.is_file() else own
+    if not beside.is_file():
+        return own
+    metrics = pd.read_csv(beside)
+    return with_intervals(own, metrics[_chosen(metrics, line)] if line.setting else metrics)
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #a28d123e
 def read_board(
@@ -86,9 +92,8 @@ def read_board(
     "What was accepted so far. `attrs['missing']` names the lines without rows."
     found, missing = [], []
     for line in lines:
-        own = _of_line(line, folder)
-        own = None if own is None else own[own["scale"] == scale]
-        if own is None or own.empty:
+        own = _of_line(line, folder, scale)
+        if own is None:
             missing.append(line.label)
         else:
             found.append(own)
@@ -126,31 +131,35 @@ def board_table(
     return wide.rename_axis(columns="[95 % interval over pictures]")
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #b7a9d659
+_BESIDE = ["method", "given", "published", "reproduced", "difference", "std", "low", "high"]
+
+
+def _printed(line, metric, dataset):  # the paper's own number of a line, or NaN
+    paper, method, setting = line.published
+    theirs = published_rows(paper).query("metric == @metric and dataset == @dataset")
+    meant = (theirs["method"] == method) & (_last_part(theirs) == setting)
+    theirs = theirs[meant & (theirs["backbone"] == line.backbone)]["value"]
+    return theirs.mean() if len(theirs) else np.nan
+
+
 def beside_published(
     lines: Iterable[Line],  # Lines; those without a published number are left out
     folder: str | Path,  # accepted rows
     metric: str = "auroc",  # of METRICS
     dataset: str = "mean",  # which OOD set
-) -> pd.DataFrame:  # method, given, published, reproduced, std
-    "The papers' numbers and ours, at scale paper."
+) -> pd.DataFrame:  # method, given, published, reproduced, difference, std, low, high
+    """The papers' numbers and ours, at scale paper: difference, spread over seeds, and the 95 %
+    interval over pictures of the reproduced one."""
+    lines = [line for line in lines if line.published]
     own, out = read_board(lines, folder, "paper"), []
-    of = lambda table: table[(table["metric"] == metric) & (table["dataset"] == dataset)]
+    own = own[(own["metric"] == metric) & (own["dataset"] == dataset)].set_index("label")
     for line in lines:
-        if not line.published:
-            continue
-        paper, method, setting = line.published
-        theirs, ours = of(published_rows(paper)), of(own[own["label"] == line.label])
-        theirs = theirs[(theirs["method"] == method) & (_last_part(theirs) == setting)]["value"]
-        out.append(
-            {
-                "method": line.label,
-                "given": line.given,
-                "published": theirs.mean() if len(theirs) else np.nan,
-                "reproduced": ours["value"].mean() if len(ours) else np.nan,
-                "std": ours["std"].mean() if len(ours) else np.nan,
-            }
-        )
-    return pd.DataFrame(out, columns=["method", "given", "published", "reproduced", "std"])
+        ours = own.loc[line.label] if line.label in own.index else {}
+        values = {c: ours.get(c, np.nan) for c in ("value", "std", "low", "high")}
+        made, printed = values.pop("value"), _printed(line, metric, dataset)
+        known = {"published": printed, "reproduced": made, "difference": made - printed}
+        out.append({"method": line.label, "given": line.given, **known, **values})
+    return pd.DataFrame(out, columns=_BESIDE)
 
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #e8633c55
 def _ordered(board):

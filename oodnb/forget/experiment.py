@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..backbones import load_backbone
+from ..backbones import load_backbone, usual_weights
 from ..datasets import load_dataset
 from .evaluation import forgetting_table, recognise
 from .patch import text_projection
@@ -47,7 +47,7 @@ def _protocol(scale):
 def forget_plan(
     scale: str,  # "mini" or "paper"
     backbone: str = "",  # any name of `load_backbone`; "" takes the scale's
-    weights: str = "",  # pretrained tag or file; "" takes the scale's, or none for another backbone
+    weights: str = "",  # pretrained tag or file; "" takes the scale's, or openai for another
     device: str | None = None,  # "cpu", "cuda", ...; None takes the best there is
     split: str = "test",  # of the data sets
 ) -> dict[str, Callable[[], Any]]:  # name -> what loads it: the model and the data sets
@@ -58,7 +58,7 @@ def forget_plan(
             "Caltech101, Flowers and OpenAI's CLIP)."
         )
     plan = _SCALES[scale]
-    label = weights or (None if backbone else plan["weights"])
+    label = weights or (usual_weights(backbone) if backbone else plan["weights"])
     model = partial(load_backbone, backbone or plan["backbone"], label, device)
     needs: dict[str, Callable[[], Any]] = {"model": model}
     for name in _protocol(scale)["dataset_order"]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'IDENTITY', 'ROW_COLUMNS', 'row_vocabulary', 'check_rows', 'average_seeds', 'one_scale', 'write_rows',
-           'read_rows', 'published_rows', 'markdown_text', 'markdown_table']
+           'read_rows', 'published_rows', 'accepted_file', 'markdown_text', 'markdown_table']
 
 # %% ../../nbs/5_pipeline/11_rows.ipynb #eb2bd467
 import json
@@ -181,6 +181,30 @@ def published_rows(
         )
     found = [read_rows(p) for name, p in files.items() if paper in (None, name)]
     return pd.concat([f for f in found if len(f)] or found[:1], ignore_index=True)
+
+# %% ../../nbs/5_pipeline/11_rows.ipynb #68c6cf78
+_ACCEPTED = {
+    "rows": "",
+    "metrics": "metrics",
+    "differences": "differences",
+    "manifests": "manifests",
+}
+
+
+def accepted_file(
+    folder: str | Path,  # with everything accepted, such as data/reproduced
+    name: str,  # of a run
+    kind: str = "rows",  # "rows", "metrics", "differences" or "manifests"
+    scale: str = "mini",  # "mini" or "paper"
+) -> Path:  # whether it is there or not
+    "Where an accepted result lies. `ValueError` for another kind or scale."
+    if kind not in _ACCEPTED or scale not in ("mini", "paper"):
+        raise ValueError(
+            f"There is no place for {kind!r} of scale {scale!r}; kinds are "
+            f"{', '.join(_ACCEPTED)}, scales mini and paper."
+        )
+    place = Path(folder) / ("paper" if scale == "paper" else "") / _ACCEPTED[kind]
+    return place / f"{name}.{'json' if kind == 'manifests' else 'csv'}"
 
 # %% ../../nbs/5_pipeline/11_rows.ipynb #d3c1a7e2
 def markdown_text(

@@ -242,7 +242,8 @@ def reached_modules(
     return dict(sorted(walk.found.items()))
 
 # %% ../../nbs/13_running/02_dependencies.ipynb #4457e06f
-_BESIDE = ("published", "reproduced/manifests")  # shown with results, never part of them
+# shown with results, never part of them
+_BESIDE = ("published", "reproduced/manifests", "reproduced/paper/manifests")
 
 
 def data_files(

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..ground.files import atomic_path, locked
 from ..ground.places import shipped
+from ..pipeline.rows import accepted_file
 from .kernel import RunFailed, find_kernel, launch
 from .many import Busy
 from .notebook import repository
@@ -103,7 +104,7 @@ def _perform(job, say, kernel, gpu, stop):
 def execute(
     job: Run,  # what to run, from plan_run
     force: bool = False,  # run again although it is done
-    # copy rows and figures to data/reproduced and figures/ (scale mini, default parameters)
+    # copy rows and figures to data/reproduced and figures/ (default parameters of its scale)
     accept: bool = False,
     say: Callable[[str], Any] = print,  # receives one line at the start and one at the end
     kernel: str | None = None,  # name of a Jupyter kernel; None is the running interpreter
@@ -138,50 +139,85 @@ def run(
     return execute(plan_run(name, parameters, scale, notebooks, out), **options)
 
 # %% ../../nbs/13_running/07_one_run.ipynb #c938f422
-def _changed(job):  # parameters that are not the notebook's own
+_OF_MACHINE = ("device", "batch_size")
+
+
+def _scale(job):
+    return job.parameters.get("scale", "mini")
+
+
+def _given(job):  # parameters that are not the notebook's own: name → value
     defaults = check_parameters(read_parameters(job.notebook), {})
-    return [k for k, v in defaults.items() if v != job.parameters[k]]
+    return {k: job.parameters[k] for k, v in defaults.items() if v != job.parameters[k]}
+
+
+def _is_file(value):
+    return isinstance(value, str) and bool(value) and Path(value).expanduser().is_file()
+
+
+def _changed(job):  # those that make it another run than the default one of its scale
+    given = _given(job)
+    if _scale(job) != "paper":
+        return list(given)
+    free = {k for k, v in given.items() if k in _OF_MACHINE or (k == "weights" and _is_file(v))}
+    return [k for k in given if k not in free | {"scale"}]
 
 
 def check_acceptable(
     job: Run,  # from plan_run
 ) -> None:
-    "Raise `ValueError` unless nothing about a run was changed."
+    "Raise `ValueError` unless a run has the default parameters of its scale."
     if changed := _changed(job):
+        free = " (device, batch_size and a file of weights are free at scale paper)"
         raise ValueError(
-            f"{job.name}: only the run with default parameters can be accepted, and here "
-            f"{', '.join(changed)} differ{'s' * (len(changed) == 1)}. Leave out -p and --scale, "
-            "or --accept."
+            f"{job.name}: only the run with the default parameters of its scale can be accepted, "
+            f"and here {', '.join(changed)} differ{'s' * (len(changed) == 1)}. Leave them out"
+            f"{free * (_scale(job) == 'paper')}, or --accept."
         )
 
 # %% ../../nbs/13_running/07_one_run.ipynb #4466ba72
-def _costs(manifest):
+def _costs(manifest, given):  # given: parameters that are free at scale paper
     "What a run took and with what, without the names of machines and folders."
     of_run = ("key", "versions", "seed", "seconds", "peak_memory_mb")
     of_device, device = ("used", "gpu", "cores", "threads"), manifest.get("device", {})
-    return {k: v for k, v in manifest.items() if k in of_run} | {
-        "device": {k: v for k, v in device.items() if k in of_device}
-    }
+    named = {k: Path(v).name if _is_file(v) else v for k, v in given.items()}
+    return (
+        {k: v for k, v in manifest.items() if k in of_run}
+        | {"device": {k: v for k, v in device.items() if k in of_device}}
+        | ({"parameters": named} if named else {})
+    )
 
 
 def _places(job):
     "Where the files of a run go in a checkout, for those that it has."
+    scale, reproduced = _scale(job), Path("data/reproduced")
     targets = {
-        job.folder / "rows.csv": f"data/reproduced/{job.name}.csv",
-        job.folder / "metrics.csv": f"data/reproduced/metrics/{job.name}.csv",
-        job.folder / "differences.csv": f"data/reproduced/differences/{job.name}.csv",
+        job.folder / f"{kind}.csv": accepted_file(reproduced, job.name, kind, scale).as_posix()
+        for kind in ("rows", "metrics", "differences")
     }
     figures = [p for p in sorted(job.folder.iterdir()) if p.suffix in (".png", ".svg")]
-    targets |= {p: f"figures/{job.name}_{p.name}" for p in figures}
+    shelf = "figures/paper" if scale == "paper" else "figures"
+    targets |= {p: f"{shelf}/{job.name}_{p.name}" for p in figures}
     return [(source, target) for source, target in targets.items() if source.is_file()]
+
+
+def _check_weights(job):
+    "At scale paper rows must say which published weights they are of."
+    file = job.folder / "rows.csv"
+    if _scale(job) == "paper" and file.is_file() and "own weights" in file.read_text("utf-8"):
+        raise ValueError(
+            f"{job.name}: its rows say 'own weights', so they are of no published model and meet "
+            "no published number. Give the weights of a tag, or leave out --accept."
+        )
 
 # %% ../../nbs/13_running/07_one_run.ipynb #20eef115
 def accept_run(
-    job: Run,  # a finished run at scale mini with default parameters
+    job: Run,  # a finished run with the default parameters of its scale
     root: str | Path | None = None,  # checkout to copy into; None is the one of this package
 ) -> list[str]:  # the files written, relative to the checkout
     """Copy rows to `data/reproduced/<name>.csv`; metrics with their intervals, paired differences
-    and what the run cost beside; figures to `figures/<name>_<file>`."""
+    and what the run cost beside; figures to `figures/<name>_<file>`. At scale paper all of it goes
+    to `data/reproduced/paper` and `figures/paper`."""
     check_acceptable(job)
     root = Path(root) if root else repository()
     if not root:
@@ -191,12 +227,14 @@ def accept_run(
         )
     if not job.done:
         raise ValueError(f"{job.name} is not done: {job.folder}. Run it first.")
+    _check_weights(job)
     written = _places(job)
     for source, target in written:
         with atomic_path(root / target) as temporary:
             shutil.copyfile(source, temporary)
-    costs = f"data/reproduced/manifests/{job.name}.json"
-    write_json(root / costs, _costs(read_json(job.folder / "manifest.json")))
+    costs = accepted_file("data/reproduced", job.name, "manifests", _scale(job)).as_posix()
+    given = {k: v for k, v in _given(job).items() if k != "scale"}
+    write_json(root / costs, _costs(read_json(job.folder / "manifest.json"), given))
     return [*(target for _, target in written), costs]
 
 # %% ../../nbs/13_running/07_one_run.ipynb #37f2fcda
@@ -339,13 +377,13 @@ def _compare(own, accepted):  # two results of _numbers → Comparison
 def compare_with_accepted(
     job: Run,  # a finished run
     root: str | Path | None = None,  # checkout to compare with; None is what this package ships
-    # None when there is nothing to compare: other parameters, or no accepted rows
+    # None when there is nothing to compare: other parameters, or no accepted rows of its scale
 ) -> Comparison | None:
-    "Whether a run with default parameters gave the accepted rows and metrics."
+    "Whether a run with the default parameters of its scale gave the accepted rows and metrics."
     folder = (Path(root) / "data" if root else shipped()) / "reproduced"
     files = {
-        "rows.csv": folder / f"{job.name}.csv",
-        "metrics.csv": folder / "metrics" / f"{job.name}.csv",
+        f"{kind}.csv": accepted_file(folder, job.name, kind, _scale(job))
+        for kind in ("rows", "metrics")
     }
     if _changed(job) or not any(file.is_file() for file in files.values()):
         return None

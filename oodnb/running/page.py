@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 from ..ground.files import atomic_path
 from ..ground.places import shipped
-from ..pipeline.rows import markdown_table, markdown_text, read_rows
+from ..pipeline.rows import accepted_file, markdown_table, markdown_text, read_rows
 from .notebook import repository, runs_folder
 from .plan import find_notebooks, read_parameters
 from .state import read_json, spoken, state
@@ -94,25 +94,28 @@ def _of_folder(folder, defaults):
     )
 
 # %% ../../nbs/13_running/10_page.ipynb #28987d81
-def _figures_by_run(names):  # {name: its figures in the checkout}; the longest name that fits
+def _figures_by_run(names, scale="mini"):  # {name: its figures}; the longest name that fits
     root, found = repository(), {}
-    for path in _figures(root / "figures") if root and (root / "figures").is_dir() else ():
+    shelf = root and root / "figures" / ("paper" if scale == "paper" else "")
+    for path in _figures(shelf) if shelf and shelf.is_dir() else ():
         owner = max((n for n in names if path.name.startswith(f"{n}_")), key=len, default=None)
         found.setdefault(owner, []).append(path)
     return found
 
 
-def _accepted(names):  # Results of what lies in the checkout
-    folder, pictures = shipped() / "reproduced", _figures_by_run(names)
+def _accepted(names, scale="mini"):  # Results of what lies in the checkout
+    folder, pictures = shipped() / "reproduced", _figures_by_run(names, scale)
+    place = lambda name, kind: accepted_file(folder, name, kind, scale)
     there = lambda path: path if path.is_file() else None
     found = [
         Result(
             name,
             "accepted",
-            rows=there(folder / f"{name}.csv"),
-            metrics=there(folder / "metrics" / f"{name}.csv"),
+            scale,
+            rows=there(place(name, "rows")),
+            metrics=there(place(name, "metrics")),
             figures=tuple(pictures.get(name, ())),
-            manifest=read_json(folder / "manifests" / f"{name}.json"),
+            manifest=read_json(place(name, "manifests")),
         )
         for name in names
     ]
@@ -147,10 +150,13 @@ def collect_results(
     "Every result there is. Raises `FileNotFoundError` when there is none."
     defaults = _defaults()
     found = [] if accepted else _newest(out, defaults)
-    replaced = {r.name for r in found if r.state == "done" and r.scale == "mini" and not r.changed}
-    if accepted or not out:
-        known = {p.stem for p in (shipped() / "reproduced").glob("*.csv")} | set(defaults)
-        found += [r for r in _accepted(sorted(known)) if r.name not in replaced]
+    done = [r for r in found if r.state == "done" and set(r.changed) <= {"scale"}]
+    replaced = {(r.name, r.scale) for r in done}
+    for scale in ("mini", "paper") if accepted or not out else ():
+        there = accepted_file(shipped() / "reproduced", "*", scale=scale)
+        known = {p.stem for p in there.parent.glob("*.csv")} | set(defaults)
+        own = _accepted(sorted(known), scale)
+        found += [r for r in own if (r.name, scale) not in replaced]
     chosen = [r for r in found if not names or any(fnmatch.fnmatch(r.name, name) for name in names)]
     if not chosen:
         _refuse_nothing(names, found)
@@ -319,22 +325,27 @@ def _cost(result):  # one paragraph about versions, time and memory
     return f"key {_span(str(known.get('key')))}; {markdown_text('; '.join(filter(None, facts)))}."
 
 # %% ../../nbs/13_running/10_page.ipynb #d271ad1d
-_AGAINST = ["", "data set", "metric", "published", "reproduced", "difference"]
+_AGAINST = ["", "data set", "metric", "published", "reproduced", "95 % interval", "difference"]
 
 
 def _against_line(row):
+    ends = [row.get(f"reproduced_{end}", float("nan")) for end in ("low", "high")]
     return [
-        f"{row['method']}, {row['backbone']}, {row['setting']}",
+        f"{row['paper']}: {row['method']}, {row['backbone']}, {row['setting']}",
         row["dataset"],
         row["metric"],
         f"{row['published']:.2f}",
         f"{row['reproduced']:.2f}",
+        "–" if ends[0] != ends[0] else "[{:.2f}, {:.2f}]".format(*ends),
         f"{row['difference']:+.2f}",
     ]
 
 
-def _against_published(rows):  # blocks; rows of scale paper only
+def _against_published(rows, metrics):  # blocks; rows of scale paper only
     results = importlib.import_module("oodnb.results")
+    if metrics:
+        beside = importlib.import_module("pandas").read_csv(metrics)
+        rows = results.with_intervals(rows, beside)
     table = results.compare_with_published(rows)
     both = table.dropna(subset=["published", "reproduced"])
     if both.empty:
@@ -357,7 +368,7 @@ def _run_blocks(result):
         rows = read_rows(result.rows)
         blocks += _number_blocks(rows.to_dict("records"), _interval_finder(result.metrics))
         if result.scale == "paper":
-            blocks += _against_published(rows)
+            blocks += _against_published(rows, result.metrics)
     for path in result.figures:
         caption = f"{result.name}: {path.stem.removeprefix(result.name + '_')}"
         blocks.append(("figure", path, caption))

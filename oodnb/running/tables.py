@@ -14,14 +14,16 @@ from typing import Any
 import pandas as pd
 
 from ..ground.places import shipped
+from ..pipeline.rows import accepted_file
 from .notebook import repository, runs_folder
 
 # %% ../../nbs/13_running/09_tables.ipynb #ab20a933
 def _finished_rows(name, out, accepted_only):
     "The newest rows of each scale of one run: scale → CSV file."
-    found, accepted = {}, shipped() / "reproduced" / f"{name}.csv"
-    if accepted.is_file() and not out:
-        found["mini"] = accepted
+    folder, found = shipped() / "reproduced", {}
+    for scale in () if out else ("mini", "paper"):
+        if (accepted := accepted_file(folder, name, scale=scale)).is_file():
+            found[scale] = accepted
     if accepted_only:
         return found
     done = [p.parent for p in (runs_folder(out) / name).glob("*/done.json")]
@@ -32,40 +34,31 @@ def _finished_rows(name, out, accepted_only):
     return found
 
 # %% ../../nbs/13_running/09_tables.ipynb #f290665b
-def _intervals(file, **part):
-    """The intervals that lie beside the rows of this setting and backbone: (method, dataset) →
-    ends, empty when that file is about something else."""
+def _with_ends(rows, file, results):
+    "Rows of a file with the intervals that lie beside it: low, high and tied."
     beside = (
         file.with_name("metrics.csv")
         if file.name == "rows.csv"
         else file.parent / "metrics" / file.name
     )
-    found = pd.read_csv(beside) if beside.is_file() else pd.DataFrame()
-    for column in set(part) & set(found):
-        found = found[found[column] == part[column]]
-    labels = ["detector" if "detector" in found else "method", "dataset"]
-    if not set(labels) <= set(found) or found.duplicated(labels).any():
-        return pd.DataFrame()
-    return found.set_index(labels)
+    metrics = pd.read_csv(beside) if beside.is_file() else pd.DataFrame()
+    return results.with_intervals(rows, metrics)
 
 # %% ../../nbs/13_running/09_tables.ipynb #ccd0cf45
-def _as_metrics(rows, ends, metrics):
+def _as_metrics(rows, metrics):  # rows: of `_with_ends`
     "One line per method and data set, one column per metric, as `to_markdown` wants it."
     order = list(dict.fromkeys(zip(rows["method"], rows["dataset"])))
-    wide = rows.pivot(index=["method", "dataset"], columns="metric", values="value")
-    wide = wide.reindex(order).reindex(columns=list(metrics))
-    for metric in list(wide.columns):
-        for end in (f"{metric}_low", f"{metric}_high"):
-            wide[end] = ends[end].reindex(wide.index) if end in ends else float("nan")
-    for metric, part in rows.groupby("metric"):
-        wide[f"{metric}_std"] = part.set_index(["method", "dataset"])["std"].reindex(wide.index)
-    if "tied" in ends:
-        wide["tied"] = ends["tied"].reindex(wide.index)
+    lines = {"index": ["method", "dataset"], "columns": "metric"}
+    wide = rows.pivot(**lines, values="value").reindex(order).reindex(columns=list(metrics))
+    for column, end in (("low", "_low"), ("high", "_high"), ("std", "_std")):
+        own = rows.pivot(**lines, values=column).reindex(order).reindex(columns=list(metrics))
+        wide = wide.join(own.rename(columns="{}".format).add_suffix(end))
+    wide["tied"] = rows.groupby(["method", "dataset"])["tied"].first().reindex(wide.index)
     return wide.rename_axis(index=["detector", "dataset"]).reset_index()
 
 # %% ../../nbs/13_running/09_tables.ipynb #67c2d77c
-def _detection_table(rows, ends, results):  # Markdown
-    table = results.to_markdown(_as_metrics(rows, ends, results.METRICS))
+def _detection_table(rows, results):  # Markdown; rows: of `_with_ends`
+    table = results.to_markdown(_as_metrics(rows, results.METRICS))
     return table.strip().replace(" nan", " –")
 
 
@@ -83,10 +76,21 @@ def _in_checkout(file):  # a path as the reader of a checkout knows it
     return file.relative_to(root) if root and file.is_relative_to(root) else file
 
 # %% ../../nbs/13_running/09_tables.ipynb #3de4a014
+def _against_published(rows, results):  # Markdown; "" where no paper prints any of it
+    "Scale paper only: published beside reproduced, with difference and interval."
+    table = results.compare_with_published(rows)
+    both = table.dropna(subset=["published", "reproduced"]).drop(columns="reproduced_seeds")
+    if both.empty:
+        return ""
+    order = both["difference"].abs().sort_values(ascending=False, kind="stable").index
+    text = results.to_markdown(both.loc[order].reset_index(drop=True), digits=2)
+    return f"Published beside reproduced, largest difference first:\n\n{text.strip()}"
+
+
 def _section(name, scale, file):
     "Heading and tables of one result."
     results, parts, where = importlib.import_module("oodnb.results"), [], _in_checkout(file)
-    rows = results.read_rows(file)
+    rows = _with_ends(results.read_rows(file), file, results)
     for (backbone, setting, run), part in rows.groupby(["backbone", "setting", "run"], sort=False):
         parts.append(
             f"**{name}, scale {scale}** (backbone {backbone}; {setting}; run "
@@ -94,9 +98,10 @@ def _section(name, scale, file):
         )
         is_detection = part["metric"].isin(results.METRICS)
         if is_detection.any():
-            ends = _intervals(file, setting=setting, backbone=backbone)
-            parts.append(_detection_table(part[is_detection], ends, results))
+            parts.append(_detection_table(part[is_detection], results))
         parts.append(_other_numbers(part[~is_detection], part["method"].nunique()))
+    if scale == "paper":
+        parts.append(_against_published(rows, results))
     return "\n\n".join(filter(None, parts))
 
 # %% ../../nbs/13_running/09_tables.ipynb #b91525cd
@@ -107,9 +112,9 @@ def table(
     accepted_only: bool = False,  # only what was accepted into data/reproduced
 ) -> str:  # Markdown, one section per run and scale
     "The reproduced numbers as Markdown. Raises `FileNotFoundError` when there are none."
-    names = {p.stem for p in (shipped() / "reproduced").glob("*.csv")} | {
-        p.parents[1].name for p in runs_folder(out).glob("*/*/done.json")
-    }
+    accepted = shipped() / "reproduced"
+    names = {p.stem for where in ("*.csv", "paper/*.csv") for p in accepted.glob(where)}
+    names |= {p.parents[1].name for p in runs_folder(out).glob("*/*/done.json")}
     sections = [
         _section(n, scale, file)
         for n in sorted(names)
@@ -127,16 +132,17 @@ def table(
 # %% ../../nbs/13_running/09_tables.ipynb #a9f5aef7
 def accepted_differences(
     name: str,  # of a run
+    scale: str = "mini",  # "mini" or "paper"
 ) -> pd.DataFrame:  # method, reference, dataset, metric, difference, low, high, clear, ...
     "The paired comparisons that were accepted with a run; positive is better, in points."
-    folder = shipped() / "reproduced" / "differences"
-    if not (folder / f"{name}.csv").is_file():
-        there = ", ".join(sorted(p.stem for p in folder.glob("*.csv")))
+    file = accepted_file(shipped() / "reproduced", name, "differences", scale)
+    if not file.is_file():
+        there = ", ".join(sorted(p.stem for p in file.parent.glob("*.csv")))
         raise FileNotFoundError(
             f"No comparisons of {name!r} were accepted (there are: {there or 'none'}). "
             f"Make them with: oodnb run {name} --accept"
         )
-    found = pd.read_csv(folder / f"{name}.csv")
+    found = pd.read_csv(file)
     if "comparison" in found:
         found[["method", "reference"]] = found["comparison"].str.split(" - ", n=1, expand=True)
         return found

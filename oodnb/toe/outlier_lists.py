@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backbones import load_backbone
+from ..backbones import load_backbone, usual_weights
 from ..data.image_sets import ImageSet
 from ..datasets import load_dataset
 from ..features import extract
@@ -120,7 +120,8 @@ def toe_plan(
     made = [level for level in levels if level not in ready]
     ood = asked_for("OOD set", ood, [*plan["near"], *plan["far"]])
     parts = {side: [name for name in plan[side] if name in ood] for side in ("near", "far")}
-    weights = weights or (None if mini or backbone else "openai")
+    usual = usual_weights(backbone) if backbone else None if mini else "openai"
+    weights = weights or usual
     backbone = backbone or ("mini" if mini else "ViT-B-16-quickgelu")
 
     def tested(name):

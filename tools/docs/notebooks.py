@@ -194,7 +194,10 @@ def rows_as_html(blocks, prose):
     and what the run cost."""
     parts, on = [], False
     for kind, *content in blocks:
-        on = on or (kind, content[0]) == ("heading", 2)
+        begins = (kind, content[0]) == ("heading", 2)
+        if begins and on:  # the same run at the other scale
+            parts.append(f"<h3>{html.escape(content[1])}</h3>")
+        on = on or begins
         if (
             on
             and kind == "text"
