@@ -1,14 +1,14 @@
 """How much memory do the parts of the papers' experiments take that hold large arrays, at full
 count? Features are random, towers are not asked: what is measured is what stands in memory.
 
-    python benchmarks/paper_memory.py                  every part, in a process of its own
-    python benchmarks/paper_memory.py --parts words      only some
-    python benchmarks/paper_memory.py --share 0.1        a tenth of the pictures, for a small machine
+    python benchmarks/paper_memory.py                every part, in a process of its own
+    python benchmarks/paper_memory.py --parts words  only some
+    python benchmarks/paper_memory.py --share 0.1    a tenth of the pictures, for a small machine
 
 Each line says the peak of the process and, with a smaller share, what it would be at full count,
 from this share and half of it: what does not grow with the pictures stays. The exit code is 1 when
-a part would need more than 20 GB. Scores of cached features and of streamed regions have a benchmark of
-their own: python benchmarks/benchmark_pass.py --rescore 85640, and --local 2000.
+a part would need more than 20 GB. Scores of cached features and of streamed regions have a
+benchmark of their own: python benchmarks/benchmark_pass.py --rescore 85640, and --local 2000.
 """
 
 import argparse

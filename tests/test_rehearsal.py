@@ -16,6 +16,7 @@ from oodnb.checks.random_weights import narrow_config
 from oodnb.checks.rehearsal import (
     chosen,
     command_lines,
+    commands_page,
     line_parameters,
     on_stage,
     outcome_table,
@@ -164,6 +165,13 @@ def test_the_readmes_lines_are_all_there():
     ways = [(kind, backbone) for kind in ("single", "multi") for backbone in ("RN50", "ViT-B-16")]
     wanted += [f"forget-{kind}-{backbone}-{name}" for kind, backbone in ways for name in sets]
     assert set(wanted) <= lines
+
+
+def test_the_page_of_the_command_lines_is_that_of_the_table():
+    page = Path(__file__).parents[1] / "data" / "COMMANDS.md"
+    assert page.read_text("utf-8") == commands_page(command_lines()), (
+        "data/commands.csv changed: write commands_page(command_lines()) to data/COMMANDS.md"
+    )
 
 
 def test_the_command(capsys):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUICK', 'reductions', 'reduced', 'Stage', 'on_stage', 'set_stage', 'Outcome', 'planned', 'rehearse_run', 'paper_work',
            'paper_rates', 'projected', 'chosen', 'rehearse', 'outcome_table', 'say_outcomes', 'Line', 'command_lines',
-           'line_parameters', 'rehearse_lines']
+           'line_parameters', 'rehearse_lines', 'commands_page']
 
 # %% ../../nbs/14_checks/06_rehearsal.ipynb #d0a53477
 import json
@@ -448,3 +448,34 @@ def rehearse_lines(
         outcomes = list(_rehearsed(list(runs.values()), jobs, say))
     order = [job.name for job in runs.values()]
     return outcome_table(sorted(outcomes, key=lambda outcome: order.index(outcome.notebook)))
+
+# %% ../../nbs/14_checks/06_rehearsal.ipynb #8b79e0c2
+def _told_line(line):  # one line of the page
+    theirs = "; ".join(f"{option} {value}".strip() for option, value in line.options.items())
+    given = " ".join(f"-p {k} {_on_a_command_line(v)}" for k, v in line.parameters.items())
+    ours = f"`oodnb run {line.notebook} --scale paper {given}`" if line.notebook else "none"
+    return f"| {line.command}: {theirs} | {ours} | {line.note} |".replace("|  |", "| |")
+
+
+def _on_a_command_line(value):
+    if isinstance(value, str):
+        return value or '""'
+    text = json.dumps(value)
+    return f"'{text}'" if set(text) & set(' "[{') else text
+
+
+def commands_page(
+    lines: Sequence[Line],  # of `command_lines`
+) -> str:  # Markdown
+    "What answers the READMEs' command lines, one table per paper."
+    parts = [
+        "# The READMEs' command lines, and what answers them\n",
+        "Made from `data/commands.csv`; `oodnb rehearse --lines` runs every one of them, short. "
+        "Names in braces are files of yours. Where the left column is longer than the right, the "
+        "rest is what our settings have anyway.\n",
+    ]
+    for paper in dict.fromkeys(line.paper for line in lines):
+        parts.append(f"## {paper}\n\n| theirs | ours | what differs |\n|---|---|---|")
+        parts += [_told_line(line) for line in lines if line.paper == paper]
+        parts.append("")
+    return "\n".join(parts).rstrip("\n") + "\n"
