@@ -2316,6 +2316,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'oodnb/pipeline/ahead.py'),
                                       'oodnb.pipeline.ahead.asked_for': ('5_pipeline/ahead.html#asked_for', 'oodnb/pipeline/ahead.py'),
                                       'oodnb.pipeline.ahead.foretell': ('5_pipeline/ahead.html#foretell', 'oodnb/pipeline/ahead.py'),
+                                      'oodnb.pipeline.ahead.foretell_encoding': ( '5_pipeline/ahead.html#foretell_encoding',
+                                                                                  'oodnb/pipeline/ahead.py'),
                                       'oodnb.pipeline.ahead.machine': ('5_pipeline/ahead.html#machine', 'oodnb/pipeline/ahead.py'),
                                       'oodnb.pipeline.ahead.size': ('5_pipeline/ahead.html#size', 'oodnb/pipeline/ahead.py'),
                                       'oodnb.pipeline.ahead.span': ('5_pipeline/ahead.html#span', 'oodnb/pipeline/ahead.py')},
