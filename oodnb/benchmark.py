@@ -9,6 +9,7 @@ __all__ = ['detector_names', 'by_role', 'score_table', 'run_benchmark', 'save_sc
 import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,20 @@ import pyarrow.parquet as pq
 import torch
 
 import oodnb
-from .detectors import Detector, shared_reading
-from .features import stream
+from .detectors import Detector, TextDetector, shared_reading
+from .features import extract, passes_by, stream
 from .ground.files import atomic_path
+from .ground.hashing import content_hash
 from .ground.spelling import read_alike
+from oodnb.pipeline.cache import (
+    CacheEntry,
+    Piece,
+    cache_root,
+    read_part,
+    stored,
+    writable,
+    write_part,
+)
 from .scores import normalize
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #d5412c54
@@ -209,7 +220,15 @@ def _check_sets(id_set, ood_sets):  # the list of OOD sets
     return ood_sets
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #86e5d2c9
+def _near(detector, chunk):  # local features on the CPU for whoever expects them there
+    maps = getattr(chunk, "local_features", None)
+    if maps is None or maps.device.type == "cpu" or isinstance(detector, TextDetector):
+        return chunk
+    return replace(chunk, local_features=maps.cpu())
+
+
 def _checked_scores(detector, chunk):
+    chunk = _near(detector, chunk)
     try:
         scores = detector.score(chunk)
     except Exception as error:
@@ -264,8 +283,64 @@ def _merge_predictions(table, predictors):
     table.insert(5, "prediction", table[columns[0]] if columns else np.int64(-1))
     return table.drop(columns=[c for c in columns if (table[c] == table["prediction"]).all()])
 
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #20e87dac
+class _Regions:
+    "Region scores of one image set, read, gathered and kept; without effect where regions are kept."
+
+    def __init__(self, backbone, dataset, detectors, cache):
+        readers = [d for d in detectors if d.needs_local]
+        texts = all(isinstance(d, TextDetector) for d in readers)
+        useful = readers and texts and cache_root(cache) and passes_by(backbone, dataset, cache)
+        self.entry = CacheEntry(cache_root(cache), backbone, dataset) if useful else None
+        self.readers, self.cache = {}, cache
+        for d in readers if useful else ():
+            name = content_hash("best region", self.entry.key, d.classifier, d.temperature)
+            self.readers[name] = d
+        self.found = {name: [] for name in self.readers}
+
+    def known(self, skipped):  # {name: scores [N]} of an earlier run, {} unless all are there
+        pieces = {n: read_part(self.folder / f"{n}.safetensors") for n in self.readers}
+        if not pieces or not all(pieces.values()):
+            return {}
+        same = all(piece.skipped == skipped for piece in pieces.values())
+        return {n: piece.tensors["best"] for n, piece in pieces.items()} if same else {}
+
+    @property
+    def folder(self):
+        return self.entry.folder / "regions"
+
+    def add(self, chunk):
+        for name, d in self.readers.items():
+            self.found[name].append(d.best_region(chunk))
+
+    def keep(self, skipped):
+        if self.entry and writable(self.cache) and not self.known(skipped):
+            for name, parts in self.found.items():
+                best = torch.cat(parts)
+                write_part(self.folder, Piece(0, len(best), {"best": best}, skipped), name)
+
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #2bd47361
+def _chunks(backbone, dataset, local, regions, **options):
+    "Features of a set in batches; with the region scores of an earlier run in place of regions."
+    there = stored(regions.entry, ("global",)) if regions.entry else None
+    known = regions.known(there.skipped) if there else {}
+    if not known:
+        yield from stream(backbone, dataset, local=local, stay=True, **options)
+        return
+    start = 0
+    for chunk in extract(backbone, dataset, **options).batches(options["batch_size"]):
+        stop = start + len(chunk)
+        chunk.about = chunk.about | {
+            "regions": {
+                (id(d.classifier), d.temperature): known[name][start:stop]
+                for name, d in regions.readers.items()
+            }
+        }
+        start = stop
+        yield chunk
+
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #f0904417
-def _rows_of(chunk, dataset, role, detectors, classes):  # DataFrame
+def _rows_of(chunk, dataset, role, detectors, classes, regions):  # DataFrame
     columns = {
         "dataset": dataset.name,
         "split": dataset.split,
@@ -279,6 +354,7 @@ def _rows_of(chunk, dataset, role, detectors, classes):  # DataFrame
                 columns[f"prediction:{d.name}"] = _predictions(d, chunk, classes)
         for d in detectors:
             columns[d.name] = _checked_scores(d, chunk)
+        regions.add(chunk)
     return pd.DataFrame(columns)
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #7ffe7fc1
@@ -294,11 +370,13 @@ def _check_complete(dataset, rows, skipped):
 def _score_set(backbone, dataset, role, detectors, classes, **options):
     "Rows of one image set, its unit image features, and its unreadable images."
     parts, features, skipped = [], [], {}
-    for chunk in stream(backbone, dataset, local=any(d.needs_local for d in detectors), **options):
+    regions = _Regions(backbone, dataset, detectors, options["cache"])
+    local = any(d.needs_local for d in detectors)
+    for chunk in _chunks(backbone, dataset, local, regions, **options):
         skipped.update(chunk.skipped)
         if len(chunk) == 0:
             continue
-        parts.append(_rows_of(chunk, dataset, role, detectors, classes))
+        parts.append(_rows_of(chunk, dataset, role, detectors, classes, regions))
         features.append(normalize(chunk.image_features))
     if not parts:
         raise RuntimeError(
@@ -307,6 +385,8 @@ def _score_set(backbone, dataset, role, detectors, classes, **options):
         )
     rows = pd.concat(parts, ignore_index=True)
     _check_complete(dataset, rows, skipped)
+    position = {name: i for i, name in enumerate(dataset.ids)} if skipped else {}
+    regions.keep([[position[name], str(why)] for name, why in skipped.items()])
     lost = [[str(i), str(reason)] for i, reason in skipped.items()]
     return rows, torch.cat(features).numpy(), lost
 
@@ -358,6 +438,11 @@ def _run_facts(backbone, id_set, ood_sets, table, classes, detectors):
         "fingerprint": backbone.fingerprint,
         "precision": backbone.precision,
         "id_set": id_set.name,
+        "different": {
+            s.name: what
+            for s in (id_set, *ood_sets)
+            if (what := getattr(s, "about", {}).get("different"))
+        },
         "images": counts,
         "class_names": [str(c) for c in classes],
         "id_class_names": [str(c) for c in id_set.class_names],

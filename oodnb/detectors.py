@@ -114,14 +114,15 @@ def check_features(
             f"the first in row {int(bad.nonzero()[0])}; look at that picture, or encode with "
             "precision='fp32'."
         )
-    if local and maps is None:
+    known = bool(features.about.get("regions"))  # region scores of an earlier run
+    if local and maps is None and not known:
         raise ValueError(
             f"{who} reads local features, but these Features of {features.dataset!r} have none. "
             "Use extract(..., local=True), or stream(..., local=True) when they are too large to "
             "keep."
         )
     _check_precision("image_features", x)
-    if local:
+    if local and maps is not None:
         _check_precision("local_features", maps)
 
 # %% ../nbs/5_pipeline/07_detectors.ipynb #9b5a414e
@@ -164,14 +165,19 @@ def _sims(features, classifier):  # cosines [N, K]
 
 
 def _best_region(features, classifier, temperature):  # l_mcm [N]
-    maps, device = features.local_features, classifier.device
+    kept = features.about.get("regions", {}).get((id(classifier), temperature))
+    if kept is not None and len(kept) == len(features):
+        return kept
+    maps = features.local_features
+    device = classifier.device if maps.device.type == "cpu" else maps.device
+    vectors = classifier.to(device)
     held = _LOCAL_ELEMENTS.get(device.type, 2**25)
     step = max(1, held // max(1, maps.shape[1] * len(classifier)))
 
     def compute():
         parts = maps.split(step)
-        best = [l_mcm(cosine_sims(part.to(device), classifier), temperature) for part in parts]
-        return torch.cat(best)
+        best = [l_mcm(cosine_sims(part.to(device), vectors), temperature) for part in parts]
+        return torch.cat(best).to(classifier.device)
 
     return _once(("best region", temperature), features, classifier, compute)
 
@@ -227,6 +233,15 @@ class TextDetector:
                 return _mcm_family(self, features)
             logits = self.logit_scale * _sims(features, self.classifier).double()
             return _ON_LOGITS[self.kind](logits)
+
+    def best_region(
+        self,
+        features: Features,  # of N images, with local features
+    ) -> torch.Tensor:  # l_mcm [N]: the largest probability of any region
+        "What the regions contribute; one number per image, which is all that has to be kept."
+        _check_fit(features, self.classifier, self.fingerprint, True, self.name)
+        with torch.no_grad():
+            return _best_region(features, self.classifier, self.temperature)
 
     def predict(
         self,

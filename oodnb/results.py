@@ -246,6 +246,7 @@ def metrics_table(
     table, id_set = pd.DataFrame(out), str(known["dataset"].iloc[0])
     table.attrs = {"level": level, "n_boot": n_boot, "id_set": id_set, "groups": groups}
     table.attrs |= {"classes": _class_counts(known, ood), "lost": lost_pictures(scores)}
+    table.attrs["different"] = scores.attrs.get("different", {})
     return table
 
 # %% ../nbs/12_evidence/01_results.ipynb #5bb55014
@@ -403,6 +404,13 @@ def _accuracy_rows(accuracy: pd.DataFrame, id_set: str) -> list[dict[str, Any]]:
     ]
 
 # %% ../nbs/12_evidence/01_results.ipynb #e15778b1
+def _say_different(metrics: pd.DataFrame) -> list[str]:
+    "Sets that are not the published list, as a part of the setting; nothing where all are."
+    wrong = metrics.attrs.get("different", {})
+    said = ", ".join(f"{name} ({what})" for name, what in wrong.items())
+    return [f"different: {said}"] if said else []
+
+
 def _lost_rows(metrics: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {"method": detector, "dataset": name, "metric": metric, "value": float(value)}
@@ -444,7 +452,7 @@ def rows(
         "paper": paper,
         "table": table,
         "backbone": backbone,
-        "setting": setting,
+        "setting": "; ".join([setting, *_say_different(metrics)]),
         "source": f"oodnb {oodnb.__version__}",
         "std": np.nan,
         "seeds": ";".join(str(s) for s in ([seeds] if isinstance(seeds, int) else seeds)),
@@ -462,10 +470,9 @@ def _is_mean(name: str) -> bool:
 def _of_row(line: dict, row: dict, named: set[str], single: set[str]) -> bool:
     "Is a line of a metrics table about the method and the set of a row?"
     for column in ("setting", "backbone"):
-        if column in line and line[column] != row[column]:
-            own = str(row[column]).split("; ")[-1] if column == "setting" else None
-            if line[column] != own:
-                return False
+        own = str(row[column]).split("; different: ")[0]
+        if column in line and line[column] not in (own, own.split("; ")[-1]):
+            return False
     for column in ("detector", "method"):
         if column in line and line[column] in named and line[column] != row["method"]:
             return False

@@ -345,7 +345,7 @@ def test_other_counts_are_refused_and_marked(tmp_path):
         load_dataset("SUN", root=tmp_path)
     images = load_dataset("sun", root=tmp_path, allow_different=True)
     assert (images.name, images.class_names, images.about["different"]) == (
-        "SUN (2 images instead of 10,000)",
+        "SUN",
         [],
         "2 images instead of 10,000",
     )

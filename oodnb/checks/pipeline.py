@@ -465,8 +465,16 @@ def check_weights(
 # %% ../../nbs/14_checks/02_pipeline.ipynb #afbc244a
 def _check_published(images, label):  # Finding; the set was compared when it was loaded
     wrong = images.about["different"]
+    if not wrong and images.about.get("reading", "published") != "published":
+        return Finding(
+            label,
+            "pictures are read another way",
+            "turned as the camera says and laid on white; the papers' programs do neither",
+            "load_dataset(..., reading='published'), which is what it does unless told",
+        )
     if not wrong:
-        return Finding(label, said=f"{len(images):,} pictures, the published list")
+        said = f"{len(images):,} pictures, the published list, read by convert('RGB') alone"
+        return Finding(label, said=said)
     firsts = {
         kind: names[0]
         for kind, names in images.about.get("files", {}).items()

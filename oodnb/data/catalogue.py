@@ -9,6 +9,7 @@ __all__ = ['Archive', 'Split', 'Entry', 'entries', 'class_lists', 'spelled', 'en
 # %% ../../nbs/4_data/08_catalogue.ipynb #d09f3d48
 import functools
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,18 +159,35 @@ def split_of(
     raise ValueError(f"{found.name} has no split {split!r}; it has {has}{found.split_note}.")
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #30f0853a
+_ABOVE = ("", "ImageNet_OOD_dataset", "OOD")
+
+
+def _in_any_case(folder):  # the folder as the disk spells it, or None
+    if folder.is_dir():
+        return folder
+    above = _in_any_case(folder.parent) if folder != folder.parent else None
+    if above is None:
+        return None
+    try:
+        with os.scandir(above) as inside:
+            alike = [e.name for e in inside if e.name.casefold() == folder.name.casefold()]
+    except OSError:
+        return None
+    return next((above / name for name in sorted(alike) if (above / name).is_dir()), None)
+
+
 def find(
     name: str,  # of a data set
     split: str,  # of it
     root: str | Path,  # data root
 ) -> tuple[Path | None, list[Path]]:  # (existing folder or None, all places looked at)
-    "Look for the folder of a split."
-    places = [
-        Path(root).expanduser() / above / folder
-        for folder in split_of(name, split).folders
-        for above in ("", "ImageNet_OOD_dataset")
-    ]
-    return next((place for place in places if place.is_dir()), None), places
+    "Look for the folder of a split, in small letters or capitals."
+    base = Path(root).expanduser()
+    places = [base / above / f for f in split_of(name, split).folders for above in _ABOVE]
+    exact = next((place for place in places if place.is_dir()), None)
+    if exact is not None or not base.is_dir():
+        return exact, places
+    return next(filter(None, map(_in_any_case, places)), None), places
 
 # %% ../../nbs/4_data/08_catalogue.ipynb #2d11026a
 def archives_of(
