@@ -1,6 +1,7 @@
 # make reproduce   set up .venv, run the zero-shot notebooks on the mini world, and compare with the accepted rows
 # make reproduce-all  the same for every table and figure of the mini world, trainings included (JOBS=2 at a time)
 # make accept      run all of them and take their rows, figures and README over, on purpose
+# make rehearse  every paper notebook at scale paper, and what answers the papers' command lines, short, on small worlds in the true formats
 # make docs        the HTML site in runs/html, read without a network;  make links checks every link
 # make mutate      plant the faults of tests/mutations one by one; each must be noticed (trainings apart: tools/mutate.py --all)
 # make test        set up .venv, check that notebooks and package agree, run every notebook and every test, offline, CPU only
@@ -20,7 +21,7 @@ PAPERS := zeroshot_imagenet hftt_theory clipn_readme locoop_imagenet toe_imagene
 OFFLINE := env -u OODNB_DATA OODNB_HOME="$(CURDIR)/runs/.test-home" OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=agg PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup hooks reproduce reproduce-all accept readme test mutate check lint format export docs links clean distclean
+.PHONY: help setup hooks reproduce reproduce-all accept readme test rehearse mutate check lint format export docs links clean distclean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -60,6 +61,12 @@ test: $(STAMP)
 	$(BIN)/mypy
 	$(OFFLINE) $(BIN)/python tools/lessons.py --jobs 2
 	$(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+rehearse: $(STAMP)
+	rm -rf runs/rehearsal
+	$(OFFLINE) $(BIN)/oodnb rehearse --to runs/rehearsal --jobs $(JOBS)
+	$(OFFLINE) $(BIN)/oodnb rehearse --lines --to runs/rehearsal --jobs $(JOBS)
+	rm -rf runs/rehearsal
 
 mutate: $(STAMP)
 	$(BIN)/python tools/mutate.py --jobs $(JOBS)
