@@ -16,6 +16,7 @@ import pandas as pd
 from ..ground.places import shipped
 from ..pipeline.rows import read_csv
 from .notebook import repository, runs_folder
+from .state import changed_files
 
 # %% ../../nbs/13_running/09_tables.ipynb #ab20a933
 def _finished_rows(name, out, accepted_only):
@@ -98,6 +99,8 @@ def _section(name, scale, file):
             ends = _intervals(file, setting=setting, backbone=backbone)
             parts.append(_detection_table(part[is_detection], ends, results))
         parts.append(_other_numbers(part[~is_detection], part["method"].nunique()))
+    if file.name in changed_files(file.parent):
+        parts.insert(0, f"**`{where}` has changed since the run wrote it: not its numbers.**")
     return "\n\n".join(filter(None, parts))
 
 # %% ../../nbs/13_running/09_tables.ipynb #b91525cd
