@@ -10,6 +10,7 @@ __all__ = ['list_backbones', 'usual_weights', 'mini_clip', 'published_tag', 'loa
 # %% ../nbs/2_models/07_backbones.ipynb #a50d7b40
 import filecmp
 import hashlib
+import json
 import logging
 import re
 import warnings
@@ -284,13 +285,28 @@ def _check_told(path, config, activation):
         )
 
 # %% ../nbs/2_models/07_backbones.ipynb #fd960b75
+_RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as transformers writes them
+
+
+def _folder_preprocess(path):
+    "What preprocessor_config.json of a folder says other than CLIP's own preprocessing."
+    file = Path(path) / "preprocessor_config.json"
+    if not file.is_file():
+        return {}
+    told = json.loads(file.read_text("utf-8"))
+    asked = {"mean": told.get("image_mean"), "std": told.get("image_std")}
+    asked["interpolation"] = _RESAMPLING.get(told.get("resample"))
+    asked["resize_mode"] = None if told.get("do_center_crop", True) else "squash"
+    return {key: value for key, value in asked.items() if value is not None}
+
+
 def _from_file(path, activation):
     "(model, preprocessing, tokenizer) of a file alone."
     state, trained_with = read_checkpoint(path)
     config, activation = infer_config(state, path), _agree(activation, trained_with, path)
     _check_told(path, config, activation)
     model = fill_model(open_clip.CLIP(**config, quick_gelu=activation == "quick_gelu"), state, path)
-    preprocess = plain_preprocess(config["vision_cfg"]["image_size"])
+    preprocess = plain_preprocess(config["vision_cfg"]["image_size"], _folder_preprocess(path))
     context_length = config["text_cfg"]["context_length"]
     return model, preprocess, open_clip.SimpleTokenizer(context_length=context_length)
 

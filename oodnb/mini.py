@@ -12,6 +12,7 @@ __all__ = ['HELD_OUT', 'FLAT', 'SHIFTED', 'PAINTED_SPLITS', 'MINI_OOD', 'GROUPS'
 import inspect
 import io
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -22,11 +23,12 @@ import pandas as pd
 import torch
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 
 from .data.image_sets import ImageSet
-from .ground.files import atomic_path, locked
+from .ground.files import locked
 from .ground.hashing import content_hash
+from .ground.kept import Damaged, load_kept, save_kept
 from .ground.places import home, shipped
 from .ground.spelling import did_you_mean
 from .miniworld.backgrounds import SCENES, TEXTURES
@@ -368,10 +370,15 @@ def _kept(key, make):
     path = home() / "mini" / f"{key}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path):
-        if not path.exists():
-            with atomic_path(path) as temporary:
-                save_file(make(), temporary)
-    return load_file(path)
+        if path.exists():
+            try:
+                return load_kept(path, "mini", required=False)[0]
+            except (Damaged, SafetensorError) as error:
+                warnings.warn(
+                    f"{path} is damaged and is made again ({str(error):.80}).", stacklevel=4
+                )
+        save_kept(path, "mini", make(), {})
+    return load_kept(path, "mini")[0]
 
 # %% ../nbs/4_data/05_mini.ipynb #32ee26a1
 def background_cache(

@@ -4,6 +4,7 @@ import contextlib
 import io
 import tarfile
 import threading
+import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -19,7 +20,10 @@ class Web:
         self.codes = []  # status codes of the next answers, instead of the file
         self.kind = "application/octet-stream"
         self.redirects = {}  # path -> address
-        self.length = True  # says Content-Length
+        self.length = True  # says Content-Length; or a text: says that
+        self.silence = 0  # seconds of silence instead of an end, when `most` has been sent
+        self.drip = None  # bytes every hundredth of a second
+        self.packed = None  # Content-Encoding
 
 
 def handler(web):
@@ -39,14 +43,18 @@ def handler(web):
                 return self.send_error(404)
             content, begin = web.files[self.path], 0
             wanted = self.headers.get("Range")
-            if wanted and web.ranges and self.headers.get("If-Range") == web.version:
+            same = self.headers.get("If-Range", web.version) == web.version
+            if wanted and web.ranges and same:
                 begin = int(wanted.removeprefix("bytes=").rstrip("-"))
                 if begin >= len(content):
                     return self.send_error(416)
             self.send_response(206 if begin else 200)
             self.send_header("Content-Type", web.kind)
             if web.length:
-                self.send_header("Content-Length", str(len(content) - begin))
+                told = len(content) - begin if web.length is True else web.length
+                self.send_header("Content-Length", str(told))
+            if web.packed:
+                self.send_header("Content-Encoding", web.packed)
             if begin:
                 self.send_header(
                     "Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}"
@@ -54,7 +62,15 @@ def handler(web):
             if web.version:
                 self.send_header("ETag", web.version)
             self.end_headers()
-            self.wfile.write(content[begin:][: web.most])
+            with contextlib.suppress(ConnectionError):
+                self.send(content[begin:][: web.most])
+
+        def send(self, content):
+            for k in range(0, len(content), web.drip or len(content)):
+                self.wfile.write(content[k : k + (web.drip or len(content))])
+                time.sleep(0.01 if web.drip else 0)
+            if web.most and len(content) == web.most:
+                time.sleep(web.silence)
 
     return Handler
 

@@ -155,3 +155,67 @@ def test_published_ends_of_a_hash(tmp_path):
     assert verify(tmp_path / "abc", 3, ["sha256:BA7816bf*f20015ad"])["size"] == 3
     with pytest.raises(ValueError, match="published is ba7816bf.*f20015ae"):
         verify(tmp_path / "abc", 3, ["sha256:ba7816bf*f20015ae"])
+
+
+# lines and servers that are worse than they should be
+
+
+@pytest.mark.parametrize("silence", [0, 0.6])
+@pytest.mark.parametrize("version", ['"1"', None])
+@pytest.mark.parametrize("most", [9_000, 90_000])
+def test_a_line_that_breaks_before_every_buffer_is_full_still_progresses(
+    web, tmp_path, most, silence, version
+):
+    web.most, web.silence, web.version = most, silence, version
+    web.files["/set.bin"] = CONTENT[: 4 * most]
+    md5 = "md5:" + hashlib.md5(CONTENT[: 4 * most]).hexdigest()
+    get(web, tmp_path, checksums=[md5], tries=2, timeout=0.2)
+    assert (tmp_path / "set.bin").read_bytes() == CONTENT[: 4 * most]
+    assert [asked for _, asked in web.asked[1:4]] == [f"bytes={k * most}-" for k in (1, 2, 3)]
+
+
+def test_what_came_before_a_silence_is_kept_for_the_next_command(web, tmp_path):
+    web.most, web.silence = 90_000, 5
+    with pytest.raises(ConnectionError, match="90,000 bytes are kept"):
+        get(web, tmp_path, tries=1, timeout=0.2)
+    assert (tmp_path / "set.bin.part").read_bytes() == CONTENT[:90_000]
+
+
+@pytest.mark.parametrize("length", [False, "many", "-3", "", "1e3"])
+def test_the_published_size_is_a_cap_without_a_length(web, tmp_path, length):
+    web.length = length
+    with pytest.raises(ValueError, match="more than the 1,000 bytes of the published"):
+        get(web, tmp_path, size=1000)
+    assert names(tmp_path) in ([], ["set.bin.part.version"])
+
+
+@pytest.mark.parametrize("length", [False, "many", "-3", ""])
+def test_a_length_that_is_no_number_is_none(web, tmp_path, length):
+    web.length = length
+    get(web, tmp_path, checksums=[MD5], size=len(CONTENT))
+    assert (tmp_path / "set.bin").read_bytes() == CONTENT
+
+
+def test_a_drip_is_no_download(web, tmp_path):
+    web.drip = 5
+    with pytest.raises(ConnectionError, match="bytes a second came, 100000 are the least"):
+        get(web, tmp_path, tries=2, timeout=0.2, slowest=100_000)
+    kept = (tmp_path / "set.bin.part").read_bytes()
+    assert kept and CONTENT.startswith(kept) and len(web.asked) == 2
+
+
+@pytest.mark.parametrize("code", [416, 408, 429, 500, 503])
+def test_a_busy_answer_to_the_first_request_is_tried_again(web, tmp_path, code):
+    web.codes = [code]
+    get(web, tmp_path, checksums=[MD5], tries=2)
+    assert (tmp_path / "set.bin").read_bytes() == CONTENT
+    web.codes = [code] * 9
+    with pytest.raises(ConnectionError, match=f"answered {code}.*after 2 tries"):
+        download(web.address, tmp_path / "b.bin", tries=2, wait=0, progress=False)
+
+
+def test_a_packed_answer_is_another_file(web, tmp_path):
+    web.packed = "gzip"
+    with pytest.raises(ConnectionError, match="packed by gzip"):
+        get(web, tmp_path)
+    assert "set.bin" not in names(tmp_path)

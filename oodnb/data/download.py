@@ -69,6 +69,14 @@ class _Again(Exception):
     pass  # worth another try
 
 
+class _TooLong(ValueError):
+    pass
+
+
+class _Slow(_Again):
+    pass  # it brings something, and hardly anything
+
+
 class _NeverWeaker(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, request, answer, code, message, headers, url):
         if urlsplit(url).scheme not in {"https", urlsplit(request.full_url).scheme}:
@@ -90,36 +98,50 @@ def _version(headers):  # what the server calls its file; a weak tag may stand f
     tag = headers.get("ETag") or ""
     return headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
 
+
+def _number(text):  # what a server says as a number of bytes, or None
+    return int(text) if text and text.strip().isdecimal() else None
+
 # %% ../../nbs/4_data/09_download.ipynb #bfba2010
-def _request(url, part):  # for all of the file, or for what is not in `part`
+def _request(url, part, checked):  # for all of the file, or for what is not in `part`
     version, have = _version_file(part), _size(part)
     headers = {"User-Agent": "oodnb", "Accept-Encoding": "identity"}
     known = version.read_text("utf-8") if have and version.is_file() else ""
     if known:
         headers |= {"Range": f"bytes={have}-", "If-Range": known}
+    elif have and checked:
+        headers |= {"Range": f"bytes={have}-"}
     return urllib.request.Request(url, headers=headers)
 
 # %% ../../nbs/4_data/09_download.ipynb #1352b0c8
-def _open(url, part, timeout):  # response, or an error that says whether to try again
+def _open(url, part, checked, timeout):  # response, or an error that says whether to try again
     try:
-        return urllib.request.build_opener(_NeverWeaker).open(_request(url, part), timeout=timeout)
+        request = _request(url, part, checked)
+        return urllib.request.build_opener(_NeverWeaker).open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
-            part.unlink()
+            part.unlink(missing_ok=True)
         if error.code in (408, 416, 429) or error.code >= 500:
             raise _Again(f"the server answered {error.code} {error.reason}") from None
         raise ConnectionError(f"{url} answers {error.code} {error.reason}.") from None
 
 # %% ../../nbs/4_data/09_download.ipynb #27fde99e
-def _ask(url, part, timeout):  # open response, and how many bytes are there already
+def _ask(url, part, checked, timeout):  # open response, and how many bytes are there already
     have = _size(part)
-    answer = _open(url, part, timeout)
+    answer = _open(url, part, checked, timeout)
     if "html" in answer.headers.get("Content-Type", ""):
         answer.close()
         raise ConnectionError(
             f"{url} answers with a web page instead of a file: it asks for something (consent, a "
             "login), or has moved."
+        )
+    packed = answer.headers.get("Content-Encoding", "identity")
+    if packed != "identity":
+        answer.close()
+        raise ConnectionError(
+            f"{url} sends its file packed by {packed}, which was not asked for: size and check sum "
+            "would be those of another file. Fetch it with another program."
         )
     _version_file(part).write_text(_version(answer.headers), "utf-8")
     sent = answer.headers.get("Content-Range", "")
@@ -142,19 +164,39 @@ def _check_announced(url, part, total, have, size):
             ),
         )
 
+# %% ../../nbs/4_data/09_download.ipynb #835995fd
+def _keep_all(answer, file, have, size, bar, slowest, timeout):  # write what comes, as it comes
+    begun, brought = time.monotonic(), 0
+    while block := answer.read1(1 << 18):
+        have += len(block)
+        if size is not None and have > size:
+            raise _TooLong(
+                f"the server sends more than the {size:,} bytes of the published file: it is "
+                "another version"
+            )
+        bar.update(file.write(block))
+        brought += len(block)
+        if (passed := time.monotonic() - begun) > timeout:
+            if brought < slowest * passed:
+                raise _Slow(
+                    f"{brought / passed:.0f} bytes a second came, {slowest:g} are the least"
+                )
+            begun, brought = time.monotonic(), 0
+
 # %% ../../nbs/4_data/09_download.ipynb #b79d8d49
-def _receive(url, part, size, timeout, bar):  # one answer, to its end; _Again when it was cut
-    answer, have = _ask(url, part, timeout)
+def _receive(url, part, size, checked, bar, slowest, timeout):
+    "One answer, to its end; `_Again` when it was cut."
+    answer, have = _ask(url, part, checked, timeout)
     with answer:
         if answer.status == 206 and not have:
+            part.unlink(missing_ok=True)
             raise _Again("the server sent another part than it was asked for")
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else size
+        length = _number(answer.headers.get("Content-Length"))
+        total = size if length is None else have + length
         _check_announced(url, part, total, have, size)
         bar.total, bar.n = total, have
-        with open(part, "ab" if have else "wb") as file:
-            while block := answer.read(1 << 20):
-                bar.update(file.write(block))
+        with open(part, "ab" if have else "wb", buffering=0) as file:
+            _keep_all(answer, file, have, size, bar, slowest, timeout)
     if total is not None and _size(part) < total:
         raise _Again(f"the connection ended after {_size(part):,} of {total:,} bytes")
 
@@ -169,14 +211,20 @@ _CUT = (
 )
 
 
-def _receive_all(url, part, size, tries, wait, timeout, bar):
+def _receive_all(url, part, size, checked, bar, tries, wait, **patience):
     failed = 0
+    if size is not None and _size(part) > size:
+        part.unlink()
     while True:
         before = _size(part)
         try:
-            return _receive(url, part, size, timeout, bar)
+            return _receive(url, part, size, checked, bar, **patience)
+        except _TooLong as error:
+            part.unlink(missing_ok=True)
+            raise ValueError(f"{url}: {error}") from None
         except _CUT as error:
-            failed = 1 if _size(part) > before else failed + 1
+            more = _size(part) > before and not isinstance(error, _Slow)
+            failed = 1 if more else failed + 1
             if failed >= tries:
                 why = getattr(error, "reason", error) or type(error).__name__
                 raise ConnectionError(
@@ -206,6 +254,7 @@ def download(
     tries: int = 5,  # requests in a row that may bring nothing
     wait: float = 1.0,  # seconds before the second try; doubled after each
     timeout: float = 60,  # seconds of silence after which the line counts as cut
+    slowest: float = 500,  # bytes a second; less, over `timeout` seconds, counts as cut
     progress: bool = True,  # show a bar
 ) -> dict[str, Any]:  # size and digests, as verify gives them
     """Fetch a file, going on from `path`.part.
@@ -220,6 +269,7 @@ def download(
     with tqdm(
         desc=path.name, unit="B", unit_scale=True, disable=not progress, delay=1, leave=False
     ) as bar:
-        _receive_all(url, part, size, tries, wait, timeout, bar)
+        patience = {"slowest": slowest, "timeout": timeout}
+        _receive_all(url, part, size, bool(checksums), bar, tries, wait, **patience)
     _version_file(part).unlink(missing_ok=True)
     return _accept(part, path, url, size, checksums, progress)

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 
-from ..ground.files import atomic_path
+from ..ground.kept import load_kept, save_kept
 from ..ground.settings import check_above, check_choice, check_from, check_whole
 from ..ground.variations import settings_of_runs
 from ..losses import checked_texts, log_odds_loss
@@ -189,13 +188,13 @@ class _Snapshots:
     def keep(self, epoch: int, vectors: torch.Tensor) -> None:
         self.kept[epoch] = vectors.detach().clone()
         if self.folder:
-            with atomic_path(_place(self.folder, epoch)) as temporary:
-                save_file({"outliers": self.kept[epoch].cpu()}, temporary)
+            save_kept(_place(self.folder, epoch), "epoch", {"outliers": self.kept[epoch]}, {})
 
     def get(self, epoch: int, device: Any) -> torch.Tensor:
         if epoch in self.kept or not self.folder:
             return self.kept[epoch]
-        return load_file(_place(self.folder, epoch))["outliers"].to(device)
+        kept = load_kept(_place(self.folder, epoch), "epoch", required=False)[0]
+        return kept["outliers"].to(device)
 
 
 def _place(folder: Path, epoch: int) -> Path:

@@ -263,7 +263,7 @@ def _check_source(source):
         )
 
 
-def _check_complete(where, missing_keys):
+def _check_complete(where, missing_keys, unexpected_keys=()):
     "Refuse files that leave parts of a BLIP for retrieval empty; its matching head is not used."
     missing = sorted(
         name
@@ -275,6 +275,12 @@ def _check_complete(where, missing_keys):
             f"{where} is a BLIP, but not one for retrieval: {len(missing)} tensors are missing, "
             f"such as {missing[0]}. HFTT reads the models blip-itm-base-coco and "
             "blip-itm-large-coco."
+        )
+    beside = sorted(name for name in unexpected_keys if "position_ids" not in name)
+    if beside:
+        raise ValueError(
+            f"{where} holds {len(beside)} tensors that a BLIP for retrieval does not have, such "
+            f"as {beside[0]}; they would be left out. Save the model that is meant by itself."
         )
 
 # %% ../../nbs/2_models/05_blip.ipynb #47c3af25
@@ -299,7 +305,8 @@ def load_blip(
         return library.BertTokenizerFast.from_pretrained(where)
 
     model, report = load_or_explain(towers, where, hint)
-    _check_complete(where, report["missing_keys"])
+    beside = () if source in BLIP_MODELS else report["unexpected_keys"]
+    _check_complete(where, report["missing_keys"], beside)
     tokenizer = load_or_explain(words, where, hint)
     temperature = _temperature_of(model, where) if temperature is None else temperature
     most = model.config.text_config.max_position_embeddings

@@ -7,6 +7,7 @@ __all__ = ['ACTIVATIONS', 'read_checkpoint', 'foreign_as_shells', 'infer_config'
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #e6df1c75
 import io
+import json
 import math
 import zipfile
 from collections.abc import Iterator
@@ -90,15 +91,38 @@ def _read_torch(path):
         return _archive_state(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
+# %% ../../nbs/2_models/01_checkpoints.ipynb #d30c8997
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # as transformers names them
+
+
+def _read_part(path):
+    return _read_safetensors(path)[0] if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def _read_folder(folder):
+    "The tensors of a folder as transformers saves it."
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return _read_part(folder / name)
+        if (index := folder / f"{name}.index.json").is_file():
+            parts = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            missing = [part for part in parts if not (folder / part).is_file()]
+            if missing:
+                raise FileNotFoundError(f"{folder} lacks {', '.join(missing[:3])} of its weights.")
+            return {key: t for part in parts for key, t in _read_part(folder / part).items()}
+    raise FileNotFoundError(
+        f"There are no weights in the folder {folder}: neither {' nor '.join(_WEIGHTS)}. Give the "
+        "file itself, or a folder as transformers' save_pretrained writes it."
+    )
+
 # %% ../../nbs/2_models/01_checkpoints.ipynb #6c543a35
 def _read_any(path):
     "(what a file holds, its activation or None), or what is wrong with the file."
     path = Path(path).expanduser()
+    if path.is_dir():
+        return _read_folder(path), None
     if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no checkpoint {path}"
-            + ("; it is a folder, give the file inside." if path.is_dir() else "; check the path.")
-        )
+        raise FileNotFoundError(f"There is no checkpoint {path}; check the path.")
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
@@ -132,6 +156,12 @@ def _unwrapped(path, state):
             "that is meant in a file of its own."
         )
     known = [key for key in found if key in _WRAPPERS]
+    beside = [key for key, value in state.items() if torch.is_tensor(value) and value.ndim]
+    if known and beside:
+        raise ValueError(
+            f"{path} holds tensors beside its {known[0]!r}, which would be left out: "
+            f"{', '.join(map(repr, beside[:3]))}. Save all that belongs to the model together."
+        )
     return state[known[0]] if known else state
 
 
@@ -174,11 +204,101 @@ def _check_state(path, state, activation):
 def _in_float32(tensor):
     return tensor.float() if tensor.is_floating_point() else tensor
 
+# %% ../../nbs/2_models/01_checkpoints.ipynb #c9e80544
+_HEADS = {"text_config": 8, "vision_config": 12}  # what transformers leaves out of config.json
+_KNOWN_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
+
+
+def _is_transformers(state):
+    return any(key.startswith(("vision_model.", "text_model.")) for key in state)
+
+
+def _told_beside(path):
+    "What config.json beside the weights says: kind, activation, heads; {} where there is none."
+    path = Path(path).expanduser()
+    if not path.is_dir() and path.name not in _WEIGHTS:
+        return {}
+    try:
+        file = (path if path.is_dir() else path.parent) / "config.json"
+        config = json.loads(file.read_text("utf-8"))
+        towers = {part: config.get(part) or {} for part in _HEADS}
+        acts = {tower.get("hidden_act", "quick_gelu") for tower in towers.values()}
+        return {
+            "kind": config.get("model_type"),
+            "activation": acts.pop() if len(acts) == 1 else f"both {' and '.join(sorted(acts))}",
+            "epsilon": {tower.get("layer_norm_eps", 1e-5) for tower in towers.values()},
+            **{p: towers[p].get("num_attention_heads", n) for p, n in _HEADS.items()},
+        }
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _check_transformers(path, told):
+    "Refuse models of transformers that would be another function here."
+    if told.get("kind", "clip") != "clip":
+        raise ValueError(
+            f"{path} holds a {told['kind']!r} of transformers; read are CLIP (model_type clip) and "
+            "folders of BLIP (model_type blip, load_backbone(folder))."
+        )
+    if told and (told["activation"] not in _KNOWN_ACTIVATIONS or told["epsilon"] != {1e-5}):
+        raise ValueError(
+            f"config.json beside {path} says activation {told['activation']} and layer_norm_eps "
+            f"{sorted(told['epsilon'])}; read are quick_gelu or gelu with 1e-05."
+        )
+
+# %% ../../nbs/2_models/01_checkpoints.ipynb #86b1f938
+_RENAMED = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+}
+_TURNED = {"text_projection.weight": "text_projection", "visual_projection.weight": "visual.proj"}
+_STARTS = {
+    "text_model.encoder.layers.": "transformer.resblocks.",
+    "vision_model.encoder.layers.": "visual.transformer.resblocks.",
+    "text_model.final_layer_norm.": "ln_final.",
+    "vision_model.pre_layrnorm.": "visual.ln_pre.",
+    "vision_model.pre_layernorm.": "visual.ln_pre.",
+    "vision_model.post_layernorm.": "visual.ln_post.",
+}
+_INSIDE = {
+    ".self_attn.out_proj.": ".attn.out_proj.",
+    ".layer_norm1.": ".ln_1.",
+    ".layer_norm2.": ".ln_2.",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+}
+
+
+def _renamed(key):
+    for start, ours in _STARTS.items():
+        if key.startswith(start):
+            key = ours + key.removeprefix(start)
+            for theirs, within in _INSIDE.items():
+                key = key.replace(theirs, within)
+    return key
+
+
+def _in_our_layout(path, state):
+    "The tensors of a CLIP of transformers under OpenAI's names."
+    state = {key: t for key, t in state.items() if not key.endswith(".position_ids")}
+    moved = {ours: state.pop(key) for key, ours in _RENAMED.items() if key in state}
+    moved |= {ours: state.pop(key).T for key, ours in _TURNED.items() if key in state}
+    for key in [key for key in state if ".self_attn.q_proj." in key]:
+        apart = [key.replace(".q_proj.", f".{one}_proj.") for one in "qkv"]
+        if lacking := [name for name in apart if name not in state]:
+            raise ValueError(f"{path} lacks {', '.join(lacking)}; it is not complete.")
+        joined = _renamed(key).replace(".self_attn.q_proj.", ".attn.in_proj_")
+        moved[joined] = torch.cat([state.pop(name) for name in apart])
+    return moved | {_renamed(key): tensor for key, tensor in state.items()}
+
 # %% ../../nbs/2_models/01_checkpoints.ipynb #192badea
 def read_checkpoint(
     # safetensors file, state dict saved by torch.save (bare, or under "state_dict",
     # "model_state_dict" or "model"; prefixes of compiled and parallel models go), or TorchScript
-    # archive
+    # archive; or the folder of a CLIP of transformers
     path: str | Path,
     # (state dict in float32, "quick_gelu" or "gelu" or None)
 ) -> tuple[dict[str, torch.Tensor], str | None]:
@@ -189,6 +309,11 @@ def read_checkpoint(
     _check_state(path, state, activation)
     _check_finite(path, state)
     state = _bare(state)
+    if _is_transformers(state):
+        told = _told_beside(path)
+        _check_transformers(path, told)
+        state = _in_our_layout(path, state)
+        activation = told.get("activation") or activation
     if all(key in state for key in _OPENAI_ENTRIES):
         activation = "quick_gelu"
     keep = [key for key in state if key not in _OPENAI_ENTRIES and not key.endswith("attn_mask")]
@@ -275,6 +400,18 @@ def _known_config(config):
     return config
 
 # %% ../../nbs/2_models/01_checkpoints.ipynb #90473317
+def _with_heads(config, told):
+    "The numbers of heads that are told, where they are not those of CLIP's rule."
+    if not told.get("kind"):
+        return config
+    vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
+    if text["heads"] != told["text_config"]:
+        text["heads"] = told["text_config"]
+    if vision["width"] != 64 * told["vision_config"]:
+        vision["head_width"] = vision["width"] // told["vision_config"]
+    return config | {"vision_cfg": vision, "text_cfg": text}
+
+
 def infer_config(
     state: dict[str, torch.Tensor],  # state dict in OpenAI's layout
     path: str | Path = "the state dict",  # where it came from, for the error
@@ -290,7 +427,7 @@ def infer_config(
     )
     missing = [key for key in needed if key not in state]
     if not missing:
-        return _known_config(_shapes_config(state))
+        return _with_heads(_known_config(_shapes_config(state)), _told_beside(path))
     raise ValueError(
         f"{path} is not laid out like OpenAI's CLIP: {', '.join(missing)} missing; it begins "
         f"with {', '.join(list(state)[:3])}. "

@@ -24,11 +24,11 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ..ground.files import atomic_path, locked
 from ..ground.hashing import content_hash
+from ..ground.kept import Damaged, load_kept, save_kept
 from ..ground.places import home
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #c9873dcd
@@ -75,24 +75,14 @@ def feature_key(
     )
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #b5cf0003
-_CONTENT = "oodnb_content"  # key of the hash in the header
-
-
 def save_tensors(
     path: str | Path,  # *.safetensors
     kind: str,  # key of the facts in the header
     tensors: dict[str, torch.Tensor],  # dict: name -> tensor
     facts: dict,  # dict (JSON)
-    hashed: bool = True,  # False for what carries a hash of its own
 ) -> None:
-    "Write tensors and what is to be known about them, atomically, with a hash over both."
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    told = json.dumps(facts)
-    header = {kind: told}
-    if hashed:
-        header[_CONTENT] = content_hash(told, kept, length=64)
-    with atomic_path(path) as temporary:
-        save_file(kept, temporary, header)
+    "Write tensors and what is to be known about them, atomically."
+    save_kept(path, kind, tensors, facts)
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #f7f84c2d
 def load_tensors(
@@ -107,19 +97,16 @@ def load_tensors(
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; {hint}.")
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata()
-            facts = json.loads(header[kind])
-            tensors = {name: file.get_tensor(name) for name in (*file.keys(), *needs)}
+        tensors, facts = load_kept(path, kind)
+        lacking = [name for name in needs if name not in tensors]
+        if lacking:
+            raise KeyError(f"no tensor {lacking[0]}")
+    except Damaged as error:
+        raise Damaged(f"{error}; {hint}.") from None
     except Exception as error:
         raise ValueError(
             f"{path} holds no {holds} ({type(error).__name__}: {str(error):.160}); {hint}."
         ) from error
-    if header.get(_CONTENT) not in (None, content_hash(header[kind], tensors, length=64)):
-        raise ValueError(
-            f"{path} is not as it was written: its contents do not have the hash in its header. "
-            f"Copy it again, or make it anew; {hint}."
-        )
     return tensors, facts
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #465600b6
@@ -240,24 +227,19 @@ def write_part(
 ) -> Piece:  # the same piece, its tensors mapped from the file
     "Keep a piece of an unfinished run."
     path = folder / f"{name or f'{piece.start:09d}'}.safetensors"
-    facts = {
-        "start": piece.start,
-        "stop": piece.stop,
-        "skipped": piece.skipped,
-        "hash": content_hash(piece.tensors),
-    }
-    save_tensors(path, "piece", piece.tensors, facts, hashed=False)
+    facts = {"start": piece.start, "stop": piece.stop, "skipped": piece.skipped}
+    save_tensors(path, "piece", piece.tensors, facts)
     return Piece(piece.start, piece.stop, load_file(path), piece.skipped)
 
 # %% ../../nbs/5_pipeline/01_cache.ipynb #6606f038
 def read_part(path: Path) -> Piece | None:  # Piece, or None when the file is missing or damaged
     "A piece that was kept, checked."
     try:
-        with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["piece"])
-        tensors = load_file(path)
-        whole = content_hash(tensors) == facts["hash"]
-        return Piece(facts["start"], facts["stop"], tensors, facts["skipped"]) if whole else None
+        tensors, facts = load_kept(path, "piece")
+        known = facts.get("hash")  # of files of earlier versions
+        if known not in (None, content_hash(tensors)):
+            return None
+        return Piece(facts["start"], facts["stop"], load_file(path), facts["skipped"])
     except Exception:
         return None
 

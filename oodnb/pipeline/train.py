@@ -16,15 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from ..data.crops import input_size, random_crops
 from ..data.fewshot import few_shot, load_few_shot, save_few_shot
 from ..data.image_sets import ImageSet
 from ..features import extract, stream
-from ..ground.files import atomic_path, locked
+from ..ground.files import locked
+from ..ground.kept import Damaged, load_kept, save_kept
 from ..ground.randomness import chance_of
 from ..models.backbone import Backbone, check_caller, in_precision
 
@@ -142,20 +141,18 @@ def save_state(
     for i, p in enumerate(_learned(optimizer)):
         memory = {name: t for name, t in optimizer.state[p].items() if isinstance(t, torch.Tensor)}
         for name, t in {"parameter": p, **memory}.items():
-            tensors[f"{i}.{name}"] = t.detach().cpu().contiguous()
-    about = {"training": json.dumps({"settings": settings, "history": history})}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, about)
+            tensors[f"{i}.{name}"] = t
+    save_kept(path, "training", tensors, {"settings": settings, "history": history})
 
 # %% ../../nbs/5_pipeline/08_train.ipynb #2316a8c9
 def _read_state(path):  # (tensors, settings, history); None when there is no file
     try:
-        with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["training"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors, about = load_kept(path, "training")
         return tensors, about["settings"], about["history"]
     except FileNotFoundError:
         return None
+    except Damaged as error:
+        raise Damaged(f"{error}. Delete it to start again, or give another folder.") from None
     except Exception as error:
         raise RuntimeError(
             f"The training state {path} cannot be read ({error}). "

@@ -30,7 +30,7 @@ from oodnb.pipeline.rows import (
 )
 from .notebook import repository, runs_folder
 from .plan import find_notebooks, read_parameters
-from .state import read_json, spoken, state
+from .state import changed_files, read_json, spoken, state
 
 # %% ../../nbs/13_running/10_page.ipynb #68e929b4
 @dataclass(frozen=True)
@@ -371,6 +371,9 @@ def _run_blocks(result):
     blocks = [("heading", 2, result.title)]
     if about:
         blocks.append(("text", about))
+    if result.folder and (changed := changed_files(result.folder)):
+        told = f"Not as the run wrote them, changed afterwards: {', '.join(changed)}."
+        blocks.append(("text", f"**{markdown_text(told)}**"))
     if result.rows:
         rows = read_rows(result.rows)
         blocks += _number_blocks(rows.to_dict("records"), _interval_finder(result.metrics))

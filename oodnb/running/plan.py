@@ -25,6 +25,7 @@ from ..ground.spelling import did_you_mean
 from .dependencies import depends_on, say_changes
 from .notebook import repository, runs_folder
 from oodnb.running.state import (
+    changed_files,
     finished,
     last_time,
     read_json,
@@ -402,6 +403,8 @@ def _status(folder):
     took, left, note = None, None, ""
     if now == "done":
         now, took, note = _of_finished(folder, asked)
+        if changed := changed_files(folder):
+            note = "; ".join(filter(None, [note, f"changed since it ran: {', '.join(changed)}"]))
     elif now == "running":
         took, left, note = _of_running(folder, progress, scale)
     elif now == "failed":

@@ -16,6 +16,7 @@ from ..ground.late import late
 from ..ground.places import shipped
 from ..pipeline.rows import accepted_file, read_csv
 from .notebook import repository, runs_folder
+from .state import changed_files
 
 # %% ../../nbs/13_running/09_tables.ipynb #ca57aaa0
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ def _section(name, scale, file):
         parts.append(_other_numbers(part[~is_detection], part["method"].nunique()))
     if scale == "paper":
         parts.append(_against_published(rows, results))
+    if file.name in changed_files(file.parent):
+        parts.insert(0, f"**`{where}` has changed since the run wrote it: not its numbers.**")
     return "\n\n".join(filter(None, parts))
 
 # %% ../../nbs/13_running/09_tables.ipynb #b91525cd
