@@ -9,6 +9,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.absolute()
 SHIPPED = ("mini", "mini3", "lists", "protocols", "published", "reproduced")
+SHIPPED_FILES = ("claims.csv", "premises.csv")
 
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(ROOT / "settings.ini", encoding="utf-8")
@@ -32,6 +33,11 @@ class BuildWithData(build_py):
                     str(ROOT / "data" / name),
                     str(Path(self.build_lib) / settings["lib_path"] / "shipped" / name),
                 )
+        for name in SHIPPED_FILES:
+            self.copy_file(
+                str(ROOT / "data" / name),
+                str(Path(self.build_lib) / settings["lib_path"] / "shipped" / name),
+            )
 
 
 setup(

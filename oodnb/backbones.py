@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['list_backbones', 'mini_clip', 'load_backbone', 'PRECISIONS', 'Backbone', 'cut_texts', 'half_factor', 'in_precision',
-           'is_native', 'resolve_precision', 'tiny_clip', 'token_rows']
+           'is_native', 'resolve_precision', 'tiny_clip', 'token_rows', 'with_readout']
 
 # %% ../nbs/2_models/07_backbones.ipynb #a50d7b40
 import logging
@@ -31,10 +31,12 @@ from oodnb.models.backbone import (
     resolve_precision,
     tiny_clip,
     token_rows,
+    with_readout,
 )
 from .models.blip import BLIP_MODELS, is_blip, load_blip
 from .models.checkpoints import ACTIVATIONS, fill_model, infer_config, read_checkpoint
 from .models.mini_clip import preprocessing, unfold_clip
+from .towers import known_readout
 
 # %% ../nbs/2_models/07_backbones.ipynb #92a88fab
 _all_ = [
@@ -47,6 +49,7 @@ _all_ = [
     "resolve_precision",
     "tiny_clip",
     "token_rows",
+    "with_readout",
 ]  # offered here too
 
 # %% ../nbs/2_models/07_backbones.ipynb #64ae1ac2
@@ -217,6 +220,7 @@ def mini_clip(
     device: str | torch.device | None = None,  # see `Backbone`
     precision: str = "fp32",  # see `Backbone`
     path: str | Path | None = None,  # another checkpoint of `save_clip`; None: the one that ships
+    local: str | None = None,  # see `load_backbone`
 ) -> Backbone:
     'The small CLIP of the mini world; `load_backbone("mini")` calls this.'
     path = shipped("mini", "clip.safetensors") if path is None else path
@@ -228,6 +232,7 @@ def mini_clip(
         "v2",
         device,
         precision,
+        local,
     )
 
 # %% ../nbs/2_models/07_backbones.ipynb #453d4a54
@@ -333,25 +338,30 @@ def _from_name(name, pretrained, activation):
     return model, preprocess, tokenizer, tag or file.name
 
 # %% ../nbs/2_models/07_backbones.ipynb #08dd5d0a
-def _always_there(name, pretrained, device, precision):
+def _always_there(name, pretrained, device, precision, local):
     "The embedded model and the tiny ones."
     _check_alone(name, pretrained)
     if name == "mini":
-        return mini_clip(device, precision)
+        return mini_clip(device, precision, local=local)
     backbone = tiny_clip(_TINY_NAMES[name], 0, device, precision)
     backbone.name = name
-    return backbone
+    return with_readout(backbone, local) if local else backbone
 
 
-def _from_blip(name, pretrained, device, precision):
+def _from_blip(name, pretrained, device, precision, local):
     "A BLIP, whose pictures are squashed."
     _check_alone(name, pretrained, " A folder with a BLIP is loaded by its path.")
+    if local is not None:
+        raise ValueError(
+            f"{str(name)!r} is a BLIP and has no local features, so there is nothing to read as "
+            f"{local!r}; leave local out."
+        )
     place = home() / "weights" / name if name in BLIP_MODELS else None
     model, tokenizer = load_blip(name, place=place)
     preprocess = plain_preprocess(model.visual.image_size, {"resize_mode": "squash"})
     shown = Path(name).name
     label = BLIP_MODELS.get(name, shown)
-    return Backbone(model, preprocess, tokenizer, shown, label, device, precision)
+    return Backbone(model, preprocess, tokenizer, shown, label, device, precision, local)
 
 # %% ../nbs/2_models/07_backbones.ipynb #8340f855
 def _means_file(name):
@@ -385,25 +395,30 @@ def load_backbone(
     # float32 always
     precision: str = "fp32",
     activation: str | None = None,  # "quick_gelu" or "gelu": what a silent file was trained with
+    # how local features are read: "value", "value+residual" or "block" of the last block of a
+    # vision transformer; None: as published ("block"; "value" of a ResNet, which has no other)
+    local: str | None = None,
 ) -> Backbone:
     "A frozen vision-language model, ready to encode. `list_backbones()` names what there is."
     device = find_device(device)
     precision = resolve_precision(precision, device)
+    known_readout(local)
     if name == "mini" or name in _TINY_NAMES:
-        return _always_there(name, pretrained, device, precision)
+        return _always_there(name, pretrained, device, precision, local)
     if not isinstance(name, (str, Path)):
         raise ValueError(
             f"name is {name!r}; give the name of a model or the path of a checkpoint. "
             "list_backbones() shows names."
         )
     if name in BLIP_MODELS or is_blip(name):
-        return _from_blip(name, pretrained, device, precision)
+        return _from_blip(name, pretrained, device, precision, local)
     if _means_file(name):
         _check_bare(name, pretrained)
         path = Path(name).expanduser()
         model, preprocess, tokenizer = _from_file(path, activation)
-        return Backbone(model, preprocess, tokenizer, path.stem, path.name, device, precision)
+        names = path.stem, path.name
+        return Backbone(model, preprocess, tokenizer, *names, device, precision, local)
     name = str(name)
     model, preprocess, tokenizer, label = _from_name(name, pretrained, activation)
     shown = Path(name).name if name.startswith(_SCHEMES) else name.replace("/", "-")
-    return Backbone(model, preprocess, tokenizer, shown, label, device, precision)
+    return Backbone(model, preprocess, tokenizer, shown, label, device, precision, local)

@@ -227,6 +227,7 @@ def with_activation(
         backbone.pretrained,
         backbone.device,
         backbone.precision,
+        backbone.local,
     )
 
 # %% ../../nbs/14_checks/02_pipeline.ipynb #b7f24df5

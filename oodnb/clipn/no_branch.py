@@ -152,6 +152,7 @@ def _as_backbone(branch, backbone):
         backbone.pretrained,
         backbone.device,
         backbone.precision,
+        backbone.local,
     )
 
 # %% ../../nbs/8_clipn/01_no_branch.ipynb #221b2299

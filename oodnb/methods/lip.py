@@ -331,6 +331,7 @@ def _copy(backbone, name):  # Backbone with weights of its own, in float32
         backbone.name,
         f"{backbone.pretrained or 'own'}, Lip without {name}",
         backbone.device,
+        local=backbone.local,
     )
 
 # %% ../../nbs/10_forget/07_lip.ipynb #9d8b79f9

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'find_device', 'half_factor', 'is_native', 'resolve_precision', 'in_precision', 'outside_inference',
-           'check_caller', 'Backbone', 'token_rows', 'cut_texts', 'plain_preprocess', 'tiny_clip']
+           'check_caller', 'Backbone', 'token_rows', 'cut_texts', 'plain_preprocess', 'tiny_clip', 'with_readout']
 
 # %% ../../nbs/2_models/06_backbone.ipynb #3b756867
 import itertools
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from ..ground.hashing import content_hash
 from .shared_prefix import encode_tokens, text_tower
-from ..towers import TINY_CONFIGS, tiny_model, value_path
+from ..towers import TINY_CONFIGS, check_readout, tiny_model, value_path
 
 # %% ../../nbs/2_models/06_backbone.ipynb #e6f6440d
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -216,9 +216,18 @@ def _marks(tensor, width=1024):
     return torch.cat([square.sum(1), square.sum(0), words[square.numel() :]])
 
 
+def _other_readout(backbone):
+    "How local features are read, where that is not as published."
+    if backbone.local is None or backbone.local == check_readout(backbone.model.visual, None):
+        return None
+    return "local", backbone.local
+
+
 def _fingerprint_of(backbone):
     "The hash that a backbone keeps, made again when what it was made of has changed."
     model, preprocess = backbone.model, _describe(backbone.preprocess)
+    if (read := _other_readout(backbone)) is not None:
+        preprocess = (preprocess, read)
     tensors = list(itertools.chain(model.named_parameters(), model.named_buffers()))
     structure = _structure(model)
     marks = [(name, tensor.dtype, _marks(tensor)) for name, tensor in tensors]
@@ -306,6 +315,16 @@ def _picture_size(visual):
     size = getattr(visual, "image_size", None)
     return (size, size) if isinstance(size, int) else size and tuple(size)
 
+# %% ../../nbs/2_models/06_backbone.ipynb #be32069c
+def _local_road(visual, local):
+    "What `value_path` says, the readout, None; or nothing, and why there are no local features."
+    try:
+        return *value_path(visual, local), check_readout(visual, local), None
+    except ValueError as error:
+        if local is not None:
+            raise
+        return None, None, None, None, str(error)
+
 # %% ../../nbs/2_models/06_backbone.ipynb #b0f4c694
 class Backbone(_Frozen):
     "A frozen vision-language model: images and texts to vectors of one space."
@@ -323,6 +342,8 @@ class Backbone(_Frozen):
         # "fp32", "bf16", "fp16" or "auto" inside the towers, see `resolve_precision`; features are
         # float32 always
         precision: str = "fp32",
+        # how local features are read, one of LOCAL_READOUTS in `towers`; None: as published
+        local: str | None = None,
     ) -> None:
         device = find_device(device)
         super().__init__(model, device, resolve_precision(precision, device))
@@ -330,12 +351,8 @@ class Backbone(_Frozen):
         self.name, self.pretrained = name, pretrained
         self.logit_scale = float(model.logit_scale.exp())
         self.image_size = _picture_size(model.visual)
-        self.grid: tuple[int, int] | None = None
-        self._no_local: str | None = None
-        try:
-            self._tap, self._read, self.grid = value_path(model.visual)
-        except ValueError as error:
-            self._no_local = str(error)
+        road = _local_road(model.visual, local)
+        self._tap, self._read, self.grid, self.local, self._no_local = road
         width = getattr(model.visual, "output_dim", None)
         self.embed_dim = width or self.encode_texts([""]).shape[1]
 
@@ -502,3 +519,12 @@ def tiny_clip(
     preprocess = plain_preprocess(TINY_CONFIGS[config][1]["image_size"])
     tokenizer, label = open_clip.SimpleTokenizer(), f"seed{weight_seed}"
     return Backbone(model, preprocess, tokenizer, f"tiny-{config}", label, device, precision)
+
+# %% ../../nbs/2_models/06_backbone.ipynb #0ae6146c
+def with_readout(
+    backbone: Backbone,  # with local features
+    local: str | None,  # one of LOCAL_READOUTS in `towers`; None: as published
+) -> Backbone:
+    "The same model with its local features read in another way; it shares the weights."
+    named = backbone.name, backbone.pretrained, backbone.device, backbone.precision
+    return Backbone(backbone.model, backbone.preprocess, backbone.tokenizer, *named, local)
