@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 SETTINGS = configparser.ConfigParser(delimiters=["="], interpolation=None)
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 SETTINGS = SETTINGS["DEFAULT"]
-SHIPPED = ("mini", "lists", "protocols", "published", "reproduced")
+SHIPPED = ("mini", "mini3", "lists", "protocols", "published", "reproduced")
 LEFT_OUT = shutil.ignore_patterns(
     ".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "figures"
 )
