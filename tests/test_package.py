@@ -24,6 +24,7 @@ SETTINGS = configparser.ConfigParser(delimiters=["="], interpolation=None)
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 SETTINGS = SETTINGS["DEFAULT"]
 SHIPPED = ("mini", "mini3", "lists", "protocols", "published", "reproduced")
+SHIPPED_FILES = {"data/claims.csv", "data/premises.csv"}
 LEFT_OUT = shutil.ignore_patterns(
     ".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "figures"
 )
@@ -106,7 +107,7 @@ def modules():
 
 
 def shipped_files():
-    return {
+    return SHIPPED_FILES | {
         path.relative_to(ROOT).as_posix()
         for name in SHIPPED
         for path in (ROOT / "data" / name).rglob("*")
