@@ -24,7 +24,6 @@ SETTINGS = configparser.ConfigParser(delimiters=["="], interpolation=None)
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 SETTINGS = SETTINGS["DEFAULT"]
 SHIPPED = ("mini", "mini3", "lists", "protocols", "published", "reproduced")
-SHIPPED_FILES = {"data/claims.csv", "data/premises.csv"}
 LEFT_OUT = shutil.ignore_patterns(
     ".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "figures"
 )
@@ -107,12 +106,12 @@ def modules():
 
 
 def shipped_files():
-    return SHIPPED_FILES | {
+    return {
         path.relative_to(ROOT).as_posix()
         for name in SHIPPED
         for path in (ROOT / "data" / name).rglob("*")
         if path.is_file() and path.name != ".DS_Store"
-    }
+    } | {"data/claims.csv", "data/premises.csv"}
 
 
 # what is in it
