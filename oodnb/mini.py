@@ -49,7 +49,7 @@ from oodnb.miniworld.painter import (
 )
 from .models.mini_clip import PIXELS
 
-# %% ../nbs/4_data/05_mini.ipynb #59db62e3
+# %% ../nbs/4_data/05_mini.ipynb #4b138aae
 # artists kept from pre-training (the last one only on ID things)
 HELD_OUT, FLAT, SHIFTED = "fluent-emoji", "fluent-emoji-flat", "twemoji"
 
@@ -71,7 +71,7 @@ def _parted(concepts):
     artists = drawings.groupby("concept").artist.agg(frozenset)
     return tuple(replace(c, role=role[c.name], artists=artists[c.name]) for c in concepts)
 
-
+# %% ../nbs/4_data/05_mini.ipynb #59db62e3
 def _check_version(version):
     if version not in (2, 3):
         raise ValueError(
