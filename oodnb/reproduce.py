@@ -33,6 +33,7 @@ from oodnb.running.one_run import (
     too_many_lost,
 )
 from .running.page import add_report_command
+from .running.published import add_published_command
 from oodnb.running.plan import (
     find_notebooks,
     list_runs,
@@ -435,11 +436,16 @@ def _parser():
         epilog=_EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"oodnb {oodnb.__version__}")
-    kinds = "list | run | status | table | report | data | doctor"
+    kinds = "list | run | status | table | report | data | doctor | published"
     commands, shared = parser.add_subparsers(required=True, metavar=kinds), _shared()
     for add in (_add_list, _add_run, _add_status, _add_table):
         add(commands, shared)
-    for add in (add_data_commands, add_doctor_command, add_report_command):
+    for add in (
+        add_data_commands,
+        add_doctor_command,
+        add_report_command,
+        add_published_command,
+    ):
         add(commands)
     return parser
 
