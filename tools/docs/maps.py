@@ -28,7 +28,7 @@ def _cell(text):
 
 
 def _line(row, accepted):
-    functions = "<br>".join(f"`{name.removeprefix('oodnb.')}`" for name in row["functions"].split())
+    functions = "<br>".join(f"`{name}`" for name in row["functions"].split())
     cases = "<br>".join(f"`{name}`" for name in row["cases"].split())
     stems = row["notebooks"].split()
     notebooks = "<br>".join(f"[{stem}](../../nbs/papers/{stem}.ipynb)" for stem in stems)
