@@ -35,6 +35,7 @@ from oodnb.running.one_run import (
     too_many_lost,
 )
 from .running.page import add_report_command
+from .running.published import add_published_command
 from oodnb.running.plan import (
     find_notebooks,
     list_runs,
@@ -47,6 +48,7 @@ from oodnb.running.plan import (
 )
 from .running.state import last_time, read_json, read_progress, spoken, time_left
 from .running.tables import table
+from .views.region_command import add_regions_command
 
 # %% ../nbs/17_command/05_reproduce.ipynb #bb0dfad1
 # what the commands do, for Python
@@ -108,19 +110,40 @@ class _Board:
         self.told, self.width = time.monotonic(), len(line) if self.live else 0
 
 # %% ../nbs/17_command/05_reproduce.ipynb #b802616b
+def _one_planned(args, name):
+    "A run that was asked for, checked."
+    declared = read_parameters(plan_run(name, None, None, args.notebooks, args.out).notebook)
+    given = {k: parse_value(declared[k], v) if k in declared else v for k, v in args.parameters}
+    job = plan_run(name, given, args.scale, args.notebooks, args.out)
+    if args.accept:
+        check_acceptable(job)
+    return job
+
+
 def _planned(args):
-    "The runs that were asked for, all of them checked."
-    known, jobs, names = find_notebooks(args.notebooks), [], []
+    """The runs that were asked for, all of them checked. What a pattern finds and what cannot be
+    run like that is named and left out; a name that was written out must fit."""
+    known, jobs, left_out, written = find_notebooks(args.notebooks), {}, {}, set()
+    names = []
     for pattern in args.names:
-        names += fnmatch.filter(known, pattern) or [pattern]
+        found = [pattern] if pattern in known else fnmatch.filter(known, pattern) or [pattern]
+        written |= {pattern} if found == [pattern] else set()
+        names += found
     for name in dict.fromkeys(names):
-        declared = read_parameters(plan_run(name, None, None, args.notebooks, args.out).notebook)
-        given = {k: parse_value(declared[k], v) if k in declared else v for k, v in args.parameters}
-        jobs.append(plan_run(name, given, args.scale, args.notebooks, args.out))
-        if args.accept:
-            check_acceptable(jobs[-1])
+        try:
+            jobs[name] = _one_planned(args, name)
+        except ValueError as error:
+            if name in written:
+                raise
+            left_out[name] = str(error)
     find_kernel(args.kernel)
-    return jobs
+    for name, why in left_out.items():
+        print(
+            f"oodnb: left out: {why if why.startswith(name) else f'{name}: {why}'}", file=sys.stderr
+        )
+    if not jobs:
+        raise ValueError("Nothing of it can be run like that; the reasons stand above.")
+    return list(jobs.values())
 
 # %% ../nbs/17_command/05_reproduce.ipynb #b15d7fba
 def _on_this_machine(args, jobs, where, board):
@@ -422,13 +445,20 @@ def _parser():
     parser.add_argument("--version", action="version", version=f"oodnb {oodnb.__version__}")
     kinds = (
         "score | decide | join | watch | list | run | status | table | report | rehearse | "
-        "data | doctor"
+        "data | doctor | published | regions"
     )
     commands, shared = parser.add_subparsers(required=True, metavar=kinds), _shared()
     add_score_commands(commands)
     for add in (_add_list, _add_run, _add_status, _add_table):
         add(commands, shared)
-    for add in (add_rehearse_command, add_data_commands, add_doctor_command, add_report_command):
+    for add in (
+        add_rehearse_command,
+        add_data_commands,
+        add_doctor_command,
+        add_report_command,
+        add_published_command,
+        add_regions_command,
+    ):
         add(commands)
     return parser
 

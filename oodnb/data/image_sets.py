@@ -286,8 +286,7 @@ class _Listing:
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #b72750bb
 def _list_all(folder):  # _Listing
-    other: Counter[str] = Counter()
-    entered: dict[str, int] = {}
+    other, entered = Counter(), {}
     names = ["/".join(parts) for parts, _ in sorted(list_pictures(folder, other, (), (), entered))]
     sizes = np.array([_stat(os.path.join(folder, name))[0] for name in names], dtype=np.int64)
     return _Listing(names, sizes, dict(other), entered)
@@ -342,7 +341,7 @@ def _left_out(about, classes):  # sentences about pictures that a caller may mis
 
 # %% ../../nbs/4_data/02_image_sets.ipynb #171eef4f
 def _small_listing(folder):  # (ids, tops, paths, other), every path as the disk gives it
-    other: Counter[str] = Counter()
+    other = Counter()
     files = sorted(list_pictures(folder, other))
     tops = [parts[0] if len(parts) > 1 else None for parts, _ in files]
     return [readable_id(parts) for parts, _ in files], tops, [path for _, path in files], other
