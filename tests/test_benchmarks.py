@@ -66,3 +66,24 @@ def test_no_row_is_begun_after_the_end(bench, tmp_path):
     sheet.plan("part", "late", "s")
     sheet.fill("late", lambda: 1 / 0)
     assert sheet.rows[0]["value"] == "not measured" and sheet.rows[0]["how"] == "the time was up"
+
+
+def test_the_site_shows_what_was_measured(bench, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools" / "docs"))
+    page = load("tools/docs", "measured")
+    assert page.measured_as_markdown(tmp_path) is None
+    folder = tmp_path / "benchmarks" / "measured"
+    harness, gpu = bench("harness"), bench("gpu")
+    pairs = [harness.pair("a | b", [2.0, 2.0, 2.0], [3.0, 3.0, 5.0], ("new", "old"))]
+    values = [harness.value("waits", None, "")]
+    harness.report("own", pairs, values, path=folder / "own.json")
+    shown = page.measured_as_markdown(tmp_path)
+    assert "| a \\| b | new 2 s | old 3 s | 1.50 | 1.50 to 2.50 |" in shown
+    assert "- waits: not measured" in shown and "benchmarks/gpu.py" in shown
+    sheet = gpu.Sheet(minutes=1)
+    sheet.plan("training", "steps", "s", 26, 75)
+    sheet.fill("steps", lambda: (41.5, "ten steps"))
+    sheet.write(folder / "gpu_some_card.csv", {"card": "some card"})
+    shown = page.measured_as_markdown(tmp_path)
+    assert "| training | steps | 41.5 s | 26 | 75 | ten steps |" in shown
+    assert "## On a card" not in shown

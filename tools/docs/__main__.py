@@ -26,6 +26,7 @@ from urllib.parse import unquote
 
 import jinja2
 from contents import plan
+from measured import measured_as_markdown
 from notebooks import Notebook, Writer, figures_as_markdown, figures_of, need_of, rows_as_html
 from prose import Prose, colour, plain, slug, style_sheet
 
@@ -198,6 +199,8 @@ class Site:
             return self.contents(page, prose), {}
         if page.url == "api/index.html":
             return self.all_names(page, prose), {}
+        if page.url == "benchmarks.html":
+            return prose(measured_as_markdown(self.root)), {}
         return prose((self.root / page.source).read_text("utf-8")), {}
 
     def notebook(self, page, prose):

@@ -4,6 +4,7 @@ headings of groups."""
 import re
 from dataclasses import dataclass, field
 
+from measured import measured_as_markdown
 from notebooks import read_notebook
 from public_names import read_package
 
@@ -130,6 +131,12 @@ def markdown_pages(root):
             )
 
 
+def benchmark_pages(root):
+    """The page of what was measured, where something was."""
+    if measured_as_markdown(root):
+        yield Page("benchmarks.html", "Benchmarks", "About", blurb="What things cost, measured.")
+
+
 def plan(root):
     """All sections in reading order."""
 
@@ -185,5 +192,5 @@ def plan(root):
                 *modules,
             ],
         ),
-        Section("About", list(markdown_pages(root))),
+        Section("About", [*markdown_pages(root), *benchmark_pages(root)]),
     ]
