@@ -87,3 +87,11 @@ def test_the_site_shows_what_was_measured(bench, tmp_path, monkeypatch):
     shown = page.measured_as_markdown(tmp_path)
     assert "| training | steps | 41.5 s | 26 | 75 | ten steps |" in shown
     assert "## On a card" not in shown
+
+
+def test_operations_of_a_step(bench, capsys):
+    "Only keys and values, once a layer, and the learned words are added up on the way back."
+    found = {v["name"]: v["value"] for v in bench("operations").main(["--small"])["values"]}
+    layers = 3
+    assert found["of them embedding_dense_backward"] == layers + 1
+    assert found["operations"] > found["operations that are no views"] > 100
