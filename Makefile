@@ -31,7 +31,7 @@ $(STAMP): settings.ini setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 to 3.13 found; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c '$(SUPPORTED)' || { echo "$(PYTHON) is not Python 3.11 to 3.13; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,blip,scale,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[notebooks,dev,blip,scale,cloud,docs]'
 	@touch $@
 
 setup: $(STAMP) hooks

@@ -20,8 +20,9 @@ import torch
 
 import oodnb
 from .detectors import Detector, shared_reading
-from .features import Features, stream
+from .features import Features, as_features, stream
 from .ground.files import atomic_path
+from .ground.hashing import content_hash
 from .ground.spelling import read_alike
 from .scores import normalize
 
@@ -158,7 +159,7 @@ def _check_detectors(detectors, backbone):  # the list of them
             "zero_shot(..., suffix='_t0.1') does."
         )
     local = [d.name for d in detectors if d.needs_local]
-    if local and backbone.grid is None:
+    if local and backbone is not None and backbone.grid is None:
         raise ValueError(
             f"{local[0]!r} reads local features, but the backbone {backbone.name!r} has none. "
             "Leave it out, or take a CLIP ViT or ResNet."
@@ -190,11 +191,44 @@ def _warn_of_known_classes(ood_set, id_set):
             stacklevel=4,
         )
 
+# %% ../nbs/5_pipeline/10_benchmark.ipynb #0efa0665
+class _Given:
+    "Features in the place of an image set."
+
+    def __init__(self, features):
+        self.features, self.ids, self.class_names = features, features.ids, features.class_names
+        self.name, self.split = features.dataset, features.split
+        self.fingerprint = content_hash(features.image_features)
+
+    def __len__(self):
+        return len(self.ids)
+
+
+def _is_given(value):
+    return isinstance(value, Features) or hasattr(value, "ndim")
+
+
+def _as_set(value, name):  # an image set, or what stands for one
+    return _Given(as_features(value, name)) if _is_given(value) else value
+
+
+def _chunks(backbone, dataset, local, batch_size, **options):  # Features, batch by batch
+    if isinstance(dataset, _Given):
+        return dataset.features.batches(batch_size)
+    if backbone is None:
+        raise ValueError(
+            f"{dataset.name!r} is a set of pictures, and backbone is None; give the backbone that "
+            "encodes them, or their features."
+        )
+    return stream(backbone, dataset, local=local, batch_size=batch_size, **options)
+
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #076606fd
 def _check_sets(id_set, ood_sets):  # the list of OOD sets
-    if hasattr(ood_sets, "read"):
+    if hasattr(ood_sets, "read") or _is_given(ood_sets):
         ood_sets = [ood_sets]
-    ood_sets = list(ood_sets.values() if isinstance(ood_sets, dict) else ood_sets)
+    if not isinstance(ood_sets, dict):
+        ood_sets = {f"ood {i}": s for i, s in enumerate(ood_sets, 1)}
+    ood_sets = [_as_set(s, name) for name, s in ood_sets.items()]
     if not ood_sets:
         raise ValueError("No OOD set was given; load_dataset('mini-near') is one.")
     seen = {}
@@ -298,7 +332,8 @@ def _check_complete(dataset, rows, skipped):
 def _score_set(backbone, dataset, role, detectors, classes, **options):
     "Rows of one image set, its unit image features, and its unreadable images."
     parts, features, skipped = [], [], {}
-    for chunk in stream(backbone, dataset, local=any(d.needs_local for d in detectors), **options):
+    local = any(d.needs_local for d in detectors)
+    for chunk in _chunks(backbone, dataset, local, **options):
         skipped.update(chunk.skipped)
         if len(chunk) == 0:
             continue
@@ -357,10 +392,10 @@ def _run_facts(backbone, id_set, ood_sets, table, classes, detectors):
     counts = {s.name: int((table["dataset"] == s.name).sum()) for s in (id_set, *ood_sets)}
     return {
         "version": oodnb.__version__,
-        "backbone": backbone.name,
-        "pretrained": str(backbone.pretrained or ""),
-        "fingerprint": backbone.fingerprint,
-        "precision": backbone.precision,
+        "backbone": getattr(backbone, "name", ""),
+        "pretrained": str(getattr(backbone, "pretrained", None) or ""),
+        "fingerprint": getattr(backbone, "fingerprint", ""),
+        "precision": getattr(backbone, "precision", ""),
         "id_set": id_set.name,
         "images": counts,
         "class_names": [str(c) for c in classes],
@@ -370,16 +405,17 @@ def _run_facts(backbone, id_set, ood_sets, table, classes, detectors):
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #67579c6d
 def run_benchmark(
-    backbone: Any,  # Backbone that encodes the images
-    id_set: Any,  # ImageSet of in-distribution images
-    ood_sets: Any,  # ImageSets, or a dict of them
+    backbone: Any,  # Backbone that encodes the images; None where all sets are features
+    id_set: Any,  # ImageSet of in-distribution images, or their features [N, D]
+    ood_sets: Any,  # ImageSets or features, or a dict of them
     detectors: Any,  # Detectors; each scores every image
     cache: bool | str | Path | None = True,  # read and write the feature cache
     batch_size: int = 256,  # images encoded and scored at once
     progress: bool = True,  # show a progress bar
 ) -> pd.DataFrame:  # score table, one row per image that could be read
     "Scores of all detectors on one ID set and several OOD sets, in one pass over the images."
-    detectors, ood_sets = _check_detectors(detectors, backbone), _check_sets(id_set, ood_sets)
+    id_set, detectors = _as_set(id_set, "id"), _check_detectors(detectors, backbone)
+    ood_sets = _check_sets(id_set, ood_sets)
     classes, predictors = _class_list(detectors), [d for d in detectors if hasattr(d, "predict")]
     options = dict(cache=cache, batch_size=batch_size, progress=progress)
     parts, features, skipped = [], [], {}

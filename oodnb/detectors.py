@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from .features import Features
+from .features import Features, as_features
 from oodnb.pipeline.thresholds import (
     TextThreshold,
     Threshold,
@@ -218,9 +218,10 @@ class TextDetector:
 
     def score(
         self,
-        features: Features,  # of N images
+        features: Features | Any,  # of N images; or rows [N, D] of an array or tensor
     ) -> torch.Tensor:  # scores [N], float64
         "One score per image; raises `ValueError` when the features do not fit."
+        features = as_features(features)
         _check_fit(features, self.classifier, self.fingerprint, self.needs_local, self.name)
         with torch.no_grad():
             if self.kind not in _ON_LOGITS:
@@ -230,9 +231,10 @@ class TextDetector:
 
     def predict(
         self,
-        features: Features,  # of N images
+        features: Features | Any,  # of N images; or rows [N, D] of an array or tensor
     ) -> torch.Tensor:  # class index [N], int64
         "The class whose text is nearest."
+        features = as_features(features)
         _check_fit(features, self.classifier, self.fingerprint, False, self.name)
         return _nearest(features, self.classifier)
 
@@ -306,7 +308,7 @@ def _check_regions(scores, backbone):
 
 # %% ../nbs/5_pipeline/07_detectors.ipynb #53e52427
 def zero_shot(
-    backbone: Any,  # Backbone
+    backbone: Any,  # Backbone; or the text features of the classes [K, D], an array or tensor
     class_names: Any,  # K class names, or an object that has class_names (an image set)
     # score names
     scores: str | Sequence[str] = ("mcm", "gl_mcm", "max_logit", "energy", "msp", "entropy"),
@@ -320,10 +322,13 @@ def zero_shot(
 ) -> list[TextDetector]:  # detectors in the order of `scores`
     "Detectors that need class names only (MCM, GL-MCM, MaxLogit, Energy, MSP, entropy, variance)."
     scores = _score_names(scores)
-    _check_regions(scores, backbone)
     if isinstance(class_names, str):
         raise ValueError(f"class_names is the single string {class_names!r}; give a list of names.")
     names = tuple(getattr(class_names, "class_names", class_names))
+    if hasattr(backbone, "ndim"):
+        rows, scale = as_features(backbone, "texts").image_features, logit_scale or 100.0
+        return text_detectors(rows, names, scores, scale, temperature, local_weight, prefix, suffix)
+    _check_regions(scores, backbone)
     vectors = zero_shot_classifier(backbone, list(names), templates=templates)
     scale = backbone.logit_scale if logit_scale is None else logit_scale
     numbers, named = (scale, temperature, local_weight), (prefix, suffix)

@@ -5,6 +5,12 @@
 # %% auto #0
 __all__ = ['Explorer', 'explore_scores', 'explore_regions', 'typed_names', 'explore_images', 'explore_forgetting']
 
+# %% ../nbs/15_views/06_explore.ipynb #3b717eef
+from .ground.extras import needs
+
+# %% ../nbs/15_views/06_explore.ipynb #d2f52aad
+needs("notebooks", "ipywidgets", "matplotlib")
+
 # %% ../nbs/15_views/06_explore.ipynb #7f73fcef
 import base64
 import io

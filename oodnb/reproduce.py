@@ -19,6 +19,7 @@ from contextlib import closing, nullcontext
 import oodnb
 from .command.data import add_data_commands
 from .command.doctor import add_doctor_command
+from .command.score import add_score_commands
 from .running.cluster import connect, read_needs, room, spread_runs
 from .running.kernel import RunFailed, find_kernel
 from .running.many import Busy, places, together, work_through
@@ -418,8 +419,9 @@ def _parser():
         epilog=_EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"oodnb {oodnb.__version__}")
-    kinds = "list | run | status | table | report | data | doctor"
+    kinds = "score | decide | join | watch | list | run | status | table | report | data | doctor"
     commands, shared = parser.add_subparsers(required=True, metavar=kinds), _shared()
+    add_score_commands(commands)
     for add in (_add_list, _add_run, _add_status, _add_table):
         add(commands, shared)
     for add in (add_data_commands, add_doctor_command, add_report_command):

@@ -205,7 +205,7 @@ def test_metadata(wheel, metadata):
         name.startswith(("nbdev", "fastcore")) for name in required
     )
     [entry_points] = [name for name in contents(wheel) if name.endswith("/entry_points.txt")]
-    assert "oodnb=oodnb.reproduce:main" in zipfile.ZipFile(wheel).read(
+    assert "oodnb=oodnb.command.main:main" in zipfile.ZipFile(wheel).read(
         entry_points
     ).decode().replace(" ", "")
 

@@ -5,6 +5,12 @@
 # %% auto #0
 __all__ = ['CORRUPTIONS', 'COMMON', 'corrupt_image', 'corrupt']
 
+# %% ../../nbs/4_data/07_corruptions.ipynb #356d3431
+from ..ground.extras import needs
+
+# %% ../../nbs/4_data/07_corruptions.ipynb #714f557a
+needs("notebooks", "matplotlib")
+
 # %% ../../nbs/4_data/07_corruptions.ipynb #735b4d60
 import io
 from dataclasses import replace

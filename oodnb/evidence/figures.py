@@ -6,6 +6,12 @@
 __all__ = ['ID_COLOUR', 'COLOURS', 'style', 'DataFigure', 'save_figure', 'plot_score_distributions', 'plot_roc',
            'plot_metric_intervals', 'worst_mistakes']
 
+# %% ../../nbs/12_evidence/03_figures.ipynb #4b822db0
+from ..ground.extras import needs
+
+# %% ../../nbs/12_evidence/03_figures.ipynb #29cfa55a
+needs("notebooks", "matplotlib", "seaborn")
+
 # %% ../../nbs/12_evidence/03_figures.ipynb #0d972017
 import base64
 import io

@@ -5,6 +5,12 @@
 # %% auto #0
 __all__ = ['Line', 'read_board', 'board_table', 'beside_published', 'plot_board']
 
+# %% ../../nbs/12_evidence/04_scoreboard.ipynb #ac0ef2ba
+from ..ground.extras import needs
+
+# %% ../../nbs/12_evidence/04_scoreboard.ipynb #9a073f80
+needs("notebooks", "matplotlib")
+
 # %% ../../nbs/12_evidence/04_scoreboard.ipynb #0c991948
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -5,6 +5,12 @@
 # %% auto #0
 __all__ = ['find_kernel', 'versions', 'process', 'RunFailed', 'launch']
 
+# %% ../../nbs/13_running/05_kernel.ipynb #83d2a407
+from ..ground.extras import needs
+
+# %% ../../nbs/13_running/05_kernel.ipynb #2836f38d
+needs("notebooks", "jupyter_client", "papermill")
+
 # %% ../../nbs/13_running/05_kernel.ipynb #e50fb9af
 import importlib
 import importlib.metadata

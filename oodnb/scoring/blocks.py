@@ -43,7 +43,7 @@ def _cut(source, number, size):
     if held:
         yield Block(first, tuple(held))
 
-# %% ../../nbs/16_scoring/03_blocks.ipynb #f656448a
+# %% ../../nbs/16_scoring/03_blocks.ipynb #d9f94db3
 def check_shard(
     shard: tuple[int, int],  # (which, of how many), counted from 0
 ) -> None:
@@ -55,7 +55,7 @@ def check_shard(
             f"{max(0, of - 1)}/{of}."
         )
 
-
+# %% ../../nbs/16_scoring/03_blocks.ipynb #4826e143
 def deal(
     sources: Sequence[Source],  # in their order
     size: int,  # pictures in a block
@@ -78,7 +78,7 @@ def deal(
             if (not own or (blocks - 1) % of == which) and block.start > after:
                 yield block
 
-# %% ../../nbs/16_scoring/03_blocks.ipynb #edf6f811
+# %% ../../nbs/16_scoring/03_blocks.ipynb #181cb23a
 @dataclass
 class Encoded:
     "A block after the model has seen it."
@@ -88,7 +88,7 @@ class Encoded:
     kept: list[int]  # which pictures of the block these are
     reasons: dict[int, str] = field(default_factory=dict)  # picture of the block -> why not
 
-
+# %% ../../nbs/16_scoring/03_blocks.ipynb #e19f0f40
 def _pixels(preprocess, item):  # (pixels, None) or (None, reason)
     try:
         picture = item.read()

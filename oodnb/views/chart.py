@@ -5,6 +5,12 @@
 # %% auto #0
 __all__ = ['Scale', 'font', 'Sketch']
 
+# %% ../../nbs/15_views/01_chart.ipynb #5d8cb078
+from ..ground.extras import needs
+
+# %% ../../nbs/15_views/01_chart.ipynb #e0de686a
+needs("notebooks", "matplotlib")
+
 # %% ../../nbs/15_views/01_chart.ipynb #f5a77dba
 import math
 from collections.abc import Sequence

@@ -5,6 +5,12 @@
 # %% auto #0
 __all__ = ['task_rows', 'plot_tasks']
 
+# %% ../../nbs/15_views/03_forgetting_figures.ipynb #e4f5659c
+from ..ground.extras import needs
+
+# %% ../../nbs/15_views/03_forgetting_figures.ipynb #fb510a90
+needs("notebooks", "matplotlib")
+
 # %% ../../nbs/15_views/03_forgetting_figures.ipynb #ee67c7be
 from typing import Any
 

@@ -5,6 +5,12 @@
 # %% auto #0
 __all__ = ['overlay', 'heat', 'plot_regions']
 
+# %% ../../nbs/15_views/02_region_figures.ipynb #81ffb076
+from ..ground.extras import needs
+
+# %% ../../nbs/15_views/02_region_figures.ipynb #61f3af6c
+needs("notebooks", "matplotlib")
+
 # %% ../../nbs/15_views/02_region_figures.ipynb #b5rv0004
 from collections.abc import Mapping, Sequence
 
