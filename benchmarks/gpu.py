@@ -6,8 +6,8 @@ waits for the card, and whether its numbers are those of a processor. At most ei
 
 Weights are random and pictures are made here, so nothing is downloaded. What would take longer is
 measured over some steps and multiplied; the column `how` says by what. Rows that came too late
-(--minutes), that failed or that were only rehearsed keep "not measured" and say so. The limits are arithmetic alone at
-790 TFLOP/s and 4.3 TB/s (one H200), the goals are the project's own.
+(--minutes), that failed or that were only rehearsed keep "not measured" and say so. The limits
+are arithmetic alone at 790 TFLOP/s and 4.3 TB/s (one H200), the goals are the project's own.
 """
 
 import argparse
