@@ -4,6 +4,7 @@
 # make rehearse  every paper notebook at scale paper, and what answers the papers' command lines, short, on small worlds in the true formats
 # make docs        the HTML site in runs/html, read without a network;  make links checks every link
 # make mutate      plant the faults of tests/mutations one by one; each must be noticed (trainings apart: tools/mutate.py --all)
+# make benchmark   ratios of small runs, as JSON in runs/benchmarks; benchmarks/gpu.py is for a card
 # make test        set up .venv, check that notebooks and package agree, run every notebook and every test, offline, CPU only
 # PYTHON=...       another Python 3.11 to 3.13;  VENV=...  another place for the environment
 
@@ -21,7 +22,7 @@ PAPERS := zeroshot_imagenet hftt_theory clipn_readme locoop_imagenet toe_imagene
 OFFLINE := env -u OODNB_DATA OODNB_HOME="$(CURDIR)/runs/.test-home" OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=agg PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup hooks reproduce reproduce-all accept readme test rehearse mutate check lint format export docs links clean distclean
+.PHONY: help setup hooks reproduce reproduce-all accept readme test rehearse mutate benchmark check lint format export docs links clean distclean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -67,6 +68,12 @@ rehearse: $(STAMP)
 	$(OFFLINE) $(BIN)/oodnb rehearse --to runs/rehearsal --jobs $(JOBS)
 	$(OFFLINE) $(BIN)/oodnb rehearse --lines --to runs/rehearsal --jobs $(JOBS)
 	rm -rf runs/rehearsal
+
+benchmark: $(STAMP)
+	$(OFFLINE) $(BIN)/python benchmarks/plain_user.py --backbone mini --images 100 --starts 0 --json runs/benchmarks/plain_user_mini.json
+	$(OFFLINE) $(BIN)/python benchmarks/tokens.py --texts 20000 --json runs/benchmarks/tokens.json
+	$(OFFLINE) $(BIN)/python benchmarks/operations.py --small --json runs/benchmarks/operations.json
+	$(OFFLINE) $(BIN)/python benchmarks/gpu.py --device cpu --tiny --csv runs/benchmarks/gpu_rehearsal.csv
 
 mutate: $(STAMP)
 	$(BIN)/python tools/mutate.py --jobs $(JOBS)

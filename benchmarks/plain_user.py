@@ -19,11 +19,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import torch
 from PIL import Image
 
 import harness
-from oodnb.backbones import load_backbone
+from oodnb.backbones import Backbone, load_backbone
 from oodnb.benchmark import checked_scores
 from oodnb.datasets import load_dataset
 from oodnb.detectors import zero_shot
@@ -77,8 +78,14 @@ def make_pictures(folder, count, side=(500, 375)):
 
 
 STARTS = {
-    "ours": "import oodnb; oodnb.load_backbone({name!r}, 'random')",
-    "theirs": "import torch, open_clip; open_clip.create_model_and_transforms({name!r})",
+    "ours": (
+        "import oodnb.backbones, open_clip; m, _, p = open_clip.create_model_and_transforms"
+        "({name!r}); oodnb.backbones.Backbone(m, p, open_clip.get_tokenizer({name!r}), {name!r})"
+    ),
+    "theirs": (
+        "import torch, open_clip; open_clip.create_model_and_transforms({name!r}); "
+        "open_clip.get_tokenizer({name!r})"
+    ),
 }
 MINI = {
     "ours": "import oodnb; oodnb.load_backbone('mini')",
@@ -89,6 +96,12 @@ MINI = {
 def start(name, side):
     code = (MINI if name == "mini" else STARTS)[side].format(name=name)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=harness.ROOT, capture_output=True)
+
+
+def random_weights(name):
+    torch.manual_seed(0)
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    return Backbone(model, preprocess, open_clip.get_tokenizer(name), name, "random", "cpu")
 
 
 def our_pixels(backbone, images, size):
@@ -153,7 +166,7 @@ def main(arguments=None):
     if options.starts and not options.small:
         sides = [lambda side=side: start(name, side) for side in ("ours", "theirs")]
         pairs.append(harness.compare("start", *sides, options.starts, warm=1))
-    backbone = load_backbone(*([name] if name == "mini" else [name, "random"]), device="cpu")
+    backbone = load_backbone("mini", device="cpu") if name == "mini" else random_weights(name)
     with tempfile.TemporaryDirectory() as folder:
         make_pictures(folder, count)
         found, difference = phases(backbone, folder, 32, repeats)

@@ -433,3 +433,25 @@ def test_a_long_list_of_texts():
     packed = pack_tokens(backbone.tokenizer(texts), backbone.tokenizer(texts).argmax(1))
     holes = len(packed.everywhere.slots) / len(packed.tokens) - 1
     assert packed.prefix == 7 and 0 <= holes < 0.3 and math.isfinite(holes)
+
+
+@pytest.mark.parametrize("kept", [0, 2**20], ids=["gathered again", "kept"])
+def test_gathers_on_the_way_back_give_the_same_bits(monkeypatch, kept):
+    "What a query receives is read from one place; a plain gather would add the other zeros."
+    from oodnb.models import shared_prefix
+
+    class Plain:
+        asked = staticmethod(lambda rows, places, back: nn.functional.embedding(places, rows))
+        answered = staticmethod(lambda mixed, back: nn.functional.embedding(back, mixed))
+
+    def gradient():
+        context = PromptContext(load_backbone("mini"), NAMES["usual"], generator=torch.Generator())
+        torch.manual_seed(0)
+        (encode_prompts(context) * torch.randn(5, context.backbone.embed_dim)).sum().backward()
+        return context.vectors.grad
+
+    monkeypatch.setattr(shared_prefix, "_SMALL", kept)
+    ours = gradient()
+    monkeypatch.setattr(shared_prefix._Asked, "apply", Plain.asked)
+    monkeypatch.setattr(shared_prefix._Answered, "apply", Plain.answered)
+    assert ours.abs().max() > 0 and torch.equal(ours, gradient())

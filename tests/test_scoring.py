@@ -257,9 +257,18 @@ def environment():
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+# a process that a script has put into the background inherits that Ctrl-C is ignored
+LISTENS = (
+    "import signal, sys\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from oodnb.command.main import main\n"
+    "sys.exit(main(sys.argv[1:]))"
+)
+
+
 def start(*words):
     return subprocess.Popen(
-        [sys.executable, "-m", "oodnb.command.main", *map(str, words)],
+        [sys.executable, "-c", LISTENS, *map(str, words)],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -504,7 +513,7 @@ def test_whole_shards_go_to_one_process():
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["no/such"], "There is no no/such"),
+        (["no/such", "--classes", NAMES], "There is no no/such"),
         (["FOLDER", "--classes", "cat"], "names 1 class"),
         (["FOLDER", "--classes", "cat,cat"], "names 'cat' twice"),
         (["FOLDER"], "Say what is known"),

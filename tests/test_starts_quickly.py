@@ -55,17 +55,18 @@ def _modules(call, tmp_path, before=""):
         (["run", "--help"], "usage: oodnb run"),
         (["doctor", "--help"], "usage: oodnb doctor"),
         (["report", "--help"], "usage: oodnb report"),
+        (["score", "--help"], "usage: oodnb score"),
     ],
 )
 def test_what_only_shows_imports_no_library(words, shown, tmp_path):
-    before = "from oodnb.reproduce import main"
+    before = "from oodnb.command.main import main"
     modules, told = _modules(f"main({words!r})", tmp_path, before)
     assert shown in told
     assert not modules & {*HEAVY, *TABLES}
 
 
 def test_a_table_needs_pandas_alone(tmp_path):
-    before = "from oodnb.reproduce import main"
+    before = "from oodnb.command.main import main"
     call = "main(['table', 'zeroshot_imagenet', '--accepted'])"
     modules, told = _modules(call, tmp_path, before)
     assert "zeroshot_imagenet, scale mini" in told and "pandas" in modules

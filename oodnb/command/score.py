@@ -161,6 +161,11 @@ def _check_score(args):
     if (args.keep_known or args.move_unknown or args.report) and not args.output:
         wish = "--report" if args.report else "--keep-known and --move-unknown"
         raise ValueError(f"{wish} needs a table to go by; give --output scores.parquet.")
+    shard = _shard(args.shard) if args.shard else (0, 1)
+    if args.shard and not args.output:
+        raise ValueError(
+            f"--shard {args.shard} writes a part, which is Parquet: give --output FILE.parquet."
+        )
     if args.dry_run and not (args.keep_known or args.move_unknown):
         raise ValueError("--dry-run belongs to --keep-known and --move-unknown.")
     if (args.report or args.keep_known or args.move_unknown) and args.output:
@@ -172,7 +177,7 @@ def _check_score(args):
         importlib.import_module("oodnb.scoring.parts").check_form(args.output)
     if args.report:
         importlib.import_module("oodnb.scoring.sheet").check_page(args.report)
-    return _shard(args.shard) if args.shard else (0, 1)
+    return shard
 
 
 def _check_sorting(args, sources):  # as far as it can be seen without a model

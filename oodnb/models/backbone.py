@@ -28,6 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..ground.hashing import content_hash
+from .fast_tokens import fast_rows
 from .shared_prefix import encode_tokens, text_tower
 from ..towers import TINY_CONFIGS, check_readout, tiny_model, value_path
 
@@ -442,6 +443,7 @@ def _encode_images(backbone, pixels, local):
 # %% ../../nbs/2_models/06_backbone.ipynb #9c5853b6
 _ROWS: WeakKeyDictionary[Any, dict[str, torch.Tensor]] = WeakKeyDictionary()  # of each tokenizer
 _MOST = 2**16  # rows that are kept of one
+_MANY = 2**12  # texts from which on a faster program pays for being built
 
 
 def token_rows(
@@ -451,6 +453,10 @@ def token_rows(
     "What a tokenizer makes of texts; CLIP's own is asked once for each of them."
     if type(tokenizer) is not open_clip.SimpleTokenizer:
         return tokenizer(list(texts))
+    if len(texts) >= _MANY:
+        place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        rows = fast_rows(tokenizer, list(place))
+        return rows if len(place) == len(texts) else rows[[place[text] for text in texts]]
     known = _ROWS.setdefault(tokenizer, {})
     new = [text for text in dict.fromkeys(texts) if text not in known]
     if len(known) + len(new) > _MOST:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #ebfbcfd5
@@ -236,6 +237,36 @@ def pack_tokens(
         texts.to(device),
     )
 
+# %% ../../nbs/2_models/04_shared_prefix.ipynb #5ab69b0b
+class _Asked(torch.autograd.Function):
+    "The rows that ask, on all their places; of these the place that is read has a gradient."
+
+    @staticmethod
+    def forward(ctx, rows, places, back):
+        ctx.save_for_backward(back)
+        return F.embedding(places, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return gradient.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Answered(torch.autograd.Function):
+    "The answer to every row, each from a place of its own."
+
+    @staticmethod
+    def forward(ctx, mixed, back):
+        ctx.save_for_backward(back)
+        ctx.places = len(mixed)
+        return mixed.index_select(0, back)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        there = gradient.new_zeros(ctx.places, gradient.shape[1])
+        return there.index_copy_(0, ctx.saved_tensors[0], gradient), None
+
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #e6f5b5c8
 def _attend(q, kv, heads, prefix, plan):
     """Mixed values of the rows that ask: q [m, W] and kv [n, 2 W] to [len(plan.back), W].
@@ -244,7 +275,7 @@ def _attend(q, kv, heads, prefix, plan):
     given = q.dtype
     if q.device.type == "cpu":
         q, kv = (rows.to(torch.promote_types(given, torch.float32)) for rows in (q, kv))
-    q = F.embedding(plan.queries, q).reshape(shelves, -1, heads, q.shape[1] // heads)
+    q = _Asked.apply(q, plan.queries, plan.back).reshape(shelves, -1, heads, q.shape[1] // heads)
     own = F.embedding(plan.slots, kv).reshape(shelves, seen - prefix, -1)
     kv = torch.cat([kv[:prefix].expand(shelves, -1, -1), own], dim=1) if prefix else own
     k, v = kv.unflatten(2, (2, heads, -1)).unbind(2)
@@ -252,7 +283,8 @@ def _attend(q, kv, heads, prefix, plan):
         mixed = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=plan.allowed
         )
-    return F.embedding(plan.back, mixed.transpose(1, 2).reshape(-1, kv.shape[2] // 2)).to(given)
+    mixed = mixed.transpose(1, 2).reshape(-1, kv.shape[2] // 2)
+    return _Answered.apply(mixed, plan.back).to(given)
 
 # %% ../../nbs/2_models/04_shared_prefix.ipynb #6f739cf0
 _SMALL = 2**20  # numbers on the shelves that are rather kept than gathered again

@@ -99,7 +99,8 @@ def _read(told, tensors, kinds, path):
         return _made(told, tensors, kinds, path)
     [(what, value)] = told.items()
     if what in ("tensor", "array"):
-        return tensors[value] if what == "tensor" else tensors[value].numpy()
+        rows = tensors[value].clone()  # memory of its own: sums can depend on where numbers begin
+        return rows if what == "tensor" else rows.numpy()
     if what == "float":
         return float(value)
     if what == "dict":

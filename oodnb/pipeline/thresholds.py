@@ -50,6 +50,8 @@ class Threshold:
 
 # %% ../../nbs/5_pipeline/06_thresholds.ipynb #83e3fc36
 def _line_scores(scores, name):  # sorted float64 numpy [n]
+    if isinstance(scores, (list, tuple)):  # PyTorch would round numbers of Python to float32
+        scores = np.asarray(scores, dtype=np.float64)
     values = torch.as_tensor(scores).detach().cpu().flatten()
     if values.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(

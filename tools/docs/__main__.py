@@ -27,6 +27,7 @@ from urllib.parse import unquote
 import jinja2
 from contents import plan
 from maps import map_as_markdown
+from measured import measured_as_markdown
 from notebooks import Notebook, Writer, figures_as_markdown, figures_of, need_of, rows_as_html
 from prose import Prose, colour, plain, slug, style_sheet
 
@@ -201,6 +202,8 @@ class Site:
             return self.all_names(page, prose), {}
         if page.url.startswith("maps/"):
             return prose(map_as_markdown(self.root, page.source)), {}
+        if page.url == "benchmarks.html":
+            return prose(measured_as_markdown(self.root)), {}
         return prose((self.root / page.source).read_text("utf-8")), {}
 
     def notebook(self, page, prose):

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, field
 
 from maps import TITLES
+from measured import measured_as_markdown
 from notebooks import read_notebook
 from public_names import read_package
 
@@ -145,6 +146,12 @@ def map_pages(root):
         )
 
 
+def benchmark_pages(root):
+    """The page of what was measured, where something was."""
+    if measured_as_markdown(root):
+        yield Page("benchmarks.html", "Benchmarks", "About", blurb="What things cost, measured.")
+
+
 def plan(root):
     """All sections in reading order."""
 
@@ -200,5 +207,5 @@ def plan(root):
                 *modules,
             ],
         ),
-        Section("About", list(markdown_pages(root))),
+        Section("About", [*markdown_pages(root), *benchmark_pages(root)]),
     ]
