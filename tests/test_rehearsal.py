@@ -59,6 +59,8 @@ def test_a_short_list_is_refused_unless_it_is_opened(found):
     assert set(found["closed"]) == {"ImageNet", "NINCO", "StanfordDogs"}
     assert "instead of 50,000" in found["closed"]["ImageNet"]
     assert found["sets"]["ImageNet/test"][:2] == ["ImageNet", 1000]
+    count, different = found["opened"]
+    assert count == 64 and different.startswith("64 images instead of 5,879")
 
 
 def test_every_data_set_of_the_catalogue_is_there(found):
