@@ -3,14 +3,17 @@ checked before long work, parts that are asked for alone."""
 
 import importlib
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from clipn_job import little_pairs
 
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from reference import close
 from safetensors import safe_open
 
@@ -18,6 +21,8 @@ from oodnb.captions import CaptionSettings, caption_batches
 from oodnb.clipn.train import main as train_clipn
 from oodnb.data.image_sets import ImageSet
 from oodnb.models.backbone import tiny_clip
+from oodnb.toe.outlier_lists import LEVELS, toe_plan
+from oodnb.toe.outlier_texts import descriptor_keys, ready_texts
 
 
 def test_a_crop_costs_the_same_in_any_set(monkeypatch):
@@ -83,3 +88,51 @@ def test_torchrun_makes_the_branch_that_one_process_makes(pairs_on_disk, tmp_pat
     close([row["loss"] for row in again], [row["loss"] for row in history], rtol=1e-3)
     moved = torch.cat([(first[name] - second[name]).double().flatten() for name in first])
     assert float(moved.abs().mean()) < 1e-4 and moved.isfinite().all()
+
+
+class Trap:
+    """An object whose pickle writes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_a_ready_list_is_never_run(tmp_path):
+    texts = np.array(["a sky", Trap(tmp_path / "ran")], dtype=object)
+    np.save(tmp_path / "trap.npy", texts, allow_pickle=True)
+    with pytest.raises(ValueError, match="hold[s]? Python objects that are no texts"):
+        ready_texts(tmp_path / "trap.npy", "word")
+    assert not (tmp_path / "ran").exists()
+    many = [f"caption {i % 1500} of a picture" for i in range(4000)]  # repeated ones are memoised
+    for protocol in (2, 4):
+        with open(tmp_path / "many.npy", "wb") as file:
+            header = {"descr": "|O", "fortran_order": False, "shape": (4000,)}
+            np.lib.format.write_array_header_1_0(file, header)
+            pickle.dump(np.array(many, dtype=object), file, protocol=protocol)
+        assert list(ready_texts(tmp_path / "many.npy", "caption").texts) == many
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_level_of_toe_needs_its_own_parts_only(level):
+    needs = set(toe_plan("paper", levels=[level], ood=["SUN"])["needs"])
+    own = {
+        "word": {"reader", "decoder"},
+        "description": {"descriptors"},
+        "caption": {"reader", "captioner"},
+    }
+    assert needs == own[level] | {"model", "training pictures", "ImageNet", "SUN"}
+    ready = toe_plan("paper", levels=[level], ready={level: "list.npy"}, ood=["SUN"])["needs"]
+    assert set(ready) == {"model", "training pictures", "ImageNet", "SUN", f"ready {level}"}
+
+
+def test_wrong_keys_of_descriptors_are_all_named():
+    names = {name: ["small"] for name in IMAGENET_CLASSNAMES}
+    keys = descriptor_keys("ImageNet20", names)
+    assert keys[0] == "smooth newt" and len(set(keys)) == 20 and set(keys) <= set(names)
+    for name in ("grey wolf", "high-speed train"):
+        del names[name]
+    with pytest.raises(ValueError, match=r"2 of 20 classes.*n02114367.*n02917067"):
+        descriptor_keys("ImageNet20", names)

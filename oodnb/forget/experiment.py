@@ -9,8 +9,9 @@ __all__ = ['MEASURES', 'forget_plan', 'ForgetWorld', 'forget_world', 'judge', 'f
 # %% ../../nbs/10_forget/08_experiment.ipynb #3cea276e
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ import torch
 from ..backbones import load_backbone, usual_weights
 from ..datasets import load_dataset
 from .evaluation import forgetting_table, recognise
-from .patch import text_projection
+from .patch import load_patch, save_patch, text_projection
+from ..ground.hashing import content_hash
 from ..ground.places import shipped
 from oodnb.methods.forget import (
     ForgetSettings,
@@ -31,6 +33,7 @@ from oodnb.methods.forget import (
     protocol_recipe,
 )
 from ..models.backbone import Backbone
+from ..pipeline.ahead import asked_for
 from ..pipeline.rows import ROW_COLUMNS, average_seeds
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #3935a54e
@@ -50,6 +53,9 @@ def forget_plan(
     weights: str = "",  # pretrained tag or file; "" takes the scale's, or openai for another
     device: str | None = None,  # "cpu", "cuda", ...; None takes the best there is
     split: str = "test",  # of the data sets
+    *,
+    sets: Sequence[str] = (),  # data sets that are asked for; none: all four
+    allow_different: bool = False,  # also lists of pictures that are not the published ones
 ) -> dict[str, Callable[[], Any]]:  # name -> what loads it: the model and the data sets
     "What an experiment about forgetting needs. `ValueError` for an unknown scale."
     if scale not in _SCALES:
@@ -61,8 +67,9 @@ def forget_plan(
     label = weights or (usual_weights(backbone) if backbone else plan["weights"])
     model = partial(load_backbone, backbone or plan["backbone"], label, device)
     needs: dict[str, Callable[[], Any]] = {"model": model}
-    for name in _protocol(scale)["dataset_order"]:
-        needs[name] = partial(load_dataset, name, split)
+    load = partial(load_dataset, split=split, allow_different=allow_different)
+    for name in asked_for("data set", sets, _protocol(scale)["dataset_order"]):
+        needs[name] = partial(load, name)
     return needs
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #3aec49e8
@@ -76,6 +83,13 @@ class ForgetWorld:
     recognised: dict  # data set -> Recognition, before forgetting
     protocol: dict  # forget_classes, eval_templates, ...
     tasks_per_set: int = 3  # classes of a data set that are forgotten one at a time
+    only: tuple[str, ...] = ()  # forgotten classes that are asked for; empty: all
+
+    @property
+    def partly(self) -> str:  # what stands in the setting of rows; empty when nothing was left out
+        "Which data sets the numbers are of, when they are not of all."
+        whole = len(self.images) == len(self.protocol["dataset_order"])
+        return "" if whole else f"; of {', '.join(self.images)} only"
 
     def tasks(
         self,
@@ -89,7 +103,7 @@ class ForgetWorld:
             gone = tuple(self.protocol["forget_classes"][name])
             alone = [(one,) for one in gone[: self.tasks_per_set]]
             found += [(name, names) for names in ([gone] if classes == 3 else alone)]
-        return found
+        return [task for task in found if not self.only or {*task[1]} & {*self.only}]
 
     def settings(
         self,
@@ -97,7 +111,7 @@ class ForgetWorld:
         names: Sequence[str],  # classes to forget
     ) -> ForgetSettings:
         "What the protocol has for this data set, this backbone and so many classes."
-        return protocol_recipe(dataset, self.backbone.name, len(names))
+        return protocol_recipe(dataset, self.backbone, len(names))
 
     def task(
         self,
@@ -118,16 +132,19 @@ def forget_world(
     found: Mapping[str, Any],  # what `forget_plan` loads: model and data sets
     tasks_per_set: int = 3,  # fewer for a rehearsal
     batch_size: int = 256,  # pictures encoded at once
+    only: Sequence[str] = (),  # forgotten classes that are asked for; none: all
 ) -> ForgetWorld:
     "Encode the pictures of all data sets, or read them from the cache."
     protocol, model = _protocol(scale), found["model"]
-    images = {name: found[name] for name in protocol["dataset_order"]}
+    images = {name: found[name] for name in protocol["dataset_order"] if name in found}
+    gone = [one for name in images for one in protocol["forget_classes"][name]]
+    only = tuple(asked_for("forgotten class", only, gone)) if only else ()
     options = dict(batch_size=batch_size, progress=False)
     recognised = {
         name: recognise(model, own, protocol["eval_templates"][name], **options)
         for name, own in images.items()
     }
-    return ForgetWorld(scale, model, images, recognised, protocol, tasks_per_set)
+    return ForgetWorld(scale, model, images, recognised, protocol, tasks_per_set, only)
 
 # %% ../../nbs/10_forget/08_experiment.ipynb #a9afcbb9
 def judge(
@@ -168,6 +185,25 @@ def _in_batches(backbone, tasks, seed, progress):  # patches in the order of tas
             patches[i] = patch
     return patches
 
+# %% ../../nbs/10_forget/08_experiment.ipynb #02576e29
+def _mark_of(backbone, tasks, seed):  # of a seed's trainings: everything that they depend on
+    about = [
+        (task.names, task.class_names, task.preserve, asdict(task.settings), task.target)
+        for task in tasks
+    ]
+    return content_hash("patches 1", backbone.fingerprint, about, seed, length=12)
+
+
+def _kept_or(folder, backbone, tasks, seed, progress):  # patches, read or trained and kept
+    place = Path(folder) / f"seed-{seed}-{_mark_of(backbone, tasks, seed)}" if folder else None
+    files = [place / f"{i}.safetensors" for i in range(len(tasks))] if place else []
+    if files and all(file.is_file() for file in files):
+        return [load_patch(file) for file in files]
+    patches = _in_batches(backbone, tasks, seed, progress)
+    for file, patch in zip(files, patches):
+        save_patch(file, patch)
+    return patches
+
 # %% ../../nbs/10_forget/08_experiment.ipynb #3d99d33c
 def _told(patches, size):  # columns of a variant; size: length of the projection
     settings = [patch.settings for patch in patches]
@@ -188,6 +224,7 @@ def forget_variants(
     progress: bool = False,  # show bars
     # called with (variant, seed, patches in the order of tasks)
     watch: Callable[[Any, int, list], Any] | None = None,
+    folder: str | Path | None = None,  # keeps the patches of every finished seed; found again
     # one row per variant, seed and task; reached, trials, weight (of the last trial), moved (length
     # of the update by that of the projection)
 ) -> pd.DataFrame:
@@ -200,7 +237,7 @@ def forget_variants(
         )
     for seed in seeds:
         made = [make(*task) for make in variants.values() for task in tasks]
-        patches = _in_batches(world.backbone, made, seed, progress)
+        patches = _kept_or(folder, world.backbone, made, seed, progress)
         for i, name in enumerate(variants):
             own = patches[i * len(tasks) : (i + 1) * len(tasks)]
             if watch:
@@ -374,7 +411,7 @@ def variant_rows(
     by: str = "variant",
 ) -> pd.DataFrame:  # rows, see `records`
     "Accuracies and scores of all variants as rows."
-    fixed = {
+    fixed: dict[str, Any] = {
         "paper": "forget",
         "table": name,
         "backbone": world.backbone.name.removesuffix("-quickgelu"),
@@ -385,6 +422,6 @@ def variant_rows(
     }
     means = table.groupby([by, "seed", "dataset"], sort=False)[list(_ROWS)].mean().reset_index()
     named = method if callable(method) else lambda variant: method
-    found = _rows_of(means, by, named, world.backbone.pretrained or "own weights")
+    found = _rows_of(means, by, named, (world.backbone.pretrained or "own weights") + world.partly)
     rows = [fixed | row for row in found]
     return average_seeds(pd.DataFrame(rows, columns=list(ROW_COLUMNS)))
