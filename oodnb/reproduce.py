@@ -105,19 +105,40 @@ class _Board:
         self.told, self.width = time.monotonic(), len(line) if self.live else 0
 
 # %% ../nbs/16_command/03_reproduce.ipynb #b802616b
+def _one_planned(args, name):
+    "A run that was asked for, checked."
+    declared = read_parameters(plan_run(name, None, None, args.notebooks, args.out).notebook)
+    given = {k: parse_value(declared[k], v) if k in declared else v for k, v in args.parameters}
+    job = plan_run(name, given, args.scale, args.notebooks, args.out)
+    if args.accept:
+        check_acceptable(job)
+    return job
+
+
 def _planned(args):
-    "The runs that were asked for, all of them checked."
-    known, jobs, names = find_notebooks(args.notebooks), [], []
+    """The runs that were asked for, all of them checked. What a pattern finds and what cannot be
+    run like that is named and left out; a name that was written out must fit."""
+    known, jobs, left_out, written = find_notebooks(args.notebooks), {}, {}, set()
+    names = []
     for pattern in args.names:
-        names += fnmatch.filter(known, pattern) or [pattern]
+        found = [pattern] if pattern in known else fnmatch.filter(known, pattern) or [pattern]
+        written |= {pattern} if found == [pattern] else set()
+        names += found
     for name in dict.fromkeys(names):
-        declared = read_parameters(plan_run(name, None, None, args.notebooks, args.out).notebook)
-        given = {k: parse_value(declared[k], v) if k in declared else v for k, v in args.parameters}
-        jobs.append(plan_run(name, given, args.scale, args.notebooks, args.out))
-        if args.accept:
-            check_acceptable(jobs[-1])
+        try:
+            jobs[name] = _one_planned(args, name)
+        except ValueError as error:
+            if name in written:
+                raise
+            left_out[name] = str(error)
     find_kernel(args.kernel)
-    return jobs
+    for name, why in left_out.items():
+        print(
+            f"oodnb: left out: {why if why.startswith(name) else f'{name}: {why}'}", file=sys.stderr
+        )
+    if not jobs:
+        raise ValueError("Nothing of it can be run like that; the reasons stand above.")
+    return list(jobs.values())
 
 # %% ../nbs/16_command/03_reproduce.ipynb #b15d7fba
 def _on_this_machine(args, jobs, where, board):

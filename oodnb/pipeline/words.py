@@ -80,6 +80,12 @@ class WordList:
         "Hash of the words in their order."
         return content_hash(list(self.words))
 
+    @property
+    def label(self) -> str:
+        "What rows call the list: a known one by its name, a file of yours by name and contents."
+        known = self.name.removesuffix("-deduplicated") in ("clip", "dwyl")
+        return self.name if known else f"{self.name} {self.fingerprint[:8]}"
+
 # %% ../../nbs/5_pipeline/04_words.ipynb #71358b5b
 def _check_lines(lines):  # the list of them
     if isinstance(lines, str):
@@ -144,9 +150,13 @@ _DWYL_LINES, _DWYL_SHA256 = 370_099, ("2d8cf232", "f6a34d")  # of 2019
 _DWYL_PLACES = ("words_alpha.txt", "english-words/words_alpha.txt", "dwyl/words_alpha.txt")
 
 
+def _is_dwyl(digest):
+    return digest.startswith(_DWYL_SHA256[0]) and digest.endswith(_DWYL_SHA256[1])
+
+
 def _check_dwyl(data, words, path):
     digest = hashlib.sha256(data).hexdigest()
-    if not (digest.startswith(_DWYL_SHA256[0]) and digest.endswith(_DWYL_SHA256[1])):
+    if not _is_dwyl(digest):
         raise ValueError(
             f"{path} is another version of the list: {words.counts['lines']:,} lines and sha256 "
             f"{digest[:8]}...{digest[-6:]} instead of {_DWYL_LINES:,} lines and "
@@ -170,6 +180,14 @@ def _dwyl(root, as_published):
     return words
 
 # %% ../../nbs/5_pipeline/04_words.ipynb #06e474f8
+def _of_file(path, as_published):  # a list that was given by its path, named by what it holds
+    data, words = _read_list(path, path.stem, as_published)
+    if _is_dwyl(hashlib.sha256(data).hexdigest()):
+        return WordList("dwyl", words.words, words.counts)
+    name = f"{path.stem} of a file" if path.stem in ("clip", "dwyl") else path.stem
+    return WordList(name, words.words, words.counts)
+
+
 def load_words(
     source: Any = "clip",  # "clip", "dwyl", path of a text file, a WordList, or a list of words
     root: str | Path | None = None,  # folder of the dwyl list; None: $OODNB_DATA
@@ -183,11 +201,11 @@ def load_words(
     if source == "dwyl":
         return _dwyl(root, as_published)
     if isinstance(source, Path):
-        return _read_list(source.expanduser(), source.stem, as_published)[1]
+        return _of_file(source.expanduser(), as_published)
     if isinstance(source, str):
         path = Path(source).expanduser()
         if path.suffix or "/" in source or path.exists():
-            return _read_list(path, path.stem, as_published)[1]
+            return _of_file(path, as_published)
         raise ValueError(
             f"There is no word source {source!r}; take 'clip' (comes with CLIP's tokenizer), "
             "'dwyl' (the paper's list, from $OODNB_DATA), the path of a text file, or a list of "

@@ -83,8 +83,9 @@ def _say_lost(lost: Mapping[str, tuple[int, int]]) -> str:
 # %% ../../nbs/13_running/07_one_run.ipynb #ebf91201
 def _perform(job, say, kernel, gpu, stop):
     "Let the kernel's process bring a job to its end, and say what it took."
-    scale, on = job.parameters.get("scale", "mini"), f" on GPU {gpu}" * bool(gpu)
-    say(f"{job.name}: running at scale {scale}{on} into {job.folder}")
+    scale, on = job.parameters.get("scale"), f" on GPU {gpu}" * bool(gpu)
+    at = f" at scale {scale}" if scale else ""
+    say(f"{job.name}: running{at}{on} into {job.folder}")
     out = {"out": str(job.folder)} if "out" in job.parameters else {}
     request = {
         "name": job.name,

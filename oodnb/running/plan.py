@@ -278,6 +278,15 @@ def _with_scale(given, scale):  # the parameters given, with the scale among the
     return given
 
 
+def _takes_scale(declared, scale, name):
+    "A notebook about neither world takes no scale; mini, which everybody has, is no wish."
+    if scale == "paper" and "scale" not in declared:
+        raise ValueError(
+            f"{name} does not depend on the scale: it is the same for both. Leave --scale out."
+        )
+    return scale if "scale" in declared else None
+
+
 def _check_scale(full, name):
     if full.get("scale", "mini") not in ("mini", "paper"):
         raise ValueError(
@@ -303,6 +312,7 @@ def plan_run(
             f"{', '.join(known) or 'none'}."
         )
     declared = read_parameters(known[name])
+    scale = _takes_scale(declared, scale, name)
     full = check_parameters(declared, _with_scale(dict(parameters or {}), scale), name)
     _check_scale(full, name)
     return Run(name, known[name], full, runs_folder(out) / name / run_key(known[name], full))
@@ -361,7 +371,7 @@ def _of_running(folder, progress, scale):  # seconds, seconds left, note
     took = sum(progress.seconds) + progress.here if progress else 0
     place = read_json(folder / "process.json")
     note = f"on {place['host']}, process {place['pid']}" if place else "starting"
-    return took, time_left(progress, last_time(folder.parent, scale)), note
+    return took, time_left(progress, last_time(folder.parent, scale or "mini")), note
 
 
 def _of_failed(folder):  # seconds, note
@@ -374,7 +384,7 @@ def _of_failed(folder):  # seconds, note
 def _status(folder):
     "One line about one folder."
     asked, now = read_json(folder / "request.json"), state(folder)
-    scale = asked.get("parameters", {}).get("scale", "mini")
+    scale = asked.get("parameters", {}).get("scale", "")
     progress = read_progress(folder / "executing.ipynb")
     took, left, note = None, None, ""
     if now == "done":
