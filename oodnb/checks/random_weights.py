@@ -28,8 +28,8 @@ from ..models.blip import need_transformers
 
 # %% ../../nbs/14_checks/05_random_weights.ipynb #8f4c72ef
 # of text towers that are patched: more than the 167 names that are preserved at once
-# of image towers whose features have a covariance that is inverted: no fewer than they have numbers
-VISION_WIDTHS = {"ViT-B-16-quickgelu": 512, "ViT-B-32-quickgelu": 512}
+# of the image tower whose features have a covariance that is inverted: no fewer than its numbers
+VISION_WIDTHS = {"ViT-B-32-quickgelu": 512}
 TEXT_WIDTHS = {"ViT-B-16-quickgelu": 192, "RN50-quickgelu": 192}
 
 
