@@ -285,7 +285,7 @@ def _merge_predictions(table, predictors):
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #20e87dac
 class _Regions:
-    "Region scores of one image set, read, gathered and kept; without effect where regions are kept."
+    "Region scores of one image set, read, gathered and kept; idle where regions are kept."
 
     def __init__(self, backbone, dataset, detectors, cache):
         readers = [d for d in detectors if d.needs_local]

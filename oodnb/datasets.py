@@ -121,7 +121,7 @@ def choose_sets(
     wanted: Sequence[str],  # names of the sets to take; empty takes all
     *groups: Sequence[str],  # the names there are, near and far
 ) -> list[list[str]]:  # the groups, with the wanted ones only
-    "Some of a benchmark's sets. `ValueError` for a name that is none of them, or when none is left."
+    "Some of a benchmark's sets. `ValueError` for a name that is none of them."
     known = [name for group in groups for name in group]
     for name in wanted:
         if name not in known:

@@ -167,7 +167,7 @@ def _check_encoded(backbone, tensors, ids):
             )
 
 # %% ../nbs/5_pipeline/02_features.ipynb #28664a1f
-# {"global": ..., "local": ...} float32 on the CPU; the local ones stay where they were made if asked
+# {"global": ..., "local": ...} float32 on the CPU; the local ones stay where they are if asked
 def _encode(backbone, pixels, local, ids, stay=False):
     device = torch.device(backbone.device)
     if device.type == "cuda":

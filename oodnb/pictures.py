@@ -53,8 +53,9 @@ def check_reading(
     "Refuse what is not of READINGS."
     if reading not in READINGS:
         raise ValueError(
-            f"reading is {reading!r}; possible are 'upright' (turned as the camera says, transparent "
-            "pixels on white) and 'published' (convert('RGB') alone, as the papers' programs do)."
+            f"reading is {reading!r}; possible are 'upright' (turned as the camera says, "
+            "transparent pixels on white) and 'published' (convert('RGB') alone, as the papers' "
+            "programs do)."
         )
     return reading
 

@@ -34,6 +34,7 @@ from oodnb.running.one_run import (
     too_many_lost,
 )
 from .running.page import add_report_command
+from .running.published import add_published_command
 from oodnb.running.plan import (
     find_notebooks,
     list_runs,
@@ -44,6 +45,7 @@ from oodnb.running.plan import (
 )
 from .running.state import last_time, read_json, read_progress, spoken, time_left
 from .running.tables import table
+from .views.region_command import add_regions_command
 
 # %% ../nbs/16_command/03_reproduce.ipynb #bb0dfad1
 # what the commands do, for Python
@@ -436,11 +438,18 @@ def _parser():
         epilog=_EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"oodnb {oodnb.__version__}")
-    kinds = "list | run | status | table | report | rehearse | data | doctor"
+    kinds = "list | run | status | table | report | rehearse | data | doctor | published | regions"
     commands, shared = parser.add_subparsers(required=True, metavar=kinds), _shared()
     for add in (_add_list, _add_run, _add_status, _add_table):
         add(commands, shared)
-    for add in (add_rehearse_command, add_data_commands, add_doctor_command, add_report_command):
+    for add in (
+        add_rehearse_command,
+        add_data_commands,
+        add_doctor_command,
+        add_report_command,
+        add_published_command,
+        add_regions_command,
+    ):
         add(commands)
     return parser
 

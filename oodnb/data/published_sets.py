@@ -219,7 +219,7 @@ def read_class_list(
         raise ValueError(f"{path} holds no name of a class; one a line is needed.")
     return names
 
-
+# %% ../../nbs/4_data/12_published_sets.ipynb #b9ee7292
 def listed_classes(
     images: ImageSet,  # of a folder
 ) -> list[str]:  # its own class names, else those of a class list beside its pictures, else none

@@ -26,6 +26,7 @@ from urllib.parse import unquote
 
 import jinja2
 from contents import plan
+from maps import map_as_markdown
 from notebooks import Notebook, Writer, figures_as_markdown, figures_of, need_of, rows_as_html
 from prose import Prose, colour, plain, slug, style_sheet
 
@@ -97,7 +98,7 @@ class Site:
         return found | {
             page.about.stem: page.url
             for page in self.pages
-            if page.section == "Papers" and "_" in page.about.stem
+            if page.section == "Papers" and page.about and "_" in page.about.stem
         }
 
     def lookup(self, page):
@@ -198,6 +199,8 @@ class Site:
             return self.contents(page, prose), {}
         if page.url == "api/index.html":
             return self.all_names(page, prose), {}
+        if page.url.startswith("maps/"):
+            return prose(map_as_markdown(self.root, page.source)), {}
         return prose((self.root / page.source).read_text("utf-8")), {}
 
     def notebook(self, page, prose):

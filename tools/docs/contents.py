@@ -4,6 +4,7 @@ headings of groups."""
 import re
 from dataclasses import dataclass, field
 
+from maps import TITLES
 from notebooks import read_notebook
 from public_names import read_package
 
@@ -130,6 +131,20 @@ def markdown_pages(root):
             )
 
 
+def map_pages(root):
+    """What became of everything that a paper numbers, a page for each."""
+    for path in sorted((root / "data" / "maps").glob("*.csv")):
+        title = TITLES.get(path.stem, path.stem)
+        yield Page(
+            f"maps/{path.stem}.html",
+            f"Map: {title}",
+            "Papers",
+            path.relative_to(root).as_posix(),
+            "Every equation, table and figure: function, case, notebook, rows, or why not.",
+            group="Maps of the papers",
+        )
+
+
 def plan(root):
     """All sections in reading order."""
 
@@ -172,7 +187,7 @@ def plan(root):
                 )
             ],
         ),
-        Section("Papers", papers),
+        Section("Papers", [*map_pages(root), *papers]),
         Section(
             "Reference",
             [
