@@ -18,6 +18,7 @@ from oodnb.checks.rehearsal import (
     command_lines,
     commands_page,
     line_parameters,
+    line_words,
     on_stage,
     outcome_table,
     paper_rates,
@@ -31,7 +32,7 @@ from oodnb.checks.rehearsal import (
     set_stage,
 )
 from oodnb.data import catalogue
-from oodnb.reproduce import main
+from oodnb.reproduce import _parser, main
 from oodnb.running.plan import check_parameters, find_notebooks, plan_run, read_parameters
 
 pytestmark = pytest.mark.rehearsal
@@ -80,12 +81,12 @@ def test_every_format_of_weights_is_read(found):
     assert found["words"] == 400 and found["descriptors"] == 998
 
 
-@pytest.mark.parametrize("name", ["toe_density", "forget_features"])
+@pytest.mark.parametrize("name", ["hftt_medical", "forget_features"])
 def test_a_notebook_reaches_its_end(stage, name):
     with on_stage(stage):
         outcome = rehearse_run(planned(name, stage))
     assert outcome.ran, outcome.error
-    assert outcome.memory_mb and outcome.rows > 0
+    assert outcome.memory_mb and (outcome.rows > 0) == (name == "hftt_medical")
     assert str(stage.folder) in str(planned(name, stage).folder)
 
 
@@ -147,7 +148,10 @@ def test_every_command_line_is_answered(line):
     if not line.notebook:
         assert line.note, "a line that is not reproduced says why"
         return
-    plan_run(line.notebook, line_parameters(line), "paper")
+    if line.notebook.startswith("oodnb "):
+        _parser().parse_args(line_words(line))
+    else:
+        plan_run(line.notebook, line_parameters(line), "paper")
     assert line.options and line.command
 
 

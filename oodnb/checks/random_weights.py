@@ -11,6 +11,7 @@ __all__ = ['VISION_WIDTHS', 'TEXT_WIDTHS', 'NARROWED', 'narrow_config', 'narrow_
 import copy
 import importlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,7 @@ def random_clip(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = open_clip.CLIP(**_plain(get_model_config(name))).eval()
+        model.logit_scale.data.fill_(math.log(100))  # as every published one has ended
         if isinstance(model.visual, open_clip.model.ModifiedResNet):
             for module in model.modules():
                 if isinstance(module, nn.BatchNorm2d):
