@@ -29,8 +29,8 @@ from ..models.blip import need_transformers
 
 # %% ../../nbs/14_checks/05_random_weights.ipynb #8f4c72ef
 # of text towers that are patched: more than the 167 names that are preserved at once
-# of the image tower whose features have a covariance that is inverted: no fewer than its numbers
-VISION_WIDTHS = {"ViT-B-32-quickgelu": 512}
+# of image towers: the features of one have a covariance that is inverted, and ViM leaves 256 out
+VISION_WIDTHS = {"ViT-B-32-quickgelu": 512, "ViT-B-16-quickgelu": 320}
 TEXT_WIDTHS = {"ViT-B-16-quickgelu": 192, "RN50-quickgelu": 192}
 
 
@@ -149,11 +149,10 @@ def random_clip(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = open_clip.CLIP(**_plain(get_model_config(name))).eval()
-        model.logit_scale.data.fill_(math.log(100))  # as every published one has ended
-        if isinstance(model.visual, open_clip.model.ModifiedResNet):
-            for module in model.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    nn.init.uniform_(module.weight, 0.8, 1.2)
+    model.logit_scale.data.fill_(math.log(100))  # as every published one has ended
+    for place, weight in model.named_parameters():
+        if place.endswith("attn.out_proj.weight"):
+            weight.data.mul_(16)  # the class token sees the picture, the last token the words
     return model.requires_grad_(False)
 
 
