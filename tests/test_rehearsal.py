@@ -81,12 +81,12 @@ def test_every_format_of_weights_is_read(found):
     assert found["words"] == 400 and found["descriptors"] == 998
 
 
-@pytest.mark.parametrize("name", ["hftt_medical", "forget_features"])
+@pytest.mark.parametrize("name", ["hftt_medical", "toe_density"])
 def test_a_notebook_reaches_its_end(stage, name):
     with on_stage(stage):
         outcome = rehearse_run(planned(name, stage))
     assert outcome.ran, outcome.error
-    assert outcome.memory_mb and (outcome.rows > 0) == (name == "hftt_medical")
+    assert outcome.memory_mb and outcome.rows > 0
     assert str(stage.folder) in str(planned(name, stage).folder)
 
 

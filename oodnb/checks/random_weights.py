@@ -30,7 +30,7 @@ from ..models.blip import need_transformers
 # %% ../../nbs/14_checks/05_random_weights.ipynb #8f4c72ef
 # of text towers that are patched: more than the 167 names that are preserved at once
 # of image towers: the features of one have a covariance that is inverted, and ViM leaves 256 out
-VISION_WIDTHS = {"ViT-B-32-quickgelu": 512, "ViT-B-16-quickgelu": 320}
+VISION_WIDTHS = {"ViT-B-32-quickgelu": 576, "ViT-B-16-quickgelu": 320}
 TEXT_WIDTHS = {"ViT-B-16-quickgelu": 192, "RN50-quickgelu": 192}
 
 
