@@ -1532,6 +1532,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'oodnb/measure/class_statistics.py'),
                                                 'oodnb.measure.class_statistics._slipped': ( '1_measure/class_statistics.html#_slipped',
                                                                                              'oodnb/measure/class_statistics.py'),
+                                                'oodnb.measure.class_statistics._unit_in_place': ( '1_measure/class_statistics.html#_unit_in_place',
+                                                                                                   'oodnb/measure/class_statistics.py'),
                                                 'oodnb.measure.class_statistics._without_inverse': ( '1_measure/class_statistics.html#_without_inverse',
                                                                                                      'oodnb/measure/class_statistics.py'),
                                                 'oodnb.measure.class_statistics.class_means': ( '1_measure/class_statistics.html#class_means',
