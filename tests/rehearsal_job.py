@@ -72,10 +72,12 @@ for name in ("ImageNet", "NINCO", "StanfordDogs"):
         load_dataset(name)
     except ValueError as error:
         closed[name] = str(error)
+opened = load_dataset("NINCO", allow_different=True)
 open_small_world(os.environ["OODNB_DATA"])
 narrow_towers(os.path.join(os.environ["OODNB_HOME"], "architectures"))
 found = {
     "closed": closed,
+    "opened": [len(opened), opened.about["different"]],
     "sets": read_sets(),
     "weights": read_weights(),
     "words": len(load_words("dwyl")),

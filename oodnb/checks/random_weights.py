@@ -11,6 +11,7 @@ __all__ = ['VISION_WIDTHS', 'TEXT_WIDTHS', 'NARROWED', 'narrow_config', 'narrow_
 import copy
 import importlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from ..models.blip import need_transformers
 
 # %% ../../nbs/14_checks/05_random_weights.ipynb #8f4c72ef
 # of text towers that are patched: more than the 167 names that are preserved at once
-# of image towers whose features have a covariance that is inverted: no fewer than they have numbers
-VISION_WIDTHS = {"ViT-B-16-quickgelu": 512, "ViT-B-32-quickgelu": 512}
+# of image towers: the features of one have a covariance that is inverted, and ViM leaves 256 out
+VISION_WIDTHS = {"ViT-B-32-quickgelu": 576, "ViT-B-16-quickgelu": 320}
 TEXT_WIDTHS = {"ViT-B-16-quickgelu": 192, "RN50-quickgelu": 192}
 
 
@@ -148,10 +149,10 @@ def random_clip(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = open_clip.CLIP(**_plain(get_model_config(name))).eval()
-        if isinstance(model.visual, open_clip.model.ModifiedResNet):
-            for module in model.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    nn.init.uniform_(module.weight, 0.8, 1.2)
+    model.logit_scale.data.fill_(math.log(100))  # as every published one has ended
+    for place, weight in model.named_parameters():
+        if place.endswith("attn.out_proj.weight"):
+            weight.data.mul_(16)  # the class token sees the picture, the last token the words
     return model.requires_grad_(False)
 
 

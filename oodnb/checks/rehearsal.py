@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUICK', 'reductions', 'reduced', 'Stage', 'on_stage', 'set_stage', 'Outcome', 'planned', 'rehearse_run', 'paper_work',
            'paper_rates', 'projected', 'chosen', 'rehearse', 'outcome_table', 'say_outcomes', 'Line', 'command_lines',
-           'line_parameters', 'rehearse_lines', 'commands_page']
+           'line_parameters', 'line_words', 'rehearse_lines', 'commands_page']
 
 # %% ../../nbs/14_checks/06_rehearsal.ipynb #d0a53477
 import json
@@ -350,7 +350,7 @@ class Line:
     paper: str
     command: str  # theirs, without the options
     options: dict[str, str]  # theirs, as they are written
-    notebook: str  # ours; "" where nothing answers it
+    notebook: str  # ours, or a command such as "oodnb regions"; "" where nothing answers it
     parameters: dict[str, Any]  # of the notebook
     note: str  # what differs, or why it is not reproduced
 
@@ -383,6 +383,7 @@ def _author_files(stage):  # name in the table -> file; written in the narrow pr
         **{f"clipn-{i}": place / f"clipn-{i}.pt" for i in (1, 2, 3)},
         **{level: place / f"{level}.npy" for level in ("words", "descriptions", "captions")},
         "picture": folder / "ILSVRC2012_val_00000001.JPEG",
+        "regions": place / "regions.png",
     }
 
 
@@ -430,6 +431,47 @@ def line_parameters(
     given = {name: _with_files(value, files or {}) for name, value in line.parameters.items()}
     return {k: _SHORT.get(k, v) if short else v for k, v in given.items()}
 
+# %% ../../nbs/14_checks/06_rehearsal.ipynb #67d1eda6
+def line_words(
+    line: Line,  # that a command answers
+    files: dict[str, Any] | None = None,  # see `line_parameters`
+) -> list[str]:  # without "oodnb"
+    "A command as it is typed; what does not begin with a hyphen stands alone."
+    words = line.notebook.split()[1:]
+    for name, value in line_parameters(line, files).items():
+        words += [name, str(value)] if name.startswith("-") else [str(value)]
+    return words
+
+# %% ../../nbs/14_checks/06_rehearsal.ipynb #4bbf43f6
+def _rehearsed_command(line, files, say):  # Outcome
+    begun = time.perf_counter()
+    told = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            _FIRST_LINES + _AS_COMMAND,
+            *line_words(line, files),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    error = (told.stderr or told.stdout)[-2000:] if told.returncode else ""
+    name, seconds = f"{line.line}: {line.notebook}", time.perf_counter() - begun
+    outcome = Outcome(name, not error, seconds, 0, 0, None, error)
+    say(str(outcome) + (f"\n  {error}" if error else ""))
+    return outcome
+
+
+_AS_COMMAND = """
+import sys
+
+from oodnb.reproduce import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
 # %% ../../nbs/14_checks/06_rehearsal.ipynb #6bda5662
 def rehearse_lines(
     papers: Sequence[str] = (),  # of these papers; none: all
@@ -442,19 +484,28 @@ def rehearse_lines(
     lines = [line for line in command_lines(papers) if line.notebook]
     with _staged(folder, sizes, say) as stage:
         files, runs = _author_files(stage), {}
+        commands = [line for line in lines if line.notebook.startswith("oodnb ")]
         for line in lines:
-            job = planned(line.notebook, stage, line_parameters(line, files, True))
-            runs[line.line] = replace(job, name=f"{line.line}: {line.notebook}")
-        outcomes = list(_rehearsed(list(runs.values()), jobs, say))
-    order = [job.name for job in runs.values()]
+            if line not in commands:
+                job = planned(line.notebook, stage, line_parameters(line, files, True))
+                runs[line.line] = replace(job, name=f"{line.line}: {line.notebook}")
+        outcomes = [_rehearsed_command(line, files, say) for line in commands]
+        outcomes += _rehearsed(list(runs.values()), jobs, say)
+    order = [f"{line.line}: {line.notebook}" for line in lines]
     return outcome_table(sorted(outcomes, key=lambda outcome: order.index(outcome.notebook)))
 
 # %% ../../nbs/14_checks/06_rehearsal.ipynb #8b79e0c2
 def _told_line(line):  # one line of the page
     theirs = "; ".join(f"{option} {value}".strip() for option, value in line.options.items())
-    given = " ".join(f"-p {k} {_on_a_command_line(v)}" for k, v in line.parameters.items())
-    ours = f"`oodnb run {line.notebook} --scale paper {given}`" if line.notebook else "none"
+    ours = f"`{_ours(line)}`" if line.notebook else "none"
     return f"| {line.command}: {theirs} | {ours} | {line.note} |".replace("|  |", "| |")
+
+
+def _ours(line):  # what is typed
+    if line.notebook.startswith("oodnb "):
+        return " ".join(["oodnb", *line_words(line)])
+    given = " ".join(f"-p {k} {_on_a_command_line(v)}" for k, v in line.parameters.items())
+    return f"oodnb run {line.notebook} --scale paper {given}"
 
 
 def _on_a_command_line(value):

@@ -156,11 +156,24 @@ def _inverted(covariance, rows):  # (inverse, condition)
     return torch.cholesky_inverse(torch.linalg.cholesky(covariance)), largest / smallest
 
 # %% ../../nbs/1_measure/06_class_statistics.ipynb #b2561ef4
+_PART = 2**17  # rows that are handled at once
+
+
+def _unit_in_place(rows, given):  # the same tensor, but never the caller's
+    rows = rows.clone() if rows is given else rows
+    for part in rows.split(_PART):
+        part.copy_(unit_rows(part))
+    return rows
+
+
 def _covariance(rows, centres, freedom, ridge):  # [D, D]
     "Covariance of rows about their centres, with a ridge on its diagonal."
-    centred = rows - centres
-    diagonal = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
-    return centred.T @ centred / freedom + ridge * diagonal
+    width, spread = rows.shape[1], 0.0
+    for start in range(0, len(rows), _PART):
+        part = slice(start, start + _PART)
+        centred = rows[part] - (centres[part] if centres.ndim > 1 else centres)
+        spread = centred.T @ centred + spread
+    return spread / freedom + ridge * torch.eye(width, dtype=rows.dtype, device=rows.device)
 
 # %% ../../nbs/1_measure/06_class_statistics.ipynb #f2346a7a
 def class_statistics(
@@ -180,7 +193,7 @@ def class_statistics(
         )
     rows, labels, classes = _checked_rows(features, labels, n_classes)
     if normalize:
-        rows = unit_rows(rows)
+        rows = _unit_in_place(rows, features)
     means, counts = class_means(rows, labels, classes, batch_index)
     freedom = len(rows) - (classes if within else 1)
     if freedom < 1:
