@@ -211,7 +211,8 @@ class _Numbers:
     A CPU has nothing to wait for, and whoever watches wants them now: they are read each time."""
 
     def __init__(self, at_once: int) -> None:
-        self.at_once, self.rows = at_once, []
+        self.at_once = at_once
+        self.rows: list[dict] = []
         self.waiting: list[dict] = []
 
     def add(self, row: dict) -> None:
