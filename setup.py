@@ -48,8 +48,8 @@ setup(
     long_description_content_type="text/markdown",
     author=settings["author"],
     author_email=settings["author_email"],
-    # code; drawings and lists of others, see the ATTRIBUTION files
-    license_expression="Apache-2.0 AND CC-BY-3.0 AND CC-BY-4.0 AND MIT",
+    # code; drawings, lists and a dictionary of others, see the files beside them
+    license_expression="Apache-2.0 AND CC-BY-3.0 AND CC-BY-4.0 AND MIT AND LicenseRef-WordNet-3.0",
     license_files=["LICENSE", "data/*/ATTRIBUTION.md", "data/*/WORDNET-COPYRIGHT.txt"],
     keywords=settings["keywords"],
     packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),
