@@ -282,5 +282,6 @@ def part_drawings(
     for role in [role for role in WANTED if role != "id" and (table.role == role).any()]:
         cells, per = _cells(table, role), TEST_PICTURES[role]
         totals = whole_numbers(shares, per * len({concept for concept, _, _ in cells}))
-        _give(table, cells, even_out(*zip(*[c[:2] for c in cells]), per, totals))
+        counts = even_out([c[0] for c in cells], [c[1] for c in cells], per, totals)
+        _give(table, cells, counts)
     return table.sort_index()
