@@ -49,9 +49,7 @@ setup(
     author=settings["author"],
     author_email=settings["author_email"],
     # code; drawings, lists and a dictionary of others, see the files beside them
-    license_expression=(
-        "Apache-2.0 AND CC-BY-3.0 AND CC-BY-4.0 AND MIT AND LicenseRef-WordNet-3.0"
-    ),
+    license_expression="Apache-2.0 AND CC-BY-3.0 AND CC-BY-4.0 AND MIT AND LicenseRef-WordNet-3.0",
     license_files=["LICENSE", "data/*/ATTRIBUTION.md", "data/*/WORDNET-COPYRIGHT.txt"],
     keywords=settings["keywords"],
     packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),

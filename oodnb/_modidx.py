@@ -1618,6 +1618,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'oodnb.locoop.readout': { 'oodnb.locoop.readout._check_outlines': ( '6_locoop/readout.html#_check_outlines',
                                                                                 'oodnb/locoop/readout.py'),
                                       'oodnb.locoop.readout._of_one': ('6_locoop/readout.html#_of_one', 'oodnb/locoop/readout.py'),
+                                      'oodnb.locoop.readout._rows_of': ('6_locoop/readout.html#_rows_of', 'oodnb/locoop/readout.py'),
                                       'oodnb.locoop.readout.choose_readout': ( '6_locoop/readout.html#choose_readout',
                                                                                'oodnb/locoop/readout.py'),
                                       'oodnb.locoop.readout.region_alignment': ( '6_locoop/readout.html#region_alignment',

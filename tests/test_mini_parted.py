@@ -194,3 +194,12 @@ def test_there_are_two_versions():
         mini.load_split("mini-clipart", version=3)
     with pytest.raises(ValueError, match="no split 'train'"):
         mini.load_split("mini", "train")
+
+
+def test_no_held_out_drawing_is_black():
+    """A renderer that misses a colour paints black; one emoji did."""
+    table, sprites = drawings(), mini.load_world(version=3).sprites
+    held = table.index[table.side.isin(OUT)].to_numpy()
+    colours, alpha = sprites[held, :3].float().mean(1), sprites[held, 3].float()
+    light = (colours * alpha).sum((1, 2)) / alpha.sum((1, 2))
+    assert table.concept[held[(light < 14).numpy()]].tolist() == []

@@ -178,7 +178,6 @@ def test_every_shipped_file_of_others_has_its_licence_beside_it(wheel, metadata)
         "LICENSE",
         "data/mini/ATTRIBUTION.md",
         "data/mini3/ATTRIBUTION.md",
-        "data/mini3/WORDNET-COPYRIGHT.txt",
         "data/lists/ATTRIBUTION.md",
         "data/mini3/WORDNET-COPYRIGHT.txt",
     }

@@ -51,6 +51,24 @@ def _check_outlines(backbone, images):
         raise ValueError(f"{images!r} has pictures without a class; outlines need their class.")
 
 
+def _rows_of(backbone, images, text, top_k, cache):
+    "What `_of_one` says of each picture."
+    place = {name: i for i, name in enumerate(images.ids)}
+    for chunk in stream(backbone, images, cache=cache, batch_size=32, progress=False):
+        sims = cosine_sims(chunk.local_features, text.to(chunk.local_features.device))
+        labels = [int(images.labels[place[name]]) for name in chunk.ids]
+        ranks = region_ranks(sims, labels).cpu().numpy()
+        for name, label, own, rank in zip(chunk.ids, labels, sims, ranks):
+            i = place[name]
+            size, grid = images.read(i).size, rank.reshape(backbone.grid)
+            box = seen_box(backbone.preprocess, size)
+            seen = RegionMap(grid, label, top_k, len(text), box, size)
+            part, inside = foreground_share(images.masks(i), seen)
+            keep = inside.ravel() > 0.5
+            about = own[:, label].cpu().numpy()[keep], rank[keep], part.ravel()[keep]
+            yield _of_one(*about, top_k)
+
+# %% ../../nbs/6_locoop/04_readout.ipynb #3f6a2203
 def region_alignment(
     backbone: Backbone,  # with local features
     images: ImageSet,  # with labels and true outlines
@@ -61,24 +79,8 @@ def region_alignment(
     "How well regions agree with the text of the class where the object is, and not elsewhere."
     _check_outlines(backbone, images)
     text = zero_shot_classifier(backbone, images.class_names, templates)
-    place = {name: i for i, name in enumerate(images.ids)}
-    top_k, rows = top_k or default_top_k(len(text)), []
-    for chunk in stream(backbone, images, cache=cache, batch_size=32, progress=False):
-        sims = cosine_sims(chunk.local_features, text.to(chunk.local_features.device))
-        labels = [int(images.labels[place[name]]) for name in chunk.ids]
-        ranks = region_ranks(sims, labels).cpu().numpy()
-        for name, label, own, rank in zip(chunk.ids, labels, sims, ranks):
-            i = place[name]
-            size = images.read(i).size
-            grid = rank.reshape(backbone.grid)
-            seen = RegionMap(
-                grid, label, top_k, len(text), seen_box(backbone.preprocess, size), size
-            )
-            part, inside = foreground_share(images.masks(i), seen)
-            keep = inside.ravel() > 0.5
-            about = own[:, label].cpu().numpy()[keep], rank[keep], part.ravel()[keep]
-            rows.append(_of_one(*about, top_k))
-    known = [row for row in rows if row]
+    top_k = default_top_k(len(text)) if top_k is None else top_k
+    known = [row for row in _rows_of(backbone, images, text, top_k, cache) if row]
     if not known:
         raise ValueError(f"No picture of {images!r} has regions on the object and beside it.")
     means = 100 * np.mean(known, 0)

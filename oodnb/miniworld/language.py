@@ -260,6 +260,7 @@ class Habits:
     gloss: float = 0.04  # a definition
     # of those that name the main thing
     bare: float = 0.12  # without a style
+    plain: float = 0.62  # of those with one: "a photo of a dog", as prompts ask, and no other words
     word: float = 0.14  # another word for it
     kind: float = 0.08  # what kind of thing it is
     adjective: float = 0.20  # an adjective that is true
@@ -358,19 +359,20 @@ def _truths(looks, k, scale):
     return (*looks.true[k], *size)
 
 # %% ../../nbs/3_miniworld/04_language.ipynb #b2bff2f1
-def _styled(dice, looks, k, word, truths):
+def _styled(dice, looks, k, word, truths, plain):
     "A word for the thing in a sentence whose style is that of picture k."
     style, u = int(looks.style[k]), next(dice)
     said = STYLE_WORDS[style]
-    if u < 0.62:
+    if u < plain:
         return f"{with_article(said[0])} of {with_article(word)}"
-    if u < 0.80:
+    u = (u - plain) / (1 - plain)
+    if u < 0.18 / 0.38:
         claims = [claim for claim in ("", *truths) if claim in _SENTENCES[style]]
         if claims:
             return _pick(dice, _SENTENCES[style][_pick(dice, claims)]).replace("{}", word)
-    if u < 0.86:
+    if u < 0.24 / 0.38:
         return f"{word} {said[0]}"
-    if u < 0.92:
+    if u < 0.30 / 0.38:
         return f"{with_article(_pick(dice, said[1:]))} of {with_article(word)}"
     look = [_pick(dice, _SAID[t]) for t in truths if t not in ("large", "small")]
     first = f"{look[0]} {said[0]}" if look else said[0]
@@ -405,7 +407,8 @@ def _naming(dice, language, contents, k, looks, habits):
     if next(dice) < habits.bare:
         text = _pick(dice, (word, with_article(word)))
     else:
-        text = _styled(dice, looks, k, word, _truths(looks, k, scale))
+        truths = _truths(looks, k, scale)
+        text = _styled(dice, looks, k, word, truths, habits.plain)
     for other in contents.others[k]:
         if other >= 0 and next(dice) < habits.beside:
             text += _pick(dice, _LINKS) + with_article(language.entries[other].name)
