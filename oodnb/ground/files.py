@@ -71,8 +71,9 @@ def atomic_path(
         _share(temporary)
         _sync(temporary)
         os.replace(temporary, path)
-        if os.name == "posix":
-            _sync(path.parent)
+        if os.name == "posix":  # the file is in its place, whatever some drives say to this
+            with suppress(OSError):
+                _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
