@@ -22,7 +22,7 @@ def test_the_matrix_takes_the_first_allowed_versions_and_pythons_that_are_what_t
     found = list(map(matrix.lowest, wanted))
     assert found == ["torch==2.6.*", "open_clip_torch==3.3.*", "bleach[css]==6.1.*", "pip"]
     assert any(r.startswith("pytest>=") for r in matrix.requirements())
-    here = "%d.%d" % sys.version_info[:2]
+    here = ".".join(map(str, sys.version_info[:2]))
     assert list(matrix.pythons([here, "2.0"])) == [here]
 
 

@@ -2,7 +2,7 @@
 once for a release. `python tools/matrix.py` takes what it finds on this machine, makes an
 environment for each, and writes runs/matrix/report.md.
 
-    python tools/matrix.py --python 3.11 --python 3.13 --versions lowest newest --tests tests/test_kept.py
+    python tools/matrix.py --python 3.13 --versions lowest --tests tests/test_kept.py
 """
 
 import argparse
