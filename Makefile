@@ -5,6 +5,7 @@
 # make docs        the HTML site in runs/html, read without a network;  make links checks every link
 # make mutate      plant the faults of tests/mutations one by one; each must be noticed (trainings apart: tools/mutate.py --all)
 # make benchmark   ratios of small runs, as JSON in runs/benchmarks; benchmarks/gpu.py is for a card
+# make soak        look for what breaks, MINUTES=20 long: kills, corruptions, runners at once, hostile archives, failing calls
 # make test        set up .venv, check that notebooks and package agree, run every notebook and every test, offline, CPU only
 # PYTHON=...       another Python 3.11 to 3.13;  VENV=...  another place for the environment
 
@@ -14,6 +15,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
+MINUTES ?= 20
 ## what people write; nbdev writes oodnb
 WRITTEN := nbs tests benchmarks tools setup.py
 ## long ones first, and never two beside each other that wait for the same training; features of the test sets are made by the first
@@ -22,7 +24,7 @@ PAPERS := zeroshot_imagenet hftt_theory clipn_readme locoop_imagenet toe_imagene
 OFFLINE := env -u OODNB_DATA OODNB_HOME="$(CURDIR)/runs/.test-home" OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=agg PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup hooks reproduce reproduce-all accept readme test rehearse mutate benchmark check lint format export docs links clean distclean
+.PHONY: help setup hooks reproduce reproduce-all accept readme test rehearse soak mutate benchmark check lint format export docs links clean distclean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -61,7 +63,10 @@ test: $(STAMP)
 	$(BIN)/python tools/check.py
 	$(BIN)/mypy
 	$(OFFLINE) $(BIN)/python tools/lessons.py --jobs 2
-	$(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(OFFLINE) $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
+
+soak: $(STAMP)
+	$(OFFLINE) $(BIN)/python tools/soak.py --minutes $(MINUTES)
 
 rehearse: $(STAMP)
 	rm -rf runs/rehearsal

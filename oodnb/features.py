@@ -530,8 +530,11 @@ def _stream(backbone, dataset, cache, progress, options):
     whole = join(seen)
     _report_skipped(dataset, whole.skipped, options["on_error"])
     if entry and not known and writable(cache):
-        with locked(entry.folder):
-            keep(entry, whole)
+        try:
+            with locked(entry.folder):
+                keep(entry, whole)
+        except _NOT_WRITTEN as error:
+            _warn_of_loss(entry, error)
     waiting.skipped += lost
     yield waiting
 

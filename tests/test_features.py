@@ -3,6 +3,7 @@ that cannot be written."""
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 import torch
 from little import Eye, Squares
 
-from oodnb.pipeline.cache import cache_info, clear_cache
+from oodnb.pipeline.cache import cache_info, clear_cache, kept_things
 from oodnb.datasets import ImageSet
 from oodnb.features import extract, stream
 
@@ -276,3 +277,35 @@ def test_decoding_runs_ahead_by_a_few_batches_only():
     read, dataset.read = dataset.read, lambda i: started.append(i) or read(i)
     first = next(iter(stream(Eye(), dataset, False, batch_size=8, workers=4)))
     assert len(first) == 8 and len(started) < 100
+
+
+def test_clear_cache_takes_other_things_only_when_they_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("OODNB_HOME", str(tmp_path))
+    for kind in ("mini", "features/texts", "branches"):
+        (tmp_path / kind).mkdir(parents=True)
+        (tmp_path / kind / "a.safetensors").write_bytes(bytes(10**6))
+    told = kept_things().set_index("kind")
+    assert told["MB"][["mini", "features/texts", "branches", "contexts"]].tolist() == [1, 1, 1, 0]
+    assert clear_cache() == 0 and kept_things()["files"].sum() == 3
+    assert clear_cache(also=["mini", "texts"]) == 2
+    assert kept_things().set_index("kind")["files"]["branches"] == 1
+    with pytest.raises(ValueError, match="Nothing is kept as 'minis'; possible are mini"):
+        clear_cache(also=["minis"])
+    with pytest.raises(ValueError, match="leave dataset and backbone out"):
+        clear_cache("circles", also=["mini"])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on the size of files")
+def test_a_stream_survives_a_full_disk(tmp_path):
+    true = extract(Eye(), pictures(), cache=False)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+    try:
+        with pytest.warns(UserWarning, match="cannot be kept in"):
+            parts = list(stream(Eye(), pictures(), tmp_path / "c", batch_size=4, keep_bytes=0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    seen = torch.cat([part.image_features for part in parts])
+    assert torch.equal(seen, true.image_features)

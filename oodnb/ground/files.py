@@ -8,10 +8,11 @@ __all__ = ['atomic_path', 'locked']
 # %% ../../nbs/0_ground/02_files.ipynb #38868622
 import errno
 import os
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -32,6 +33,21 @@ def _share(path):
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)
 
+# %% ../../nbs/0_ground/02_files.ipynb #79ff25de
+_SWEPT: set[Path] = set()  # folders that this process has looked at
+_DAY = 24 * 3600.0
+
+
+def _sweep(folder):
+    "Remove what killed writers have left."
+    if folder in _SWEPT:
+        return
+    _SWEPT.add(folder)
+    for left in folder.glob(".tmp*"):
+        with suppress(OSError):
+            if left.is_file() and time.time() - left.stat().st_mtime > _DAY:
+                left.unlink()
+
 # %% ../../nbs/0_ground/02_files.ipynb #2fdd84e3
 @contextmanager
 def atomic_path(
@@ -44,6 +60,7 @@ def atomic_path(
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file to write.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}{path.suffix}")
     try:
         yield temporary
@@ -54,8 +71,9 @@ def atomic_path(
         _share(temporary)
         _sync(temporary)
         os.replace(temporary, path)
-        if os.name == "posix":
-            _sync(path.parent)
+        if os.name == "posix":  # the file is in its place, whatever some drives say to this
+            with suppress(OSError):
+                _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
