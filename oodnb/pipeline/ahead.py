@@ -80,7 +80,8 @@ class Forecast:
     ) -> None:
         self.what, self.units, self.sizes = what, units, dict(sizes or {})
         self.folder, self.device, self.after = folder, device, after
-        self.done, self.begun, self.seconds = 0.0, 0.0, None
+        self.done, self.begun = 0.0, 0.0
+        self.seconds: float | None = None
 
     def __call__(self, _row: Any = None) -> None:  # one unit more; as `watch` of a training
         self.finished(1)
