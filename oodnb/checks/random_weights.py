@@ -102,7 +102,7 @@ def _in_halves(name, tensor):  # as convert_weights left it
 
 # %% ../../nbs/14_checks/05_random_weights.ipynb #b4c9e1ff
 def save_as_openai(
-    model: nn.Module,  # an open_clip model in OpenAI's layout
+    model: Any,  # an open_clip model in OpenAI's layout
     path: str | Path,  # *.pt
 ) -> Path:
     "A TorchScript archive as OpenAI's: matrices in half precision, and three whole numbers."

@@ -89,7 +89,9 @@ class Shelf:
     ) -> None:
         place = root / ".pictures" / name.replace("/", "-")
         place.mkdir(parents=True, exist_ok=True)
-        self.files, self.used, self.folders = [], 0, set()
+        self.files: list[Path] = []
+        self.folders: set[Path] = set()
+        self.used = 0
         for i, data in enumerate(draw_pictures(name, count)):
             self.files.append(place / f"{i}")
             self.files[-1].write_bytes(data)
@@ -490,11 +492,12 @@ def open_small_world(
     record, entries = _read_record(root), catalogue.entries()
     for name, found in entries.items():
         entries[name] = replace(found, splits=_small_splits(found, record["sets"].get(name, {})))
-    for facts in catalogue.class_lists().values():
-        facts.pop("test_counts", None)
+    for listed in catalogue.class_lists().values():
+        listed.pop("test_counts", None)
     words = importlib.import_module("oodnb.pipeline.words")
     digest = record["words"]["sha256"]
-    words._DWYL_LINES, words._DWYL_SHA256 = record["words"]["lines"], (digest[:8], digest[-6:])
+    facts = {"_DWYL_LINES": record["words"]["lines"], "_DWYL_SHA256": (digest[:8], digest[-6:])}
+    vars(words).update(facts)
     toe_constants = importlib.import_module("oodnb.toe.outlier_texts").toe_constants
     toe_constants()["descriptors"] |= record["descriptors"]
     kinds = importlib.import_module("torchvision.datasets")
