@@ -167,6 +167,11 @@ class _Parameters:
 class OODClassifier(_Parameters):
     "Pictures, or features, to a class or to unknown."
 
+    detector_: Any  # what was fitted: a Decider, or a detector where there is no line
+    threshold_: Any  # the line, or None
+    classes_: np.ndarray  # as `predict` says them
+    backbone_: Any  # Backbone, or None
+
     def __init__(
         self,
         # name of a model or Backbone, see `load_backbone`; None: features are given

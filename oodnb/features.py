@@ -13,7 +13,7 @@ import shutil
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -127,13 +127,13 @@ def in_order(
     items: Iterable,
     workers: int,  # threads; 0 works in the caller's thread
     ahead: int,  # results that may wait
-) -> Iterator:  # yields work(item), in the order of items
+) -> Generator[Any, None, None]:  # yields work(item), in the order of items
     "Work ahead in threads, a bounded number of results."
     if not workers:
         for item in items:
             yield work(item)
         return
-    waiting = deque()
+    waiting: deque = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:

@@ -110,7 +110,7 @@ def save_detector(
                 "are. A detector of your own is kept with pipeline.detector_files.write_detector "
                 "and read with read_detector, which is told its class."
             )
-    told = dict(licence=licence, card=card, left_out=("after_epoch",))
+    told: dict[str, Any] = dict(licence=licence, card=card, left_out=("after_epoch",))
     return write_detector(path, detector, backbone, **told)
 
 # %% ../nbs/16_scoring/01_saved.ipynb #7b494f04

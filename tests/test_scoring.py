@@ -1,5 +1,5 @@
-"""oodnb score, decide, join and watch: every input, killed processes, the same bytes in the end, and
-what is wrong said before long work."""
+"""oodnb score, decide, join and watch: every input, killed processes, the same bytes in the end,
+and what is wrong said before long work."""
 
 import io
 import json
@@ -300,7 +300,8 @@ def dying(*given):
 run.score_block = dying
 run._Keeper.__init__.__defaults__ = (256, 1.0)
 for shard in sys.argv[3].split(","):
-    words = [w.replace("SHARD", shard).replace("NUMBER", shard.partition("/")[0]) for w in sys.argv[4:]]
+    number = shard.partition("/")[0]
+    words = [w.replace("SHARD", shard).replace("NUMBER", number) for w in sys.argv[4:]]
     assert main(words) == 0, words
 """
 
@@ -613,7 +614,7 @@ def test_scoring_needs_no_notebook_package(folder, tmp_path):
         "import sys\n"
         "from oodnb.ground.extras import EXTRAS\n"
         "extras = ' '.join(v for k, v in EXTRAS.items() if k not in ('cloud', 'blip')).split()\n"
-        "more = ['nbformat', 'nbclient', 'nbconvert', 'traitlets', 'zmq', 'tornado', 'fastcore', 'sklearn']\n"
+        "more = 'nbformat nbclient nbconvert traitlets zmq tornado fastcore sklearn'.split()\n"
         "for name in [*extras, *more]: sys.modules[name] = None\n"
         "from oodnb.command.main import main\n"
         "import oodnb\n"
@@ -656,7 +657,8 @@ def test_scoring_needs_no_notebook_package(folder, tmp_path):
 def test_what_needs_an_extra_names_the_command(module):
     code = (
         "import sys\n"
-        "for name in ('matplotlib', 'jupyter_client', 'ipywidgets', 'seaborn'): sys.modules[name] = None\n"
+        "for name in 'matplotlib jupyter_client ipywidgets seaborn'.split():\n"
+        "    sys.modules[name] = None\n"
         f"import {module}"
     )
     done = subprocess.run(

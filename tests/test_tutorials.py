@@ -11,7 +11,7 @@ import sys
 import pytest
 from test_house import ROOT, cell, check, nbdev, write
 
-PAGES = sorted((ROOT / "nbs" / "tutorials").glob("[0-9]_*.ipynb"))
+PAGES = sorted((ROOT / "nbs" / "tutorials").glob("[0-9]*_*.ipynb"))
 IMPORTS = """from dataclasses import dataclass
 
 import torch

@@ -83,7 +83,8 @@ def table_writer(
     schema: pa.Schema,  # with its facts
 ) -> Iterator[Any]:  # function that takes a pa.Table
     "Write a table piece by piece; it has its name when the block ends without an error."
-    held, count = [], 0
+    held: list[pa.Table] = []
+    count = 0
     with atomic_path(check_form(path)) as temporary:
         file = _opened(temporary, schema, Path(path).suffix.lower())
 
@@ -190,7 +191,8 @@ def merge_tables(
 ) -> Iterator[pa.Table]:  # all rows in that order
     "Several tables as one stream, each position once."
     firsts = [(first, str(p)) for p in paths if (first := _first_position(p)) is not None]
-    waiting, going, before = sorted(firsts, reverse=True), [], -1
+    waiting, before = sorted(firsts, reverse=True), -1
+    going: list[_Walk] = []
     while waiting or going:
         bound = min((walk.last for walk in going), default=None)
         while waiting and (bound is None or waiting[-1][0] <= bound):

@@ -263,12 +263,12 @@ def score_pictures(
 ) -> Scored:
     """Score pictures into a table. What an interrupted run has finished is kept, and the same call
     goes on; when the table is there, nothing is done."""
-    inputs = [str(inputs)] if isinstance(inputs, (str, Path)) else list(map(str, inputs))
-    sources, output = open_sources(inputs, column), Path(output).expanduser()
+    given = [str(inputs)] if isinstance(inputs, (str, Path)) else list(map(str, inputs))
+    sources, output = open_sources(given, column), Path(output).expanduser()
     _check_run(sources, detectors, batch_size, shard, output)
     run = dict(backbone=backbone, detectors=detectors, batch_size=batch_size, shard=shard)
     run |= dict(workers=workers, progress=progress)
-    facts = facts_of_run(backbone, detectors, inputs, batch_size)
+    facts = facts_of_run(backbone, detectors, given, batch_size)
     facts |= {"shard": list(shard)} if shard[1] > 1 else {}
     if not restart and (found := _done_already(output, facts)):
         return found

@@ -46,7 +46,7 @@ def check_sorting(
     if other := next((s for s in sources if s.kind in ("shard", "address")), None):
         raise ValueError(f"{other.name} is no folder of this machine; only files can be sorted.")
     tops = [os.path.abspath(s.name) for s in sources if s.kind == "folder"]
-    for folder in filter(None, folders):
+    for folder in (str(folder) for folder in folders if folder):
         if any(os.path.abspath(folder) == top or _inside(folder, top) for top in tops):
             raise ValueError(
                 f"{folder} lies in a folder that is scored, and would be scored itself the next "
