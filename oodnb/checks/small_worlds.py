@@ -6,7 +6,6 @@
 __all__ = ['RECORD', 'draw_pictures', 'Shelf', 'Sizes', 'build_set', 'build_world', 'open_small_world']
 
 # %% ../../nbs/14_checks/04_small_worlds.ipynb #d2009d02
-import csv
 import hashlib
 import importlib
 import io
@@ -15,7 +14,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path

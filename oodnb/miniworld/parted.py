@@ -7,7 +7,7 @@ __all__ = ['FENCES', 'HELD', 'EMOJI', 'CLIP_ART', 'SKETCH', 'WANTED', 'BESIDE', 
            'near_twins', 'join_families', 'whole_numbers', 'even_out', 'part_drawings']
 
 # %% ../../nbs/3_miniworld/05_parted.ipynb #3e763a5f
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np

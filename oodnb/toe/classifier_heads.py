@@ -10,7 +10,7 @@ __all__ = ['Head', 'PUBLISHED_WIDTH', 'make_head', 'head_logits', 'side_by_side'
 # %% ../../nbs/9_toe/01_classifier_heads.ipynb #d60d9b67
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
