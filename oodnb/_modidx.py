@@ -54,6 +54,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'oodnb.benchmark._check_as_written': ('5_pipeline/benchmark.html#_check_as_written', 'oodnb/benchmark.py'),
                                  'oodnb.benchmark._check_complete': ('5_pipeline/benchmark.html#_check_complete', 'oodnb/benchmark.py'),
                                  'oodnb.benchmark._check_detectors': ('5_pipeline/benchmark.html#_check_detectors', 'oodnb/benchmark.py'),
+                                 'oodnb.benchmark._check_encoder': ('5_pipeline/benchmark.html#_check_encoder', 'oodnb/benchmark.py'),
                                  'oodnb.benchmark._check_new': ('5_pipeline/benchmark.html#_check_new', 'oodnb/benchmark.py'),
                                  'oodnb.benchmark._check_protocol': ('5_pipeline/benchmark.html#_check_protocol', 'oodnb/benchmark.py'),
                                  'oodnb.benchmark._check_sets': ('5_pipeline/benchmark.html#_check_sets', 'oodnb/benchmark.py'),

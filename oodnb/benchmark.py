@@ -222,15 +222,12 @@ def _as_set(value, name):  # an image set, or what stands for one
     return _Given(as_features(value, name)) if _is_given(value) else value
 
 
-def _chunks(backbone, dataset, local, batch_size, **options):  # Features, batch by batch
-    if isinstance(dataset, _Given):
-        return dataset.features.batches(batch_size)
-    if backbone is None:
+def _check_encoder(backbone, dataset):
+    if backbone is None and not isinstance(dataset, _Given):
         raise ValueError(
             f"{dataset.name!r} is a set of pictures, and backbone is None; give the backbone that "
             "encodes them, or their features."
         )
-    return stream(backbone, dataset, local=local, batch_size=batch_size, **options)
 
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #076606fd
 def _check_sets(id_set, ood_sets):  # the list of OOD sets
@@ -326,8 +323,8 @@ class _Regions:
 
     def __init__(self, backbone, dataset, detectors, cache):
         readers = [d for d in detectors if d.needs_local]
-        texts = all(isinstance(d, TextDetector) for d in readers)
-        useful = readers and texts and cache_root(cache) and passes_by(backbone, dataset, cache)
+        kept = isinstance(dataset, _Given) or not all(isinstance(d, TextDetector) for d in readers)
+        useful = readers and not kept and cache_root(cache) and passes_by(backbone, dataset, cache)
         self.entry = CacheEntry(cache_root(cache), backbone, dataset) if useful else None
         self.readers, self.cache = {}, cache
         for d in readers if useful else ():
@@ -359,6 +356,9 @@ class _Regions:
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #2bd47361
 def _chunks(backbone, dataset, local, regions, **options):
     "Features of a set in batches; with the region scores of an earlier run in place of regions."
+    if isinstance(dataset, _Given):
+        yield from dataset.features.batches(options["batch_size"])
+        return
     there = stored(regions.entry, ("global",)) if regions.entry else None
     known = regions.known(there.skipped) if there else {}
     if not known:
@@ -406,6 +406,7 @@ def _check_complete(dataset, rows, skipped):
 # %% ../nbs/5_pipeline/10_benchmark.ipynb #c097d126
 def _score_set(backbone, dataset, role, detectors, classes, **options):
     "Rows of one image set, its unit image features, and its unreadable images."
+    _check_encoder(backbone, dataset)
     parts, features, skipped = [], [], {}
     regions = _Regions(backbone, dataset, detectors, options["cache"])
     local = any(d.needs_local for d in detectors)

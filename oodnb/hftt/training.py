@@ -273,7 +273,8 @@ def train_outliers(
 
     def told(row: dict) -> None:
         epoch, step, _ = plan.at(row["epoch"], row["step"])
-        watch({**row, "epoch": epoch, "step": step, "outliers": outliers.detach()})
+        if watch:
+            watch({**row, "epoch": epoch, "step": step, "outliers": outliers.detach()})
 
     temperatures = [0.01 if one.temperature is None else float(one.temperature) for one in each]
     focals = [float(one.focal) for one in each]

@@ -446,7 +446,8 @@ def optimise_heads(
                 group["lr"] = _rate(settings, epoch * per_epoch + number + 1, per_epoch)
 
     def told(row: dict) -> None:
-        watch({**row, "head": head})
+        if watch:
+            watch({**row, "head": head})
 
     loop |= {"settings": made_of, "after_step": after_step, "watch": told if watch else None}
     history = train(optimizer, rates, numbered, loss_of, **loop)
