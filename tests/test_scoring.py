@@ -4,14 +4,12 @@ and what is wrong said before long work."""
 import io
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 import tracemalloc
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +25,8 @@ from oodnb.command.main import main
 from oodnb.detectors import threshold_at_tpr, zero_shot
 from oodnb.drift import watch_unknown
 from oodnb.saved import load_detector, save_detector
-from oodnb.scoring.blocks import PLACES, deal, encode_blocks, score_block
-from oodnb.scoring.parts import join_parts, merge_tables, schema_of, table_writer
+from oodnb.scoring.blocks import PLACES, deal
+from oodnb.scoring.parts import join_parts, schema_of, table_writer
 from oodnb.scoring.sources import Item, Source, open_sources
 
 ROOT = Path(__file__).parents[1]
