@@ -114,7 +114,7 @@ def check_features(
             f"the first in row {int(bad.nonzero()[0])}; look at that picture, or encode with "
             "precision='fp32'."
         )
-    known = bool(features.about.get("regions"))  # region scores of an earlier run
+    known = bool(getattr(features, "about", {}).get("regions"))  # region scores of an earlier run
     if local and maps is None and not known:
         raise ValueError(
             f"{who} reads local features, but these Features of {features.dataset!r} have none. "

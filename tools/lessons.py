@@ -13,6 +13,7 @@ import multiprocessing
 import sys
 import time
 import warnings
+from multiprocessing import connection
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -48,15 +49,29 @@ def notebooks(paths):
 
 
 def run(notebook):
-    "(notebook, whether its lessons hold, seconds)."
+    "In a process of its own: ends it with 0 where the lessons hold."
     from nbdev.config import get_config
     from nbdev.test import test_nb
 
     skipped = get_config(ROOT).tst_flags
     skipped = skipped.split() if isinstance(skipped, str) else skipped
-    began = time.perf_counter()
     held, _ = test_nb(notebook, skip_flags=skipped, basepath=ROOT, cell_timeout=None)
-    return notebook, held, time.perf_counter() - began
+    sys.exit(not held)
+
+
+def each_apart(chosen, jobs):
+    "(notebook, whether its lessons hold, seconds) as they end, so many at a time."
+    fork, waiting, running = multiprocessing.get_context("fork"), list(chosen), {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            notebook = waiting.pop(0)
+            child = fork.Process(target=run, args=(notebook,))
+            child.start()
+            running[child.sentinel] = notebook, child, time.perf_counter()
+        for ended in connection.wait(list(running)):
+            notebook, child, began = running.pop(ended)
+            child.join()
+            yield notebook, child.exitcode == 0, time.perf_counter() - began
 
 
 def main():
@@ -67,9 +82,8 @@ def main():
     given = parser.parse_args()
     chosen = notebooks(given.paths)
     load_libraries()
-    with multiprocessing.get_context("fork").Pool(given.jobs, maxtasksperchild=1) as pool:
-        done = pool.imap_unordered(run, chosen)
-        results = list(tqdm(done, "lessons", len(chosen), unit="notebook", mininterval=10))
+    done = each_apart(chosen, given.jobs)
+    results = list(tqdm(done, "lessons", len(chosen), unit="notebook", mininterval=10))
     failed = [str(n.relative_to(ROOT)) for n, held, _ in results if not held]
     slow = sorted(results, key=lambda result: -result[2])[: given.slowest]
     print("slowest: " + ", ".join(f"{n.stem} {seconds:.0f} s" for n, _, seconds in slow))
