@@ -98,11 +98,11 @@ def as_features(
     labels: Any = None,  # class of each row [N]; None: unknown
 ) -> Features:
     "Features of anything that holds rows. Half precision is taken as it is, integers are refused."
-    if isinstance(values, Features):
-        return values
+    if isinstance(values, Features) or hasattr(values, "image_features"):
+        return values  # or what stands for them
     try:
         rows = torch.as_tensor(np.asarray(values) if isinstance(values, (list, tuple)) else values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{type(values).__name__} holds no features of {name!r} ({error}); give Features, or "
             "an array [N, D]."
