@@ -175,7 +175,7 @@ _ENCODED = {"encoding": "utf-8", "errors": "backslashreplace"}
 
 
 def write_csv(
-    table: pd.DataFrame,  # numbers and texts; its index is left out
+    table: "pd.DataFrame",  # numbers and texts; its index is left out
     path: str | Path,  # CSV file
     **options: Any,  # of DataFrame.to_csv, such as float_format
 ) -> Path:  # the file
@@ -190,7 +190,7 @@ def write_csv(
 def read_csv(
     path: str | Path,  # CSV file of write_csv
     **options: Any,  # of pandas.read_csv
-) -> pd.DataFrame:  # with the texts as they were
+) -> "pd.DataFrame":  # with the texts as they were
     "Read a table of `write_csv`."
 
     def bare(text):

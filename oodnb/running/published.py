@@ -8,15 +8,20 @@ __all__ = ['COLUMNS', 'LEAD_COLUMNS', 'check_published', 'add_published', 'publi
 # %% ../../nbs/13_running/11_published.ipynb #d234f1eb
 import re
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from ..ground.files import atomic_path
+from ..ground.late import late
 from ..ground.places import shipped
 from ..ground.spelling import did_you_mean
 from ..pipeline.rows import IDENTITY, ROW_COLUMNS, check_rows, row_vocabulary
 from .notebook import repository
+
+# %% ../../nbs/13_running/11_published.ipynb #a7542eba
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = late("pandas")
 
 # %% ../../nbs/13_running/11_published.ipynb #1d32dd56
 COLUMNS = (*IDENTITY, "value", "source")  # of a file of published numbers
@@ -121,7 +126,7 @@ def add_published(
 # %% ../../nbs/13_running/11_published.ipynb #e0f1c65b
 def published_leads(
     paper: str | None = None,  # one paper, or None for all
-) -> pd.DataFrame:  # LEAD_COLUMNS; values are texts, as printed
+) -> "pd.DataFrame":  # LEAD_COLUMNS; values are texts, as printed
     "Numbers that somebody reprints and nobody confirmed. They stand in no comparison."
     files = sorted(shipped("published", "leads").glob("*.csv"))
     found = [_kept(file, LEAD_COLUMNS) for file in files if paper in (None, file.stem)]
