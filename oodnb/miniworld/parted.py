@@ -8,17 +8,24 @@ __all__ = ['FENCES', 'HELD', 'EMOJI', 'CLIP_ART', 'SKETCH', 'WANTED', 'BESIDE', 
 
 # %% ../../nbs/3_miniworld/05_parted.ipynb #3e763a5f
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
+from ..ground.late import late
 from .painter import Concept
+
+# %% ../../nbs/3_miniworld/05_parted.ipynb #f3ea93fc
+if TYPE_CHECKING:
+    from scipy import optimize, sparse
+    from scipy.sparse import csgraph
+else:
+    optimize, sparse, csgraph = map(
+        late, ("scipy.optimize", "scipy.sparse", "scipy.sparse.csgraph")
+    )
 
 # %% ../../nbs/3_miniworld/05_parted.ipynb #ac34b9a0
 def _outlines(sprites):
@@ -70,8 +77,8 @@ def join_families(
     close = twins[twins.likeness > fence]
     a = np.concatenate([np.arange(len(number)), close.a.to_numpy(int)])
     b = np.concatenate([first, close.b.to_numpy(int)])
-    edges = coo_matrix((np.ones(len(a)), (a, b)), shape=(len(number),) * 2)
-    return connected_components(edges, directed=False)[1]
+    edges = sparse.coo_matrix((np.ones(len(a)), (a, b)), shape=(len(number),) * 2)
+    return csgraph.connected_components(edges, directed=False)[1]
 
 # %% ../../nbs/3_miniworld/05_parted.ipynb #c910694a
 HELD = ("fluent-emoji", "fluent-emoji-flat")  # one design, never in pre-training
@@ -183,14 +190,14 @@ def even_out(
     sums = np.array([per] * len(in_row) + list(totals.values()))
     given = np.concatenate([in_row, in_column]).astype(float)
     unit, cost = np.eye(n), np.concatenate([np.zeros(n), np.ones(n)])
-    found = milp(
+    found = optimize.milp(
         cost,
         integrality=1 - cost,
-        bounds=Bounds(1 - cost, np.inf),
+        bounds=optimize.Bounds(1 - cost, np.inf),
         constraints=[
-            LinearConstraint(np.hstack([given, np.zeros_like(given)]), sums, sums),
-            LinearConstraint(np.hstack([unit, unit]), even, np.inf),
-            LinearConstraint(np.hstack([-unit, unit]), -even, np.inf),
+            optimize.LinearConstraint(np.hstack([given, np.zeros_like(given)]), sums, sums),
+            optimize.LinearConstraint(np.hstack([unit, unit]), even, np.inf),
+            optimize.LinearConstraint(np.hstack([-unit, unit]), -even, np.inf),
         ],
     )
     if found.x is None:

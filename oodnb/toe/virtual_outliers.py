@@ -9,12 +9,12 @@ __all__ = ['ClassQueues', 'longest_draws', 'sample_outliers', 'farthest_normals'
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #d7c7f357
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.stats import chi2
 
+from ..ground.late import late
 from ..ground.settings import check_choice, check_from, check_whole
 from ..measure.outlier_losses import energy_logistic_loss
 from oodnb.toe.classifier_heads import (
@@ -29,6 +29,12 @@ from oodnb.toe.classifier_heads import (
     standardized,
     steps_of,
 )
+
+# %% ../../nbs/9_toe/02_virtual_outliers.ipynb #092f19d7
+if TYPE_CHECKING:
+    from scipy import stats
+else:
+    stats = late("scipy.stats")
 
 # %% ../../nbs/9_toe/02_virtual_outliers.ipynb #e284ab4e
 # which of a batch stay [S, B], where, how many per class
@@ -146,7 +152,7 @@ def farthest_normals(
     _check_kept(select, sample_from)
     left = np.arange(sample_from, sample_from - select, -1)
     logs = np.cumsum(np.log1p(-chance.random((classes, select))) / left, 1)
-    lengths = np.sqrt(chi2.isf(-np.expm1(logs), width))
+    lengths = np.sqrt(stats.chi2.isf(-np.expm1(logs), width))
     directions = chance.standard_normal((classes, select, width))
     directions = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
     return (directions * lengths[..., None]).astype("f4")
