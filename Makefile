@@ -63,7 +63,7 @@ test: $(STAMP)
 	$(BIN)/python tools/check.py
 	$(BIN)/mypy
 	$(OFFLINE) $(BIN)/python tools/lessons.py --jobs 2
-	$(OFFLINE) $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
+	$(OFFLINE) $(BIN)/python -m pytest -q -rfEs -n 2 --dist loadfile
 
 soak: $(STAMP)
 	$(OFFLINE) $(BIN)/python tools/soak.py --minutes $(MINUTES)

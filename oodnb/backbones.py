@@ -389,6 +389,8 @@ def published_tag(
 ) -> str | None:  # the tag whose weights these are, None for somebody's own
     "What published weights a file holds, by its hash, its place or its tensors."
     family, file, digest = name.removesuffix("-quickgelu"), Path(file).expanduser(), None
+    if file.is_dir():
+        return None
     tags = open_clip.list_pretrained_tags_by_model(family)
     configs = {tag: open_clip.get_pretrained_cfg(family, tag) for tag in tags}
     for tag, config in configs.items():

@@ -117,7 +117,8 @@ def test_class_statistics(case):
             given, case["labels"], normalize=normalize, batch_index=int(case["batch_size"])
         )
         close(historical.means, case["class_means_batchindex"], rtol=1e-5, atol=1e-6)
-        assert torch.equal(historical.precision, statistics.precision)
+        largest = statistics.precision.abs().max()
+        assert (historical.precision - statistics.precision).abs().max() <= 1e-12 * largest
         assert statistics.counts.tolist() == np.bincount(case["labels"]).tolist()
 
 
